@@ -1,0 +1,87 @@
+"""What cmbench tells a user when something cannot be done.
+
+Every error that a user's input can cause is a :class:`UserError`: one line that names who failed,
+the value received, what was allowed, and the next action. The CLI prints that line and exits with
+the class's exit code; a traceback appears only under ``--debug``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+EXIT_OK = 0
+#: Some cells failed, and their records say why; everything else is done.
+EXIT_CELLS_FAILED = 1
+#: The command could not be understood or its input is bad (click's own code for usage errors too).
+EXIT_USAGE = 2
+#: Training or sampling broke down (non-finite loss, out of memory).
+EXIT_BROKEN_RUN = 3
+#: Something needed is missing: data, weights, a GPU.
+EXIT_MISSING = 4
+#: Another process holds the run.
+EXIT_BUSY = 5
+#: Stopped by a signal or a time limit after saving a checkpoint: start the same command again.
+EXIT_REQUEUE = 75
+
+
+class UserError(Exception):
+    """A failure the user can mend: ``who: what (allowed); remedy`` in one line."""
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, who: str, problem: str, *, allowed: str = "", remedy: str = "") -> None:
+        self.who, self.problem, self.allowed, self.remedy = who, problem, allowed, remedy
+        parts = [f"{who}: {problem}"]
+        if allowed:
+            parts.append(f"allowed: {allowed}")
+        if remedy:
+            parts.append(remedy)
+        super().__init__("; ".join(" ".join(part.split()) for part in parts))
+
+
+class MissingError(UserError):
+    """Data, weights or hardware that a run needs is not here."""
+
+    exit_code = EXIT_MISSING
+
+
+class BrokenRunError(UserError):
+    """Training or sampling broke down; the last good checkpoint is kept."""
+
+    exit_code = EXIT_BROKEN_RUN
+
+
+class NonFiniteError(BrokenRunError):
+    """A loss, gradient or image is NaN or infinite."""
+
+
+class BusyError(UserError):
+    """Another process works on the same thing."""
+
+    exit_code = EXIT_BUSY
+
+
+class InterruptedRunError(UserError):
+    """A signal or a time limit stopped the run after a checkpoint was written."""
+
+    exit_code = EXIT_REQUEUE
+
+
+class PluginError(UserError):
+    """A plugin broke its contract."""
+
+
+class Declined(Exception):
+    """A method declines a case (an NFE, a dataset) and says why; the reason becomes the record."""
+
+
+def unknown_name(who: str, kind: str, name: str, known: Iterable[str]) -> UserError:
+    """Return the error for a name that does not exist, with near misses first."""
+    import difflib  # only on this path: keeps start-up lean
+
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    remedy = f"did you mean {close[0]!r}?" if close else f"see `cmbench list {kind}s`"
+    return UserError(
+        who, f"unknown {kind} {name!r}", allowed=", ".join(names) or "none", remedy=remedy
+    )
