@@ -1,0 +1,1 @@
+"""The built-in methods, datasets, networks, metrics and extractors, registered as any plugin is."""
