@@ -1,0 +1,252 @@
+"""Records: the immutable JSON file that one finished, failed or skipped cell leaves.
+
+A record keeps everything that decides the number. It is written once, to a temporary name that is
+then renamed, and it is untrusted when it is read: unknown keys, wrong types, non-finite numbers and
+future versions are errors that name the file and the field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cmbench.errors import UserError
+
+SCHEMA_VERSION = 1
+
+Status = Literal["finished", "failed", "skipped"]
+Kind = Literal["measured", "imported checkpoint", "scored samples"]
+
+#: Names become file names and table cells: a conservative alphabet.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Part(BaseModel):
+    """Base of every part of a record: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MetricRecord(Part):
+    """One number with everything that decides it."""
+
+    value: Finite | None = Field(description="the number; null if it could not be computed")
+    higher_is_better: bool
+    key: str = Field(description="records are compared only if their keys are equal")
+    standard_error: Finite | None = Field(None, description="of the value, within this cell")
+    interval: tuple[Finite, Finite] | None = Field(None, description="95 % interval in this cell")
+    unit: str = ""
+    detail: dict[str, Any] = Field(default_factory=dict, description="what else was computed")
+
+
+class PluginRecord(Part):
+    """The distribution that the method came from."""
+
+    name: str
+    distribution: str
+    version: str
+
+
+class TrainingRecord(Part):
+    """How the generator came to be."""
+
+    run: str = Field(description="run id, <dataset>/<method>-<recipe>-s<seed>-<hash>")
+    seed: int
+    recipe: str
+    config: dict[str, Any] = Field(description="the resolved recipe, every key")
+    config_sha256: str
+    teacher: str | None = Field(None, description="run id or name of the teacher, if there is one")
+    parameters: int = Field(description="of the network that is sampled")
+    images_seen: int
+    network_evaluations: int = Field(
+        0, description="images through any network in training; a backward pass counts as two"
+    )
+    seconds_by_phase: dict[str, float] = Field(default_factory=dict)
+    checkpoint_sha256: str = ""
+    ema: str = Field("", description="which average of the weights was sampled")
+
+
+class SamplingRecord(Part):
+    """How the images were made."""
+
+    nfe: int = Field(description="network evaluations an image, declared")
+    nfe_measured: float | None = Field(None, description="counted by wrapping the network")
+    sampler: str = ""
+    times: list[float] = Field(default_factory=list, description="noise levels sigma, descending")
+    tuned: dict[str, Any] | None = Field(None, description="how the times were tuned, if they were")
+    seed: int
+    num_samples: int
+    protocol_samples: int = Field(description="what the dataset's protocol asks for")
+    batch_size: int
+    dtype: str = "float32"
+    quantize: str = ""
+    labels: str = Field("", description="how class labels were drawn")
+    seconds: float | None = None
+    images_per_s: float | None = None
+
+
+class DatasetRecord(Part):
+    """What the images are compared with."""
+
+    name: Name
+    revision: str = ""
+    sha256: str = ""
+    reference_count: int | None = None
+    reference_sha256: str = ""
+    extractor: str = ""
+    extractor_sha256: str = ""
+
+
+class EnvironmentRecord(Part):
+    """Where it ran."""
+
+    cmbench: str
+    python: str
+    packages: dict[str, str] = Field(default_factory=dict)
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    platform: str = ""
+    cpu: str = ""
+    threads: int | None = None
+    gpu: str | None = None
+    world_size: int = 1
+
+
+class Artifact(Part):
+    """A file beside the record (a sample grid, a training curve)."""
+
+    file: str = Field(description="path relative to the record's folder")
+    sha256: str
+
+
+class Record(Part):
+    """One cell: a run at one NFE, with one sampler setting and one sampling seed."""
+
+    schema_version: int = SCHEMA_VERSION
+    cell: Name
+    status: Status
+    kind: Kind = "measured"
+    reason: str = Field("", description="why the cell failed or was skipped")
+    created: str = Field(description="UTC time, ISO 8601")
+    command: str = Field("", description="the command that reproduces the record")
+    method: Name
+    title: str = ""
+    family: str = ""
+    reference: str = ""
+    year: int = 0
+    conditional: bool = False
+    plugin: PluginRecord
+    dataset: DatasetRecord
+    training: TrainingRecord
+    sampling: SamplingRecord
+    rank_metric: str = Field("", description="the metric that leaderboards rank by")
+    metrics: dict[str, MetricRecord] = Field(default_factory=dict)
+    environment: EnvironmentRecord
+    artifacts: dict[str, Artifact] = Field(default_factory=dict)
+    warnings: list[str] = Field(default_factory=list)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the record's canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the canonical JSON (sorted keys, no NaN), the bytes that are stored."""
+        data = self.model_dump(mode="json")
+        return json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """Return ``value``, or None where it is NaN or infinite (JSON has neither)."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def write_record(record: Record, folder: Path) -> Path:
+    """Write ``record`` as ``folder/<cell>.json``, atomically; an existing record is never changed.
+
+    A finished record stays as it is. A failed or skipped one may be replaced by a later attempt.
+    """
+    path = folder / f"{record.cell}.json"
+    if path.exists() and read_record(path).status == "finished":
+        raise UserError(
+            f"record {path}",
+            "is already finished and records are immutable",
+            remedy="use another workspace, or move the file away to measure the cell again",
+        )
+    write_atomically(path, record.to_json().encode())
+    return path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` to a temporary name beside ``path``, flush it to disk, rename it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}",
+            error.strerror or str(error),
+            remedy="free space or choose a writable folder with --workspace",
+        ) from error
+
+
+def read_record(path: Path) -> Record:
+    """Read and validate a record; raise ``UserError`` naming file and field otherwise."""
+    who = f"record {path}"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(who, f"cannot be read ({error})", remedy="check the file") from error
+    try:
+        data = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise UserError(
+            who, f"is not JSON ({error})", remedy="restore it or delete it to measure the cell again"
+        ) from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if not isinstance(version, int) or version > SCHEMA_VERSION or version < 1:
+        raise UserError(
+            who,
+            f"has schema version {version!r}",
+            allowed=f"1 to {SCHEMA_VERSION}",
+            remedy="update cmbench to read it",
+        )
+    try:
+        return Record.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            who,
+            f"field {where!r}: {first['msg']}",
+            remedy="restore it or delete it to measure the cell again",
+        ) from error
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not allowed")
+
+
+def read_records(folder: Path) -> Iterator[tuple[Path, Record | UserError]]:
+    """Yield every ``*.json`` directly in ``folder`` in name order, each a record or its error."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            yield path, read_record(path)
+        except UserError as error:
+            yield path, error

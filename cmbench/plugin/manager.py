@@ -1,0 +1,284 @@
+"""The loader: strict with names, gentle with failures.
+
+pluggy's own ``load_setuptools_entrypoints`` gives up at the first plugin that cannot be imported,
+drops a second entry point of the same name silently, leaves half-registered hooks behind, and loses
+every plugin's results when one of them raises. So entry points are iterated here, each plugin is
+validated before it is registered, and registration hooks are called plugin by plugin. A plugin that
+fails is listed with its error and its distribution; everything else works.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, distributions
+from typing import Any, Generic, TypeVar
+
+import pluggy
+
+from cmbench.errors import PluginError, unknown_name
+from cmbench.plugin import hookspecs
+from cmbench.plugin.specs import (
+    DatasetSpec,
+    ExecutorSpec,
+    ExtractorSpec,
+    MethodSpec,
+    MetricSpec,
+    NetworkSpec,
+    Spec,
+    load_object,
+)
+
+ENTRY_POINT_GROUP = "cmbench"
+STRICT_VARIABLE = "CMBENCH_STRICT_PLUGINS"
+
+S = TypeVar("S", bound=Spec)
+
+
+@dataclass
+class PluginInfo:
+    """One entry point and what became of it."""
+
+    name: str
+    module: str
+    distribution: str
+    version: str
+    status: str = "ok"
+    error: str = ""
+    hooks: tuple[str, ...] = ()
+
+
+@dataclass
+class Source:
+    """An entry point with the distribution it comes from."""
+
+    entry_point: EntryPoint
+    distribution: str
+    version: str
+
+
+@dataclass
+class Registry(Generic[S]):
+    """The specs of one kind, by name, each with the plugin that brought it."""
+
+    kind: str
+    specs: dict[str, S] = field(default_factory=dict)
+    owners: dict[str, PluginInfo] = field(default_factory=dict)
+
+    def add(self, spec: S, owner: PluginInfo) -> None:
+        """Add a spec; a name that another plugin has taken is an error that names both."""
+        if spec.name in self.owners:
+            other = self.owners[spec.name]
+            raise PluginError(
+                f"plugin {owner.name!r} ({owner.distribution} {owner.version})",
+                f"{self.kind} name {spec.name!r} is already taken by plugin {other.name!r} "
+                f"({other.distribution} {other.version})",
+                remedy="uninstall one of the two or ask its author for another name",
+            )
+        self.specs[spec.name] = spec
+        self.owners[spec.name] = owner
+
+    def get(self, name: str, who: str = "cmbench") -> S:
+        """Return the spec of that name; raise ``UserError`` with the known names otherwise."""
+        if name not in self.specs:
+            raise unknown_name(who, self.kind, name, self.specs)
+        return self.specs[name]
+
+    def load(self, name: str) -> Callable[..., Any]:
+        """Import and return what the spec's factory points at."""
+        spec = self.get(name)
+        owner = self.owners[name]
+        factory: str = getattr(spec, "factory", "")
+        try:
+            return load_object(factory)
+        except Exception as error:
+            raise PluginError(
+                f"plugin {owner.name!r} ({owner.distribution} {owner.version})",
+                f"cannot import {factory!r} for {self.kind} {name!r}: "
+                f"{type(error).__name__}: {error}",
+                remedy="fix or reinstall that distribution",
+            ) from error
+
+
+_REGISTRATION: dict[str, tuple[str, type[Any]]] = {
+    "cmbench_register_methods": ("methods", MethodSpec),
+    "cmbench_register_datasets": ("datasets", DatasetSpec),
+    "cmbench_register_networks": ("networks", NetworkSpec),
+    "cmbench_register_extractors": ("extractors", ExtractorSpec),
+    "cmbench_register_metrics": ("metrics", MetricSpec),
+    "cmbench_register_executors": ("executors", ExecutorSpec),
+}
+
+
+class PluginManager:
+    """Everything that plugins bring, in one object that is passed around (no global state)."""
+
+    def __init__(self) -> None:
+        self.pluggy = pluggy.PluginManager("cmbench")
+        self.pluggy.add_hookspecs(hookspecs.CmbenchHooks)
+        self.plugins: list[PluginInfo] = []
+        self.methods: Registry[MethodSpec] = Registry("method")
+        self.datasets: Registry[DatasetSpec] = Registry("dataset")
+        self.networks: Registry[NetworkSpec] = Registry("network")
+        self.extractors: Registry[ExtractorSpec] = Registry("extractor")
+        self.metrics: Registry[MetricSpec] = Registry("metric")
+        self.executors: Registry[ExecutorSpec] = Registry("executor")
+        self._warned_observers: set[str] = set()
+
+    # ---- loading -------------------------------------------------------------------------------
+
+    def load(self, sources: Iterable[Source]) -> None:
+        """Load every source; failures are kept in :attr:`plugins` (fatal in strict mode)."""
+        for source in sources:
+            self.load_one(source)
+        failures = [info for info in self.plugins if info.status != "ok"]
+        if failures and os.environ.get(STRICT_VARIABLE, "") not in ("", "0"):
+            lines = "; ".join(f"{i.name} ({i.distribution} {i.version}): {i.error}" for i in failures)
+            raise PluginError(
+                f"{STRICT_VARIABLE}=1",
+                f"{len(failures)} plugin(s) failed: {lines}",
+                remedy="fix or uninstall them, or unset the variable to go on without them",
+            )
+
+    def load_one(self, source: Source) -> PluginInfo:
+        """Import, validate and register one entry point."""
+        point = source.entry_point
+        info = PluginInfo(point.name, point.value, source.distribution, source.version)
+        self.plugins.append(info)
+        clash = [i for i in self.plugins[:-1] if i.name == info.name]
+        if clash:
+            return self._fail(
+                info,
+                f"entry point name {info.name!r} is already used by {clash[0].distribution} "
+                f"{clash[0].version}",
+            )
+        try:
+            plugin = point.load()
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            return self._fail(info, f"cannot be imported: {type(error).__name__}: {error}")
+        return self.register(plugin, info)
+
+    def register(self, plugin: object, info: PluginInfo) -> PluginInfo:
+        """Validate ``plugin`` in a scratch manager, then register it and collect its specs."""
+        if info not in self.plugins:
+            self.plugins.append(info)
+        try:
+            info.hooks = _validated_hooks(plugin)
+            collected = _collect(plugin, info)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            return self._fail(info, " ".join(str(error).split()) or type(error).__name__)
+        self.pluggy.register(plugin, name=info.name)
+        try:
+            for kind, specs in collected.items():
+                registry: Registry[Any] = getattr(self, kind)
+                for spec in specs:
+                    registry.add(spec, info)
+        except PluginError as error:
+            self._forget(info)
+            self.pluggy.unregister(name=info.name)
+            return self._fail(info, str(error))
+        return info
+
+    def _forget(self, info: PluginInfo) -> None:
+        for kind, _ in _REGISTRATION.values():
+            registry: Registry[Any] = getattr(self, kind)
+            for name in [n for n, owner in registry.owners.items() if owner is info]:
+                del registry.specs[name], registry.owners[name]
+
+    def _fail(self, info: PluginInfo, error: str) -> PluginInfo:
+        info.status, info.error = "failed", error
+        return info
+
+    # ---- observing -----------------------------------------------------------------------------
+
+    def notify(self, hook: str, **arguments: Any) -> list[str]:
+        """Call an observer hook plugin by plugin; return one line for each that raised."""
+        problems = []
+        for implementation in getattr(self.pluggy.hook, hook).get_hookimpls():
+            taken = {name: arguments[name] for name in implementation.argnames}
+            try:
+                implementation.function(**taken)
+            except Exception as error:
+                key = f"{implementation.plugin_name}:{hook}"
+                if key not in self._warned_observers:
+                    self._warned_observers.add(key)
+                    problems.append(
+                        f"plugin {implementation.plugin_name!r}: {hook} raised "
+                        f"{type(error).__name__}: {error} (reported once; the run goes on)"
+                    )
+        return problems
+
+    def gather(self, hook: str, **arguments: Any) -> list[Any]:
+        """Call a collecting hook plugin by plugin; plugins that raise are left out and listed."""
+        results = []
+        for implementation in getattr(self.pluggy.hook, hook).get_hookimpls():
+            taken = {name: arguments[name] for name in implementation.argnames}
+            try:
+                results.append(implementation.function(**taken))
+            except Exception as error:
+                for info in self.plugins:
+                    if info.name == implementation.plugin_name:
+                        self._fail(info, f"{hook} raised {type(error).__name__}: {error}")
+        return results
+
+
+def _validated_hooks(plugin: object) -> tuple[str, ...]:
+    """Return the hooks that ``plugin`` implements; raise on misspelt names or arguments."""
+    scratch = pluggy.PluginManager("cmbench")
+    scratch.add_hookspecs(hookspecs.CmbenchHooks)
+    scratch.register(plugin)
+    scratch.check_pending()
+    known = {n for n in vars(hookspecs.CmbenchHooks) if n.startswith("cmbench_")}
+    for name in dir(plugin):
+        if name.startswith("cmbench_") and name not in known and callable(getattr(plugin, name)):
+            raise unknown_name("hook check", "hook", name, known)
+    callers = scratch.get_hookcallers(plugin) or []
+    return tuple(sorted(caller.name for caller in callers))
+
+
+def _collect(plugin: object, info: PluginInfo) -> Mapping[str, list[Spec]]:
+    """Call the plugin's registration hooks and check what they return."""
+    collected: dict[str, list[Spec]] = {}
+    for hook in info.hooks:
+        if hook not in _REGISTRATION:
+            continue
+        kind, spec_type = _REGISTRATION[hook]
+        result = getattr(plugin, hook)()
+        specs = list(result) if isinstance(result, (list, tuple)) and not hasattr(
+            result, "_fields"
+        ) else [result]
+        for spec in specs:
+            if not isinstance(spec, spec_type):
+                raise PluginError(
+                    f"plugin {info.name!r}",
+                    f"{hook} returned {type(spec).__name__}",
+                    allowed=f"a list of {spec_type.__name__}",
+                )
+        collected[kind] = specs
+    return collected
+
+
+def installed_sources() -> list[Source]:
+    """Return every entry point of group ``cmbench`` with its distribution, built-ins first."""
+    sources = []
+    seen: set[tuple[str, str]] = set()
+    for distribution in distributions():
+        # Reading the small entry-point table first avoids parsing every METADATA file.
+        for point in distribution.entry_points:
+            if point.group != ENTRY_POINT_GROUP or (point.name, point.value) in seen:
+                continue
+            seen.add((point.name, point.value))
+            sources.append(Source(point, distribution.name, distribution.version))
+    return sorted(sources, key=lambda s: (s.distribution != "cmbench", s.distribution, s.entry_point.name))
+
+
+def load_plugins() -> PluginManager:
+    """Return a manager with every installed plugin loaded."""
+    manager = PluginManager()
+    manager.load(installed_sources())
+    return manager
