@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cmbench.errors import UserError
+from cmbench.files import write_atomically
 
 SCHEMA_VERSION = 1
 
@@ -183,27 +183,6 @@ def write_record(record: Record, folder: Path) -> Path:
         )
     write_atomically(path, record.to_json().encode())
     return path
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` to a temporary name beside ``path``, flush it to disk, rename it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}",
-            error.strerror or str(error),
-            remedy="free space or choose a writable folder with --workspace",
-        ) from error
 
 
 def read_record(path: Path) -> Record:

@@ -1,1 +1,1 @@
-"""training."""
+"""The engine: one training loop for every method."""

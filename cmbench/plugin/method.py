@@ -1,0 +1,217 @@
+"""The contract of a method: how a generator is trained and sampled.
+
+A method never owns the training loop, the data, the metrics or the seeds. It says what to build
+from a network (and a teacher), gives a loss that receives its randomness and returns one value per
+image, and maps noise to images with a stated number of network evaluations.
+
+Shapes: images ``[N, C, H, W]`` float32 in [-1, 1]; labels int64 ``[N]`` or None; unit noise as
+images; noise levels as EDM's sigma (a method that works in TrigFlow time converts by name).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from cmbench.errors import Declined
+from cmbench.plugin.config import EMAConfig, MethodConfig, OptimizerConfig
+
+if TYPE_CHECKING:
+    from cmbench.diffusion import DiffusionModel
+
+#: The modules of a method by name. ``"model"`` is the network that is averaged and sampled.
+Nets = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method is asked to model."""
+
+    dataset: str
+    data_shape: tuple[int, int, int]
+    num_classes: int  #: 0 when unconditional
+    sigma_data: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training images ``[N, C, H, W]`` with labels ``[N]`` (None when unconditional)."""
+
+    images: Tensor
+    labels: Tensor | None
+    augment_labels: Tensor | None = None
+
+
+class Draws(Protocol):
+    """Named randomness. The same name in the same step gives the same numbers."""
+
+    def normal(self, name: str, like: Tensor) -> Tensor:
+        """Return standard normal numbers with the shape, dtype and device of ``like``."""
+
+    def uniform(self, name: str, like: Tensor) -> Tensor:
+        """Return uniform numbers in [0, 1) with the shape, dtype and device of ``like``."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the training is. Counts are of the current phase, over all processes."""
+
+    nimg: int
+    total_nimg: int
+    step: int
+    total_steps: int
+    scalars: dict[str, Tensor] = field(default_factory=dict, compare=False)
+
+    def log(self, name: str, value: Tensor) -> None:
+        """Log the mean of ``value``; it stays on its device until the logging interval ends."""
+        self.scalars[name] = value.detach().float().mean()
+
+
+LossFunction = Callable[[Nets, Batch, Draws, Progress], Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One optimizer: the modules it moves and the loss ``[N]`` that moves them."""
+
+    loss: LossFunction
+    trains: tuple[str, ...]
+    optimizer: OptimizerConfig
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training. Optimizers, their schedules and the averages start anew with it.
+
+    ``start`` runs once when the phase begins (not when it resumes); ``after_step`` after every
+    optimizer step, for what is not learned by gradients (a target network's moving average).
+    ``export`` names the run that the phase's final weights become, for methods whose intermediate
+    results are generators of their own.
+    """
+
+    name: str
+    images: int
+    objectives: tuple[Objective, ...]
+    ema: tuple[EMAConfig, ...]
+    start: Callable[[Nets], None] | None = None
+    after_step: Callable[[Nets, Progress], None] | None = None
+    export: str | None = None
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained diffusion model: its denoiser, and the network to start a student from."""
+
+    name: str
+    model: DiffusionModel
+    network: nn.Module | None
+
+
+class Kit(Protocol):
+    """What the harness hands to :meth:`Method.build`."""
+
+    teacher: Teacher | None
+
+    def network(self, **overrides: Any) -> nn.Module:
+        """Build a network as the recipe says, with named-seed initial weights."""
+
+    def student_of(self, teacher: Teacher, **overrides: Any) -> nn.Module:
+        """Build a network as the recipe says and copy the teacher's weights into it.
+
+        Raises ``UserError`` if the two architectures differ.
+        """
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """How a method spends an NFE budget.
+
+    ``sigmas`` are the noise levels at which the network is evaluated, descending. ``variant`` is
+    the part of a staged method to load (a phase's ``export``), or empty.
+    """
+
+    nfe: int
+    sampler: str
+    sigmas: tuple[float, ...]
+    variant: str = ""
+
+
+class Method(ABC):
+    """Base class of all methods. Subclasses live in plugins, one paper a file."""
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+
+    def __init__(self, config: MethodConfig, problem: Problem) -> None:
+        self.config, self.problem = config, problem
+        self.sigma_data = config.sigma_data or problem.sigma_data
+
+    # ---- train hooks ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def build(self, kit: Kit) -> dict[str, nn.Module]:
+        """Return the modules by name; ``"model"`` is the one that is averaged and sampled."""
+
+    def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
+        """Return the loss per image ``[N]``; all randomness comes from ``draws``."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither loss nor phases")
+
+    def phases(self, nets: Nets) -> Sequence[Phase]:
+        """Return the phases of training: by default one that moves ``"model"`` by :meth:`loss`."""
+        objective = Objective(self.loss, self.trained_modules(nets), self.config.optimizer)
+        images = round(self.config.duration_kimg * 1000)
+        return [Phase("train", images, (objective,), self.config.ema, after_step=self.after_step)]
+
+    def trained_modules(self, nets: Nets) -> tuple[str, ...]:
+        """Return the names of the modules that the default phase's optimizer moves."""
+        return ("model",)
+
+    def after_step(self, nets: Nets, progress: Progress) -> None:  # noqa: B027
+        """Update what is not learned by gradients; by default nothing."""
+
+    # ---- sample hooks --------------------------------------------------------------------------
+
+    @abstractmethod
+    def plan_sampling(
+        self, nfe: int, sigmas: Sequence[float] | None = None, sampler: str | None = None
+    ) -> SamplingPlan:
+        """Return how ``nfe`` evaluations are spent; raise :class:`Declined` with a reason.
+
+        ``sigmas`` and ``sampler`` override the method's own choice.
+        """
+
+    @abstractmethod
+    def sample(
+        self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
+    ) -> Tensor:
+        """Map unit ``noise`` to images in [-1, 1] with exactly ``plan.nfe`` evaluations an image.
+
+        Noise for later steps comes from ``draws.normal("step-1", noise)`` and so on: per-image
+        seeds, so that a sample does not depend on the batch it is made in.
+        """
+
+    # ---- optional ------------------------------------------------------------------------------
+
+    def diffusion_model(self, nets: Nets) -> DiffusionModel:
+        """Return the trained model as a diffusion model, for methods that can be teachers."""
+        raise Declined(f"{type(self).__name__} does not train a diffusion model")
+
+
+__all__ = [
+    "Batch",
+    "Declined",
+    "Draws",
+    "Kit",
+    "Method",
+    "Nets",
+    "Objective",
+    "Phase",
+    "Problem",
+    "Progress",
+    "SamplingPlan",
+    "Teacher",
+]

@@ -1,0 +1,130 @@
+"""Checkpoints: safetensors plus JSON, atomic, hashed, the last good one kept.
+
+The tensors are written to a temporary name, flushed and renamed; then a JSON manifest with their
+SHA-256 follows the same way. The manifest is the commit point: a checkpoint without a manifest, or
+whose tensors do not match it, does not exist for a reader. Older ones are removed only after that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cmbench.errors import UserError
+from cmbench.files import write_atomically
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name and the manifest's metadata."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+    sha256: str
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> str:
+    """Write ``path`` (``.safetensors``) and its manifest (``.json``); return the tensors' hash.
+
+    Raises:
+        UserError: when the disk is full or the folder cannot be written; older files stay.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            ready = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
+            save_file(ready, temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            sha256 = file_sha256(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot write checkpoint {path}",
+            str(getattr(error, "strerror", None) or error),
+            remedy="free space or choose a writable folder with --workspace, then start again: "
+            "training resumes from the last good checkpoint",
+        ) from error
+    manifest = {"format": FORMAT, "sha256": sha256, "meta": meta}
+    write_atomically(path.with_suffix(".json"), json.dumps(manifest, sort_keys=True).encode())
+    return sha256
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint; raise ``UserError`` naming the file if anything is wrong."""
+    who = f"checkpoint {path}"
+    remedy = "restore the file, or delete it to fall back to an older one or train again"
+    try:
+        manifest = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        expected, meta, version = manifest["sha256"], manifest["meta"], manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(who, f"its manifest cannot be read ({error})", remedy=remedy) from error
+    if version != FORMAT:
+        raise UserError(who, f"has format {version!r}", allowed=str(FORMAT), remedy=remedy)
+    try:
+        actual = file_sha256(path)
+    except OSError as error:
+        raise UserError(who, f"cannot be read ({error.strerror})", remedy=remedy) from error
+    if actual != expected:
+        raise UserError(
+            who, f"is corrupt: its SHA-256 is {actual[:12]}…, the manifest says {expected[:12]}…",
+            remedy=remedy,
+        )
+    try:
+        return Checkpoint(path, load_file(path), meta, expected)
+    except (SafetensorError, OSError) as error:
+        raise UserError(who, f"is not a safetensors file ({error})", remedy=remedy) from error
+
+
+def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest good checkpoint in ``folder`` and a warning for every bad one passed over.
+
+    Raises:
+        UserError: if there are checkpoints and none of them is good.
+    """
+    warnings: list[str] = []
+    for manifest in sorted(folder.glob("*.json"), reverse=True):
+        try:
+            return load_checkpoint(manifest.with_suffix(".safetensors")), warnings
+        except UserError as error:
+            warnings.append(str(error))
+    if warnings:
+        raise UserError(
+            f"run folder {folder.parent}",
+            f"has no good checkpoint: {warnings[0]}",
+            remedy=f"restore it, or delete {folder} to train from the start",
+        )
+    return None, warnings
+
+
+def prune_checkpoints(folder: Path, keep: int = 2) -> None:
+    """Remove all but the newest ``keep`` checkpoints, manifests first, and stale leftovers."""
+    for manifest in sorted(folder.glob("*.json"), reverse=True)[keep:]:
+        manifest.unlink(missing_ok=True)
+        manifest.with_suffix(".safetensors").unlink(missing_ok=True)
+    named = {m.stem for m in folder.glob("*.json")}
+    for orphan in folder.glob("*.safetensors"):
+        if orphan.stem not in named:
+            orphan.unlink(missing_ok=True)
+    for stale in folder.glob(".*.tmp"):
+        stale.unlink(missing_ok=True)

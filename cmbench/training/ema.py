@@ -1,0 +1,77 @@
+"""Exponential moving averages of the weights, updated with one fused call a step.
+
+Half-life in images with ramp-up: EDM, ``training_loop.py`` (as a formula): beta = 0.5^(B / H),
+H = min(halflife, ratio * images seen). Power function: EDM2 (2312.02696) eq. 4 and Algorithm 2:
+beta_t = (1 - 1/t)^(gamma + 1), where gamma solves the width equation for sigma_rel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cmbench.plugin.config import EMAConfig
+
+
+def power_exponent(sigma_rel: float) -> float:
+    """Return gamma for a relative width: (g+1) / ((g+2)^2 (g+3)) = sigma_rel^2 (EDM2 eq. 126-127).
+
+    Raises:
+        ValueError: if no positive gamma has that width (0 < sigma_rel < 0.28).
+    """
+    t = sigma_rel**-2
+    roots = np.roots([1, 7, 16 - t, 12 - t])
+    gamma = float(np.real(roots).max())
+    if not 0 < sigma_rel < 0.29 or gamma < 0:
+        raise ValueError(f"sigma_rel {sigma_rel} has no power-function average; allowed: 0 to 0.28")
+    return gamma
+
+
+def ema_decay(config: EMAConfig, *, batch_size: int, nimg: int) -> float:
+    """Return the decay of the step that ends at ``nimg`` images (of the phase)."""
+    if config.decay is not None:
+        return config.decay
+    if config.sigma_rel is not None:
+        step = max(nimg / batch_size, 1.0)
+        return float((1 - 1 / step) ** (power_exponent(config.sigma_rel) + 1))
+    assert config.halflife_kimg is not None
+    halflife = config.halflife_kimg * 1000
+    if config.rampup_ratio is not None:
+        halflife = min(halflife, max(nimg, batch_size) * config.rampup_ratio)
+    return float(0.5 ** (batch_size / max(halflife, 1e-8)))
+
+
+class WeightAverage:
+    """One average of a module's parameters; buffers are copied."""
+
+    def __init__(self, config: EMAConfig, module: nn.Module) -> None:
+        self.config = config
+        self._names = [name for name, _ in module.named_parameters()]
+        self._source = [p for _, p in module.named_parameters()]
+        self._buffers = dict(module.named_buffers())
+        self.average = [p.detach().clone() for p in self._source]
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Start anew from the current weights."""
+        for average, weight in zip(self.average, self._source, strict=True):
+            average.copy_(weight)
+
+    @torch.no_grad()
+    def update(self, *, batch_size: int, nimg: int) -> None:
+        """Move the average towards the current weights."""
+        decay = ema_decay(self.config, batch_size=batch_size, nimg=nimg)
+        torch._foreach_lerp_(self.average, self._source, 1 - decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the averaged parameters and the module's buffers, under the module's names."""
+        state = dict(zip(self._names, self.average, strict=True))
+        return state | {k: v for k, v in self._buffers.items() if k not in state}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore the averaged parameters."""
+        for name, average in zip(self._names, self.average, strict=True):
+            average.copy_(tensors[name])

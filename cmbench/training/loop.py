@@ -1,0 +1,262 @@
+"""The training loop.
+
+``fit`` is the whole story: for every phase, steps until its images are seen; between steps, log,
+checkpoint and stop when asked. A step sees each shard of its batch, sums the losses, and moves
+every optimizer once. All randomness of a step comes from (seed, image position).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from cmbench.errors import NonFiniteError, PluginError
+from cmbench.plugin.method import Batch, Objective, Progress
+from cmbench.training.distributed import World
+from cmbench.training.optimizers import learning_rate
+from cmbench.training.prepared import PreparedNetwork
+from cmbench.training.randomness import StepDraws, seed_global
+from cmbench.training.state import TrainingState
+
+
+class Feed(Protocol):
+    """Training images by their position in the stream."""
+
+    def batch(self, start: int, count: int, seed: int) -> Batch:
+        """Return images ``start … start + count - 1`` of the stream that ``seed`` names."""
+
+
+@dataclass
+class Settings:
+    """How a run is trained, apart from what its method says."""
+
+    seed: int
+    batch_size: int
+    microbatch_size: int | None = None
+    precision: str = "fp32"
+    compile: bool = False
+    checkpoint_nimg: int = 0
+    log_seconds: float = 1.0
+    world: World = field(default_factory=World)
+
+
+@dataclass
+class Watchers:
+    """What the caller wants to happen between steps."""
+
+    log: Callable[[TrainingState, Mapping[str, float]], None] = lambda state, scalars: None
+    checkpoint: Callable[[TrainingState], None] = lambda state: None
+    phase_done: Callable[[TrainingState], None] = lambda state: None
+    should_stop: Callable[[], str | None] = lambda: None
+
+
+def fit(state: TrainingState, feed: Feed, settings: Settings, watchers: Watchers) -> str | None:
+    """Train ``state`` to the end of its last phase; return why it stopped early, or None.
+
+    Raises:
+        NonFiniteError: a loss is NaN or infinite; the optimizer has not moved.
+        PluginError: the method's loss does not return one value per image.
+    """
+    nets = prepare(state, settings)
+    meter = Meter(state, settings)
+    for index in range(max(state.phase_index, 0), len(state.phases)):
+        if index != state.phase_index:
+            state.enter(index)
+        while state.nimg < state.phase.images:
+            train_step(state, nets, feed, settings, meter)
+            if meter.due():
+                watchers.log(state, meter.take())
+            stop = watchers.should_stop()
+            if stop or checkpoint_due(state, settings):
+                meter.check_finite()
+                watchers.checkpoint(state)
+            if stop:
+                return stop
+        meter.check_finite()
+        watchers.log(state, meter.take())
+        watchers.phase_done(state)
+    return None
+
+
+def train_step(
+    state: TrainingState,
+    nets: Mapping[str, Any],
+    feed: Feed,
+    settings: Settings,
+    meter: Meter,
+) -> None:
+    """Make one optimizer step of every objective that is due, then update averages."""
+    phase, batch_size = state.phase, settings.batch_size
+    step = state.nimg // batch_size
+    progress = Progress(state.nimg, phase.images, step, math.ceil(phase.images / batch_size))
+    for index, objective in enumerate(phase.objectives):
+        if step % objective.every:
+            continue
+        optimizer = state.optimizers[index]
+        optimizer.zero_grad(set_to_none=True)
+        loss = accumulate(state, nets, objective, index, feed, settings, progress)
+        meter.see_loss(loss)
+        lr = learning_rate(
+            objective.optimizer, nimg=state.nimg, total_nimg=phase.images, batch_size=batch_size
+        )
+        meter.see_gradient(clip(state, objective))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    state.nimg += batch_size
+    state.seen_nimg += batch_size
+    if phase.after_step is not None:
+        with torch.no_grad():
+            phase.after_step(state.modules, progress)
+    for average in state.averages:
+        average.update(batch_size=batch_size, nimg=state.nimg)
+    meter.see_step(progress, nets)
+
+
+def accumulate(
+    state: TrainingState,
+    nets: Mapping[str, Any],
+    objective: Objective,
+    index: int,
+    feed: Feed,
+    settings: Settings,
+    progress: Progress,
+) -> Tensor:
+    """Back-propagate the mean loss of the batch, shard by shard; return this process's share."""
+    total = torch.zeros((), device=state.device)
+    for first, count in settings.world.shards(settings.batch_size, settings.microbatch_size):
+        position = state.seen_nimg + first
+        batch = feed.batch(position, count, settings.seed)
+        draws = StepDraws(settings.seed, position)
+        seed_global(settings.seed, "dropout", position, index)
+        per_image = objective.loss(nets, batch, draws, progress)
+        if per_image.shape != (count,):
+            raise PluginError(
+                f"method {type(state.method).__name__}",
+                f"its loss returned shape {tuple(per_image.shape)} for {count} images",
+                allowed=f"one value per image, shape ({count},)",
+            )
+        loss = per_image.sum() / settings.batch_size
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    settings.world.sum_gradients(state.parameters(objective))
+    return settings.world.sum(total)
+
+
+def clip(state: TrainingState, objective: Objective) -> Tensor:
+    """Clip the gradient's norm if the recipe says so; return the norm before clipping."""
+    gradients = [p.grad for p in state.parameters(objective) if p.grad is not None]
+    if not gradients:
+        raise PluginError(
+            f"method {type(state.method).__name__}",
+            f"its loss has no gradient with respect to {', '.join(objective.trains)}",
+            remedy="check that the loss uses those modules without detaching them",
+        )
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if objective.optimizer.grad_clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(
+            state.parameters(objective), objective.optimizer.grad_clip, norm
+        )
+    return norm
+
+
+def prepare(state: TrainingState, settings: Settings) -> dict[str, Any]:
+    """Wrap every module that a loss may call for precision, compilation and counting."""
+    return {
+        name: PreparedNetwork(module, settings.precision, settings.compile)
+        for name, module in state.modules.items()
+    }
+
+
+def checkpoint_due(state: TrainingState, settings: Settings) -> bool:
+    """Say whether a checkpoint interval has just been completed."""
+    every = settings.checkpoint_nimg
+    return every > 0 and state.nimg // every != (state.nimg - settings.batch_size) // every
+
+
+class Meter:
+    """Means of what the loop sees, kept on the device between logging intervals."""
+
+    def __init__(self, state: TrainingState, settings: Settings) -> None:
+        self.state, self.settings = state, settings
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._bad_nimg: Tensor | None = None
+        self._started = self._last = time.perf_counter()
+        self._steps = 0
+
+    def see_loss(self, loss: Tensor) -> None:
+        """Refuse a non-finite loss: at once on the CPU, at the interval's end on a GPU.
+
+        Asking a GPU at every step would stall it; until the interval's end the position of the
+        first bad loss is kept on the device, and no checkpoint is written in between.
+        """
+        self._add("loss", loss)
+        if loss.device.type == "cpu":
+            if not math.isfinite(loss.item()):
+                raise non_finite(self.state, self.state.seen_nimg)
+            return
+        if self._bad_nimg is None:
+            self._bad_nimg = torch.full((), -1, dtype=torch.int64, device=loss.device)
+        fresh_bad = ~torch.isfinite(loss) & (self._bad_nimg < 0)
+        here = torch.full_like(self._bad_nimg, self.state.seen_nimg)
+        self._bad_nimg = torch.where(fresh_bad, here, self._bad_nimg)
+
+    def check_finite(self) -> None:
+        """Raise :class:`NonFiniteError` if any loss so far was not finite."""
+        if self._bad_nimg is not None and (bad := int(self._bad_nimg.item())) >= 0:
+            raise non_finite(self.state, bad)
+
+    def see_gradient(self, norm: Tensor) -> None:
+        """Log the gradient's norm before clipping."""
+        self._add("grad_norm", norm.detach())
+
+    def see_step(self, progress: Progress, nets: Mapping[str, Any]) -> None:
+        """Log what the method logged; count network evaluations and time."""
+        for name, value in progress.scalars.items():
+            self._add(name, value)
+        for net in nets.values():
+            # A backward pass costs two forwards and runs only through what is trained.
+            trained = any(p.requires_grad for p in net.module.parameters())
+            self.state.network_evaluations += net.evaluations * (3 if trained else 1)
+            net.evaluations = 0
+        now = time.perf_counter()
+        name = self.state.phase.name
+        self.state.seconds[name] = self.state.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+        self._steps += 1
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._counts[name] = self._counts.get(name, 0) + 1
+
+    def due(self) -> bool:
+        """Say whether the logging interval is over."""
+        return self._last - self._started >= self.settings.log_seconds
+
+    def take(self) -> dict[str, float]:
+        """Return the interval's means and start the next one."""
+        self.check_finite()
+        if not self._steps:
+            return {}
+        elapsed = max(time.perf_counter() - self._started, 1e-9)
+        means = {name: float(v) / self._counts[name] for name, v in self._sums.items()}
+        means["images_per_s"] = self._steps * self.settings.batch_size / elapsed
+        self._sums, self._counts, self._steps = {}, {}, 0
+        self._started = time.perf_counter()
+        return means
+
+
+def non_finite(state: TrainingState, nimg: int) -> NonFiniteError:
+    """Return the error that stops a run whose loss is NaN or infinite."""
+    return NonFiniteError(
+        f"training phase {state.phase.name!r}",
+        f"the loss is not finite at {nimg} images seen",
+        remedy="the last good checkpoint is kept; lower optimizer.lr or set optimizer.grad_clip",
+    )

@@ -1,0 +1,63 @@
+"""A network as the loss and the sampler see it: autocast, compiled, counted.
+
+The raw module keeps its parameters and its names in checkpoints; what the loop hands to a method
+is this thin callable around it, so that a method never has to know how it is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cmbench.networks import forward_with_tangent
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class PreparedNetwork:
+    """Calls ``module`` under the run's precision and counts images that pass through it.
+
+    Attributes of the module (``parameters``, ``train``, …) are reachable as on the module itself.
+    """
+
+    def __init__(self, module: nn.Module, precision: str = "fp32", compiled: bool = False) -> None:
+        self.module = module
+        self.precision = precision
+        #: images that went through the network, a tangent pass counting once more
+        self.evaluations = 0
+        self._forward: Callable[..., Tensor] = module
+        self._with_tangent: Callable[..., tuple[Tensor, Tensor]] = self._uncompiled_tangent
+        if compiled:
+            self._forward = torch.compile(module, dynamic=False)
+            self._with_tangent = torch.compile(self._uncompiled_tangent, dynamic=False)
+
+    def __call__(self, x: Tensor, c_noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Evaluate the network; the result is float32 (or the input's dtype under fp32)."""
+        self.evaluations += x.shape[0]
+        with self._autocast(x):
+            out = self._forward(x, c_noise, *args, **kwargs)
+        return out.to(x.dtype)
+
+    def forward_with_tangent(
+        self, x: Tensor, c_noise: Tensor, dx: Tensor, dc_noise: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``(F, dF)``: the graded output and its detached directional derivative."""
+        self.evaluations += 2 * x.shape[0]
+        with self._autocast(x):
+            out, tangent = self._with_tangent(x, c_noise, dx, dc_noise, *args, **kwargs)
+        return out.to(x.dtype), tangent.to(x.dtype)
+
+    def _uncompiled_tangent(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return forward_with_tangent(self.module, *args, **kwargs)
+
+    def _autocast(self, x: Tensor) -> AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(x.device.type, dtype=_AUTOCAST[self.precision])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["module"], name)

@@ -1,0 +1,87 @@
+"""Randomness of a training step: it depends on (seed, image position, name) only.
+
+A step of ``n`` images that starts at image ``k`` of the stream draws from generators seeded with
+``(seed, "train", name, k)``. With several processes each one's shard starts at its own ``k``, so
+one process that accumulates the same shards draws the same numbers, and resuming equals never
+stopping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cmbench.seeds import derive_seed
+
+
+@dataclass
+class StepDraws:
+    """Named draws of one shard (see :class:`cmbench.plugin.method.Draws`)."""
+
+    seed: int
+    first_image: int
+    _memory: dict[str, Tensor] = field(default_factory=dict)
+
+    def normal(self, name: str, like: Tensor) -> Tensor:
+        """Return standard normal numbers shaped as ``like``; the same name gives the same ones."""
+        if name not in self._memory:
+            generator = self._generator(name, like.device)
+            self._memory[name] = torch.empty_like(like).normal_(generator=generator)
+        return self._memory[name]
+
+    def uniform(self, name: str, like: Tensor) -> Tensor:
+        """Return uniform numbers in [0, 1) shaped as ``like``."""
+        if name not in self._memory:
+            generator = self._generator(name, like.device)
+            self._memory[name] = torch.empty_like(like).uniform_(generator=generator)
+        return self._memory[name]
+
+    def _generator(self, name: str, device: torch.device) -> torch.Generator:
+        generator = torch.Generator(device)
+        generator.manual_seed(derive_seed(self.seed, "train", name, self.first_image))
+        return generator
+
+
+def seed_global(*names: int | str) -> None:
+    """Seed torch's global generators (dropout, initial weights) from names."""
+    torch.manual_seed(derive_seed(*names))
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """A snapshot of the global generators of one device, to draw the same dropout masks again."""
+
+    device: torch.device
+    state: Tensor
+
+    @classmethod
+    def of(cls, device: torch.device) -> RandomState:
+        """Take the snapshot: the CUDA generator's on CUDA, the CPU's on the CPU.
+
+        openai/consistency_models restores the CPU's only, so its CUDA masks are not shared.
+        """
+        if device.type == "cuda":
+            return cls(device, torch.cuda.get_rng_state(device))
+        return cls(device, torch.get_rng_state())
+
+    def restore(self) -> None:
+        """Put the generator of the device back to the snapshot."""
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(self.state, self.device)
+        else:
+            torch.set_rng_state(self.state)
+
+
+@contextmanager
+def replayed(state: RandomState) -> Iterator[None]:
+    """Run a block with the snapshot's randomness, then continue where the caller was."""
+    now = RandomState.of(state.device)
+    state.restore()
+    try:
+        yield
+    finally:
+        now.restore()
