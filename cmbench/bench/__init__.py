@@ -1,1 +1,1 @@
-"""bench."""
+"""Runs, cells, plans, execution and records."""

@@ -168,10 +168,11 @@ def clip(state: TrainingState, objective: Objective) -> Tensor:
 
 def prepare(state: TrainingState, settings: Settings) -> dict[str, Any]:
     """Wrap every module that a loss may call for precision, compilation and counting."""
-    return {
+    nets = {
         name: PreparedNetwork(module, settings.precision, settings.compile)
         for name, module in state.modules.items()
     }
+    return nets
 
 
 def checkpoint_due(state: TrainingState, settings: Settings) -> bool:
@@ -222,10 +223,8 @@ class Meter:
         for name, value in progress.scalars.items():
             self._add(name, value)
         for net in nets.values():
-            # A backward pass costs two forwards and runs only through what is trained.
-            trained = any(p.requires_grad for p in net.module.parameters())
-            self.state.network_evaluations += net.evaluations * (3 if trained else 1)
-            net.evaluations = 0
+            self.state.network_evaluations += net.forward_equivalents
+            net.forward_equivalents = 0
         now = time.perf_counter()
         name = self.state.phase.name
         self.state.seconds[name] = self.state.seconds.get(name, 0.0) + now - self._last

@@ -27,8 +27,10 @@ class PreparedNetwork:
     def __init__(self, module: nn.Module, precision: str = "fp32", compiled: bool = False) -> None:
         self.module = module
         self.precision = precision
-        #: images that went through the network, a tangent pass counting once more
+        #: images that went through the network
         self.evaluations = 0
+        #: the same in units of a forward pass: a tangent costs one more, a backward pass two more
+        self.forward_equivalents = 0
         self._forward: Callable[..., Tensor] = module
         self._with_tangent: Callable[..., tuple[Tensor, Tensor]] = self._uncompiled_tangent
         if compiled:
@@ -37,7 +39,7 @@ class PreparedNetwork:
 
     def __call__(self, x: Tensor, c_noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Evaluate the network; the result is float32 (or the input's dtype under fp32)."""
-        self.evaluations += x.shape[0]
+        self._count(x.shape[0], 1)
         with self._autocast(x):
             out = self._forward(x, c_noise, *args, **kwargs)
         return out.to(x.dtype)
@@ -46,10 +48,19 @@ class PreparedNetwork:
         self, x: Tensor, c_noise: Tensor, dx: Tensor, dc_noise: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Return ``(F, dF)``: the graded output and its detached directional derivative."""
-        self.evaluations += 2 * x.shape[0]
+        self._count(x.shape[0], 2)
         with self._autocast(x):
             out, tangent = self._with_tangent(x, c_noise, dx, dc_noise, *args, **kwargs)
         return out.to(x.dtype), tangent.to(x.dtype)
+
+    def _count(self, images: int, forwards: int) -> None:
+        self.evaluations += images
+        graded = torch.is_grad_enabled() and self._trained
+        self.forward_equivalents += images * (forwards + 2 * graded)
+
+    @property
+    def _trained(self) -> bool:
+        return any(p.requires_grad for p in self.module.parameters())
 
     def _uncompiled_tangent(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         return forward_with_tangent(self.module, *args, **kwargs)

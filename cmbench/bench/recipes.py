@@ -1,0 +1,171 @@
+"""Recipes: named sets of hyper-parameters for one method on one dataset.
+
+A method's recipe file is TOML. ``[base]`` holds what all recipes share; ``[<dataset>.<recipe>]``
+adds to it; ``extends = "other"`` inside a recipe starts from another recipe of the same dataset.
+Overrides (``-o key.sub=value``) come last, and the result is validated by the method's own config
+model, so a wrong key is answered with the valid ones.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from cmbench.errors import UserError, unknown_name
+from cmbench.plugin.specs import MethodSpec
+
+BASE = "base"
+C = TypeVar("C", bound=BaseModel)
+Table = dict[str, Any]
+
+
+def read_recipe_file(path: Path) -> Table:
+    """Parse a recipe file; raise ``UserError`` naming the file and the place."""
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise UserError(f"recipe file {path}", f"cannot be read ({error.strerror})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"recipe file {path}", f"is not valid TOML: {error}") from error
+
+
+def recipe_names(spec: MethodSpec, dataset: str | None = None) -> list[tuple[str, str]]:
+    """Return ``(dataset, recipe)`` pairs that a method's file has."""
+    if spec.recipes is None:
+        return []
+    tables = read_recipe_file(spec.recipes)
+    return [
+        (owner, name)
+        for owner, recipes in tables.items()
+        if owner != BASE and isinstance(recipes, dict) and (dataset is None or owner == dataset)
+        for name in recipes
+    ]
+
+
+def default_recipe(spec: MethodSpec, dataset: str) -> str:
+    """Return ``demo`` where a method has it for the dataset, else ``paper``, else the first."""
+    names = [name for _, name in recipe_names(spec, dataset)]
+    for preferred in ("demo", "paper"):
+        if preferred in names:
+            return preferred
+    if names:
+        return names[0]
+    others = sorted({owner for owner, _ in recipe_names(spec)})
+    raise UserError(
+        f"method {spec.name!r}",
+        f"has no recipe for dataset {dataset!r}",
+        allowed=", ".join(others) or "none",
+        remedy=f"add [{dataset}.NAME] to a recipe file and name it with --recipe FILE:NAME",
+    )
+
+
+def recipe_table(spec: MethodSpec, dataset: str, recipe: str) -> Table:
+    """Return a recipe's merged table; ``recipe`` may be ``FILE.toml:NAME`` for a file of yours."""
+    file, colon, name = recipe.rpartition(":")
+    if colon and file.endswith(".toml"):
+        own = read_recipe_file(Path(file))
+        shared = read_recipe_file(spec.recipes) if spec.recipes is not None else {}
+        tables = merge(shared, own)
+    else:
+        if spec.recipes is None:
+            raise UserError(f"method {spec.name!r}", "has no recipe file",
+                            remedy="give your own with --recipe FILE.toml:NAME")
+        name, tables = recipe, read_recipe_file(spec.recipes)
+    return _resolve(spec, tables, dataset, name, ())
+
+
+def _resolve(
+    spec: MethodSpec, tables: Table, dataset: str, name: str, seen: tuple[str, ...]
+) -> Table:
+    recipes = tables.get(dataset, {})
+    if name not in recipes:
+        if not recipes:
+            default_recipe(spec, dataset)  # raises with the datasets there are
+        raise unknown_name(f"method {spec.name!r} on {dataset!r}", "recipe", name, recipes)
+    table = dict(recipes[name])
+    parent = table.pop("extends", None)
+    if parent is None:
+        return merge(tables.get(BASE, {}), table)
+    if parent in (*seen, name):
+        raise UserError(f"recipe {dataset}.{name}", f"extends itself through {parent!r}")
+    return merge(_resolve(spec, tables, dataset, parent, (*seen, name)), table)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Table:
+    """Return ``base`` with ``over`` merged in, tables key by key.
+
+    A table whose ``name`` changes (another network or optimizer) replaces the old one whole: the
+    options of one architecture mean nothing to another.
+    """
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            renamed = "name" in value and value["name"] != old.get("name", value["name"])
+            out[key] = dict(value) if renamed else merge(old, value)
+        else:
+            out[key] = value
+    return out
+
+
+def parse_overrides(pairs: Sequence[str]) -> Table:
+    """Turn ``["optimizer.lr=1e-4", …]`` into a table; values are TOML, or strings as they stand."""
+    table: Table = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip()
+        if not equals or not key or not all(key.split(".")):
+            raise UserError(
+                "-o", f"{pair!r} is not key=value", allowed="for example -o optimizer.lr=1e-4"
+            )
+        inner: Any = parse_value(text.strip())
+        for part in reversed(key.split(".")):
+            inner = {part: inner}
+        table = merge(table, inner)
+    return table
+
+
+def parse_value(text: str) -> Any:
+    """Return ``text`` as a TOML value, or as a plain string where it is none."""
+    if text in ("null", "none", "None"):
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def validate(model: type[C], table: Mapping[str, Any], who: str) -> C:
+    """Validate a table by its config model; the error names every bad key and the valid ones."""
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        problems, keys = [], set(model.model_fields)
+        for item in error.errors():
+            where = ".".join(str(part) for part in item["loc"]) or "recipe"
+            got = f", got {item['input']!r}" if _is_short(item.get("input")) else ""
+            problems.append(f"{where}: {item['msg']}{got}")
+            if item["type"] == "extra_forbidden":
+                keys = _valid_keys(model, item["loc"]) or keys
+        raise UserError(
+            who, "; ".join(problems), allowed="keys " + ", ".join(sorted(keys)),
+            remedy=f"mend the recipe or the -o override of {problems[0].split(':')[0]!r}",
+        ) from error
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool) and len(str(value)) < 60
+
+
+def _valid_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
+    """Return the keys that are valid where an unknown one stood."""
+    current: Any = model
+    for part in location[:-1]:
+        field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
+        current = field.annotation if field is not None else None
+    return set(getattr(current, "model_fields", {}))

@@ -1,0 +1,44 @@
+"""The one place that chooses how many CPU threads torch uses.
+
+Two torch processes with two OpenMP threads each on two cores run 50 to 100 times slower than with
+one thread each (measured), because spinning threads wait for cores that others hold. So threads are
+chosen from the cores that are really free, recorded with every run, and kept when it resumes: sums
+split over another number of threads round differently.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def available_cores() -> int:
+    """Return the cores this process may use (affinity and cgroup quota)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = open("/sys/fs/cgroup/cpu.max", encoding="ascii").read().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return max(1, cores)
+
+
+def choose_threads() -> int:
+    """Return the threads for a new run: ``OMP_NUM_THREADS``, or the cores that are free now."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    cores = available_cores()
+    try:
+        busy = int(os.getloadavg()[0] + 0.25)
+    except OSError:
+        busy = 0
+    return max(1, cores - busy)
+
+
+def use_threads(count: int) -> None:
+    """Make torch use ``count`` threads."""
+    import torch  # heavy: only where tensors are needed
+
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)

@@ -1,0 +1,70 @@
+"""The workspace: everything that cmbench makes lies under one folder.
+
+``runs/<dataset>/<run>/`` trainings, ``records/<dataset>/<cell>.json`` records with their artifacts,
+``reports/`` pages, ``cache/`` what can be computed again, ``samples/`` pictures if asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmbench.errors import UserError
+
+WORKSPACE_VARIABLE = "CMBENCH_WORKSPACE"
+DEFAULT_WORKSPACE = "cmbench-out"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths below ``root``."""
+
+    root: Path
+
+    @classmethod
+    def choose(cls, given: str | None = None) -> Workspace:
+        """Return the workspace given, or ``$CMBENCH_WORKSPACE``, or ``./cmbench-out``."""
+        return cls(Path(given or os.environ.get(WORKSPACE_VARIABLE) or DEFAULT_WORKSPACE))
+
+    @property
+    def reports(self) -> Path:
+        """Folder of rendered pages."""
+        return self.root / "reports"
+
+    @property
+    def cache(self) -> Path:
+        """Folder of reference statistics and other things that can be computed again."""
+        return self.root / "cache"
+
+    @property
+    def all_records(self) -> Path:
+        """Folder with one folder of records a dataset."""
+        return self.root / "records"
+
+    def records(self, dataset: str) -> Path:
+        """Return the folder of a dataset's records."""
+        return self.all_records / dataset
+
+    def run(self, run_id: str) -> Path:
+        """Return the folder of a run, whose id is ``<dataset>/<name>``."""
+        return self.root / "runs" / run_id
+
+    def samples(self, cell: str) -> Path:
+        """Return the folder for a cell's pictures."""
+        return self.root / "samples" / cell
+
+    def require_writable(self) -> None:
+        """Raise ``UserError`` if nothing can be written here."""
+        probe = self.root / f".write-probe-{os.getpid()}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"cmbench")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"workspace {self.root}",
+                f"cannot be written ({error.strerror})",
+                allowed="a writable folder with free space",
+                remedy=f"choose another with --workspace or {WORKSPACE_VARIABLE}",
+            ) from error

@@ -1,0 +1,111 @@
+"""Streams of generated images, with network evaluations counted and outputs checked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cmbench.errors import NonFiniteError, PluginError
+from cmbench.plugin.method import Method, SamplingPlan
+from cmbench.sampling.draws import ImageDraws
+from cmbench.training.prepared import PreparedNetwork
+
+LabelSource = Callable[[int, int], Tensor | None]
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """Images made from noise, with the labels they were asked for."""
+
+    first: int
+    noise: Tensor
+    labels: Tensor | None
+    images: Tensor
+
+
+class Sampler:
+    """Runs a method's sample hook over image indices and counts what it costs.
+
+    ``nfe_measured`` is counted by wrapping every network: images through any network, an image.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        modules: dict[str, nn.Module],
+        plan: SamplingPlan,
+        *,
+        seed: int,
+        labels: LabelSource,
+        precision: str = "fp32",
+        compiled: bool = False,
+    ) -> None:
+        self.method, self.plan, self.seed, self.labels = method, plan, seed, labels
+        self.nets = {n: PreparedNetwork(m, precision, compiled) for n, m in modules.items()}
+        for module in modules.values():
+            module.eval().requires_grad_(False)
+        self.device = next(modules["model"].parameters()).device
+        self.images = 0
+        self.seconds = 0.0
+
+    @property
+    def nfe_measured(self) -> float:
+        """Network evaluations an image so far."""
+        return sum(net.evaluations for net in self.nets.values()) / max(self.images, 1)
+
+    def stream(self, count: int, batch_size: int, first: int = 0) -> Iterator[SampleBatch]:
+        """Yield images ``first … first + count - 1`` in batches.
+
+        Raises:
+            NonFiniteError: if an image has NaN or infinite values.
+            PluginError: if the images' shape differs from the noise's.
+        """
+        for start in range(first, first + count, batch_size):
+            yield self.make(start, min(batch_size, first + count - start))
+
+    @torch.no_grad()
+    def make(self, start: int, count: int) -> SampleBatch:
+        """Make ``count`` images from index ``start``."""
+        began = time.perf_counter()
+        draws = ImageDraws(self.seed, range(start, start + count))
+        shape = (count, *self.method.problem.data_shape)
+        noise = draws.normal("noise", torch.empty(shape, device=self.device))
+        labels = self.labels(start, count) if self.method.problem.num_classes else None
+        labels = labels.to(self.device) if labels is not None else None
+        images = self.method.sample(self.nets, noise, labels, self.plan, draws)
+        self._check(images, noise, start)
+        self.images += count
+        self.seconds += time.perf_counter() - began
+        return SampleBatch(start, noise, labels, images)
+
+    def _check(self, images: Tensor, noise: Tensor, start: int) -> None:
+        who = f"method {type(self.method).__name__}, sample hook"
+        if images.shape != noise.shape:
+            raise PluginError(
+                who,
+                f"returned shape {tuple(images.shape)} for noise of shape {tuple(noise.shape)}",
+                allowed="images shaped as the noise",
+            )
+        finite = torch.isfinite(images).flatten(1).all(1)
+        if not bool(finite.all()):
+            bad = int((~finite).sum())
+            index = start + int((~finite).nonzero()[0, 0])
+            raise NonFiniteError(
+                who,
+                f"{bad} of {len(images)} images have NaN or infinite values (first: image {index})",
+                remedy="train again with a lower learning rate, or fix the sampler",
+            )
+
+    def check_nfe(self) -> None:
+        """Raise :class:`PluginError` if the counted evaluations differ from the declared ones."""
+        if abs(self.nfe_measured - self.plan.nfe) > 1e-9:
+            raise PluginError(
+                f"method {type(self.method).__name__}",
+                f"declares NFE {self.plan.nfe} but {self.nfe_measured:g} network evaluations an "
+                "image were counted",
+                remedy="correct the method's plan_sampling or sample hook",
+            )
