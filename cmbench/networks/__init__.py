@@ -1,0 +1,4 @@
+"""Networks with a carried forward-mode derivative; see :mod:`cmbench.networks.base`.
+
+Nothing is imported here: configurations and the catalogue are usable without torch.
+"""

@@ -1,0 +1,129 @@
+"""What every network of this package is: a raw network F with a carried directional derivative."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cmbench.errors import UserError
+from cmbench.networks.attention import SelfAttention
+from cmbench.networks.config import NetworkConfig
+from cmbench.networks.dual import Dual, Value, make_dual
+
+
+class Network(nn.Module):
+    """A raw network ``F(x, c_noise, labels, augment_labels)``, built as ``Cls(config, shape, n)``.
+
+    ``data_shape`` is ``(C, H, W)`` of an image, ``num_classes`` the number of classes (0:
+    unconditional). A subclass writes :meth:`body` once, with the layers and operations of this
+    package, over plain tensors and :class:`~cmbench.networks.dual.Dual` alike.
+    """
+
+    Config: ClassVar[type[NetworkConfig]]
+
+    def __init__(
+        self, config: NetworkConfig, data_shape: tuple[int, int, int], num_classes: int
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.data_shape = data_shape
+        self.num_classes = num_classes
+        #: Recompute the blocks' activations in the backward pass instead of keeping them.
+        self.gradient_checkpointing = False
+
+    @abstractmethod
+    def body(
+        self, x: Value, c_noise: Value, labels: Tensor | None, augment_labels: Tensor | None
+    ) -> Value:
+        """Compute the output ``[N, C, H, W]``."""
+
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        *,
+        tangents: tuple[Tensor, Tensor] | None = None,
+        tangent_dtype: torch.dtype | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return F ``[N, C, H, W]`` for ``x`` ``[N, C, H, W]`` and ``c_noise`` ``[N]``.
+
+        ``labels`` are int64 class indices ``[N]`` (None or a negative index: no class),
+        ``augment_labels`` float ``[N, augment_dim]``. With ``tangents = (dx, dc_noise)`` it
+        returns ``(F, dF)``; this is :meth:`forward_with_tangent` in the form that survives wrappers
+        which only know ``forward`` (DDP, ``torch.compile``).
+        """
+        if tangents is None:
+            y = self.body(x, c_noise, labels, augment_labels)
+            assert isinstance(y, Tensor)
+            return y
+        dx, dc_noise = tangents
+        dual = self.body(
+            make_dual(x, dx, tangent_dtype),
+            make_dual(c_noise, dc_noise, _at_least_float32(tangent_dtype)),
+            labels,
+            augment_labels,
+        )
+        assert isinstance(dual, Dual)
+        return dual.primal, dual.tangent
+
+    def forward_with_tangent(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        dx: Tensor,
+        dc_noise: Tensor,
+        labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        *,
+        tangent_dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``(F, dF)``: the output and its derivative along ``(dx, dc_noise)``.
+
+        F is bit-equal to :meth:`forward`'s (dropout mask included) and carries the autograd graph;
+        dF is computed under no_grad, at about the cost of one further forward.
+        ``tangent_dtype`` propagates the tangent in that precision under autocast; None lets it
+        follow the activations' dtype (normalisations and softmax use float32 inside either way).
+        """
+        y, dy = self(
+            x, c_noise, labels, augment_labels, tangents=(dx, dc_noise), tangent_dtype=tangent_dtype
+        )
+        return y, dy
+
+    def set_explicit_attention(self, explicit: bool) -> None:
+        """Compute attention by explicit products instead of PyTorch's fused kernel, or back."""
+        for module in self.modules():
+            if isinstance(module, SelfAttention):
+                module.explicit = explicit
+
+    def normalize_weights(self) -> None:
+        """Project the weights onto their constraint; nothing to do unless a network has one.
+
+        Call after every optimizer step (EDM2's forced weight normalisation).
+        """
+
+
+def _at_least_float32(dtype: torch.dtype | None) -> torch.dtype | None:
+    return None if dtype is None else torch.promote_types(dtype, torch.float32)
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Return the number of trainable and frozen parameters (buffers not counted)."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def check_resolution(who: str, data_shape: tuple[int, int, int], multiple: int) -> int:
+    """Return the resolution of square images that a U-Net can halve, or say what would do."""
+    _, height, width = data_shape
+    if height != width or height % multiple:
+        raise UserError(
+            who,
+            f"images of {height}x{width} pixels",
+            allowed=f"square images whose side is a multiple of {multiple}",
+            remedy="choose fewer resolutions (channel_mult) or the network 'mlp'",
+        )
+    return height
