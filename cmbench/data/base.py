@@ -1,0 +1,142 @@
+"""What every dataset offers: a stateless training stream, labels for sampling, a reference.
+
+Shapes: training images float32 ``[N, C, H, W]`` in [-1, 1] (unbounded for the 2-D mixture); labels
+int64 ``[N]``; reference images uint8 ``[N, C, H, W]``, or float32 where ``quantize`` is "none".
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from cmbench.data.locations import DataLocations
+from cmbench.errors import UserError
+from cmbench.plugin.specs import DatasetSpec
+from cmbench.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images float32 ``[N, C, H, W]``, labels int64 ``[N]`` or None, stream or dataset indices."""
+
+    images: Tensor
+    labels: Tensor | None
+    indices: Tensor
+
+
+class Dataset(ABC):
+    """Images with labels and a protocol.
+
+    ``sha256`` identifies the content and ``revision`` its origin and preprocessing; both go into
+    every record. ``size`` is the number of training images, None when the stream is infinite.
+    ``class_counts`` is the number of images a class (empty without labels).
+    """
+
+    spec: DatasetSpec
+    name: str
+    data_shape: tuple[int, int, int]
+    num_classes: int
+    sha256: str
+    revision: str
+    size: int | None
+    sigma_data: float
+    class_counts: tuple[int, ...]
+    device: torch.device
+
+    def __init__(self, spec: DatasetSpec, *, sha256: str, revision: str, size: int | None) -> None:
+        self.spec, self.name = spec, spec.name
+        self.data_shape, self.num_classes = spec.data_shape, spec.num_classes
+        self.sigma_data = spec.sigma_data
+        self.sha256, self.revision, self.size = sha256, revision, size
+        self.class_counts = ()
+        self.device = torch.device("cpu")
+
+    @abstractmethod
+    def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> Batch:
+        """Return images ``start … start + count - 1`` of the training stream of ``seed``.
+
+        The result depends on (seed, position) only. ``xflip`` mirrors each image with probability
+        1/2, drawn from the seed and the position.
+        """
+
+    @abstractmethod
+    def reference_images(self, batch_size: int = 500) -> Iterator[Tensor]:
+        """Yield the protocol's reference set in a fixed order, uint8 (float32 if not quantised)."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return this dataset with its batches on ``device``; the original is untouched."""
+        if torch.device(device) == self.device:
+            return self
+        raise NotImplementedError(f"{type(self).__name__} cannot move to {device}")
+
+    @property
+    def reference_count(self) -> int:
+        """Number of images that :meth:`reference_images` yields."""
+        if self.size is None:
+            raise NotImplementedError(f"{type(self).__name__} does not say its reference count")
+        return self.size
+
+    def labels_for(self, count: int, seed: int, start: int = 0) -> Tensor:
+        """Return class labels int64 ``[count]`` for sampled images ``start …``, on the CPU.
+
+        Image i's label is drawn from the dataset's class frequencies with the seed
+        (seed, "label", i), so it does not depend on batches or processes.
+        """
+        if not self.class_counts:
+            raise UserError(
+                f"dataset {self.name!r}",
+                "it has no labels, but class-conditional sampling asks for them",
+                allowed="unconditional training and sampling",
+                remedy="set conditional=false in the recipe",
+            )
+        edges = list(accumulate(self.class_counts))
+        total = edges[-1]
+        drawn = (derive_seed(seed, "label", i) * total >> 63 for i in range(start, start + count))
+        return torch.tensor([bisect_right(edges, d) for d in drawn], dtype=torch.int64)
+
+    def exact_flow_map(
+        self, noise: Tensor, labels: Tensor | None = None, *, sigma_max: float = 80.0
+    ) -> Tensor | None:
+        """Return the exact PF-ODE sample of unit ``noise`` (shape and dtype kept).
+
+        The ODE starts at ``sigma_max * noise`` and ends at noise level zero; with ``labels`` it is
+        that of the class. None where there is no closed form, which is every dataset of pictures.
+        """
+        return None
+
+    def halves(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Return two disjoint random halves of the reference: the floor of every distance.
+
+        Both have ``size // 2`` images.
+        """
+        images = torch.cat(list(self.reference_images()))
+        order = torch.randperm(
+            len(images), generator=torch.Generator().manual_seed(derive_seed(seed, "halves"))
+        )
+        half = len(images) // 2
+        return images[order[:half]], images[order[half : 2 * half]]
+
+
+def load_dataset(
+    spec: DatasetSpec, factory: Callable[..., Any], locations: DataLocations | None = None
+) -> Dataset:
+    """Build the dataset of ``spec`` and check that it is what the spec says."""
+    dataset = factory(spec, locations or DataLocations())
+    if not isinstance(dataset, Dataset):
+        raise UserError(
+            f"dataset {spec.name!r}",
+            f"its factory {spec.factory!r} returned {type(dataset).__name__}",
+            allowed="a cmbench.data.base.Dataset",
+            remedy="fix the plugin that registers it",
+        )
+    return dataset
+
+
+__all__ = ["Batch", "DataLocations", "Dataset", "load_dataset"]
