@@ -1,1 +1,96 @@
-"""The built-in methods, datasets, networks, metrics and extractors, registered as any plugin is."""
+"""The built-in methods, datasets, networks, metrics and extractors.
+
+They come in through the same entry-point group and the same hooks as anybody else's. Each method is
+one file that follows its paper; its recipes lie in ``recipes/<name>.toml``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cmbench.data.catalog import BUILTIN_DATASETS
+from cmbench.metrics.catalog import EXTRACTORS, METRICS
+from cmbench.networks.catalog import NETWORKS
+from cmbench.plugin import hookimpl
+from cmbench.plugin.specs import (
+    DatasetSpec,
+    ExecutorSpec,
+    ExtractorSpec,
+    MethodSpec,
+    MetricSpec,
+    NetworkSpec,
+)
+
+_RECIPES = Path(__file__).parent / "recipes"
+
+
+def _method(name: str, class_name: str, title: str, **facts: object) -> MethodSpec:
+    """Return the spec of the method in ``<name>.py`` with recipes in ``recipes/<name>.toml``."""
+    module = name.replace("-", "_")
+    return MethodSpec(
+        name,
+        f"cmbench_plugins.{module}:{class_name}",
+        title,
+        recipes=_RECIPES / f"{name}.toml",
+        **facts,  # type: ignore[arg-type]
+    )
+
+
+METHODS = [
+    _method(
+        "edm", "EDM", "Diffusion model with Heun, Euler or other solvers",
+        reference="Karras et al. 2022, arXiv:2206.00364", year=2022, family="diffusion",
+        is_teacher=True,
+    ),
+    _method(
+        "cd", "CD", "Consistency distillation",
+        reference="Song et al. 2023, arXiv:2303.01469", year=2023, family="distillation",
+        needs_teacher=True,
+    ),
+    _method(
+        "ict", "ICT", "Improved consistency training",
+        reference="Song & Dhariwal 2023, arXiv:2310.14189", year=2023,
+        family="consistency training",
+    ),
+    _method(
+        "sct", "SCT", "Simplified continuous-time consistency training",
+        reference="Lu & Song 2024, arXiv:2410.11081", year=2024,
+        family="consistency training", needs_teacher=True,
+    ),
+]
+
+
+@hookimpl
+def cmbench_register_methods() -> list[MethodSpec]:
+    """Return the built-in methods."""
+    return METHODS
+
+
+@hookimpl
+def cmbench_register_datasets() -> list[DatasetSpec]:
+    """Return the built-in datasets."""
+    return list(BUILTIN_DATASETS)
+
+
+@hookimpl
+def cmbench_register_networks() -> list[NetworkSpec]:
+    """Return the built-in networks."""
+    return [NetworkSpec(*entry) for entry in NETWORKS]
+
+
+@hookimpl
+def cmbench_register_extractors() -> list[ExtractorSpec]:
+    """Return the built-in feature extractors."""
+    return list(EXTRACTORS)
+
+
+@hookimpl
+def cmbench_register_metrics() -> list[MetricSpec]:
+    """Return the built-in metrics."""
+    return list(METRICS)
+
+
+@hookimpl
+def cmbench_register_executors() -> list[ExecutorSpec]:
+    """Return the built-in executors."""
+    return [ExecutorSpec("local", "cmbench.bench.executors:Local", "this process, cell by cell")]

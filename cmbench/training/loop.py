@@ -222,7 +222,7 @@ class Meter:
         """Log what the method logged; count network evaluations and time."""
         for name, value in progress.scalars.items():
             self._add(name, value)
-        for net in nets.values():
+        for net in (*nets.values(), *self.state.observed):
             self.state.network_evaluations += net.forward_equivalents
             net.forward_equivalents = 0
         now = time.perf_counter()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmbench.networks import forward_with_tangent
+from cmbench.networks.tangent_modes import tangent_of
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,7 +47,10 @@ class PreparedNetwork:
     def forward_with_tangent(
         self, x: Tensor, c_noise: Tensor, dx: Tensor, dc_noise: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Return ``(F, dF)``: the graded output and its detached directional derivative."""
+        """Return ``(F, dF)``: the graded output and its detached directional derivative.
+
+        Keyword arguments are those of :func:`cmbench.networks.tangent_modes.tangent_of`.
+        """
         self._count(x.shape[0], 2)
         with self._autocast(x):
             out, tangent = self._with_tangent(x, c_noise, dx, dc_noise, *args, **kwargs)
@@ -63,7 +66,7 @@ class PreparedNetwork:
         return any(p.requires_grad for p in self.module.parameters())
 
     def _uncompiled_tangent(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return forward_with_tangent(self.module, *args, **kwargs)
+        return tangent_of(self.module, *args, **kwargs)
 
     def _autocast(self, x: Tensor) -> AbstractContextManager[Any]:
         if self.precision == "fp32":

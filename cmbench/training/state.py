@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cmbench.plugin.method import Method, Objective, Phase
 from cmbench.training.ema import WeightAverage
 from cmbench.training.optimizers import load_state_tensors, make_optimizer, state_tensors
+from cmbench.training.prepared import PreparedNetwork
 
 
 class TrainingState:
@@ -23,6 +24,8 @@ class TrainingState:
     def __init__(self, method: Method, modules: dict[str, nn.Module]) -> None:
         self.method = method
         self.modules = modules
+        #: prepared networks outside ``modules`` whose evaluations count (a teacher's)
+        self.observed: list[PreparedNetwork] = []
         self.phases: Sequence[Phase] = method.phases(modules)
         self.phase_index = -1
         self.nimg = 0

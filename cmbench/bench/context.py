@@ -1,0 +1,62 @@
+"""What every part of the bench needs to know: passed around as one object, no global state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cmbench.bench.reporter import Reporter
+from cmbench.bench.threads import choose_threads
+from cmbench.bench.workspace import Workspace
+from cmbench.data.base import DataLocations, Dataset, load_dataset
+from cmbench.errors import MissingError
+from cmbench.plugin.manager import PluginManager
+
+
+def choose_device(asked: str = "auto") -> torch.device:
+    """Return the device asked for, or the GPU if there is one, or the CPU."""
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise MissingError(
+            "--device", f"{asked!r}: torch sees no CUDA device here", allowed="cpu, auto",
+            remedy="install a CUDA build of torch on a machine with an NVIDIA GPU",
+        )
+    return torch.device(asked)
+
+
+@dataclass
+class Context:
+    """Plugins, workspace, device, and who hears about progress."""
+
+    plugins: PluginManager
+    workspace: Workspace
+    reporter: Reporter = field(default_factory=Reporter)
+    device: torch.device = field(default_factory=choose_device)
+    locations: DataLocations = field(default_factory=DataLocations)
+    threads: int = field(default_factory=choose_threads)
+    command: str = ""
+    compile: bool = False
+    should_stop: Callable[[], str | None] = lambda: None
+    _datasets: dict[str, Dataset] = field(default_factory=dict)
+
+    def dataset(self, name: str) -> Dataset:
+        """Return the dataset, loaded once."""
+        if name not in self._datasets:
+            spec = self.plugins.datasets.get(name)
+            factory = self.plugins.datasets.load(name)
+            self._datasets[name] = load_dataset(spec, factory, self.locations)
+        return self._datasets[name]
+
+    def notify(self, hook: str, **arguments: Any) -> None:
+        """Call an observer hook; problems become warnings."""
+        for problem in self.plugins.notify(hook, **arguments):
+            self.reporter.warn(problem)
+
+    @property
+    def gpu(self) -> str | None:
+        """Name of the GPU in use."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None

@@ -1,0 +1,209 @@
+"""From what a user asks for to runs and cells, each with an identity that its content decides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cmbench.bench.context import Context
+from cmbench.bench.recipes import (
+    default_recipe,
+    merge,
+    parse_overrides,
+    recipe_table,
+    validate,
+)
+from cmbench.errors import Declined, UserError
+from cmbench.plugin.config import MethodConfig
+from cmbench.plugin.method import Method, Problem, SamplingPlan
+from cmbench.plugin.specs import MethodSpec
+
+ANALYTIC = "analytic"
+#: Students of every seed share one teacher.
+TEACHER_SEED = 0
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One training: method x dataset x recipe x seed, with its resolved configuration."""
+
+    spec: MethodSpec
+    dataset: str
+    recipe: str
+    seed: int
+    config: MethodConfig
+    teacher: RunPlan | None
+    method_class: type[Method]
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """The resolved configuration as plain data."""
+        return self.config.model_dump(mode="json")
+
+    @property
+    def config_sha256(self) -> str:
+        """Hash of the resolved configuration, its teacher's included."""
+        data = [self.table, self.teacher.run_id if self.teacher else None]
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        recipe = self.recipe.rpartition(":")[2]
+        return f"{self.spec.name}-{recipe}-s{self.seed}-{self.config_sha256[:10]}"
+
+    @property
+    def run_id(self) -> str:
+        """Identity: ``<dataset>/<method>-<recipe>-s<seed>-<hash>``."""
+        return f"{self.dataset}/{self.name}"
+
+    def problem(self, context: Context) -> Problem:
+        """Return what the method is asked to model."""
+        spec = context.plugins.datasets.get(self.dataset)
+        sigma_data = self.config.sigma_data or spec.sigma_data
+        classes = spec.num_classes if self.config.conditional else 0
+        return Problem(self.dataset, spec.data_shape, classes, sigma_data)
+
+    def method(self, context: Context) -> Method:
+        """Build the method object."""
+        return self.method_class(self.config, self.problem(context))
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How cells are sampled, apart from NFE and seed."""
+
+    num_samples: int | None = None
+    batch_size: int = 500
+    sigmas: tuple[float, ...] | None = None
+    sampler: str | None = None
+    ema: str | None = None
+    tuned: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """One evaluation: run x NFE x sampler settings x sampling seed."""
+
+    run: RunPlan
+    nfe: int
+    seed: int
+    num_samples: int
+    batch_size: int
+    sampling: SamplingPlan | None
+    ema: str
+    declined: str = ""
+    tuned: Mapping[str, Any] | None = None
+
+    @property
+    def cell(self) -> str:
+        """Identity and file name of the record."""
+        plan = self.sampling
+        decides = [
+            self.run.run_id, self.nfe, self.seed, self.num_samples, self.ema, dict(self.tuned or {}),
+            [plan.sampler, plan.sigmas, plan.variant] if plan else None,
+        ]
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        recipe = self.run.recipe.rpartition(":")[2]
+        return f"{self.run.spec.name}-{recipe}-s{self.run.seed}-nfe{self.nfe}-{digest[:10]}"
+
+
+def plan_run(
+    context: Context,
+    method: str,
+    dataset: str,
+    recipe: str | None,
+    seed: int,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+) -> RunPlan:
+    """Resolve and validate one run and, recursively, its teacher."""
+    spec = context.plugins.methods.get(method, "cmbench run")
+    context.plugins.datasets.get(dataset, "cmbench run")
+    method_class = _method_class(context, spec)
+    recipe = recipe or default_recipe(spec, dataset)
+    extra = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    table = merge(recipe_table(spec, dataset, recipe), extra)
+    config = validate(method_class.Config, table, f"recipe {method}/{dataset}.{recipe}")
+    config = _with_network_options(context, config)
+    teacher = _plan_teacher(context, config, dataset)
+    return RunPlan(spec, dataset, recipe, seed, config, teacher, method_class)
+
+
+def _method_class(context: Context, spec: MethodSpec) -> type[Method]:
+    loaded: Any = context.plugins.methods.load(spec.name)
+    if not (isinstance(loaded, type) and issubclass(loaded, Method)):
+        raise UserError(
+            f"method {spec.name!r}", f"its factory {spec.factory!r} is not a Method class",
+            allowed="a subclass of cmbench.plugin.method.Method", remedy="fix the plugin",
+        )
+    return loaded
+
+
+def _with_network_options(context: Context, config: MethodConfig) -> MethodConfig:
+    """Validate the network's options by its own config and write its defaults out in full."""
+    table = dict(config.network)
+    name = table.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError("recipe, network", "has no name",
+                        allowed=", ".join(sorted(context.plugins.networks.specs)),
+                        remedy="set network.name")
+    network_class: Any = context.plugins.networks.load(name)
+    options = validate(network_class.Config, table, f"network {name!r}")
+    full = {"name": name, **options.model_dump(mode="json")}
+    return config.model_copy(update={"network": full})
+
+
+def _plan_teacher(context: Context, config: MethodConfig, dataset: str) -> RunPlan | None:
+    """Plan the teacher that ``METHOD:RECIPE`` names, with the student's architecture and labels."""
+    named = config.teacher
+    if named is None or named == ANALYTIC or named.startswith("run:"):
+        return None
+    method, _, recipe = named.partition(":")
+    spec = context.plugins.methods.get(method, "teacher")
+    if not spec.is_teacher:
+        able = sorted(n for n, s in context.plugins.methods.specs.items() if s.is_teacher)
+        raise UserError("teacher", f"method {method!r} does not train a diffusion model",
+                        allowed=", ".join(able), remedy="set teacher=METHOD:RECIPE")
+    recipe = recipe or default_recipe(spec, dataset)
+    own = recipe_table(spec, dataset, recipe)
+    network = dict(config.network)
+    if "dropout" in network:
+        # The teacher keeps its own dropout; everything that shapes weights is the student's.
+        network["dropout"] = own.get("network", {}).get("dropout", 0.0)
+    extra: dict[str, Any] = {"conditional": config.conditional, "network": network}
+    if config.sigma_data is not None:
+        extra["sigma_data"] = config.sigma_data
+    return plan_run(context, method, dataset, recipe, TEACHER_SEED, extra)
+
+
+def plan_cells(
+    context: Context,
+    run: RunPlan,
+    nfes: Sequence[int],
+    sample_seed: int,
+    settings: SampleSettings,
+) -> list[CellPlan]:
+    """Return the cells of a run's sweep; a method's refusal is part of the plan."""
+    spec = context.plugins.datasets.get(run.dataset)
+    method = run.method(context)
+    ema = settings.ema or (run.config.ema[0].label if run.config.ema else "raw")
+    known = ["raw", *(e.label for e in run.config.ema)]
+    if ema not in known:
+        raise UserError("--ema", f"{ema!r} is not kept by this run", allowed=", ".join(known))
+    cells = []
+    for nfe in nfes:
+        sampling, declined = None, ""
+        try:
+            sampling = method.plan_sampling(nfe, settings.sigmas, settings.sampler)
+        except Declined as reason:
+            declined = str(reason)
+        cells.append(
+            CellPlan(
+                run, nfe, sample_seed, settings.num_samples or spec.num_samples,
+                settings.batch_size, sampling, ema, declined, settings.tuned,
+            )
+        )
+    return cells

@@ -1,0 +1,33 @@
+"""Which noise levels a consistency model is evaluated at, for any NFE.
+
+Papers publish the time of the second step only (found by a search on the FID of the dataset). The
+rule for more steps, stated here once for all methods: the published levels come first; further
+steps fill the largest gap in ln sigma between ``sigma_max`` and a floor, each at the gap's middle.
+``--sigmas`` overrides it and ``cmbench tune-times`` searches on held-out seeds.
+"""
+
+from __future__ import annotations
+
+import math
+
+FLOOR_SIGMA = 0.05
+
+
+def consistency_sigmas(
+    nfe: int, sigma_max: float, published: tuple[float, ...], floor: float = FLOOR_SIGMA
+) -> tuple[float, ...]:
+    """Return ``nfe`` descending noise levels from ``sigma_max``.
+
+    Args:
+        nfe: network evaluations, at least 1.
+        sigma_max: noise level of the first step.
+        published: the paper's levels for later steps, in order of importance.
+        floor: lower end of the last gap.
+    """
+    levels = [sigma_max, *published[: max(nfe - 1, 0)]]
+    while len(levels) < nfe:
+        ordered = sorted({*levels, floor}, reverse=True)
+        gaps = [math.log(a / b) for a, b in zip(ordered, ordered[1:], strict=False)]
+        widest = max(range(len(gaps)), key=gaps.__getitem__)
+        levels.append(math.sqrt(ordered[widest] * ordered[widest + 1]))
+    return tuple(sorted(levels, reverse=True))
