@@ -1,0 +1,87 @@
+"""Multistep sampling of consistency functions: denoise, add noise, denoise again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+#: ``noise_sampler(step) -> unit noise [N, C, H, W]``; ``step`` counts the renoisings from 1.
+NoiseSampler = Callable[[int], Tensor]
+#: ``consistency(x, time [N], labels) -> clean images``.
+Consistency = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def _no_noise(step: int) -> Tensor:
+    raise AssertionError(f"step {step} adds noise: pass noise_sampler")
+
+
+def _batch(value: Tensor, x: Tensor) -> Tensor:
+    return value.to(device=x.device, dtype=x.dtype).expand(x.shape[0])
+
+
+def multistep_consistency(
+    consistency: Consistency,
+    noise: Tensor,
+    sigmas: Tensor,
+    *,
+    sigma_min: float,
+    labels: Tensor | None = None,
+    noise_sampler: NoiseSampler | None = None,
+    clip: bool = False,
+) -> Tensor:
+    """Return images of an EDM-frame consistency function (Song et al. 2023, Algorithm 1).
+
+    ``x = f(sigma_0 noise, sigma_0)``, then ``x = f(x + sqrt(sigma_i^2 - sigma_min^2) z_i,
+    sigma_i)``.
+
+    Args:
+        consistency: ``f(x_sigma, sigma [N], labels)``.
+        noise: unit noise ``[N, C, H, W]``.
+        sigmas: descending noise levels ``[NFE]``, the first ``sigma_max``; none below
+            ``sigma_min``, none zero. NFE is its length.
+        sigma_min: the boundary noise level; 0 adds the full ``sigma_i``.
+        labels: int64 ``[N]`` or None.
+        noise_sampler: ``noise_sampler(i)`` returns the unit noise ``z_i``, i = 1 … NFE - 1; not
+            needed for one step.
+        clip: clamp each output to [-1, 1], as the official code does for images.
+
+    """
+    sample_noise = noise_sampler or _no_noise
+    x = noise * sigmas[0]
+    for step, sigma in enumerate(sigmas):
+        if step > 0:
+            added = torch.sqrt((sigma**2 - sigma_min**2).clamp_min(0))
+            x = x + added * sample_noise(step)
+        x = consistency(x, _batch(sigma, x), labels)
+        if clip:
+            x = x.clamp(-1, 1)
+    return x
+
+
+def multistep_trigflow(
+    consistency: Consistency,
+    noise: Tensor,
+    times: Tensor,
+    sigma_data: float,
+    labels: Tensor | None = None,
+    noise_sampler: NoiseSampler | None = None,
+    *,
+    clip: bool = False,
+) -> Tensor:
+    """Return images of a TrigFlow-frame consistency function (Lu & Song 2024, Sec. 2.1 and App. A).
+
+    ``x = f(sd noise, t_0)``, then ``x = f(cos(t_i) x + sin(t_i) sd z_i, t_i)``. As
+    :func:`multistep_consistency`, with descending angles ``times`` ``[NFE]``, the first
+    ``arctan(sigma_max / sd)``.
+    """
+    sample_noise = noise_sampler or _no_noise
+    x = noise * sigma_data
+    for step, t in enumerate(times):
+        if step > 0:
+            x = torch.cos(t) * x + torch.sin(t) * sigma_data * sample_noise(step)
+        x = consistency(x, _batch(t, x), labels)
+        if clip:
+            x = x.clamp(-1, 1)
+    return x

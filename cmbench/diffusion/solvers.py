@@ -1,0 +1,336 @@
+"""Single-step solvers of the PF-ODE around a denoiser (EDM frame).
+
+Every solver is ``solver(denoise, x, sigmas, *, labels=None, noise_sampler=None) -> images``:
+
+- ``denoise(x, sigma [N], labels)`` returns the denoised images; its calls are the NFE;
+- ``x`` ``[N, C, H, W]`` is noise at ``sigmas[0]`` (unit noise times ``sigmas[0]``); the state keeps
+  its dtype, float64 for EDM's accuracy;
+- ``sigmas`` ``[n + 1]`` descend for ``n`` steps; a final 0 makes the last step return the denoised
+  images (a first-order step). A CPU tensor saves synchronisation;
+- ``noise_sampler(step)`` returns the unit noise of step 0 … n - 1, for stochastic solvers only.
+
+With ``e = (x - D) / sigma`` the PF-ODE is ``dx/dsigma = e`` (Karras et al. 2022, arXiv:2206.00364,
+Eq. 1 and 3). From ``sigma`` to ``s``: ``h = ln(sigma / s)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from cmbench.diffusion.frames import append_dims
+from cmbench.errors import UserError
+
+#: ``denoise(x [N,C,H,W], sigma [N], labels) -> denoised``.
+Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+#: ``noise_sampler(step) -> unit noise`` shaped as the state.
+NoiseSampler = Callable[[int], Tensor]
+
+
+def batch_sigma(sigma: Tensor, x: Tensor) -> Tensor:
+    """Return the scalar ``sigma`` as a ``[N]`` tensor of ``x``'s dtype and device."""
+    return sigma.to(device=x.device, dtype=x.dtype).expand(x.shape[0])
+
+
+def ends_at_zero(sigmas: Tensor) -> bool:
+    """Return whether the grid's last noise level is zero."""
+    return bool(sigmas[-1] == 0)
+
+
+# --- steps -----------------------------------------------------------------------------------
+
+
+def ddim_step(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """Return ``(s/sigma) x + (1 - s/sigma) D``: DDIM, Euler and DPM-Solver-1 in one.
+
+    Song et al. 2021 (arXiv:2010.02502), Eq. 12 at eta = 0, in the EDM frame. Noise levels are
+    scalars or ``[N]``; ``s = 0`` returns the denoised images exactly.
+    """
+    ratio = append_dims(sigma_next / sigma, x)
+    return ratio * x + (1 - ratio) * denoised
+
+
+def inverse_ddim(x_next: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """Return the ``D`` whose DDIM step leads from ``x`` to ``x_next``.
+
+    ``(sigma x_next - s x) / (sigma - s)`` (Salimans & Ho 2022, arXiv:2202.00512, App. G, in the EDM
+    frame); it is ``x_next`` at ``s = 0``.
+    """
+    sigma, sigma_next = append_dims(sigma, x), append_dims(sigma_next, x)
+    return (sigma * x_next - sigma_next * x) / (sigma - sigma_next)
+
+
+def trigflow_ddim_step(x_t: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """Return ``cos(t - s) x_t - sin(t - s) sd F`` (Lu & Song 2024, arXiv:2410.11081, Eq. 26).
+
+    The same point as :func:`ddim_step` in the other frame; the paper misprints an index.
+    """
+    gap = append_dims(t - t_next, x_t)
+    return torch.cos(gap) * x_t - torch.sin(gap) * velocity
+
+
+def inverse_trigflow_ddim(x_next: Tensor, x_t: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """Return the ``sd F`` whose TrigFlow DDIM step leads from ``x_t`` to ``x_next``."""
+    gap = append_dims(t - t_next, x_t)
+    return (torch.cos(gap) * x_t - x_next) / torch.sin(gap)
+
+
+def _slope(denoise: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+    return (x - denoise(x, batch_sigma(sigma, x), labels)) / sigma
+
+
+def heun_step(
+    denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Tensor | None = None
+) -> Tensor:
+    """Return one Heun step, two evaluations, ``s > 0`` (Karras et al. 2022, Algorithm 1).
+
+    Noise levels are scalars or ``[N]`` (a teacher's step of each image at its own level). Second
+    order; not the Heun of third order.
+    """
+    sigma, sigma_next = sigma.expand(x.shape[0]), sigma_next.expand(x.shape[0])
+    wide, wide_next = append_dims(sigma, x), append_dims(sigma_next, x)
+    slope = (x - denoise(x, sigma.to(x), labels)) / wide
+    guess = x + (wide_next - wide) * slope
+    slope_next = (guess - denoise(guess, sigma_next.to(x), labels)) / wide_next
+    return x + (wide_next - wide) * (slope + slope_next) / 2
+
+
+# --- Euler and Heun --------------------------------------------------------------------------
+
+
+def euler(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    labels: Tensor | None = None,
+    noise_sampler: NoiseSampler | None = None,
+) -> Tensor:
+    """Solve by Euler steps (DDIM): order 1, NFE = number of steps."""
+    for sigma, sigma_next in pairwise(sigmas.unbind()):
+        x = ddim_step(x, denoise(x, batch_sigma(sigma, x), labels), sigma, sigma_next)
+    return x
+
+
+def heun(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    labels: Tensor | None = None,
+    noise_sampler: NoiseSampler | None = None,
+    leading_euler_steps: int = 0,
+) -> Tensor:
+    """Solve by Heun steps: order 2, NFE = 2 n - 1 with a final 0, 2 n without.
+
+    Karras et al. 2022, Algorithm 1. A step to 0 is an Euler step; ``leading_euler_steps`` more
+    are at the start, see :func:`heun_nfe`.
+    """
+    last = len(sigmas) - 2
+    to_zero = ends_at_zero(sigmas)
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.unbind())):
+        if step < leading_euler_steps or (step == last and to_zero):
+            x = ddim_step(x, denoise(x, batch_sigma(sigma, x), labels), sigma, sigma_next)
+        else:
+            x = heun_step(denoise, x, sigma, sigma_next, labels)
+    return x
+
+
+@dataclass(frozen=True)
+class HeunPlan:
+    """How :func:`heun` spends an NFE budget on a grid of ``n_steps`` and a final 0."""
+
+    n_steps: int
+    leading_euler_steps: int
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of the plan."""
+        return 2 * self.n_steps - 1 - self.leading_euler_steps
+
+
+def heun_nfe(nfe: int) -> HeunPlan:
+    """Return the plan that spends exactly ``nfe`` evaluations on Heun's method.
+
+    Odd ``nfe = 2 n - 1`` is EDM's sampler of n steps, whose last step is Euler; 1 is a single
+    denoising from ``sigma_max``. Even ``nfe`` takes ``nfe / 2 + 1`` steps, of which the first is an
+    Euler step too: at the highest noise the trajectory is nearly straight, so the second evaluation
+    is missed least there. NFE 2 is two Euler steps.
+    """
+    if nfe < 1:
+        raise UserError(
+            "heun", f"NFE {nfe}", allowed="1 or more", remedy="ask for at least one evaluation"
+        )
+    return HeunPlan((nfe + 1) // 2, 0) if nfe % 2 else HeunPlan(nfe // 2 + 1, 1)
+
+
+def stochastic_heun(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    labels: Tensor | None = None,
+    noise_sampler: NoiseSampler | None = None,
+    s_churn: float = 40.0,
+    s_min: float = 0.05,
+    s_max: float = 50.0,
+    s_noise: float = 1.003,
+) -> Tensor:
+    """Solve by Heun steps after raising the noise level (Karras et al. 2022, Algorithm 2).
+
+    The defaults are the paper's for ImageNet-64; ``s_churn = 0`` is :func:`heun`. NFE as there.
+    """
+    n_steps = len(sigmas) - 1
+    to_zero = ends_at_zero(sigmas)
+    gamma = min(s_churn / n_steps, math.sqrt(2) - 1)
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.unbind())):
+        if gamma > 0 and s_min <= float(sigma) <= s_max:
+            raised = sigma * (1 + gamma)
+            added = torch.sqrt(raised**2 - sigma**2) * s_noise
+            x, sigma = x + added * _noise("stochastic_heun", noise_sampler, step), raised
+        if step == n_steps - 1 and to_zero:
+            x = ddim_step(x, denoise(x, batch_sigma(sigma, x), labels), sigma, sigma_next)
+        else:
+            x = heun_step(denoise, x, sigma, sigma_next, labels)
+    return x
+
+
+def _noise(who: str, noise_sampler: NoiseSampler | None, step: int) -> Tensor:
+    if noise_sampler is None:
+        raise UserError(
+            who,
+            "no noise_sampler was given to a stochastic solver",
+            allowed="a function from the step to unit noise",
+            remedy="pass noise_sampler, or choose a deterministic solver",
+        )
+    return noise_sampler(step)
+
+
+def euler_ancestral(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    labels: Tensor | None = None,
+    noise_sampler: NoiseSampler | None = None,
+) -> Tensor:
+    """Solve by ancestral steps: down to ``s^2 / sigma``, then noise up to ``s``; NFE = steps.
+
+    DDIM at eta = 1 (arXiv:2010.02502, Eq. 16): ``sigma_up^2 = s^2 (sigma^2 - s^2) / sigma^2``. No
+    noise in a step to 0.
+    """
+    last = len(sigmas) - 2
+    to_zero = ends_at_zero(sigmas)
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.unbind())):
+        denoised = denoise(x, batch_sigma(sigma, x), labels)
+        x = ddim_step(x, denoised, sigma, sigma_next**2 / sigma)
+        if not (step == last and to_zero):
+            up = sigma_next * torch.sqrt((sigma**2 - sigma_next**2).clamp_min(0)) / sigma
+            x = x + up * _noise("euler_ancestral", noise_sampler, step)
+    return x
+
+
+# --- DPM-Solver, single-step -----------------------------------------------------------------
+
+
+def _dpm_step_2(
+    denoise: Denoiser, x: Tensor, sigma: Tensor, s: Tensor, labels: Tensor | None
+) -> Tensor:
+    """DPM-Solver-2 with r = 1/2 (Lu et al. 2022, arXiv:2206.00927, Algorithm 1)."""
+    middle = torch.sqrt(sigma * s)
+    slope = _slope(denoise, x, sigma, labels)
+    return x + (s - sigma) * _slope(denoise, x + (middle - sigma) * slope, middle, labels)
+
+
+def _dpm_step_3(
+    denoise: Denoiser, x: Tensor, sigma: Tensor, s: Tensor, labels: Tensor | None
+) -> Tensor:
+    """DPM-Solver-3 with r1 = 1/3, r2 = 2/3 (Lu et al. 2022, Algorithm 2)."""
+    r1, r2 = 1 / 3, 2 / 3
+    h = torch.log(sigma / s)
+    m1, m2 = sigma ** (1 - r1) * s**r1, sigma ** (1 - r2) * s**r2
+    slope = _slope(denoise, x, sigma, labels)
+    change_1 = _slope(denoise, x + (m1 - sigma) * slope, m1, labels) - slope
+    phi_middle = torch.expm1(r2 * h) / (r2 * h) - 1
+    u2 = x + (m2 - sigma) * slope - m2 * (r2 / r1) * phi_middle * change_1
+    change_2 = _slope(denoise, u2, m2, labels) - slope
+    return x + (s - sigma) * slope - (s / r2) * (torch.expm1(h) / h - 1) * change_2
+
+
+def dpm_solver_singlestep(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    orders: Sequence[int],
+    *,
+    labels: Tensor | None = None,
+    noise_sampler: NoiseSampler | None = None,
+) -> Tensor:
+    """Solve with DPM-Solver of the given order (1, 2 or 3) in each step; NFE = sum of orders.
+
+    Lu et al. 2022 (arXiv:2206.00927), Sec. 3. A step to 0 counts as order 1 whatever is asked: its
+    ``h`` is infinite. See :func:`dpm_fast_orders` for the orders of DPM-Solver-fast.
+    """
+    if len(orders) != len(sigmas) - 1 or not set(orders) <= {1, 2, 3}:
+        raise UserError(
+            "dpm_solver_singlestep",
+            f"orders {list(orders)} for {len(sigmas) - 1} steps",
+            allowed="one of 1, 2, 3 a step",
+            remedy="give one order a step",
+        )
+    last = len(sigmas) - 2
+    to_zero = ends_at_zero(sigmas)
+    for step, order in enumerate(orders):
+        sigma, sigma_next = sigmas[step], sigmas[step + 1]
+        if order == 1 or (step == last and to_zero):
+            x = ddim_step(x, denoise(x, batch_sigma(sigma, x), labels), sigma, sigma_next)
+        elif order == 2:
+            x = _dpm_step_2(denoise, x, sigma, sigma_next, labels)
+        else:
+            x = _dpm_step_3(denoise, x, sigma, sigma_next, labels)
+    return x
+
+
+def dpm_solver_2(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    labels: Tensor | None = None,
+    noise_sampler: NoiseSampler | None = None,
+) -> Tensor:
+    """Solve by DPM-Solver-2: order 2, NFE = 2 n (2 n - 1 with a final 0)."""
+    return dpm_solver_singlestep(denoise, x, sigmas, [2] * (len(sigmas) - 1), labels=labels)
+
+
+def dpm_solver_3(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    labels: Tensor | None = None,
+    noise_sampler: NoiseSampler | None = None,
+) -> Tensor:
+    """Solve by DPM-Solver-3: order 3, NFE = 3 n (3 n - 2 with a final 0)."""
+    return dpm_solver_singlestep(denoise, x, sigmas, [3] * (len(sigmas) - 1), labels=labels)
+
+
+def dpm_fast_orders(nfe: int) -> tuple[int, ...]:
+    """Return the orders of DPM-Solver-fast, summing to ``nfe``, for steps uniform in lambda.
+
+    As many third-order steps as fit, then 2 and 1, 1, or 2 (Lu et al. 2022, Sec. 3.4); NFE 10 is
+    3, 3, 3, 1.
+    """
+    if nfe < 1:
+        raise UserError(
+            "dpm_fast_orders", f"NFE {nfe}", allowed="1 or more", remedy="ask for at least one"
+        )
+    thirds, rest = divmod(nfe, 3)
+    if rest:
+        return (3,) * thirds + (rest,)
+    return (3,) * (thirds - 1) + (2, 1)
