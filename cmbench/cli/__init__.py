@@ -1,1 +1,1 @@
-"""cli."""
+"""The command line: one small module a verb; parse, call, print."""

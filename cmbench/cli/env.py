@@ -1,0 +1,33 @@
+"""``cmbench env``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from cmbench.bench.provenance import environment
+from cmbench.bench.threads import choose_threads
+from cmbench.bench.workspace import Workspace
+from cmbench.cli.main import workspace_option
+from cmbench.data.locations import DataLocations
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@workspace_option
+def env(as_json: bool, workspace: str | None) -> None:
+    """Show versions, hardware, threads and paths."""
+    import torch  # only here: the GPU's name
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    found = environment(choose_threads(), gpu).model_dump(mode="json")
+    found["workspace"] = str(Workspace.choose(workspace).root.resolve())
+    found["data"] = str(DataLocations().data_dir)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for key, value in found.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        click.echo(f"{key:<12} {value if value is not None else 'none'}")

@@ -1,0 +1,60 @@
+"""``cmbench list``: what there is, from the specs alone (no torch)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from cmbench.bench.recipes import recipe_names
+from cmbench.plugin.manager import PluginManager, load_plugins
+
+KINDS = ("methods", "datasets", "metrics", "networks", "recipes", "extractors", "executors")
+
+#: Columns of the plain table of each kind.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "methods": ("name", "title", "family", "year", "reference"),
+    "datasets": ("name", "title", "data_shape", "num_classes", "license"),
+    "metrics": ("name", "title", "needs", "reference"),
+    "networks": ("name", "title", "reference"),
+    "recipes": ("method", "dataset", "recipe"),
+    "extractors": ("name", "title", "reference"),
+    "executors": ("name", "title"),
+}
+
+
+def rows_of(kind: str, manager: PluginManager) -> list[dict[str, Any]]:
+    """Return the rows of one kind as plain data, with the plugin that brings each."""
+    if kind == "recipes":
+        return [
+            {"method": spec.name, "dataset": dataset, "recipe": recipe}
+            for spec in manager.methods.specs.values()
+            for dataset, recipe in recipe_names(spec)
+        ]
+    registry = getattr(manager, kind)
+    rows = []
+    for name, spec in registry.specs.items():
+        row = {k: str(v) if k == "recipes" else v for k, v in spec._asdict().items()}
+        rows.append({**row, "plugin": registry.owners[name].distribution})
+    return rows
+
+
+@click.command("list")
+@click.argument("kind", type=click.Choice(KINDS))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(kind: str, as_json: bool) -> None:
+    """List methods, datasets, metrics, networks, recipes, extractors or executors."""
+    rows = rows_of(kind, load_plugins())
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    columns = COLUMNS[kind]
+    cells = [[_text(row.get(column, "")) for column in columns] for row in rows]
+    widths = [max([len(c), *(len(line[i]) for line in cells)]) for i, c in enumerate(columns)]
+    for line in [[c.upper() for c in columns], *cells]:
+        click.echo("  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip())
+
+
+def _text(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,132 @@
+"""``cmbench``: the entry point. Imports nothing heavy; a verb's module is loaded when it is used."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from cmbench.errors import EXIT_USAGE, UserError
+
+#: verb -> (module:command, one line of help). Kept here so that ``--help`` loads no verb.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("cmbench.cli.run:run", "Train, sample and measure every cell of a sweep."),
+    "report": ("cmbench.cli.report:report", "Render records as pages, Markdown, CSV and LaTeX."),
+    "status": ("cmbench.cli.status:status", "Show what the workspace holds and what is missing."),
+    "show": ("cmbench.cli.show:show", "Show one record."),
+    "list": ("cmbench.cli.listing:list_", "List methods, datasets, metrics, networks, recipes."),
+    "plugins": ("cmbench.cli.plugins:plugins", "List plugins with their status and errors."),
+    "env": ("cmbench.cli.env:env", "Show versions, hardware and paths."),
+    "completion": ("cmbench.cli.completion:completion", "Print shell completion set-up."),
+}
+
+EPILOG = """\b
+Exit codes: 0 done; 1 some cells failed (their records say why); 2 bad usage or input;
+3 a run broke down; 4 data, weights or hardware missing; 5 busy; 75 stopped, start again.
+
+\b
+Examples:
+  cmbench run                                    sct on digits, NFE 1, 2, 4
+  cmbench run --method cd,ict --dataset gmm --seeds 3
+  cmbench report
+"""
+
+
+class LazyGroup(click.Group):
+    """A group that knows its verbs by name and imports each one on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a verb."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs from the table, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Print the version of cmbench and of every plugin."""
+    if not value or ctx.resilient_parsing:
+        return
+    from cmbench import __version__  # on this path only: plugins take time to find
+    from cmbench.plugin.manager import load_plugins
+
+    click.echo(f"cmbench {__version__}")
+    for info in load_plugins().plugins:
+        state = "" if info.status == "ok" else f" ({info.status})"
+        click.echo(f"plugin {info.name} from {info.distribution} {info.version}{state}")
+    ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=print_version,
+    help="Show the versions of cmbench and its plugins.",
+)
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Measure few-step image generators on equal terms.
+
+    Results go to stdout, talk to stderr.
+    """
+    ctx.ensure_object(dict)["debug"] = debug
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; every foreseeable error is one line and an exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [a for a in given if a != "--debug"] if debug else given
+    if debug:
+        given.insert(0, "--debug")
+    try:
+        code = cli.main(args=given, prog_name="cmbench", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except UserError as error:
+        if debug:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        line = " ".join(str(error).split())
+        click.echo(
+            f"error: unexpected {type(error).__name__}: {line}; run again with --debug for the "
+            "traceback and report it",
+            err=True,
+        )
+        sys.exit(EXIT_USAGE)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def workspace_option(command: Any) -> Any:
+    """Add ``--workspace`` to a command."""
+    return click.option(
+        "--workspace", "-w", metavar="DIR", default=None,
+        help="Folder of runs, records and reports.  [env: CMBENCH_WORKSPACE; default: cmbench-out]",
+    )(command)

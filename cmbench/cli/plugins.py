@@ -1,0 +1,23 @@
+"""``cmbench plugins``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from cmbench.plugin.manager import load_plugins
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plugins(as_json: bool) -> None:
+    """List plugins: name, distribution, version, status, error."""
+    found = load_plugins().plugins
+    if as_json:
+        click.echo(json.dumps([asdict(info) for info in found], indent=1))
+        return
+    for info in found:
+        line = f"{info.name:<24} {info.distribution} {info.version}  {info.status}"
+        click.echo(line + (f"  {info.error}" if info.error else f"  ({len(info.hooks)} hooks)"))

@@ -1,0 +1,98 @@
+"""Plans and results as tables on stdout."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from cmbench.bench.context import Context
+    from cmbench.bench.planning import RunPlan
+    from cmbench.bench.record import Record
+    from cmbench.bench.sweep import SweepPlan
+
+
+def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
+    """Print a table: drawn on a terminal, plain aligned columns elsewhere."""
+    rows = [list(row) for row in rows]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title=title or None)
+        for index, name in enumerate(header):
+            table.add_column(escape(name), justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        Console().print(table)
+        return
+    widths = [max(len(line[i]) for line in [list(header), *rows]) for i in range(len(header))]
+    if title:
+        click.echo(title)
+    for line in [list(header), *rows]:
+        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        click.echo("  ".join(cells).rstrip())
+
+
+def print_table(records: Sequence[Record]) -> None:
+    """Print the sweep's result: one row a cell, over seeds in the report."""
+    metrics = list(dict.fromkeys(name for r in records for name in r.metrics))[:4]
+    rows = []
+    for record in records:
+        values = [_number(record.metrics[m].value) if m in record.metrics else "-" for m in metrics]
+        speed = record.sampling.images_per_s
+        rows.append([
+            record.method, str(record.training.seed), str(record.sampling.nfe), *values,
+            f"{speed:.0f}" if speed else "-", record.status,
+        ])
+    echo_table(["method", "seed", "NFE", *metrics, "images/s", "status"], rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.4g}"
+
+
+def print_plan(context: Context, plan: SweepPlan) -> None:
+    """Print runs and cells, with parameters, images, and what is already done."""
+    from cmbench.bench.sweep import is_trained
+
+    rows = []
+    for run in plan.runs:
+        rows.append([
+            run.run_id, _parameters(context, run), f"{_images(context, run):,}",
+            "done" if is_trained(context, run) else _resumable(context, run),
+        ])
+    echo_table(["run", "parameters", "images", "state"], rows, title="runs")
+    click.echo()
+    cells = []
+    for cell in plan.cells:
+        state = "done" if cell.cell in plan.done else "to do"
+        if cell.declined:
+            state = f"declined: {cell.declined}"
+        cells.append([cell.cell, str(cell.nfe), str(cell.seed), f"{cell.num_samples:,}", state])
+    echo_table(["cell", "NFE", "seed", "images", "state"], cells, title="cells")
+
+
+def _parameters(context: Context, run: RunPlan) -> str:
+    import torch
+
+    from cmbench.bench.kit import TrainingKit
+
+    with torch.device("meta"):
+        network = TrainingKit(context, run, run.problem(context), None).network()
+    return f"{sum(p.numel() for p in network.parameters()):,}"
+
+
+def _images(context: Context, run: RunPlan) -> int:
+    return round(run.config.duration_kimg * 1000)
+
+
+def _resumable(context: Context, run: RunPlan) -> str:
+    folder = context.workspace.run(run.run_id) / "checkpoints"
+    found = sorted(folder.glob("*.json")) if folder.exists() else []
+    return f"resume at {int(found[-1].stem):,} images" if found else "to train"

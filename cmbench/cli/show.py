@@ -1,0 +1,69 @@
+"""``cmbench show``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from cmbench.bench.record import Record, read_record
+from cmbench.bench.workspace import Workspace
+from cmbench.cli.main import workspace_option
+from cmbench.errors import UserError
+
+
+def find_record(workspace: Workspace, name: str) -> Path:
+    """Return the record file that ``name`` means: a path, a cell, or the start of one cell."""
+    if name.endswith(".json") and Path(name).is_file():
+        return Path(name)
+    files = sorted(workspace.all_records.glob("*/*.json"))
+    matches = [f for f in files if f.stem == name] or [f for f in files if f.stem.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    some = ", ".join(f.stem for f in (matches or files)[:5]) or "no records yet"
+    problem = f"{name!r} fits {len(matches)} records" if matches else f"no record {name!r}"
+    raise UserError("cmbench show", problem, allowed=some,
+                    remedy="give a cell's full name, see `cmbench status`")
+
+
+@click.command()
+@click.argument("cell")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole record.")
+@workspace_option
+def show(cell: str, as_json: bool, workspace: str | None) -> None:
+    """Show the record of CELL: its numbers and everything that decides them."""
+    path = find_record(Workspace.choose(workspace), cell)
+    record = read_record(path)
+    if as_json:
+        click.echo(record.to_json(), nl=False)
+        return
+    for line in describe(record):
+        click.echo(line)
+    click.echo(f"file         {path}")
+
+
+def describe(record: Record) -> list[str]:
+    """Return a record as lines for a person."""
+    s, t = record.sampling, record.training
+    lines = [
+        f"cell         {record.cell}",
+        f"status       {record.status}" + (f": {record.reason}" if record.reason else ""),
+        f"method       {record.method} ({record.plugin.distribution} {record.plugin.version})",
+        f"dataset      {record.dataset.name} {record.dataset.revision}",
+        f"run          {t.run}",
+        f"training     {t.images_seen:,} images, {t.parameters:,} parameters, teacher {t.teacher}",
+        f"sampling     NFE {s.nfe} (counted {s.nfe_measured}), {s.sampler} at "
+        f"{', '.join(f'{x:.4g}' for x in s.times)}, {s.num_samples:,} images, seed {s.seed}",
+    ]
+    for name, metric in record.metrics.items():
+        interval = f"  95 % [{metric.interval[0]:.5g}, {metric.interval[1]:.5g}]" if metric.interval else ""
+        lines.append(f"  {name:<14} {metric.value}{interval}  {metric.key}")
+    lines += [f"warning      {w}" for w in record.warnings]
+    packages = json.dumps(record.environment.packages, sort_keys=True)
+    lines += [
+        f"environment  python {record.environment.python}, {record.environment.cpu}, "
+        f"{record.environment.threads} threads, {packages}",
+        f"command      {record.command}",
+    ]
+    return lines

@@ -1,0 +1,52 @@
+"""``cmbench status``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from cmbench.bench.record import read_records
+from cmbench.bench.workspace import Workspace
+from cmbench.cli.main import workspace_option
+from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
+
+
+@click.command()
+@workspace_option
+def status(workspace: str | None) -> int:
+    """Show runs and records of the workspace; exit 1 if a record failed or cannot be read."""
+    place = Workspace.choose(workspace)
+    click.echo(f"workspace {place.root}")
+    for folder in sorted((place.root / "runs").glob("*/*")):
+        if folder.is_dir():
+            click.echo(f"run  {folder.parent.name}/{folder.name}  {run_state(folder)}")
+    trouble = 0
+    for dataset in sorted(place.all_records.glob("*")):
+        counts: Counter[str] = Counter()
+        for path, found in read_records(dataset):
+            if isinstance(found, UserError):
+                trouble += 1
+                click.echo(f"unreadable  {found}")
+                continue
+            counts[found.status] += 1
+            if found.status != "finished":
+                trouble += found.status == "failed"
+                click.echo(f"{found.status}  {path.stem}: {found.reason}")
+        summary = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
+        click.echo(f"records  {dataset.name}  {summary}")
+    return EXIT_CELLS_FAILED if trouble else EXIT_OK
+
+
+def run_state(folder: Path) -> str:
+    """Say how far a run is."""
+    try:
+        if (folder / "result.json").exists():
+            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            return f"trained, {result['images_seen']:,} images"
+    except (OSError, ValueError, KeyError):
+        return "result.json cannot be read"
+    found = sorted((folder / "checkpoints").glob("*.json"))
+    return f"unfinished, checkpoint at {int(found[-1].stem):,} images" if found else "not started"
