@@ -1,1 +1,1 @@
-"""leaderboard."""
+"""Published rows, rows measured over seeds, statistics, ranking; no tensors, no torch."""

@@ -1,0 +1,97 @@
+"""Sections: which rows may stand in one ranking, and why the others may not.
+
+Two rows are ranked together only if the key of their rank metric is equal and both have the
+samples that the protocol asks for. Everything else is shown in a section of its own with the
+reason, never merged silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cmbench.leaderboard.rows import REPORTED, Row
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows that are comparable with each other."""
+
+    id: str
+    title: str
+    #: Why these rows stand apart; empty for the first ranked section.
+    reason: str
+    ranked: bool
+    rows: tuple[Row, ...]
+    metric: str = ""
+    key: str = ""
+
+
+def rank_key(row: Row) -> str:
+    """Return the metric key that ``row`` is ranked by; empty if it has no rank value."""
+    found = row.rank_measurement
+    return found.key if found is not None else ""
+
+
+def sections(rows: Iterable[Row]) -> list[Section]:
+    """Split ``rows`` into sections: ranked ones by size, then those that cannot be ranked."""
+    full: dict[str, list[Row]] = {}
+    short: dict[str, list[Row]] = {}
+    unranked: list[Row] = []
+    reported: list[Row] = []
+    for row in rows:
+        key = rank_key(row)
+        if row.kind == REPORTED and not key:
+            reported.append(row)
+        elif not key:
+            unranked.append(row)
+        else:
+            (full if row.full_samples else short).setdefault(key, []).append(row)
+    result = _ranked(full) + _short(short)
+    if unranked:
+        result.append(
+            Section(
+                "no-rank-metric", "Without a value of the rank metric",
+                "The rank metric could not be computed for these cells, so they have no rank.",
+                False, tuple(unranked),
+            )
+        )
+    if reported:
+        result.append(
+            Section(
+                "reported", "Reported by their authors",
+                "Published numbers whose protocol is not stated precisely enough to equal a "
+                "measured metric key: shown as printed, never ranked with measured rows.",
+                False, tuple(reported),
+            )
+        )
+    return result
+
+
+def _ranked(groups: dict[str, list[Row]]) -> list[Section]:
+    result = []
+    for index, (key, rows) in enumerate(sorted(groups.items(), key=lambda g: -len(g[1]))):
+        reason = "" if index == 0 else (
+            "Another metric key than the first section: another reference, sample count, "
+            "extractor or implementation, so the numbers do not compare with it."
+        )
+        kind = "Reported" if all(row.kind == REPORTED for row in rows) else "Measured"
+        result.append(
+            Section(
+                f"ranked-{index}", kind if index == 0 else f"{kind} under another protocol",
+                reason, True, tuple(rows), rows[0].rank_metric, key,
+            )
+        )
+    return result
+
+
+def _short(groups: dict[str, list[Row]]) -> list[Section]:
+    return [
+        Section(
+            f"short-{index}", "Fewer samples than the protocol",
+            "Distances are biased upwards when fewer samples are drawn, so these rows are never "
+            "ranked with full ones.",
+            False, tuple(rows), rows[0].rank_metric, key,
+        )
+        for index, (key, rows) in enumerate(groups.items())
+    ]

@@ -1,0 +1,221 @@
+"""The table's columns: one definition for HTML, Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cmbench.bench.record import Record
+from cmbench.leaderboard.rows import Measurement, Row
+from cmbench.report.numbers import format_count, format_mean, format_number, format_seconds
+
+SortValue = float | str | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, what it sorts by and whether it is the best of its group."""
+
+    text: str = ""
+    sort: SortValue = None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column; ``shown`` tells whether it is visible before the reader chooses."""
+
+    key: str
+    title: str
+    cell: Callable[[Row], Cell]
+    numeric: bool = False
+    shown: bool = True
+    help: str = ""
+    metric: str = ""
+    higher_is_better: bool | None = None
+
+
+def table_columns(rows: Sequence[Row], extra: Mapping[str, str]) -> list[Column]:
+    """Return every column for ``rows``: identity, metrics, cost, provenance, plugins' columns.
+
+    ``extra`` maps titles to dotted paths into the record (hook ``cmbench_report_columns``).
+    """
+    measured = any(row.cells for row in rows)
+    published = any(not row.cells for row in rows)
+    columns = [
+        Column("method", "Method", lambda r: _text(r.title)),
+        Column("kind", "Kind", lambda r: _text(r.kind), shown=published and measured,
+               help="measured by this harness, imported checkpoint, scored samples or reported"),
+        Column("family", "Family", lambda r: _text(r.family), shown=published),
+        Column("conditional", "Labels", lambda r: _text(conditioning(r)), shown=False,
+               help="class-conditional or unconditional"),
+        Column("nfe", "NFE", _nfe, numeric=True,
+               help="network evaluations per image, counted by wrapping the network"),
+        *_metric_columns(rows),
+        Column("seeds", "Seeds", _seeds, numeric=True, shown=measured,
+               help="independent seeds behind mean and interval"),
+        Column("images_per_s", "Images/s", lambda r: _mean_of(r, _images_per_s), numeric=True,
+               shown=measured, help="sampling speed on the machine of the record"),
+        Column("samples", "Samples", _samples, numeric=True, shown=False,
+               help="images per cell"),
+        Column("parameters", "Parameters", lambda r: _count(r.parameters), numeric=True,
+               shown=published, help="of the network that is sampled"),
+        Column("compute", "Compute", _compute, numeric=True, shown=False,
+               help="effective sampling compute: parameters in billions × NFE"),
+        Column("images_seen", "Training images",
+               lambda r: _mean_of(r, lambda c: float(c.training.images_seen), format_count),
+               numeric=True, shown=False, help="images seen in training"),
+        Column("training_s", "Training time",
+               lambda r: _mean_of(r, _training_seconds, format_seconds), numeric=True,
+               shown=False, help="wall time of all training phases"),
+        Column("recipe", "Recipe", lambda r: _text(r.recipe), shown=measured),
+        Column("sampler", "Sampler", lambda r: _text(r.sampler), shown=measured),
+        Column("marks", "Marks", lambda r: _text(", ".join(r.marks)),
+               shown=any(r.marks for r in rows)),
+        Column("reference", "Reference", lambda r: _text(r.reference), shown=published),
+        Column("year", "Year", lambda r: _count(r.year or None, str), numeric=True, shown=False),
+        Column("note", "Note", lambda r: _text(r.note), shown=False),
+    ]  # fmt: skip
+    return columns + [_extra_column(title, path) for title, path in extra.items()]
+
+
+def _metric_columns(rows: Sequence[Row]) -> list[Column]:
+    """One column per metric, the rank metrics first; more than six start hidden."""
+    first: dict[str, Measurement] = {}
+    ranked = list(dict.fromkeys(row.rank_metric for row in rows if row.rank_metric))
+    for row in rows:
+        for name, measurement in row.measurements.items():
+            first.setdefault(name, measurement)
+    names = [n for n in ranked if n in first] + [n for n in first if n not in ranked]
+    return [
+        Column(
+            f"metric:{name}",
+            f"{metric_title(name)} {'↑' if first[name].higher_is_better else '↓'}",
+            lambda r, n=name: _measured(r.measurements.get(n)),  # type: ignore[misc]
+            numeric=True, shown=index < 6, metric=name,
+            higher_is_better=first[name].higher_is_better,
+            help=f"{metric_title(name)}: mean and 95 % interval over seeds; "
+            f"{'higher' if first[name].higher_is_better else 'lower'} is better",
+        )
+        for index, name in enumerate(names)
+    ]  # fmt: skip
+
+
+_TITLES = {"fid": "FID", "is": "IS", "kid": "KID", "isc": "IS"}
+
+
+def metric_title(name: str) -> str:
+    """Return how readers know the metric: ``fid`` is FID, ``precision`` is Precision."""
+    if name in _TITLES:
+        return _TITLES[name]
+    return name[:1].upper() + name[1:] if name.isalpha() else name
+
+
+def _text(value: str) -> Cell:
+    return Cell(value, value.casefold() or None)
+
+
+def _count(value: int | None, show: Callable[[int], str] = format_count) -> Cell:
+    return Cell() if value is None else Cell(show(value), float(value))
+
+
+def conditioning(row: Row) -> str:
+    """Return ``conditional``, ``unconditional`` or nothing where the source does not say."""
+    if row.conditional is None:
+        return ""
+    return "conditional" if row.conditional else "unconditional"
+
+
+def _nfe(row: Row) -> Cell:
+    return Cell(row.nfe_text, None if row.nfe is None else float(row.nfe))
+
+
+def _measured(found: Measurement | None) -> Cell:
+    if found is None:
+        return Cell()
+    return Cell(found.text or format_mean(found.interval), found.mean)
+
+
+def _seeds(row: Row) -> Cell:
+    if not row.cells:
+        return Cell()
+    return Cell(str(row.seeds), float(row.seeds))
+
+
+def _samples(row: Row) -> Cell:
+    if row.num_samples is None:
+        return Cell()
+    mark = "" if row.full_samples else " (fewer than the protocol's)"
+    return Cell(f"{row.num_samples:,}{mark}", float(row.num_samples))
+
+
+def effective_compute(row: Row) -> float | None:
+    """Return parameters (billions) × NFE, guidance counted in NFE; None if either is unknown."""
+    if row.parameters is None or row.nfe is None:
+        return None
+    return row.parameters * row.nfe / 1e9
+
+
+def _compute(row: Row) -> Cell:
+    value = effective_compute(row)
+    return Cell() if value is None else Cell(format_number(value), value)
+
+
+def _images_per_s(record: Record) -> float | None:
+    return record.sampling.images_per_s
+
+
+def _training_seconds(record: Record) -> float | None:
+    phases = record.training.seconds_by_phase
+    return sum(phases.values()) if phases else None
+
+
+def row_mean(row: Row, value: Callable[[Record], float | None]) -> float | None:
+    """Return the mean of a record's value over the row's cells; None if none has it."""
+    values = [found for _, record in row.cells if (found := value(record)) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _mean_of(
+    row: Row, value: Callable[[Record], float | None],
+    show: Callable[[float], str] = format_number,
+) -> Cell:  # fmt: skip
+    mean = row_mean(row, value)
+    return Cell() if mean is None else Cell(show(mean), mean)
+
+
+def training_seconds(row: Row) -> float | None:
+    """Return the mean wall time of training in seconds, all phases together."""
+    return row_mean(row, _training_seconds)
+
+
+def _extra_column(title: str, path: str) -> Column:
+    def cell(row: Row) -> Cell:
+        return _joined(lookup(record, path) for _, record in row.cells)
+
+    return Column(f"extra:{title}", title, cell, help=f"record field {path}")
+
+
+def lookup(record: Record, path: str) -> Any:
+    """Return what the dotted ``path`` names in a record; None where it ends early."""
+    found: Any = record
+    for part in path.split("."):
+        if isinstance(found, Mapping):
+            found = found.get(part)
+        elif part in type(found).model_fields if hasattr(type(found), "model_fields") else False:
+            found = getattr(found, part)
+        else:
+            return None
+    return found
+
+
+def _joined(values: Iterable[Any]) -> Cell:
+    """One cell from the seeds' values: the mean of numbers, otherwise the distinct texts."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return Cell()
+    if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in known):
+        mean = sum(known) / len(known)
+        return Cell(format_number(mean), float(mean))
+    return _text(", ".join(dict.fromkeys(str(v) for v in known)))

@@ -1,0 +1,44 @@
+"""How numbers are printed: enough digits to tell rows apart, no more than were measured."""
+
+from __future__ import annotations
+
+import math
+
+from cmbench.leaderboard.statistics import Interval
+
+
+def format_number(value: float, digits: int = 3) -> str:
+    """Return ``value`` with ``digits`` significant digits, plain where it is readable."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    exponent = math.floor(math.log10(abs(value)))
+    if -4 <= exponent < 7:
+        return f"{value:,.{max(0, digits - 1 - exponent)}f}"
+    return f"{value:.{digits - 1}e}"
+
+
+def format_mean(interval: Interval) -> str:
+    """Return ``mean ± half-width``, rounded to the second digit of the half-width."""
+    half = interval.half_width
+    if half is None or half == 0:
+        return format_number(interval.mean, 4)
+    decimals = max(0, 1 - math.floor(math.log10(half)))
+    if decimals > 6 or abs(interval.mean) >= 1e7:
+        return f"{interval.mean:.3e} ± {half:.1e}"
+    return f"{interval.mean:,.{decimals}f} ± {half:,.{decimals}f}"
+
+
+def format_count(value: float) -> str:
+    """Return a count with a metric suffix: ``55.7M``, ``1.5B``, ``898``."""
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.4g}"
+
+
+def format_seconds(value: float) -> str:
+    """Return a duration: ``42 s``, ``3.5 min``, ``12 h``."""
+    for size, unit in ((3600.0, "h"), (60.0, "min")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g} s"

@@ -1,0 +1,6 @@
+"""Make the synthetic records of tests/report importable here too."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
