@@ -151,7 +151,10 @@ def render(
         )
         pages.append(page)
         written += _write_page(page, engine, out_dir, extra_charts)
-    index = _with_csp(engine, "index.html.j2", {"pages": pages, "command": command}, scripts=())
+    names = {page.dataset for page in pages}
+    others = sorted(p.stem for p in out_dir.glob("*.html") if p.stem not in {*names, "index"})
+    context = {"pages": pages, "others": others, "command": command}
+    index = _with_csp(engine, "index.html.j2", context, scripts=())
     written.append(_write(out_dir / "index.html", index))
     return written
 
