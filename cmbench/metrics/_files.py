@@ -1,0 +1,63 @@
+"""Hashed safetensors files for the metric layer."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from cmbench.errors import UserError
+from cmbench.files import write_atomically
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content as 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_tensors(tensors: dict[str, Tensor]) -> str:
+    """Return the SHA-256 of names, dtypes, shapes and values, whatever the file format."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        head = f"{name}:{tensor.dtype}:{tuple(tensor.shape)};"
+        digest.update(head.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save_tensors(contiguous, metadata=metadata))
+
+
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file written by :func:`write_tensors`.
+
+    Raises:
+        UserError: the file is missing, truncated, or not of the ``kind`` in its metadata.
+    """
+    remedy = "delete the file and run again: it will be made anew"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise UserError(str(path), "no such file", allowed=f"a {kind} file") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            str(path),
+            f"cannot be read: {error}",
+            allowed=f"a whole safetensors {kind} file",
+            remedy=remedy,
+        ) from error
+    if metadata.get("kind") != kind:
+        found = metadata.get("kind", "no kind")
+        raise UserError(str(path), f"holds {found!r}", allowed=f"kind {kind!r}", remedy=remedy)
+    return tensors, metadata

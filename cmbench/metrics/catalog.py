@@ -1,0 +1,45 @@
+"""The built-in metrics and feature extractors, as specs. Imports no torch.
+
+``needs`` says what a metric is computed from: "features" (of samples and reference), "logits" (of
+the extractor's classifier), "spatial" features, or "flow map" (the dataset's exact one).
+"""
+
+from __future__ import annotations
+
+from cmbench.plugin.specs import ExtractorSpec, MetricSpec
+
+_HEUSEL = "Heusel et al. 2017, arXiv:1706.08500"
+_SALIMANS = "Salimans et al. 2016, arXiv:1606.03498"
+_KYNKAANNIEMI = "Kynkäänniemi et al. 2019, arXiv:1904.06991"
+_NAEEM = "Naeem et al. 2020, arXiv:2002.09797"
+_BINKOWSKI = "Bińkowski et al. 2018, arXiv:1801.01401"
+
+METRICS: tuple[MetricSpec, ...] = (
+    MetricSpec("fid", "Fréchet Inception distance", False, "features", _HEUSEL),
+    MetricSpec("fd-digits", "Fréchet distance on digits-cnn", False, "features", _HEUSEL),
+    MetricSpec("fd-pixels", "Fréchet distance on pixel values", False, "features", _HEUSEL),
+    MetricSpec("is", "Inception score of the extractor's classifier", True, "logits", _SALIMANS),
+    MetricSpec("precision", "Improved precision (k = 3)", True, "features", _KYNKAANNIEMI),
+    MetricSpec("recall", "Improved recall (k = 3)", True, "features", _KYNKAANNIEMI),
+    MetricSpec("density", "Density (k = 3)", True, "features", _NAEEM),
+    MetricSpec("coverage", "Coverage (k = 3)", True, "features", _NAEEM),
+    MetricSpec("kid", "Kernel Inception distance", False, "features", _BINKOWSKI),
+    MetricSpec("kd", "Kernel distance on the extractor", False, "features", _BINKOWSKI),
+    MetricSpec(
+        "flow-map-mean", "Mean flow-map error", False, "flow map", unit="data standard deviations"
+    ),
+    MetricSpec(
+        "flow-map-max", "Largest flow-map error", False, "flow map", unit="data standard deviations"
+    ),
+)
+
+EXTRACTORS: tuple[ExtractorSpec, ...] = (
+    ExtractorSpec(
+        "digits-cnn", "cmbench.metrics.digits_cnn:DigitsExtractor", "Small CNN for 8x8 digits, 64-d"
+    ),
+    ExtractorSpec(
+        "pixels",
+        "cmbench.metrics.extractor:PixelExtractor",
+        "Identity: the pixel values themselves",
+    ),
+)

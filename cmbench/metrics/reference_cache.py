@@ -1,0 +1,143 @@
+"""Reference files: safetensors with a hash, cached under a key of everything that decides them.
+
+The file name is a hash of the content of the data, extractor, weights, preprocessing, quantisation
+and layout version. A file that is damaged is made anew, and the reference says so in ``notes``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from cmbench.errors import UserError
+from cmbench.metrics._files import read_tensors, sha256_tensors, write_tensors
+from cmbench.metrics.extractor import Extractor
+from cmbench.metrics.frechet import FrechetReference
+from cmbench.metrics.inception_score import InceptionScore
+from cmbench.metrics.kernel_distance import SelfKernel
+from cmbench.metrics.reference import Reference, ReferenceKey, reference_key
+from cmbench.metrics.statistics import Divisor, Moments
+
+KIND = "reference"
+_REMEDY = "delete the file and run again: it will be made anew"
+
+
+def cached_reference(
+    images: Callable[[], Iterable[Tensor]],
+    extractor: Extractor,
+    *,
+    source: str,
+    source_sha256: str,
+    quantization: str,
+    folder: Path | None,
+) -> Reference:
+    """Return the reference of a dataset, from ``folder`` if it is there, else computed and kept.
+
+    Args:
+        images: called only when the reference must be computed; yields uint8 batches
+            ``[N, C, H, W]`` (or float in [-1, 1], then quantised).
+        extractor: what turns them into features.
+        source: name of the dataset and split, for people.
+        source_sha256: hash of its content.
+        quantization: the rule of the samples.
+        folder: where reference files lie; None keeps nothing.
+    """
+    key = reference_key(
+        extractor, source=source, source_sha256=source_sha256, quantization=quantization
+    )
+    if folder is None:
+        return Reference.compute(images(), extractor, key)
+    path = folder / key.file_name
+    notes: tuple[str, ...] = ()
+    if path.exists():
+        try:
+            return load_reference(path, key)
+        except UserError as error:
+            notes = (f"reference made anew: {error}",)
+    reference = replace(Reference.compute(images(), extractor, key), notes=notes)
+    save_reference(reference, path)
+    return reference
+
+
+def save_reference(reference: Reference, path: Path) -> None:
+    """Write a reference with its hash, atomically."""
+    count = -1 if reference.count is None else reference.count
+    tensors = {"count": torch.tensor(count), **_frechet_tensors("", reference.frechet)}
+    if reference.features is not None:
+        tensors["features"] = reference.features
+    if reference.radii is not None:
+        tensors["radii"] = reference.radii
+    if reference.kernel is not None:
+        tensors["kernel_row_means"] = reference.kernel.row_means
+        mean_square = torch.tensor(reference.kernel.mean_square, dtype=torch.float64)
+        tensors["kernel_mean_square"] = mean_square
+    if reference.spatial is not None:
+        tensors |= _frechet_tensors("spatial_", reference.spatial)
+    metadata = {
+        "kind": KIND,
+        "key": json.dumps(asdict(reference.key), sort_keys=True),
+        "divisor": reference.moments.divisor,
+        "score": json.dumps(asdict(reference.score)) if reference.score else "",
+        "sha256": sha256_tensors(tensors),
+    }
+    write_tensors(path, tensors, metadata)
+
+
+def load_reference(path: Path, key: ReferenceKey | None = None) -> Reference:
+    """Read a reference; with ``key``, refuse one made for another.
+
+    Raises:
+        UserError: the file is missing, damaged, or belongs to another key.
+    """
+    tensors, metadata = read_tensors(path, KIND)
+    if sha256_tensors(tensors) != metadata.get("sha256"):
+        raise UserError(str(path), "content does not match its hash", remedy=_REMEDY)
+    try:
+        found = ReferenceKey(**json.loads(metadata["key"]))
+        score = InceptionScore(**json.loads(metadata["score"])) if metadata["score"] else None
+        reference = _assemble(found, tensors, metadata["divisor"], score)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(str(path), f"lacks or misplaces a part: {error}", remedy=_REMEDY) from error
+    if key is not None and found != key:
+        raise UserError(str(path), f"was made for {found}", allowed=str(key), remedy=_REMEDY)
+    return reference
+
+
+def _frechet_tensors(prefix: str, frechet: FrechetReference) -> dict[str, Tensor]:
+    return {
+        f"{prefix}mean": frechet.moments.mean,
+        f"{prefix}cov": frechet.moments.cov,
+        f"{prefix}factor": frechet.factor,
+    }
+
+
+def _assemble(
+    key: ReferenceKey, tensors: dict[str, Tensor], divisor: str, score: InceptionScore | None
+) -> Reference:
+    if divisor not in ("n-1", "n", "unknown"):
+        raise ValueError(f"divisor {divisor!r}")
+    count = int(tensors["count"])
+
+    def frechet(prefix: str) -> FrechetReference:
+        mean, cov = tensors[f"{prefix}mean"], tensors[f"{prefix}cov"]
+        moments = Moments(mean, cov, None if count < 0 else count, cast(Divisor, divisor))
+        return FrechetReference(moments, tensors[f"{prefix}factor"])
+
+    kernel = None
+    if "kernel_row_means" in tensors:
+        kernel = SelfKernel(tensors["kernel_row_means"], float(tensors["kernel_mean_square"]))
+    return Reference(
+        key,
+        frechet(""),
+        features=tensors.get("features"),
+        radii=tensors.get("radii"),
+        kernel=kernel,
+        spatial=frechet("spatial_") if "spatial_mean" in tensors else None,
+        score=score,
+    )

@@ -1,0 +1,108 @@
+"""The features of a cell's samples, ordered by sample number, and what is odd about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cmbench.errors import UserError
+from cmbench.metrics.extractor import Features
+from cmbench.metrics.reference import Reference
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Features of all samples in the order of their numbers; fields as in ``Features``."""
+
+    indices: Tensor
+    pool: Tensor | None = None
+    logits: Tensor | None = None
+    spatial: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return len(self.indices)
+
+    @property
+    def duplicates(self) -> int:
+        """Samples whose features equal those of an earlier one (as do equal images)."""
+        if self.pool is None:
+            return 0
+        return self.count - len(torch.unique(self.pool, dim=0))
+
+    def warnings(self, reference: Reference | None) -> list[str]:
+        """Return what a reader of the numbers should know."""
+        found = []
+        if self.pool is not None and self.count <= self.pool.shape[1]:
+            found.append(
+                f"{self.count} samples for {self.pool.shape[1]} features: the covariance is"
+                " rank-deficient, the distance exact but strongly biased; use more samples"
+            )
+        if reference is not None and reference.count and self.count < reference.count / 2:
+            found.append(
+                f"{self.count} samples against {reference.count} reference images: the distance is"
+                " biased upwards; compare it only with numbers of the same count"
+            )
+        if self.duplicates:
+            found.append(
+                f"{self.duplicates} of {self.count} samples are duplicates: check the seeds and"
+                " how samples were divided among processes"
+            )
+        return found
+
+
+@dataclass
+class SampleCollector:
+    """Gathers batches of features in any order."""
+
+    count: int = 0
+    _indices: list[Tensor] = field(default_factory=list)
+    _features: list[Features] = field(default_factory=list)
+
+    def add(self, indices: Tensor, features: Features | None) -> None:
+        """Add one batch; its rows carry the sample numbers ``indices`` ``[N]``."""
+        self.count += len(indices)
+        self._indices.append(indices.cpu())
+        if features is not None:
+            self._features.append(features)
+
+    def extend(self, other: SampleCollector) -> None:
+        """Add another process's batches."""
+        self.count += other.count
+        self._indices.extend(other._indices)
+        self._features.extend(other._features)
+
+    def samples(self) -> Samples:
+        """Return everything in the order of sample numbers.
+
+        Raises:
+            UserError: a sample number occurs twice, or there are no samples.
+        """
+        if not self.count:
+            raise UserError("metrics", "no samples", allowed="at least 2", remedy="sample first")
+        indices, order = torch.cat(self._indices).sort(stable=True)
+        repeated = int((indices[1:] == indices[:-1]).sum())
+        if repeated:
+            raise UserError(
+                "metrics", f"{repeated} sample numbers occur twice", allowed="each image once",
+                remedy="divide the samples among processes without padding",
+            )  # fmt: skip
+        if not self._features:
+            return Samples(indices)
+        return Samples(
+            indices,
+            pool=_ordered([features.pool for features in self._features], order),
+            logits=_ordered([features.logits for features in self._features], order),
+            spatial=_ordered([features.spatial for features in self._features], order),
+        )
+
+
+def _ordered(parts: list[Tensor] | list[Tensor | None], order: Tensor) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    if not present:
+        return None
+    rows = torch.cat([part.to(present[0].device) for part in present])
+    return rows[order.to(rows.device)]

@@ -1,0 +1,246 @@
+"""From features to numbers: what each metric needs, and how it becomes a MetricValue."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from cmbench.errors import UserError, unknown_name
+from cmbench.metrics.catalog import METRICS
+from cmbench.metrics.extractor import Extractor
+from cmbench.metrics.flow_map import FlowMapError
+from cmbench.metrics.frechet import FrechetReference, half_split_infinity
+from cmbench.metrics.inception_score import inception_score
+from cmbench.metrics.kernel_distance import kernel_distance
+from cmbench.metrics.precision_recall import PrecisionRecall, precision_recall
+from cmbench.metrics.reference import NEIGHBOURS, Reference
+from cmbench.metrics.samples import Samples
+from cmbench.metrics.statistics import FeatureStatistics, Moments
+from cmbench.metrics.values import Json, MetricValue, metric_key, normal_interval
+from cmbench.seeds import derive_seed
+
+#: Version of the formulas: a change that moves a number raises it, and with it every key.
+VERSION = "v1"
+MAX_SPLITS = 10
+FLOW_MAP = ("flow-map-mean", "flow-map-max")
+MANIFOLD = ("precision", "recall", "density", "coverage")
+#: Metrics named after the 2015 Inception network: only its verified weights may use the names.
+INCEPTION_ONLY = ("fid", "sfid", "kid")
+INCEPTION = "inception"
+
+
+def is_distance(metric: str) -> bool:
+    """Whether ``metric`` is a Fréchet distance on pooled features."""
+    return metric == "fid" or metric.startswith("fd-")
+
+
+def needs(metric: str) -> str:
+    """Return what ``metric`` is computed from: features, logits, spatial or flow map."""
+    if metric in FLOW_MAP:
+        return "flow map"
+    if metric == "is":
+        return "logits"
+    if metric == "sfid" or metric.startswith("sfd-"):
+        return "spatial"
+    if is_distance(metric) or metric in MANIFOLD or metric in ("kid", "kd"):
+        return "features"
+    raise unknown_name("metrics", "metric", metric, [spec.name for spec in METRICS])
+
+
+def check_metric(metric: str, extractor: Extractor | None, reference: Reference | None) -> None:
+    """Refuse a metric that this extractor or reference cannot serve, before any sampling.
+
+    A Fréchet distance carries its extractor's name; ``fid``, ``sfid`` and ``kid`` belong to the
+    2015 Inception network with verified weights.
+    """
+    need = needs(metric)
+    if need == "flow map":
+        return
+    if extractor is None:
+        raise UserError(f"metric {metric!r}", "no extractor", allowed="a feature extractor")
+    short = extractor.short_name
+    own = {"fid": f"fd-{short}", "sfid": f"sfd-{short}", "kid": "kd"}
+    if metric in INCEPTION_ONLY and short != INCEPTION:
+        raise UserError(
+            f"metric {metric!r}", f"the extractor is {extractor.name!r}",
+            allowed="the 2015 Inception network with verified weights",
+            remedy=f"ask for {own[metric]!r} instead",
+        )  # fmt: skip
+    for prefix in ("fd-", "sfd-"):
+        if metric.startswith(prefix) and metric != f"{prefix}{short}":
+            raise UserError(
+                f"metric {metric!r}", f"the extractor is {extractor.name!r}",
+                allowed=f"{prefix}{short}", remedy=f"ask for '{prefix}{short}'",
+            )  # fmt: skip
+    if need == "logits":
+        return
+    if reference is None:
+        raise UserError(f"metric {metric!r}", "no reference", allowed="a reference of real images")
+    if need == "spatial" and reference.spatial is None:
+        raise UserError(
+            f"metric {metric!r}", f"the reference {reference.key.source!r} has no spatial features",
+            allowed="a reference with spatial features", remedy="compute it from images",
+        )  # fmt: skip
+    if need == "features" and not is_distance(metric):
+        reference.with_features(metric)
+
+
+class Scores:
+    """Computes metrics of one set of samples; what several share is computed once."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        extractor: Extractor | None,
+        reference: Reference | None,
+        quantization: str,
+        flow: FlowMapError | None,
+    ) -> None:
+        self.samples, self.extractor, self.reference = samples, extractor, reference
+        self.quantization, self._flow = quantization, flow
+
+    def value(self, metric: str) -> MetricValue:
+        """Return one metric by name."""
+        if metric in FLOW_MAP:
+            return self._flow_map(metric)
+        if metric == "is":
+            return self._inception_score()
+        if metric in MANIFOLD:
+            return self._manifold_share(metric)
+        if metric in ("kid", "kd"):
+            return self._kernel(metric)
+        assert self.reference is not None
+        if needs(metric) == "spatial":
+            assert self.reference.spatial is not None
+            return self._distance(metric, self._rows(self.samples.spatial), self.reference.spatial)
+        return self._distance(metric, self._rows(self.samples.pool), self.reference.frechet)
+
+    def _distance(self, metric: str, rows: Tensor, reference: FrechetReference) -> MetricValue:
+        statistics = FeatureStatistics.from_features(rows)
+        moments = statistics.moments()
+        value = reference.distance(moments)
+        error = reference.standard_error(moments, rows)
+        detail = self._counts() | {
+            "covariance_divisor": moments.divisor,
+            "reference_covariance_divisor": reference.moments.divisor,
+            "dtype": "float64",
+            "rank_deficient": moments.rank_bound < moments.dim,
+        }
+        interval = None
+        if len(rows) >= 4:
+            halves = self._half_distances(rows, reference)
+            infinity = half_split_infinity(value, halves, error)
+            interval = (infinity.low, infinity.high)
+            detail["infinity"] = {
+                "value": infinity.value,
+                "interval": [infinity.low, infinity.high],
+                "half_distances": list(halves),
+                # With fewer rows than features the bias does not fall as 1/N yet.
+                "reliable": len(rows) // 2 > moments.dim,
+            }
+        key = self._key(metric, _divisors(moments, reference.moments), "float64")
+        return MetricValue(metric, value, False, key, error, interval, detail)
+
+    def _half_distances(self, rows: Tensor, reference: FrechetReference) -> tuple[float, float]:
+        # A random split: labels may cycle through the sample numbers.
+        generator = torch.Generator().manual_seed(derive_seed("half split"))
+        order = torch.randperm(len(rows), generator=generator).to(rows.device)
+        half = len(rows) // 2
+        first, second = rows[order[:half]], rows[order[half : 2 * half]]
+        return (
+            reference.distance(FeatureStatistics.from_features(first)),
+            reference.distance(FeatureStatistics.from_features(second)),
+        )
+
+    def _inception_score(self) -> MetricValue:
+        logits = self._rows(self.samples.logits)
+        splits = min(MAX_SPLITS, len(logits))
+        score = inception_score(logits, splits=splits)
+        error = score.std / math.sqrt(splits)
+        detail: dict[str, Json] = {"samples": len(logits), "splits": splits, "std": score.std}
+        if self.reference is not None and self.reference.score is not None:
+            detail["real"] = self.reference.score.mean
+        key = self._key("is", f"splits={splits}", "shuffle=2020", reference=False)
+        interval = normal_interval(score.mean, error)
+        return MetricValue("is", score.mean, True, key, error, interval, detail)
+
+    @cached_property
+    def _manifold(self) -> PrecisionRecall:
+        assert self.reference is not None
+        return precision_recall(
+            self._rows(self.samples.pool),
+            self.reference.with_features("precision"),
+            k=NEIGHBOURS,
+            reference_radii=self.reference.radii,
+        )
+
+    def _manifold_share(self, metric: str) -> MetricValue:
+        value = float(getattr(self._manifold, metric))
+        error = interval = None
+        if metric == "precision":  # given the reference, samples are independent trials
+            error = math.sqrt(value * (1 - value) / self.samples.count)
+            interval = normal_interval(value, error)
+        key = self._key(metric, f"k={NEIGHBOURS}", "float32")
+        detail = self._counts() | {"k": NEIGHBOURS, "dtype": "float32, centred"}
+        return MetricValue(metric, value, True, key, error, interval, detail)
+
+    def _kernel(self, metric: str) -> MetricValue:
+        assert self.reference is not None
+        result = kernel_distance(
+            self._rows(self.samples.pool),
+            self.reference.with_features(metric),
+            reference_self=self.reference.kernel,
+        )
+        detail = self._counts() | asdict(result) | {"estimator": "exact U-statistic, cubic kernel"}
+        return MetricValue(
+            metric, result.value, False, self._key(metric, "u-statistic", "float64"),
+            result.standard_error, normal_interval(result.value, result.standard_error), detail,
+        )  # fmt: skip
+
+    def _flow_map(self, metric: str) -> MetricValue:
+        assert self._flow is not None
+        mean = metric == "flow-map-mean"
+        error = self._flow.standard_error if mean else None
+        if error is not None and not math.isfinite(error):
+            error = None
+        value = self._flow.mean if mean else self._flow.maximum
+        return MetricValue(
+            metric, value, False, f"{metric}:n={self._flow.count}:{VERSION}", error,
+            None if error is None else normal_interval(value, error),
+            {"samples": self._flow.count, "unit": "data standard deviations"},
+        )  # fmt: skip
+
+    def _rows(self, rows: Tensor | None) -> Tensor:
+        if rows is None:
+            name = self.extractor.name if self.extractor is not None else "none"
+            raise UserError(
+                "metrics", f"the extractor {name!r} gave no such features",
+                allowed="an extractor with classifier logits and spatial features where asked for",
+                remedy="leave the metric out",
+            )  # fmt: skip
+        return rows
+
+    def _counts(self) -> dict[str, Json]:
+        count = None if self.reference is None else self.reference.count
+        return {"samples": self.samples.count, "reference_samples": count}
+
+    def _key(self, metric: str, *facts: str, reference: bool = True) -> str:
+        assert self.extractor is not None
+        kind = "fd" if is_distance(metric) else "sfd" if needs(metric) == "spatial" else metric
+        if reference and self.reference is not None:
+            facts = (*facts, f"ref={self.reference.key.digest[:8]}")
+        return metric_key(
+            kind, self.extractor.name, self.extractor.weights_sha256,
+            self.extractor.preprocessing, self.quantization, *facts,
+            f"n={self.samples.count}", VERSION,
+        )  # fmt: skip
+
+
+def _divisors(sample: Moments, reference: Moments) -> str:
+    if sample.divisor == reference.divisor:
+        return sample.divisor
+    return f"{sample.divisor}/{reference.divisor}"

@@ -1,0 +1,47 @@
+"""What a metric returns: the number, how sure it is, and everything that decided it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Half-width of a normal 95 % interval in standard errors.
+Z95 = 1.959963984540054
+
+Json = Any
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """One number of a cell.
+
+    Args:
+        name: metric name, as in ``cmbench list metrics``.
+        value: the number; may be infinite only where the metric itself is.
+        higher_is_better: direction.
+        key: everything that decides the number except the samples; two values may be ranked
+            together only if their keys agree.
+        standard_error: sampling error of ``value`` from this one set of samples, where known.
+        interval: 95 % interval (low, high), where known. It belongs to what ``detail`` says: for
+            the Fréchet distance that is the bias-corrected value, not the raw one.
+        detail: further numbers and facts, JSON-ready.
+    """
+
+    name: str
+    value: float
+    higher_is_better: bool
+    key: str
+    standard_error: float | None = None
+    interval: tuple[float, float] | None = None
+    detail: Mapping[str, Json] = field(default_factory=dict)
+
+
+def normal_interval(value: float, standard_error: float) -> tuple[float, float]:
+    """Return the 95 % interval ``value`` -+ 1.96 standard errors."""
+    return value - Z95 * standard_error, value + Z95 * standard_error
+
+
+def metric_key(metric: str, extractor: str, weights_sha256: str, *facts: str) -> str:
+    """Return e.g. ``fd:digits-cnn@1a2b3c4d:round:n-1:float64`` (parts joined by colons)."""
+    return ":".join((metric, f"{extractor}@{weights_sha256[:8]}", *facts))
