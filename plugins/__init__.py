@@ -7,6 +7,7 @@ one file that follows its paper; its recipes lie in ``recipes/<name>.toml``.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from cmbench.data.catalog import BUILTIN_DATASETS
 from cmbench.metrics.catalog import EXTRACTORS, METRICS
@@ -24,38 +25,42 @@ from cmbench.plugin.specs import (
 _RECIPES = Path(__file__).parent / "recipes"
 
 
-def _method(name: str, class_name: str, title: str, **facts: object) -> MethodSpec:
-    """Return the spec of the method in ``<name>.py`` with recipes in ``recipes/<name>.toml``."""
-    module = name.replace("-", "_")
-    return MethodSpec(
-        name,
-        f"cmbench_plugins.{module}:{class_name}",
-        title,
-        recipes=_RECIPES / f"{name}.toml",
-        **facts,  # type: ignore[arg-type]
-    )
+def _method(name: str, factory: str, title: str, **facts: Any) -> MethodSpec:
+    """Return a method's spec; its recipes are ``recipes/<name>.toml``."""
+    recipes = _RECIPES / f"{name}.toml"
+    return MethodSpec(name, f"cmbench_plugins.{factory}", title, recipes=recipes, **facts)
 
 
 METHODS = [
     _method(
-        "edm", "EDM", "Diffusion model with Heun, Euler or other solvers",
+        "edm", "edm:EDM", "Diffusion model, sampled by an ODE solver",
         reference="Karras et al. 2022, arXiv:2206.00364", year=2022, family="diffusion",
         is_teacher=True,
     ),
     _method(
-        "cd", "CD", "Consistency distillation",
+        "cd", "cm:CD", "Consistency distillation",
         reference="Song et al. 2023, arXiv:2303.01469", year=2023, family="distillation",
         needs_teacher=True,
     ),
     _method(
-        "ict", "ICT", "Improved consistency training",
+        "ct", "cm:CT", "Consistency training",
+        reference="Song et al. 2023, arXiv:2303.01469", year=2023,
+        family="consistency training",
+    ),
+    _method(
+        "ict", "ict:ICT", "Improved consistency training",
         reference="Song & Dhariwal 2023, arXiv:2310.14189", year=2023,
         family="consistency training",
     ),
     _method(
-        "sct", "SCT", "Simplified continuous-time consistency training",
+        "sct", "scm:SCT", "Simplified continuous-time consistency training",
         reference="Lu & Song 2024, arXiv:2410.11081", year=2024,
         family="consistency training", needs_teacher=True,
+    ),
+    _method(
+        "scd", "scm:SCD", "Simplified continuous-time consistency distillation",
+        reference="Lu & Song 2024, arXiv:2410.11081", year=2024, family="distillation",
+        needs_teacher=True,
     ),
 ]
 

@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -152,10 +153,10 @@ def run(**options: Any) -> int:
     print_table(records)
     if not options["no_report"]:
         click.echo(f"report: {render_page(context, request, records)}")
-    failed = [r for r in records if r.status == "failed"]
-    for record in failed:
-        click.echo(f"failed: {record.cell}: {record.reason}", err=True)
-    return EXIT_CELLS_FAILED if failed else EXIT_OK
+    reasons = Counter(r.reason for r in records if r.status == "failed")
+    for reason, count in reasons.items():
+        click.echo(f"{count} cell(s) failed: {reason}", err=True)
+    return EXIT_CELLS_FAILED if reasons else EXIT_OK
 
 
 def make_request(options: dict[str, Any]) -> SweepRequest:

@@ -51,7 +51,8 @@ class WeightAverage:
         self.config = config
         self._names = [name for name, _ in module.named_parameters()]
         self._source = [p for _, p in module.named_parameters()]
-        self._buffers = dict(module.named_buffers())
+        kept = module.state_dict(keep_vars=True)
+        self._buffers = {k: v for k, v in kept.items() if k not in self._names}
         self.average = [p.detach().clone() for p in self._source]
 
     @torch.no_grad()
@@ -69,7 +70,7 @@ class WeightAverage:
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averaged parameters and the module's buffers, under the module's names."""
         state = dict(zip(self._names, self.average, strict=True))
-        return state | {k: v for k, v in self._buffers.items() if k not in state}
+        return state | self._buffers
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the averaged parameters."""

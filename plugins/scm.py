@@ -1,9 +1,10 @@
-"""sCT: simplified, stabilised continuous-time consistency training.
+"""sCM: simplified, stabilised continuous-time consistency models (sCT and sCD).
 
 Lu & Song 2024, "Simplifying, Stabilizing & Scaling Continuous-Time Consistency Models",
 arXiv:2410.11081, Algorithm 1. Starts from a diffusion model (TrigFlow, ``c_noise = t``); the target
-network is the student itself behind a stop-gradient. One graded call that carries its tangent along
-a training step: 4 forward equivalents, against 3 of diffusion training.
+network is the student itself behind a stop-gradient. sCT takes the trajectory's slope from data and
+noise, sCD from the teacher. A training step is one graded call that carries its tangent along: 4
+forward equivalents against 3 of diffusion training; sCD adds one call of the teacher.
 
 Not to confuse with SCT ("stable consistency tuning", arXiv:2410.18958).
 """
@@ -32,13 +33,13 @@ from cmbench.diffusion.tangent import (
     warmup,
 )
 from cmbench.diffusion.weightings import adaptive_weighted_loss
-from cmbench.errors import Declined
+from cmbench.errors import Declined, UserError
 from cmbench.networks.heads import LogVarianceHead
 from cmbench.plugin.config import MethodConfig, NonNegative, Positive
 from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Progress, SamplingPlan
 from cmbench_plugins._times import consistency_sigmas
 
-__all__ = ["SCT", "SCMConfig"]
+__all__ = ["SCD", "SCT", "SCMConfig"]
 
 
 class SCMConfig(MethodConfig):
@@ -140,3 +141,20 @@ class SCT(Method):
             consistency, noise, times, self.sigma_data, labels,
             lambda step: draws.normal(f"step-{step}", noise),
         )
+
+
+class SCD(SCT):
+    """Algorithm 1 with the trajectory's slope from the teacher, ``dx_t/dt = sd F_teacher``."""
+
+    def build(self, kit: Kit) -> dict[str, nn.Module]:
+        """As sCT's; the teacher also drives training."""
+        self.teacher = kit.teacher
+        return super().build(kit)
+
+    def slope(self, x_t: Tensor, t: Tensor, x0: Tensor, z: Tensor, labels: Tensor | None) -> Tensor:
+        """``dx_t/dt`` of the teacher's PF-ODE (line 5, distillation)."""
+        if self.teacher is None:
+            raise UserError("method SCD", "has no teacher", allowed="METHOD:RECIPE or analytic",
+                            remedy="set teacher in the recipe")
+        with torch.no_grad():
+            return self.teacher.model.velocity(x_t, t, labels)

@@ -1,0 +1,242 @@
+"""Consistency models: distillation (CD) and training (CT).
+
+Song et al. 2023, "Consistency Models", arXiv:2303.01469, Algorithms 2 and 3. CD needs a teacher and
+starts from it; CT needs none. Forward equivalents a training step (diffusion training: 3): CD 6 with
+Heun (student 3, target 1, teacher 2) or 5 with Euler, CT 4.
+
+``f`` has the boundary scalings of App. C, so that ``f(x, sigma_min) = x`` exactly. The loss is the
+paper's *mean* over values for l2 and l1. Weight lambda = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cmbench.diffusion.consistency_sampling import multistep_consistency
+from cmbench.diffusion.distances import huber_constant, l1_mean, l2_mean, pseudo_huber
+from cmbench.diffusion.frames import append_dims
+from cmbench.diffusion.grids import karras_sigmas, sqrt_curriculum, target_ema_decay
+from cmbench.diffusion.models import EDMConsistency
+from cmbench.diffusion.solvers import ddim_step, heun_step
+from cmbench.errors import Declined, UserError
+from cmbench.plugin.config import Fraction, MethodConfig, Positive
+from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Progress, SamplingPlan
+from cmbench.training.randomness import RandomState, replayed
+from cmbench_plugins._times import consistency_sigmas
+
+__all__ = ["CD", "CT", "CMConfig", "CTConfig", "ConsistencyMethod"]
+
+
+class CMConfig(MethodConfig):
+    """Hyper-parameters that CD and CT share (Table 3 and App. C)."""
+
+    sigma_min: Positive = Field(0.002, description="epsilon: noise level of the boundary condition")
+    sigma_max: Positive = Field(80.0, description="T: noise level that sampling starts from")
+    rho: Positive = Field(7.0, description="exponent of the noise-level grid")
+    metric: Literal["l2", "l1", "pseudo-huber", "lpips"] = Field(
+        "l2", description="distance of the two outputs"
+    )
+    mid_sigmas: tuple[float, ...] = Field(
+        (), description="noise levels of the steps after the first, most important first"
+    )
+    clip_samples: bool = Field(True, description="clamp every output to [-1, 1] in sampling")
+
+
+class CDConfig(CMConfig):
+    """Hyper-parameters of CD."""
+
+    n_points: int = Field(18, ge=2, description="N: number of noise levels")
+    solver: Literal["heun", "euler"] = Field("heun", description="the teacher's ODE step")
+    target_ema: Fraction = Field(0.0, description="mu: decay a step of the target network")
+
+
+class CTConfig(CMConfig):
+    """Hyper-parameters of CT."""
+
+    s0: int = Field(2, ge=2, description="number of noise levels at the start")
+    s1: int = Field(150, ge=2, description="number of noise levels at the end, less one")
+    mu0: Fraction = Field(0.9, description="decay a step of the target network at the start")
+    mu_exponent: Literal["paper", "released-code"] = Field(
+        "paper", description="mu(k) = exp(s0 ln mu0 / N(k)), or / (N(k) - 1) as both repositories"
+    )
+
+
+class ConsistencyMethod(Method):
+    """What every discrete-time consistency method in the EDM frame shares."""
+
+    config: CMConfig
+
+    def consistency(self, network: nn.Module) -> EDMConsistency:
+        """``f`` around a network."""
+        return EDMConsistency(network, self.sigma_data, self.config.sigma_min)
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """``d(a, b)`` per image ``[N]``."""
+        if self.config.metric == "l1":
+            return l1_mean(a, b)
+        if self.config.metric == "pseudo-huber":
+            return pseudo_huber(a, b, huber_constant(a[0].numel()))
+        return l2_mean(a, b)
+
+    def pair_outputs(
+        self, nets: Nets, target: nn.Module, x: Tensor, sigma: Tensor, x_next: Tensor,
+        sigma_next: Tensor, labels: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Student at the larger noise level, target at the smaller one, under one dropout mask."""
+        randomness = RandomState.of(x.device)
+        student = self.consistency(nets["model"])(x, sigma, labels)
+        with torch.no_grad(), replayed(randomness):
+            wanted = self.consistency(target)(x_next, sigma_next, labels)
+        return student, wanted
+
+    # ---- sampling ------------------------------------------------------------------------------
+
+    def plan_sampling(
+        self, nfe: int, sigmas: Sequence[float] | None = None, sampler: str | None = None
+    ) -> SamplingPlan:
+        """NFE 1 at ``sigma_max``; more by :func:`cmbench_plugins._times.consistency_sigmas`."""
+        if sampler not in (None, "multistep"):
+            raise Declined(f"sampler {sampler!r}: consistency models have multistep only")
+        if sigmas is None:
+            sigmas = consistency_sigmas(nfe, self.config.sigma_max, self.config.mid_sigmas)
+        if len(sigmas) != nfe:
+            raise Declined(f"NFE {nfe} takes {nfe} noise levels, got {len(sigmas)}")
+        return SamplingPlan(nfe, "multistep", tuple(sigmas))
+
+    def sample(
+        self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
+    ) -> Tensor:
+        """Algorithm 1."""
+        return multistep_consistency(
+            self.consistency(nets["model"]),
+            noise,
+            torch.tensor(plan.sigmas, device=noise.device),
+            sigma_min=self.config.sigma_min,
+            labels=labels,
+            noise_sampler=lambda step: draws.normal(f"step-{step}", noise),
+            clip=self.config.clip_samples and self.problem.data_shape[1] > 1,
+        )
+
+
+class CM(ConsistencyMethod):
+    """Algorithms 2 and 3, which differ in the step to the smaller noise level, in N and in mu."""
+
+    def build(self, kit: Kit) -> dict[str, nn.Module]:
+        """Student and target; with mu = 0 the target is the student itself."""
+        self.teacher = kit.teacher
+        model = kit.student_of(kit.teacher) if kit.teacher else kit.network()
+        nets = {"model": model}
+        if self.has_target():
+            nets["target"] = kit.network()
+            nets["target"].load_state_dict(model.state_dict())
+        return nets
+
+    def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
+        """``d(f(x_{n+1}, t_{n+1}), f^-(x_n, t_n))`` for n uniform (lines 3 to 6)."""
+        x0, c = batch.images, self.config
+        sigmas = karras_sigmas(self.n_points(progress), c.sigma_min, c.sigma_max, c.rho).to(x0)
+        u = draws.uniform("index", x0[:, 0, 0, 0])
+        n = (u * (len(sigmas) - 1)).long().clamp_max(len(sigmas) - 2)
+        smaller, larger = sigmas[n], sigmas[n + 1]
+        z = draws.normal("noise", x0)
+        x_larger = x0 + append_dims(larger, x0) * z
+        x_smaller = self.step(x0, z, x_larger, larger, smaller, batch.labels)
+        target = nets["target"] if "target" in nets else nets["model"]
+        return self.distance(
+            *self.pair_outputs(nets, target, x_larger, larger, x_smaller, smaller, batch.labels)
+        )
+
+    def after_step(self, nets: Nets, progress: Progress) -> None:
+        """``theta^- <- mu theta^- + (1 - mu) theta`` (line 8)."""
+        if "target" in nets:
+            torch._foreach_lerp_(
+                list(nets["target"].parameters()),
+                list(nets["model"].parameters()),
+                1 - self.target_decay(progress),
+            )
+
+    def has_target(self) -> bool:
+        """Say whether a target network of its own is needed."""
+        raise NotImplementedError
+
+    def n_points(self, progress: Progress) -> int:
+        """N at this point of training."""
+        raise NotImplementedError
+
+    def target_decay(self, progress: Progress) -> float:
+        """Mu at this point of training."""
+        raise NotImplementedError
+
+    def step(
+        self, x0: Tensor, z: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor,
+        labels: Tensor | None,
+    ) -> Tensor:
+        """Go from ``(x, sigma)`` to the smaller noise level."""
+        raise NotImplementedError
+
+
+class CD(CM):
+    """Algorithm 2: one step of the teacher's ODE."""
+
+    Config = CDConfig
+    config: CDConfig
+
+    def has_target(self) -> bool:
+        """Only for mu > 0."""
+        return self.config.target_ema > 0
+
+    def n_points(self, progress: Progress) -> int:
+        """N is fixed."""
+        return self.config.n_points
+
+    def target_decay(self, progress: Progress) -> float:
+        """Mu is fixed."""
+        return self.config.target_ema
+
+    def step(
+        self, x0: Tensor, z: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor,
+        labels: Tensor | None,
+    ) -> Tensor:
+        """One Heun (or Euler) step of the PF-ODE with the frozen teacher."""
+        if self.teacher is None:
+            raise UserError("method CD", "has no teacher", allowed="METHOD:RECIPE or analytic",
+                            remedy="set teacher in the recipe")
+        denoise = self.teacher.model.denoise
+        with torch.no_grad():
+            if self.config.solver == "heun":
+                return heun_step(denoise, x, sigma, sigma_next, labels)
+            return ddim_step(x, denoise(x, sigma, labels), sigma, sigma_next)
+
+
+class CT(CM):
+    """Algorithm 3: the same noise at the smaller level, with curricula for N and mu."""
+
+    Config = CTConfig
+    config: CTConfig
+
+    def has_target(self) -> bool:
+        """Only for mu0 > 0."""
+        return self.config.mu0 > 0
+
+    def n_points(self, progress: Progress) -> int:
+        """``N(k)`` (App. C)."""
+        return sqrt_curriculum(
+            progress.step, max(progress.total_steps, 1), self.config.s0, self.config.s1
+        )
+
+    def target_decay(self, progress: Progress) -> float:
+        """``mu(k)`` (App. C)."""
+        c = self.config
+        return target_ema_decay(self.n_points(progress), c.s0, c.mu0, exponent=c.mu_exponent)
+
+    def step(
+        self, x0: Tensor, z: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor,
+        labels: Tensor | None,
+    ) -> Tensor:
+        """``x_n = x + t_n z``: an Euler step with the score estimated from ``x`` (Theorem 2)."""
+        return x0 + append_dims(sigma_next, x0) * z
