@@ -37,11 +37,17 @@ class PreparedNetwork:
             self._forward = torch.compile(module, dynamic=False)
             self._with_tangent = torch.compile(self._uncompiled_tangent, dynamic=False)
 
-    def __call__(self, x: Tensor, c_noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Evaluate the network; the result is float32 (or the input's dtype under fp32)."""
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Evaluate the module; the result has the dtype of ``x``.
+
+        Only passes over images count and run under autocast: a head over times ``[N]`` is not a
+        network evaluation and stays in float32.
+        """
+        if x.ndim < 2:
+            return self._forward(x, *args, **kwargs)
         self._count(x.shape[0], 1)
         with self._autocast(x):
-            out = self._forward(x, c_noise, *args, **kwargs)
+            out = self._forward(x, *args, **kwargs)
         return out.to(x.dtype)
 
     def forward_with_tangent(
