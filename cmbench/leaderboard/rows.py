@@ -64,6 +64,8 @@ class Row:
     marks: tuple[str, ...] = ()
     note: str = ""
     source: str = ""
+    #: What else is known about a reported row: place, table, protocol.
+    details: Mapping[str, str] = field(default_factory=dict)
     #: The cells of a measured row, in seed order, each with the file it was read from.
     cells: tuple[tuple[Path, Record], ...] = ()
 

@@ -78,7 +78,7 @@ def provenance(row: Row, pool: Interner) -> dict[str, Any]:
     """
     flat = [flatten(record, path.name) for path, record in row.cells]
     if not flat:
-        pairs = {"source": row.source, "note": row.note, "reference": row.reference}
+        pairs = {"reference": row.reference, **row.details, "note": row.note}
         return {"common": [[pool.add(k), pool.add(v)] for k, v in pairs.items() if v], "cells": []}
     keys = list(dict.fromkeys(key for item in flat for key in item))
     common = [
