@@ -30,8 +30,11 @@ VP_BETA_MAX = 20.0
 
 
 def append_dims(t: Tensor, x: Tensor) -> Tensor:
-    """Return ``t`` (``[N]`` or a scalar) with trailing axes of one, to broadcast over ``x``."""
-    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+    """Return ``t [N]`` with trailing axes of one, to broadcast over ``x``.
+
+    A scalar stays one: it broadcasts as it is, and a float64 scalar leaves a float32 image float32.
+    """
+    return t if t.ndim == 0 else t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
 
 
 def tiny(t: Tensor) -> float:

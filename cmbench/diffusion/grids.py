@@ -285,6 +285,8 @@ def shrinking_gap_time(
     """Return the smaller time ``r = max(0, t (1 - n(t) / q^(stage+1)))``, in [0, t).
 
     Geng et al. 2024 (arXiv:2406.14548), Sec. 3; the gap ``t - r`` shrinks by ``q`` from a stage to
-    the next. Where ``r = 0`` the target is the clean image: diffusion training.
+    the next. Where ``r = 0`` the target is the clean image: diffusion training. The gap never
+    rounds to zero, which a late stage's would.
     """
-    return (t * (1 - sigmoid_gap_ratio(t, k, b) / q ** (stage + 1))).clamp_min(0)
+    r = t * (1 - sigmoid_gap_ratio(t, k, b) / q ** (stage + 1)).clamp_min(0)
+    return torch.minimum(r, t * (1 - torch.finfo(t.dtype).eps))

@@ -33,7 +33,7 @@ NoiseSampler = Callable[[int], Tensor]
 
 
 def batch_sigma(sigma: Tensor, x: Tensor) -> Tensor:
-    """Return the scalar ``sigma`` as a ``[N]`` tensor of ``x``'s dtype and device."""
+    """Return ``sigma`` (a scalar or ``[N]``) as ``[N]`` of ``x``'s dtype and device."""
     return sigma.to(device=x.device, dtype=x.dtype).expand(x.shape[0])
 
 
@@ -92,11 +92,10 @@ def heun_step(
     Noise levels are scalars or ``[N]`` (a teacher's step of each image at its own level). Second
     order; not the Heun of third order.
     """
-    sigma, sigma_next = sigma.expand(x.shape[0]), sigma_next.expand(x.shape[0])
     wide, wide_next = append_dims(sigma, x), append_dims(sigma_next, x)
-    slope = (x - denoise(x, sigma.to(x), labels)) / wide
+    slope = (x - denoise(x, batch_sigma(sigma, x), labels)) / wide
     guess = x + (wide_next - wide) * slope
-    slope_next = (guess - denoise(guess, sigma_next.to(x), labels)) / wide_next
+    slope_next = (guess - denoise(guess, batch_sigma(sigma_next, x), labels)) / wide_next
     return x + (wide_next - wide) * (slope + slope_next) / 2
 
 

@@ -31,10 +31,10 @@ def _log_steps(sigmas: Tensor) -> Tensor:
     return logs[:-1] - logs[1:]
 
 
-def _check_order(who: str, order: int, highest: int) -> None:
-    if not 1 <= order <= highest:
+def _check_order(who: str, what: str, order: int, lowest: int, highest: int) -> None:
+    if not lowest <= order <= highest:
         raise UserError(
-            who, f"order {order}", allowed=f"1 to {highest}", remedy="choose such an order"
+            who, f"{what} {order}", allowed=f"{lowest} to {highest}", remedy="choose one of these"
         )
 
 
@@ -155,7 +155,7 @@ def deis_tab(
     3-DEIS (other code calls that maximal order 4). ``sigmas`` are best uniform in the root of VP
     time. A step to 0 is first-order.
     """
-    _check_order("deis_tab", order + 1, 4)
+    _check_order("deis_tab", "degree", order, 0, 3)
     last, to_zero = len(sigmas) - 2, ends_at_zero(sigmas)
     slopes: list[Tensor] = []
     for i in range(len(sigmas) - 1):
@@ -216,7 +216,7 @@ def unipc(
     corrects it and then serves the next step; the last step has no corrector. The order rises in
     the first steps and, with ``lower_order_final``, falls in the last ones.
     """
-    _check_order("unipc", order, 4)
+    _check_order("unipc", "order", order, 1, 4)
     steps = _log_steps(sigmas).tolist()
     count, to_zero = len(steps), ends_at_zero(sigmas)
     history = [denoise(x, batch_sigma(sigmas[0], x), labels)]

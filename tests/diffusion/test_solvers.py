@@ -1,0 +1,453 @@
+"""Solvers against the exact flow map of a mixture, and against their own algebra."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.integrate import quad
+from torch import Tensor
+
+from cmbench.diffusion import (
+    GaussianMixture,
+    ddim_step,
+    deis_tab,
+    dpm_fast_orders,
+    dpm_solver_2,
+    dpm_solver_3,
+    dpm_solver_pp_2m,
+    dpm_solver_pp_3m,
+    dpm_solver_singlestep,
+    edm_to_trig,
+    euler,
+    euler_ancestral,
+    heun,
+    heun_nfe,
+    heun_step,
+    inverse_ddim,
+    inverse_trigflow_ddim,
+    sampling_log_sigmas,
+    sampling_sigmas,
+    sampling_vp_time_sigmas,
+    sigma_to_t,
+    sigma_to_vp_time,
+    stochastic_heun,
+    trig_to_edm,
+    trigflow_ddim_step,
+    unipc,
+)
+from cmbench.diffusion.solvers_multistep import _deis_coefficients
+from cmbench.errors import UserError
+
+Solver = Callable[..., Tensor]
+
+DETERMINISTIC: dict[str, Solver] = {
+    "euler": euler,
+    "heun": heun,
+    "dpm_solver_2": dpm_solver_2,
+    "dpm_solver_3": dpm_solver_3,
+    "dpm_solver_pp_2m": dpm_solver_pp_2m,
+    "dpm_solver_pp_3m": dpm_solver_pp_3m,
+    "deis_tab_0": partial(deis_tab, order=0),
+    "deis_tab_3": deis_tab,
+    "unipc_1": partial(unipc, order=1),
+    "unipc_3": unipc,
+    "unipc_3_bh2": partial(unipc, variant="bh2"),
+}
+#: NFE of n steps: on a grid that ends at 0, and on one that ends above.
+NFE: dict[str, tuple[Callable[[int], int], Callable[[int], int]]] = {
+    name: (lambda n: n, lambda n: n) for name in DETERMINISTIC
+} | {
+    "heun": (lambda n: 2 * n - 1, lambda n: 2 * n),
+    "dpm_solver_2": (lambda n: 2 * n - 1, lambda n: 2 * n),
+    "dpm_solver_3": (lambda n: 3 * n - 2, lambda n: 3 * n),
+}
+
+
+class Counted:
+    """A denoiser that counts its calls and checks what it is called with."""
+
+    def __init__(self, mixture: GaussianMixture) -> None:
+        self.mixture, self.calls, self.labels = mixture, 0, set[int]()
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        assert sigma.shape == (x.shape[0],)
+        assert sigma.dtype == x.dtype
+        assert bool((sigma > 0).all())
+        self.calls += 1
+        if labels is not None:
+            self.labels.update(labels.tolist())
+        return self.mixture.denoised(x, sigma, labels)
+
+
+# --- convergence -----------------------------------------------------------------------------
+
+HIGH, LOW = 80.0, 0.02
+
+
+@pytest.fixture(scope="module")
+def problem(lopsided: GaussianMixture) -> tuple[Tensor, Tensor]:
+    """Noise at sigma 80 and the exact flow map's image of it at 0.02."""
+    generator = torch.Generator().manual_seed(7)
+    x = HIGH * torch.randn((24, 2, 1, 1), generator=generator, dtype=torch.float64)
+    sigma = torch.full((24,), HIGH, dtype=torch.float64)
+    return x, lopsided.flow_map(x, sigma, LOW)
+
+
+def slope(errors: dict[int, float]) -> float:
+    """Least-squares slope of -log error over log steps."""
+    n = torch.tensor([math.log(k) for k in errors])
+    e = torch.tensor([math.log(v) for v in errors.values()])
+    n, e = n - n.mean(), e - e.mean()
+    return -float((n * e).sum() / (n * n).sum())
+
+
+@pytest.mark.parametrize(
+    ("solver", "order", "steps"),
+    [
+        (euler, 1, (40, 80, 160)),
+        (heun, 2, (40, 80, 160)),
+        (dpm_solver_2, 2, (40, 80, 160)),
+        (dpm_solver_3, 3, (40, 80, 160)),
+        (dpm_solver_pp_2m, 2, (40, 80, 160)),
+        (dpm_solver_pp_3m, 2, (80, 160, 320)),  # low-order start
+        (partial(deis_tab, order=0), 1, (40, 80, 160)),
+        (partial(deis_tab, order=1), 2, (80, 160, 320)),
+        (partial(deis_tab, order=2), 3, (80, 160, 320)),
+        (partial(deis_tab, order=3), 4, (80, 160, 320)),
+        (partial(unipc, order=1), 2, (40, 80, 160)),
+        (partial(unipc, order=2), 3, (40, 80, 160)),
+        (partial(unipc, order=2, variant="bh2"), 3, (40, 80, 160)),
+    ],
+)
+def test_convergence_order(
+    lopsided: GaussianMixture,
+    problem: tuple[Tensor, Tensor],
+    solver: Solver,
+    order: int,
+    steps: tuple[int, ...],
+) -> None:
+    x, exact = problem
+    errors = {}
+    for n in steps:
+        error = solver(lopsided.denoised, x, sampling_log_sigmas(n, LOW, HIGH)) - exact
+        errors[n] = float(error.flatten(1).norm(dim=1).mean())
+    # Orders are whole numbers: half of what separates two of them would already do.
+    assert slope(errors) == pytest.approx(order, abs=0.25), errors
+
+
+def test_unipc_3_is_of_fourth_order(
+    lopsided: GaussianMixture, problem: tuple[Tensor, Tensor]
+) -> None:
+    """Its error changes sign on the way: a looser fit. Ending with lower orders costs the rest."""
+    x, exact = problem
+    full, lowered = {}, {}
+    for n in (20, 40, 80, 160):
+        grid = sampling_log_sigmas(n, LOW, HIGH)
+        full[n] = float((unipc(lopsided.denoised, x, grid, lower_order_final=False) - exact).norm())
+        lowered[n] = float((unipc(lopsided.denoised, x, grid) - exact).norm())
+    assert slope(full) > 3.5, full
+    assert slope(lowered) < slope(full)
+
+
+def test_higher_order_pays(lopsided: GaussianMixture, problem: tuple[Tensor, Tensor]) -> None:
+    """At 20 evaluations on the recommended grids each refinement of the family is closer."""
+    x, exact = problem
+
+    def error(solver: Solver, grid: Tensor) -> float:
+        return float((solver(lopsided.denoised, x, grid) - exact).norm())
+
+    log_grid = sampling_log_sigmas(20, LOW, HIGH)
+    by_family = [error(solver, log_grid) for solver in (euler, dpm_solver_pp_2m, unipc)]
+    assert by_family == sorted(by_family, reverse=True)
+    vp_grid = sampling_vp_time_sigmas(20, LOW, HIGH)
+    by_order = [error(partial(deis_tab, order=q), vp_grid) for q in range(4)]
+    assert by_order == sorted(by_order, reverse=True)
+
+
+# --- cost, one step, dtype ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 9])
+def test_nfe(ring: GaussianMixture, name: str, n: int) -> None:
+    to_zero, above = NFE[name]
+    for grid, expected in (
+        (sampling_sigmas(n), to_zero(n)),
+        (sampling_log_sigmas(n), above(n)),
+    ):
+        counted = Counted(ring)
+        start = 80 * torch.ones(2, 2, 1, 1, dtype=torch.float64)
+        end = DETERMINISTIC[name](counted, start, grid)
+        assert counted.calls == expected
+        assert bool(end.isfinite().all())
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_one_step_to_zero_is_the_denoiser(ring: GaussianMixture, name: str) -> None:
+    x = torch.randn(3, 2, 1, 1, generator=torch.Generator().manual_seed(1)) * 80
+    ours = DETERMINISTIC[name](ring.denoised, x, sampling_sigmas(1))
+    assert torch.equal(ours, ring.denoised(x, torch.full((3,), 80.0)))
+
+
+@pytest.mark.parametrize("name", [*DETERMINISTIC, "euler_ancestral", "stochastic_heun"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_state_keeps_its_dtype_and_labels_arrive(
+    ring: GaussianMixture, name: str, dtype: torch.dtype
+) -> None:
+    solvers = DETERMINISTIC | {
+        "euler_ancestral": euler_ancestral,
+        "stochastic_heun": stochastic_heun,
+    }
+    counted = Counted(ring)
+    x = torch.ones(3, 2, 1, 1, dtype=dtype) * 80
+    end = solvers[name](
+        counted,
+        x,
+        sampling_sigmas(4),
+        labels=torch.tensor([1, 5, 7]),
+        noise_sampler=lambda step: torch.zeros_like(x),
+    )
+    assert end.dtype == dtype
+    assert counted.labels == {1, 5, 7}
+    assert bool((x == 80).all())  # the caller's noise is not overwritten
+
+
+@given(nfe=st.integers(1, 200))
+@settings(max_examples=40, deadline=None)
+def test_heun_plan_spends_exactly_the_budget(nfe: int) -> None:
+    plan = heun_nfe(nfe)
+    assert plan.nfe == nfe
+    calls = 0
+
+    def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return x / 2
+
+    grid = sampling_sigmas(plan.n_steps)
+    heun(denoise, torch.ones(1, 1), grid, leading_euler_steps=plan.leading_euler_steps)
+    assert calls == nfe
+
+
+def test_heun_plan_of_published_budgets() -> None:
+    assert [heun_nfe(n).n_steps for n in (1, 35, 79, 511)] == [1, 18, 40, 256]
+    assert [heun_nfe(n).leading_euler_steps for n in (1, 2, 3, 4, 35)] == [0, 1, 0, 1, 0]
+
+
+def test_heun_improves_with_every_evaluation_on_average(
+    lopsided: GaussianMixture, generator: torch.Generator
+) -> None:
+    """Even budgets are no worse than a straight line between their odd neighbours allows."""
+    x = 80 * torch.randn((64, 2, 1, 1), generator=generator, dtype=torch.float64)
+    exact = lopsided.exact_consistency(x, torch.full((64,), 80.0, dtype=torch.float64))
+    errors = []
+    for nfe in range(9, 37):
+        plan = heun_nfe(nfe)
+        ours = heun(
+            lopsided.denoised,
+            x,
+            sampling_sigmas(plan.n_steps),
+            leading_euler_steps=plan.leading_euler_steps,
+        )
+        errors.append(float((ours - exact).flatten(1).norm(dim=1).mean()))
+    even = errors[1::2]
+    assert even == sorted(even, reverse=True)
+    for i in range(1, len(errors) - 1, 2):
+        assert errors[i] < 1.5 * errors[i - 1], (i, errors)
+
+
+@given(nfe=st.integers(1, 100))
+def test_fast_orders_sum_to_the_budget(nfe: int) -> None:
+    orders = dpm_fast_orders(nfe)
+    assert sum(orders) == nfe
+    assert len(orders) == nfe // 3 + 1
+    assert set(orders) <= {1, 2, 3}
+
+
+def test_fast_orders_published() -> None:
+    assert dpm_fast_orders(10) == (3, 3, 3, 1)
+    assert dpm_fast_orders(12) == (3, 3, 3, 2, 1)
+    assert dpm_fast_orders(11) == (3, 3, 3, 2)
+
+
+def test_single_step_orders_are_counted(ring: GaussianMixture) -> None:
+    counted = Counted(ring)
+    x = torch.ones(1, 2, 1, 1, dtype=torch.float64) * 80
+    orders = dpm_fast_orders(13)
+    end = dpm_solver_singlestep(counted, x, sampling_log_sigmas(len(orders)), orders)
+    assert counted.calls == 13
+    assert bool(end.isfinite().all())
+
+
+# --- algebra of the steps ----------------------------------------------------------------------
+
+finite = st.floats(-3, 3, allow_nan=False)
+
+
+@given(
+    x=finite,
+    denoised=finite,
+    sigma=st.floats(0.01, 80),
+    fraction=st.floats(0, 0.99),
+)
+def test_inverse_ddim_undoes_ddim(x: float, denoised: float, sigma: float, fraction: float) -> None:
+    x_sigma = torch.tensor([[x * sigma]], dtype=torch.float64)
+    target = torch.tensor([[denoised]], dtype=torch.float64)
+    level = torch.tensor([sigma], dtype=torch.float64)
+    level_next = level * fraction
+    moved = ddim_step(x_sigma, target, level, level_next)
+    recovered = inverse_ddim(moved, x_sigma, level, level_next)
+    scale = max(1.0, abs(x * sigma))
+    torch.testing.assert_close(recovered, target, rtol=0, atol=1e-12 * scale / (1 - fraction))
+    if fraction == 0:
+        assert torch.equal(moved, target)
+
+
+@given(t=st.floats(0.05, 1.56), fraction=st.floats(0, 0.95), x=finite, velocity=finite)
+def test_trigflow_ddim_is_the_same_step(
+    t: float, fraction: float, x: float, velocity: float
+) -> None:
+    sigma_data = 0.7
+    start = torch.tensor([t], dtype=torch.float64)
+    end = start * fraction
+    x_t = torch.tensor([[x]], dtype=torch.float64)
+    v = torch.tensor([[velocity]], dtype=torch.float64)
+    ours = trigflow_ddim_step(x_t, v, start, end)
+    x_sigma, sigma = trig_to_edm(x_t, start, sigma_data)
+    denoised = torch.cos(start) * x_t - torch.sin(start) * v
+    theirs = ddim_step(x_sigma, denoised, sigma, torch.tan(end) * sigma_data)
+    theirs, t_end = edm_to_trig(theirs, torch.tan(end) * sigma_data, sigma_data)
+    torch.testing.assert_close(t_end, end, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+    recovered = inverse_trigflow_ddim(ours, x_t, start, end)
+    torch.testing.assert_close(recovered, v, rtol=0, atol=1e-9)
+    assert sigma_to_t(sigma, sigma_data).item() == pytest.approx(t, abs=1e-12)
+
+
+def test_halving_target_of_an_exact_teacher_on_one_point(generator: torch.Generator) -> None:
+    """Two teacher steps, inverted as one, give the data where the teacher knows it."""
+    point = torch.randn((4, 3, 2, 2), generator=generator, dtype=torch.float64)
+    x = point + 5 * torch.randn(point.shape, generator=generator, dtype=torch.float64)
+    sigma = torch.full((4,), 5.0, dtype=torch.float64)
+    middle = ddim_step(x, point, sigma, sigma * 0.6)
+    end = ddim_step(middle, point, sigma * 0.6, sigma * 0.3)
+    target = inverse_ddim(end, x, sigma, sigma * 0.3)
+    torch.testing.assert_close(target, point, rtol=0, atol=1e-12)
+
+
+def test_heun_step_takes_a_level_for_each_image(lopsided: GaussianMixture) -> None:
+    x = torch.randn(3, 2, 1, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    sigma = torch.tensor([0.5, 2.0, 10.0], dtype=torch.float64)
+    together = heun_step(lopsided.denoised, x, sigma, sigma / 2)
+    for i in range(3):
+        alone = heun_step(lopsided.denoised, x[i : i + 1], sigma[i], sigma[i] / 2)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-14)
+    # Per-image levels in float64 do not turn float32 images into float64.
+    assert heun_step(lopsided.denoised, x.float(), sigma.float(), sigma.float() / 2).dtype == (
+        torch.float32
+    )
+
+
+@pytest.mark.parametrize("n_past", [1, 2, 3, 4])
+@pytest.mark.parametrize("step", [0, 3])
+def test_deis_coefficients_integrate_polynomials(n_past: int, step: int) -> None:
+    """They are exact for 1, tau, … tau^(n-1): compare with adaptive quadrature."""
+    sigmas = sampling_vp_time_sigmas(7)
+    newest = step + n_past - 1
+    past, sigma, after = sigmas[step : newest + 1].flip(0), sigmas[newest], sigmas[newest + 1]
+    coefficients = _deis_coefficients(past, sigma, after)
+    for power in range(n_past):
+        ours = float((coefficients * sigma_to_vp_time(past) ** power).sum())
+        expected, _ = quad(
+            lambda u, p=power: (
+                sigma_to_vp_time(torch.tensor(math.exp(u), dtype=torch.float64)).item() ** p
+                * math.exp(u)
+            ),
+            math.log(sigma),
+            math.log(after),
+            epsabs=0,
+            epsrel=1e-12,
+        )
+        assert ours == pytest.approx(expected, rel=1e-9), power
+
+
+# --- noise -------------------------------------------------------------------------------------
+
+
+def constant(point: Tensor) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    return lambda x, sigma, labels: point
+
+
+def test_ancestral_step_is_the_posterior_of_one_point(generator: torch.Generator) -> None:
+    """Mean x0 + s^2/sigma^2 (x - x0), variance s^2 (sigma^2 - s^2) / sigma^2."""
+    point, x, z = (
+        torch.randn((2, 3, 2, 2), generator=generator, dtype=torch.float64) for _ in range(3)
+    )
+    sigma, s = 3.0, 1.2
+    grid = torch.tensor([sigma, s], dtype=torch.float64)
+    ours = euler_ancestral(constant(point), x, grid, noise_sampler=lambda step: z)
+    mean = point + s**2 / sigma**2 * (x - point)
+    std = math.sqrt(s**2 * (sigma**2 - s**2) / sigma**2)
+    torch.testing.assert_close(ours, mean + std * z, rtol=0, atol=1e-13)
+
+
+def test_no_noise_in_the_last_step_to_zero(ring: GaussianMixture) -> None:
+    steps: list[int] = []
+    x = torch.ones(1, 2, 1, 1, dtype=torch.float64) * 80
+
+    def noise(step: int) -> Tensor:
+        steps.append(step)
+        return torch.zeros_like(x)
+
+    euler_ancestral(ring.denoised, x, sampling_sigmas(4), noise_sampler=noise)
+    assert steps == [0, 1, 2]
+    end = euler_ancestral(ring.denoised, x, sampling_sigmas(1))  # one step needs none
+    assert torch.equal(end, ring.denoised(x, torch.full((1,), 80.0, dtype=torch.float64)))
+
+
+def test_churn_raises_the_noise_level_and_adds_the_difference(generator: torch.Generator) -> None:
+    point, x, z = (
+        torch.randn((2, 3, 2, 2), generator=generator, dtype=torch.float64) for _ in range(3)
+    )
+    grid = torch.tensor([2.0, 1.0], dtype=torch.float64)
+    ours = stochastic_heun(
+        constant(point), x, grid, noise_sampler=lambda step: z, s_churn=0.3, s_noise=1.0
+    )
+    raised = 2.0 * 1.3
+    noisy = x + math.sqrt(raised**2 - 4) * z
+    torch.testing.assert_close(ours, point + (noisy - point) / raised, rtol=0, atol=1e-13)
+
+
+def test_no_churn_is_heun(lopsided: GaussianMixture) -> None:
+    x = torch.full((1, 2, 1, 1), 40.0, dtype=torch.float64)
+    grid = sampling_sigmas(6)
+    ours = stochastic_heun(lopsided.denoised, x, grid, s_churn=0.0)
+    assert torch.equal(ours, heun(lopsided.denoised, x, grid))
+
+
+@pytest.mark.parametrize("solver", [euler_ancestral, stochastic_heun])
+def test_stochastic_solver_without_noise_says_so(ring: GaussianMixture, solver: Solver) -> None:
+    x = torch.ones(1, 2, 1, 1, dtype=torch.float64)
+    grid = torch.tensor([2.0, 1.0, 0.5])
+    with pytest.raises(UserError, match=r"no noise_sampler was given .*pass noise_sampler"):
+        solver(ring.denoised, x, grid)
+
+
+def test_bad_budgets_and_orders_say_what_is_allowed(ring: GaussianMixture) -> None:
+    with pytest.raises(UserError, match="heun: NFE 0; allowed: 1 or more"):
+        heun_nfe(0)
+    with pytest.raises(UserError, match="dpm_fast_orders: NFE -3"):
+        dpm_fast_orders(-3)
+    x = torch.ones(1, 2, 1, 1)
+    with pytest.raises(UserError, match=r"orders \[3\] for 2 steps"):
+        dpm_solver_singlestep(ring.denoised, x, sampling_log_sigmas(2), [3])
+    with pytest.raises(UserError, match="unipc: order 5; allowed: 1 to 4"):
+        unipc(ring.denoised, x, sampling_log_sigmas(2), order=5)
+    with pytest.raises(UserError, match="deis_tab: degree 4; allowed: 0 to 3"):
+        deis_tab(ring.denoised, x, sampling_log_sigmas(2), order=4)
