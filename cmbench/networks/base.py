@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.errors import UserError
-from cmbench.networks.attention import SelfAttention
+from cmbench.networks.attention import AttentionBase
 from cmbench.networks.config import NetworkConfig
 from cmbench.networks.dual import Dual, Value, make_dual
 
@@ -52,15 +52,16 @@ class Network(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return F ``[N, C, H, W]`` for ``x`` ``[N, C, H, W]`` and ``c_noise`` ``[N]``.
 
-        ``labels`` are int64 class indices ``[N]`` (None or a negative index: no class),
-        ``augment_labels`` float ``[N, augment_dim]``. With ``tangents = (dx, dc_noise)`` it
-        returns ``(F, dF)``; this is :meth:`forward_with_tangent` in the form that survives wrappers
-        which only know ``forward`` (DDP, ``torch.compile``).
+        F has the dtype of ``x`` under autocast too. ``labels`` are int64 class indices ``[N]``
+        (None or a negative index: no class), ``augment_labels`` float ``[N, augment_dim]``. With
+        ``tangents = (dx, dc_noise)`` it returns ``(F, dF)``; this is
+        :meth:`forward_with_tangent` in the form that survives wrappers which only know
+        ``forward`` (DDP, ``torch.compile``).
         """
         if tangents is None:
             y = self.body(x, c_noise, labels, augment_labels)
             assert isinstance(y, Tensor)
-            return y
+            return y.to(x.dtype)
         dx, dc_noise = tangents
         dual = self.body(
             make_dual(x, dx, tangent_dtype),
@@ -69,7 +70,7 @@ class Network(nn.Module):
             augment_labels,
         )
         assert isinstance(dual, Dual)
-        return dual.primal, dual.tangent
+        return dual.primal.to(x.dtype), dual.tangent.to(x.dtype)
 
     def forward_with_tangent(
         self,
@@ -97,7 +98,7 @@ class Network(nn.Module):
     def set_explicit_attention(self, explicit: bool) -> None:
         """Compute attention by explicit products instead of PyTorch's fused kernel, or back."""
         for module in self.modules():
-            if isinstance(module, SelfAttention):
+            if isinstance(module, AttentionBase):
                 module.explicit = explicit
 
     def normalize_weights(self) -> None:

@@ -38,12 +38,17 @@ class BlockStyle:
     dropout: float = 0.0
     skip_scale: float = 1.0
     eps: float = 1e-5
+    min_group_channels: int = 4
     taps: tuple[int, ...] = (1, 1)
     resample_projection: bool = False
     channels_per_head: int | None = None
     init: Init = field(default_factory=Init)
     init_zero: Init = field(default_factory=lambda: Init(gain=0.0))
     init_attention: Init = field(default_factory=Init)
+
+    def norm(self, channels: int) -> GroupNorm:
+        """Return a group normalisation of that many channels."""
+        return GroupNorm(channels, min_channels=self.min_group_channels, eps=self.eps)
 
 
 class Modulation(nn.Module):
@@ -52,7 +57,7 @@ class Modulation(nn.Module):
     def __init__(self, channels: int, style: BlockStyle) -> None:
         super().__init__()
         self.conditioning = style.conditioning
-        self.norm = GroupNorm(channels, eps=style.eps)
+        self.norm = style.norm(channels)
         outputs = channels if style.conditioning == "additive" else 2 * channels
         self.affine = Linear(style.embedding_dim, outputs, init=style.init)
 
@@ -83,7 +88,7 @@ class UNetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.style = style
-        self.norm0 = GroupNorm(inputs, eps=style.eps)
+        self.norm0 = style.norm(inputs)
         self.conv0 = Conv2d(inputs, outputs, 3, resample=resample, taps=style.taps, init=style.init)
         self.modulation = Modulation(outputs, style)
         self.conv1 = Conv2d(outputs, outputs, 3, init=style.init_zero)
@@ -95,7 +100,7 @@ class UNetBlock(nn.Module):
         return SelfAttention(
             channels,
             heads=max(channels // (style.channels_per_head or channels), 1),
-            eps=style.eps,
+            norm=style.norm(channels),
             init=style.init_attention,
             init_zero=style.init_zero,
         )

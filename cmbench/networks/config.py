@@ -53,11 +53,11 @@ class UNetTinyConfig(EmbeddedConfig):
 
     channels: int = Field(default=32, ge=8, multiple_of=8, description="base width (channels)")
     channel_mult: tuple[int, ...] = Field(
-        default=(1, 2), min_length=1, description="width per resolution, in multiples of the base"
+        default=(1,), min_length=1, description="width per resolution, in multiples of the base"
     )
-    blocks: int = Field(default=1, ge=1, description="residual blocks per resolution (count)")
+    blocks: int = Field(default=2, ge=1, description="residual blocks per resolution (count)")
     patch_size: Literal[1, 2, 4] = Field(
-        default=1, description="pixels folded into channels at the input, per side (pixels)"
+        default=2, description="pixels folded into channels at the input, per side (pixels)"
     )
     attention_resolutions: tuple[int, ...] = Field(
         default=(), description="resolutions with self-attention (pixels, after patching)"
@@ -81,4 +81,149 @@ class MLPConfig(EmbeddedConfig):
     )
     embedding_dim: int = Field(
         default=64, ge=2, multiple_of=2, description="size of the noise embedding (features)"
+    )
+
+
+class UNetConfig(NetworkConfig):
+    """What the published U-Nets share."""
+
+    channels: int = Field(default=128, ge=8, multiple_of=8, description="base width (channels)")
+    channel_mult: tuple[int, ...] = Field(
+        default=(2, 2, 2),
+        min_length=1,
+        description="width per resolution, in multiples of the base",
+    )
+    blocks: int = Field(
+        default=4,
+        ge=1,
+        description="residual blocks per resolution (count; the deep variants double it)",
+    )
+    attention_resolutions: tuple[int, ...] = Field(
+        default=(16,), description="resolutions with self-attention (pixels)"
+    )
+    embedding_mult: int = Field(
+        default=4, ge=1, description="width of the embedding, in multiples of the base"
+    )
+
+
+class DDPMPPConfig(UNetConfig, EmbeddedConfig):
+    """DDPM++ as in EDM: 55.7M parameters at these defaults on 32x32x3, augment_dim 9."""
+
+    noise_mult: int = Field(
+        default=1, ge=1, description="size of the noise embedding, in multiples of the base"
+    )
+    pyramid: bool = Field(
+        default=False, description="add a filtered input pyramid to the encoder (NCSN++)"
+    )
+    filter_taps: tuple[int, ...] = Field(
+        default=(1, 1), min_length=2, description="separable resampling filter (unnormalised taps)"
+    )
+    conditioning: Conditioning = Field(
+        default="additive", description="how noise level and class modulate a block"
+    )
+
+
+class NCSNPPConfig(DDPMPPConfig):
+    """NCSN++ as in EDM: 56.4M parameters at these defaults on 32x32x3, augment_dim 9."""
+
+    embedding: Embedding = Field(
+        default="fourier",
+        description="noise embedding: positional (smooth, for c_noise = t) or random fourier",
+    )
+    noise_mult: int = Field(
+        default=2, ge=1, description="size of the noise embedding, in multiples of the base"
+    )
+    pyramid: bool = Field(
+        default=True, description="add a filtered input pyramid to the encoder (NCSN++)"
+    )
+    filter_taps: tuple[int, ...] = Field(
+        default=(1, 3, 3, 1),
+        min_length=2,
+        description="separable resampling filter (unnormalised taps)",
+    )
+
+
+class ADMConfig(UNetConfig, EmbeddedConfig):
+    """ADM: 295.9M parameters at these defaults on 64x64x3 with 1000 classes."""
+
+    channels: int = Field(default=192, ge=8, multiple_of=8, description="base width (channels)")
+    channel_mult: tuple[int, ...] = Field(
+        default=(1, 2, 3, 4),
+        min_length=1,
+        description="width per resolution, in multiples of the base",
+    )
+    blocks: int = Field(
+        default=3,
+        ge=1,
+        description="residual blocks per resolution (count; the deep variants double it)",
+    )
+    attention_resolutions: tuple[int, ...] = Field(
+        default=(32, 16, 8), description="resolutions with self-attention (pixels)"
+    )
+    channels_per_head: int = Field(default=64, ge=1, description="attention head size (channels)")
+    conditioning: Conditioning = Field(
+        default="scale-shift", description="how noise level and class modulate a block"
+    )
+    time_factor: float = Field(
+        default=1.0,
+        gt=0.0,
+        description="c_noise is multiplied by this first (OpenAI's weights: 1000; a pure number)",
+    )
+    min_group_channels: int = Field(
+        default=4, ge=1, description="fewest channels in a normalisation group (OpenAI: 1)"
+    )
+
+
+class EDM2Config(NetworkConfig):
+    """EDM2's magnitude-preserving U-Net (config G). Widths: XS 128, S 192, M 256, L 320, XL 384,
+    XXL 448 channels.
+    """
+
+    channels: int = Field(default=192, ge=8, multiple_of=8, description="base width (channels)")
+    channel_mult: tuple[int, ...] = Field(
+        default=(1, 2, 3, 4),
+        min_length=1,
+        description="width per resolution, in multiples of the base",
+    )
+    blocks: int = Field(default=3, ge=1, description="residual blocks per resolution (count)")
+    attention_resolutions: tuple[int, ...] = Field(
+        default=(16, 8), description="resolutions with self-attention (pixels)"
+    )
+    channels_per_head: int = Field(default=64, ge=1, description="attention head size (channels)")
+    embedding: Embedding = Field(
+        default="fourier", description="noise embedding: random fourier (EDM2) or positional (sCM)"
+    )
+    fourier_scale: float = Field(
+        default=1.0,
+        gt=0.0,
+        description="standard deviation of the fourier frequencies (cycles per unit of c_noise)",
+    )
+    conditioning: Literal["scale", "double"] = Field(
+        default="scale", description="how noise level and class modulate a block"
+    )
+    dropout_max_resolution: int | None = Field(
+        default=None,
+        ge=1,
+        description="highest resolution with dropout (pixels; none = all; sCM uses 16)",
+    )
+    label_balance: float = Field(
+        default=0.5, ge=0.0, le=1.0, description="share of the class in the embedding (0 to 1)"
+    )
+    concat_balance: float = Field(
+        default=0.5, ge=0.0, le=1.0, description="share of the skip when concatenating (0 to 1)"
+    )
+    residual_balance: float = Field(
+        default=0.3, ge=0.0, le=1.0, description="share of a residual branch (0 to 1)"
+    )
+    attention_balance: float = Field(
+        default=0.3, ge=0.0, le=1.0, description="share of an attention branch (0 to 1)"
+    )
+    clip_activations: float = Field(
+        default=256.0, gt=0.0, description="activations are clipped to this magnitude (units)"
+    )
+    logvar_channels: int = Field(
+        default=0,
+        ge=0,
+        multiple_of=2,
+        description="features of the log-variance head (count; 0 = none, EDM2 trains with 128)",
     )

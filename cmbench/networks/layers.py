@@ -153,28 +153,34 @@ class PositionalEmbedding(nn.Module):
     def forward(self, c_noise: Value) -> Value:
         """Map ``[N]`` to ``[N, dim]``."""
         angle = ops.linear_map(lambda c: c[:, None] * self.freqs.to(c.dtype), c_noise)
-        emb = ops.cos_sin(angle)
-        return ops.linear_map(lambda e: e.roll(e.shape[1] // 2, 1), emb) if self.sine_first else emb
+        return _sine_first(ops.cos_sin(angle)) if self.sine_first else ops.cos_sin(angle)
+
+
+def _sine_first(emb: Value) -> Value:
+    return ops.linear_map(lambda e: e.roll(e.shape[1] // 2, 1), emb)
 
 
 class FourierEmbedding(nn.Module):
     """Cosines and sines at fixed random frequencies (Tancik et al. 2020)."""
 
-    def __init__(self, dim: int, scale: float) -> None:
+    def __init__(self, dim: int, scale: float, *, sine_first: bool = False) -> None:
         super().__init__()
+        self.sine_first = sine_first
         self.freqs: Tensor
         self.register_buffer("freqs", torch.randn(dim // 2) * scale)
 
     def forward(self, c_noise: Value) -> Value:
         """Map ``[N]`` to ``[N, dim]``."""
-        rates = self.freqs * (2.0 * math.pi)
-        return ops.cos_sin(ops.linear_map(lambda c: c[:, None] * rates.to(c.dtype), c_noise))
+        angle = ops.linear_map(
+            lambda c: c[:, None] * (self.freqs * (2.0 * math.pi)).to(c.dtype), c_noise
+        )
+        return _sine_first(ops.cos_sin(angle)) if self.sine_first else ops.cos_sin(angle)
 
 
 def make_embedding(kind: str, dim: int, fourier_scale: float) -> nn.Module:
     """Return the noise embedding ``[N] -> [N, dim]`` that a config names."""
     if kind == "fourier":
-        return FourierEmbedding(dim, fourier_scale)
+        return FourierEmbedding(dim, fourier_scale, sine_first=True)
     return PositionalEmbedding(dim)
 
 

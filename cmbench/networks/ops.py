@@ -127,6 +127,20 @@ def add_constant(x: Value, constant: float) -> Value:
     return Dual(x.primal + constant, x.tangent, x.precision)
 
 
+def blend(a: Value, b: Value, weight_a: float, weight_b: float) -> Value:
+    """Return ``weight_a * a + weight_b * b`` for numbers."""
+    primal = torch.add(primal_of(a) * weight_a, primal_of(b), alpha=weight_b)
+    if isinstance(a, Dual) and isinstance(b, Dual):
+        with torch.no_grad():
+            dy = (a.tangent * weight_a).add_(b.tangent, alpha=weight_b)
+            return Dual(primal, dy, a.precision)
+    if isinstance(a, Dual):
+        return Dual(primal, (a.tangent * weight_a).expand(primal.shape), a.precision)
+    if isinstance(b, Dual):
+        return Dual(primal, (b.tangent * weight_b).expand(primal.shape), b.precision)
+    return primal
+
+
 def residual(skip: Value, branch: Value, factor: float) -> Value:
     """Return ``(skip + branch) * factor``."""
     y = add(skip, branch)
@@ -148,6 +162,16 @@ def silu(x: Value) -> Value:
     with torch.no_grad():
         # Diagonal Jacobian: the backward kernel is the derivative, in one pass.
         dy = _aten.silu_backward(x.tangent, _cast(x.primal, x.tangent))
+    return Dual(y, dy, x.precision)
+
+
+def clip(x: Value, limit: float) -> Value:
+    """Clip to ``[-limit, limit]``; the derivative is 0 where clipped."""
+    if not isinstance(x, Dual):
+        return x.clamp(-limit, limit)
+    y = x.primal.clamp(-limit, limit)
+    with torch.no_grad():
+        dy = _aten.hardtanh_backward(x.tangent, _cast(x.primal, x.tangent), -limit, limit)
     return Dual(y, dy, x.precision)
 
 
@@ -286,7 +310,46 @@ def pixel_norm(x: Value, eps: float) -> Value:
         return Dual(y, r * (dx - v * (v * dx).mean(1, keepdim=True)), x.precision)
 
 
+def normalize(x: Value, dim: int, eps: float) -> Value:
+    """Return ``x / (eps + sqrt(mean(x²)))`` over one axis, statistics in at least float32."""
+    p = primal_of(x)
+    wide = torch.promote_types(p.dtype, torch.float32)
+    rms = torch.linalg.vector_norm(p, dim=dim, keepdim=True, dtype=wide) * p.shape[dim] ** -0.5
+    norm = rms + eps
+    y: Tensor = p / norm.to(p.dtype)
+    if not isinstance(x, Dual):
+        return y
+    with torch.no_grad():
+        dx = x.tangent
+        v = y.to(dx.dtype)
+        ratio = (norm / rms.clamp_min(torch.finfo(wide).tiny)).to(dx.dtype)
+        along = (v * dx).mean(dim, keepdim=True) * ratio
+        return Dual(y, (dx - v * along).div_(norm.to(dx.dtype)), x.precision)
+
+
 # --- attention -----------------------------------------------------------------------------------
+
+
+def split_heads(x: Value, heads: int) -> Value:
+    """Map ``[N, 3C, H, W]``, rows q, k, v by head, to ``[3, N, heads, H W, C / heads]``."""
+
+    def split(v: Tensor) -> Tensor:
+        # A view where channels come last in memory.
+        n, c, height, width = v.shape
+        v = v.permute(0, 2, 3, 1).reshape(n, height * width, 3, heads, c // (3 * heads))
+        return v.permute(2, 0, 3, 1, 4)
+
+    return linear_map(split, x)
+
+
+def merge_heads(x: Value, shape: torch.Size) -> Value:
+    """Map ``[N, heads, H W, C / heads]`` back to ``shape`` ``[N, C, H, W]``."""
+    n, c, height, width = shape
+
+    def merge(v: Tensor) -> Tensor:
+        return v.permute(0, 2, 1, 3).reshape(n, height, width, c).permute(0, 3, 1, 2)
+
+    return linear_map(merge, x)
 
 
 def attention(q: Value, k: Value, v: Value, *, explicit: bool = False) -> Value:
