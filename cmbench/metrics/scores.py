@@ -20,7 +20,7 @@ from cmbench.metrics.precision_recall import PrecisionRecall, precision_recall
 from cmbench.metrics.reference import NEIGHBOURS, Reference
 from cmbench.metrics.samples import Samples
 from cmbench.metrics.statistics import FeatureStatistics, Moments
-from cmbench.metrics.values import Json, MetricValue, metric_key, normal_interval
+from cmbench.metrics.values import Json, MetricValue, metric_key, normal_interval, share_interval
 from cmbench.seeds import derive_seed
 
 #: Version of the formulas: a change that moves a number raises it, and with it every key.
@@ -183,7 +183,7 @@ class Scores:
         error = interval = None
         if metric == "precision":  # given the reference, samples are independent trials
             error = math.sqrt(value * (1 - value) / self.samples.count)
-            interval = normal_interval(value, error)
+            interval = share_interval(value, self.samples.count)
         key = self._key(metric, f"k={NEIGHBOURS}", "float32")
         detail = self._counts() | {"k": NEIGHBOURS, "dtype": "float32, centred"}
         return MetricValue(metric, value, True, key, error, interval, detail)

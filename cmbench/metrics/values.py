@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,14 @@ class MetricValue:
 def normal_interval(value: float, standard_error: float) -> tuple[float, float]:
     """Return the 95 % interval ``value`` -+ 1.96 standard errors."""
     return value - Z95 * standard_error, value + Z95 * standard_error
+
+
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a share of ``count`` trials; stays in [0, 1]."""
+    z2 = Z95**2 / count
+    centre = (share + z2 / 2) / (1 + z2)
+    half = Z95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count)) / (1 + z2)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def metric_key(metric: str, extractor: str, weights_sha256: str, *facts: str) -> str:

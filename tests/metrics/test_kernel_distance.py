@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cmbench.errors import UserError
+from cmbench.metrics.kernel_distance import (
+    cubic_kernel,
+    kernel_distance,
+    kernel_distance_subsets,
+    self_kernel,
+)
+
+
+def rows(count: int, seed: int, scale: float = 1.0, offset: float = 0.0, dim: int = 6) -> Tensor:
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)) * scale + offset
+
+
+def test_equals_the_definition_for_unequal_counts() -> None:
+    x, y = rows(40, 0, 1.1).double(), rows(55, 1).double()
+    kxx, kyy = cubic_kernel(x, x), cubic_kernel(y, y)
+    truth = (kxx.sum() - kxx.trace()) / (40 * 39) + (kyy.sum() - kyy.trace()) / (55 * 54)
+    truth -= 2 * cubic_kernel(x, y).mean()
+    assert kernel_distance(x, y).value == pytest.approx(float(truth), rel=1e-12)
+
+
+def test_blocks_and_cached_reference_change_nothing() -> None:
+    x, y = rows(101, 2, 1.2), rows(77, 3)
+    whole = kernel_distance(x, y)
+    for block in (1, 10, 50, 1000):
+        part = kernel_distance(x, y, block=block, reference_self=self_kernel(y, block))
+        assert part.value == pytest.approx(whole.value, rel=1e-10)
+        assert part.standard_error == pytest.approx(whole.standard_error, rel=1e-8)
+
+
+def test_both_forms_equal_torch_fidelity() -> None:
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    x, y = rows(300, 4, 1.1).double(), rows(300, 5).double()
+    options = {
+        "kid_kernel": "poly", "kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None,
+        "kid_kernel_poly_coef0": 1, "rng_seed": 2020, "verbose": False,
+    }  # fmt: skip
+    theirs = kid_features_to_metric(x, y, kid_subsets=20, kid_subset_size=100, **options)
+    ours = kernel_distance_subsets(x, y, subsets=20, subset_size=100)
+    assert ours.mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
+    assert ours.std == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-9)
+    whole = kid_features_to_metric(x, y, kid_subsets=1, kid_subset_size=300, **options)
+    exact = whole["kernel_inception_distance_mean"]
+    assert kernel_distance(x, y).value == pytest.approx(exact, rel=1e-9)
+
+
+def repeated(scale: float, offset: float) -> tuple[float, float]:
+    """Return the spread of the value and the root mean square of its error, 400 repetitions."""
+    values, errors = [], []
+    for seed in range(400):
+        result = kernel_distance(rows(80, seed, scale, offset), rows(120, seed + 10_000))
+        values.append(result.value)
+        errors.append(result.standard_error)
+    return float(np.std(values)), math.sqrt(np.mean(np.square(errors)))
+
+
+def test_standard_error_is_the_spread_over_repetitions() -> None:
+    """400 repetitions know a spread to 3.5 %: the tolerance is 4.3 of those."""
+    spread, error = repeated(1.3, 0.3)
+    assert error == pytest.approx(spread, rel=0.15)
+
+
+def test_standard_error_of_equal_distributions_is_never_too_narrow() -> None:
+    """The first-order terms vanish here; an estimate without the second would be near zero."""
+    spread, error = repeated(1.0, 0.0)
+    assert 0.95 * spread < error < 1.25 * spread
+
+
+def test_unbiased_for_equal_distributions() -> None:
+    values = [kernel_distance(rows(50, s), rows(50, s + 10_000)).value for s in range(300)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / math.sqrt(300)
+
+
+def test_bad_counts_are_named() -> None:
+    with pytest.raises(UserError, match="3 samples; allowed: at least 4"):
+        kernel_distance(rows(3, 0), rows(10, 1))
+    with pytest.raises(UserError, match="subsets of 1000 from 50 and 60 samples; allowed: at most"):
+        kernel_distance_subsets(rows(50, 0), rows(60, 1))
