@@ -48,9 +48,24 @@ METHODS = [
         family="consistency training",
     ),
     _method(
+        "cct", "cct:CCT", "Continuous-time consistency training of 2023",
+        reference="Song et al. 2023, arXiv:2303.01469", year=2023,
+        family="consistency training", needs_teacher=True,
+    ),
+    _method(
         "ict", "ict:ICT", "Improved consistency training",
         reference="Song & Dhariwal 2023, arXiv:2310.14189", year=2023,
         family="consistency training",
+    ),
+    _method(
+        "ict-deep", "ict:ICT", "Improved consistency training, network twice as deep",
+        reference="Song & Dhariwal 2023, arXiv:2310.14189", year=2023,
+        family="consistency training",
+    ),
+    _method(
+        "ect", "ect:ECT", "Easy consistency tuning",
+        reference="Geng et al. 2024, arXiv:2406.14548", year=2024,
+        family="consistency training", needs_teacher=True,
     ),
     _method(
         "sct", "scm:SCT", "Simplified continuous-time consistency training",
@@ -60,6 +75,11 @@ METHODS = [
     _method(
         "scd", "scm:SCD", "Simplified continuous-time consistency distillation",
         reference="Lu & Song 2024, arXiv:2410.11081", year=2024, family="distillation",
+        needs_teacher=True,
+    ),
+    _method(
+        "pd", "pd:PD", "Progressive distillation",
+        reference="Salimans & Ho 2022, arXiv:2202.00512", year=2022, family="distillation",
         needs_teacher=True,
     ),
 ]

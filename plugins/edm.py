@@ -13,8 +13,8 @@ Samplers: ``heun`` (order 2, any NFE, see :func:`cmbench.diffusion.solvers.heun_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from cmbench.diffusion.frames import append_dims, sigma_to_t
 from cmbench.diffusion.grids import lognormal_sigmas, sampling_sigmas
 from cmbench.diffusion.models import DiffusionModel, EDMModel, TrigFlowModel
+from cmbench.diffusion.predictions import DataAndNoiseModel, DataModel
 from cmbench.diffusion.solvers import euler, heun, heun_nfe
 from cmbench.diffusion.tangent import trigflow_interpolate, trigflow_velocity_target
 from cmbench.diffusion.weightings import edm_weight
@@ -31,11 +32,24 @@ from cmbench.plugin.config import MethodConfig, Positive
 from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Progress, SamplingPlan
 
 
+#: What a network's raw output means, by name of the parameterization.
+MODELS: dict[str, Callable[[Any, float], DiffusionModel]] = {
+    "edm": EDMModel, "trigflow": TrigFlowModel, "x": DataModel, "both": DataAndNoiseModel,
+}
+
+
+def network_for(parameterization: str, kit: Kit) -> nn.Module:
+    """Build the recipe's network; "both" needs twice the channels."""
+    return kit.network(channel_copies=2) if parameterization == "both" else kit.network()
+
+
 class EDMConfig(MethodConfig):
     """Hyper-parameters of EDM (Table 1 of the paper)."""
 
-    parameterization: Literal["edm", "trigflow"] = Field(
-        "edm", description="coordinates of network and loss"
+    parameterization: Literal["edm", "trigflow", "x", "both"] = Field(
+        "edm",
+        description="what the network predicts: EDM's F, TrigFlow's F (v-prediction on data of unit "
+        "variance), the data, or data and noise",
     )
     p_mean: float = Field(-1.2, description="mean of ln sigma in training")
     p_std: Positive = Field(1.2, description="standard deviation of ln sigma in training")
@@ -53,7 +67,7 @@ class EDM(Method):
 
     def build(self, kit: Kit) -> dict[str, nn.Module]:
         """One network from random weights."""
-        return {"model": kit.network()}
+        return {"model": network_for(self.config.parameterization, kit)}
 
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         """Weighted denoising error, summed over values (Eq. 8 with the weight of Table 1)."""
@@ -63,8 +77,8 @@ class EDM(Method):
         sigma = lognormal_sigmas(n, self.config.p_mean, self.config.p_std)
         if self.config.parameterization == "trigflow":
             return self._trigflow_loss(nets, batch, sigma, eps)
-        model = EDMModel(nets["model"], self.sigma_data)
-        denoised = model.denoise(x + append_dims(sigma, x) * eps, sigma, batch.labels)
+        x_sigma = x + append_dims(sigma, x) * eps
+        denoised = self.diffusion_model(nets).denoise(x_sigma, sigma, batch.labels)
         error = (denoised - x).square().flatten(1).sum(1)
         return edm_weight(sigma, self.sigma_data) * error
 
@@ -78,8 +92,7 @@ class EDM(Method):
 
     def diffusion_model(self, nets: Nets) -> DiffusionModel:
         """Return the denoiser in either frame."""
-        kind = TrigFlowModel if self.config.parameterization == "trigflow" else EDMModel
-        return kind(nets["model"], self.sigma_data)
+        return MODELS[self.config.parameterization](nets["model"], self.sigma_data)
 
     # ---- sampling ------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from cmbench.bench.record import (
     TrainingRecord,
     finite_or_none,
 )
-from cmbench.bench.runs import TrainedRun, build_modules, load_weights, read_log
+from cmbench.bench.runs import MAIN, TrainedRun, build_modules, load_weights, read_log
 from cmbench.bench.threads import use_threads
 from cmbench.data.base import Dataset
 from cmbench.errors import Declined
@@ -206,6 +206,7 @@ def base_record(
     run, spec = cell.run, context.plugins.datasets.get(cell.run.dataset)
     owner = context.plugins.methods.owners[run.spec.name]
     result: Mapping[str, Any] = trained.result if trained else {}
+    made = export_of(cell, result)
     return Record(
         cell=cell.cell,
         status=status,
@@ -230,10 +231,10 @@ def base_record(
             config_sha256=run.config_sha256,
             teacher=result.get("teacher"),
             parameters=result.get("parameters", 0),
-            images_seen=result.get("images_seen", 0),
-            network_evaluations=result.get("network_evaluations", 0),
-            seconds_by_phase=result.get("seconds_by_phase", {}),
-            checkpoint_sha256=_checkpoint_hash(cell, result),
+            images_seen=made.get("images_seen", 0),
+            network_evaluations=made.get("network_evaluations", 0),
+            seconds_by_phase=made.get("seconds_by_phase", {}),
+            checkpoint_sha256=made.get("sha256", ""),
             ema=cell.ema,
         ),
         sampling=sampling_record(cell, spec, None),
@@ -242,9 +243,11 @@ def base_record(
     )
 
 
-def _checkpoint_hash(cell: CellPlan, result: Mapping[str, Any]) -> str:
+def export_of(cell: CellPlan, result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what is known of the weights that a cell samples: hash, images seen, cost."""
     variant = cell.sampling.variant if cell.sampling else ""
-    return str(result.get("exports", {}).get(variant or "final", ""))
+    found: Mapping[str, Any] = result.get("exports", {}).get(variant or MAIN, {})
+    return found
 
 
 def sampling_record(cell: CellPlan, spec: DatasetSpec, sampler: Sampler | None) -> SamplingRecord:

@@ -24,8 +24,12 @@ class TrainingKit:
         self.context, self.plan, self.problem, self.teacher = context, plan, problem, teacher
         self._built = 0
 
-    def network(self, **overrides: Any) -> nn.Module:
-        """Build a network with initial weights from (seed, "weights", how many were built)."""
+    def network(self, *, channel_copies: int = 1, **overrides: Any) -> nn.Module:
+        """Build a network with initial weights from (seed, "weights", how many were built).
+
+        ``channel_copies`` multiplies its input and output channels.
+        """
+        channels, height, width = self.problem.data_shape
         table = {**self.plan.config.network, **overrides}
         name = table.pop("name")
         network_class: Any = self.context.plugins.networks.load(name)
@@ -35,15 +39,17 @@ class TrainingKit:
         self._built += 1
         try:
             network: nn.Module = network_class(
-                config, self.problem.data_shape, self.problem.num_classes
+                config, (channels * channel_copies, height, width), self.problem.num_classes
             )
         finally:
             torch.set_rng_state(before)
         return network
 
-    def student_of(self, teacher: Teacher, **overrides: Any) -> nn.Module:
+    def student_of(
+        self, teacher: Teacher, *, channel_copies: int = 1, **overrides: Any
+    ) -> nn.Module:
         """Build a network and copy the teacher's weights into it."""
-        network = self.network(**overrides)
+        network = self.network(channel_copies=channel_copies, **overrides)
         if teacher.network is None:
             return network
         state = teacher.network.state_dict()

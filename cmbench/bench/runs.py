@@ -233,7 +233,7 @@ def _train(
         compile=context.compile,
         checkpoint_nimg=_checkpoint_nimg(plan, state),
     )
-    exports: dict[str, str] = dict(latest.meta["exports"]) if latest else {}
+    exports: dict[str, Any] = dict(latest.meta["exports"]) if latest else {}
     watchers = _watchers(context, plan, folder, log, exports, threads)
     total = sum(phase.images for phase in state.phases)
     context.notify("cmbench_run_started", run_id=plan.run_id, plan={"config": plan.table})
@@ -268,7 +268,7 @@ def _watchers(
     plan: RunPlan,
     folder: Path,
     log: _RunLog,
-    exports: dict[str, str],
+    exports: dict[str, Any],
     threads: int,
 ) -> Watchers:
     def on_log(state: TrainingState, scalars: Mapping[str, float]) -> None:
@@ -293,7 +293,12 @@ def _watchers(
             assert name is not None
             path = folder / f"weights-{name}.safetensors"
             meta = {"run": plan.run_id, "seen_nimg": state.seen_nimg, "phase": state.phase.name}
-            exports[name] = save_checkpoint(path, state.export(), meta)
+            exports[name] = {
+                "sha256": save_checkpoint(path, state.export(), meta),
+                "images_seen": state.seen_nimg,
+                "network_evaluations": state.network_evaluations,
+                "seconds_by_phase": {k: round(v, 3) for k, v in state.seconds.items()},
+            }
         on_checkpoint(state)
 
     return Watchers(on_log, on_checkpoint, on_phase_done, context.should_stop)
@@ -315,7 +320,7 @@ def _finish(
     plan: RunPlan,
     folder: Path,
     state: TrainingState,
-    exports: dict[str, str],
+    exports: dict[str, Any],
     threads: int,
     teacher: Teacher | None,
 ) -> TrainedRun:
@@ -323,8 +328,6 @@ def _finish(
         "exports": exports,
         "parameters": sum(p.numel() for p in state.modules["model"].parameters()),
         "images_seen": state.seen_nimg,
-        "network_evaluations": state.network_evaluations,
-        "seconds_by_phase": {k: round(v, 3) for k, v in state.seconds.items()},
         "threads": threads,
         "teacher": teacher.name if teacher else None,
     }
