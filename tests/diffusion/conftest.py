@@ -1,4 +1,4 @@
-"""Shared by the mathematics tests: one thread, seeds, and raw networks that are formulas."""
+"""Shared by the mathematics tests: seeds, mixtures, and raw networks that are formulas."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 from cmbench.diffusion import GaussianMixture, append_dims, image_mixture, ring_mixture
+
+# torch's first calls take longer than any deadline; the same examples in every run.
+settings.register_profile("mathematics", deadline=None, derandomize=True)
+settings.load_profile("mathematics")
 
 Network = Callable[..., Tensor]
 

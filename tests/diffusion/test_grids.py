@@ -259,7 +259,7 @@ def test_power_proposal_matches_the_grid(u: float) -> None:
 
 
 @given(
-    t=st.floats(1e-6, 1e3, width=32),
+    t=st.floats(1e-6, 1e3),
     stage=st.integers(0, 12),
     q=st.sampled_from([2.0, 4.0, 256.0]),
     dtype=st.sampled_from([torch.float32, torch.float64]),

@@ -219,7 +219,7 @@ def test_state_keeps_its_dtype_and_labels_arrive(
 
 
 @given(nfe=st.integers(1, 200))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_heun_plan_spends_exactly_the_budget(nfe: int) -> None:
     plan = heun_nfe(nfe)
     assert plan.nfe == nfe
