@@ -70,7 +70,7 @@ def multistep_trigflow(
     *,
     clip: bool = False,
 ) -> Tensor:
-    """Return images of a TrigFlow-frame consistency function (Lu & Song 2024, Sec. 2.1 and App. A).
+    """Return images of a TrigFlow-frame consistency function (Lu & Song 2024, App. G).
 
     ``x = f(sd noise, t_0)``, then ``x = f(cos(t_i) x + sin(t_i) sd z_i, t_i)``. As
     :func:`multistep_consistency`, with descending angles ``times`` ``[NFE]``, the first

@@ -226,7 +226,7 @@ def sigma_to_vp_time(sigma: Tensor) -> Tensor:
 def cosine_time_to_sigma(u: Tensor, logsnr_min: float = -20.0, logsnr_max: float = 20.0) -> Tensor:
     """Return ``sigma`` of the truncated cosine schedule ``logsnr = -2 ln tan(a u + b)``.
 
-    ``u`` in [0, 1] from data to noise; Salimans & Ho 2022 (arXiv:2202.00512), App. A. With the
+    ``u`` in [0, 1] from data to noise; Salimans & Ho 2022 (arXiv:2202.00512), as released. With the
     published range the ends are ``exp(-10)`` and ``exp(10)``, not 0.002 and 80.
     """
     b = math.atan(math.exp(-0.5 * logsnr_max))

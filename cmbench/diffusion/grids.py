@@ -84,7 +84,7 @@ def vp_time_sigmas(
 ) -> Tensor:
     """Return ``n_points`` ascending noise levels, uniform in ``tau^(1/power)`` of VP time.
 
-    Zhang & Chen 2022 (arXiv:2204.13902), App. H.3, use ``power = 2``. One point is ``sigma_max``.
+    Zhang & Chen 2022 (arXiv:2204.13902) release ``power = 2``. One point is ``sigma_max``.
     """
     _check_grid("vp_time_sigmas", n_points, sigma_min, sigma_max, math.ulp(0.0))
     if n_points == 1:
@@ -255,8 +255,8 @@ def lognormal_bin_probabilities(sigmas: Tensor, p_mean: float, p_std: float) -> 
     """Return the probability of each interval of an ascending grid ``[N]``, float64 ``[N - 1]``.
 
     ``p(i)`` proportional to ``erf((ln sigma_{i+1} - P_mean) / (sqrt(2) P_std)) - erf((ln sigma_i -
-    P_mean) / (sqrt(2) P_std))`` (arXiv:2310.14189, Eq. 10). Computed from logarithms of the normal
-    distribution function, so that intervals far in a tail do not round to zero together.
+    P_mean) / (sqrt(2) P_std))`` (arXiv:2310.14189, Sec. 3.5). Computed from logarithms of the
+    normal distribution function: intervals far in a tail do not round to zero together.
     """
     z = (sigmas.double().log() - p_mean) / p_std
     low, high = z[:-1], z[1:]

@@ -73,7 +73,7 @@ def dpm_solver_pp_3m(
     noise_sampler: NoiseSampler | None = None,
     lower_order_final: bool | None = None,
 ) -> Tensor:
-    """Solve by DPM-Solver++(3M), NFE = steps (arXiv:2211.01095, App. B, as released).
+    """Solve by DPM-Solver++(3M), NFE = steps (arXiv:2211.01095, as released).
 
     The local formula is of third order; the first two steps are of first and second, so that the
     global order is 2. ``lower_order_final`` ends with orders 2, 1; the default does so below 10
@@ -150,7 +150,7 @@ def deis_tab(
 ) -> Tensor:
     """Solve by tAB-DEIS: polynomial extrapolation of the noise in VP time, NFE = steps.
 
-    Zhang & Chen 2022 (arXiv:2204.13902), Eq. 14 and Sec. 3.3. ``order`` is the degree of the
+    Zhang & Chen 2022 (arXiv:2204.13902), Sec. 3. ``order`` is the degree of the
     polynomial (``order + 1`` past slopes), rising in the first steps; 0 is DDIM, 3 the published
     3-DEIS (other code calls that maximal order 4). ``sigmas`` are best uniform in the root of VP
     time. A step to 0 is first-order.
@@ -177,7 +177,7 @@ def deis_tab(
 def _unipc_weights(
     ratios: list[float], h: float, variant: Literal["bh1", "bh2"]
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Return ``B(h)`` and the weights of predictor and corrector (UniPC, Sec. 3, App. C).
+    """Return ``B(h)`` and the weights of predictor and corrector (arXiv:2302.04867, Sec. 3).
 
     ``ratios`` are ``r_1 … r_{p-1}`` of the past points (below 0) and ``r_p = 1``; the predictor
     uses the first p - 1 equations and unknowns. Order 2 takes rho = 1/2 for the predictor, order
@@ -212,9 +212,10 @@ def unipc(
 ) -> Tensor:
     """Solve by UniPC in data prediction: order p + 1 in effect, NFE = steps.
 
-    Zhao et al. 2023 (arXiv:2302.04867), Algorithms 5 and 6. The evaluation at the predicted point
-    corrects it and then serves the next step; the last step has no corrector. The order rises in
-    the first steps and, with ``lower_order_final``, falls in the last ones.
+    Zhao et al. 2023 (arXiv:2302.04867), Sec. 3, in data prediction as released. The
+    evaluation at the predicted point corrects it and then serves the next step; the last step has
+    no corrector. The order rises in the first steps and, with ``lower_order_final``, falls in the
+    last ones.
     """
     _check_order("unipc", "order", order, 1, 4)
     steps = _log_steps(sigmas).tolist()

@@ -128,7 +128,7 @@ def consistency_derivative(
 
 
 def discrete_tangent(f_t: Tensor, f_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """Return ``(f(x_t, t) - f(x_s, s)) / sin(t - s)``, the discrete-time tangent (Sec. 5.3)."""
+    """Return ``(f(x_t, t) - f(x_s, s)) / sin(t - s)``, the discrete-time tangent (Fig. 5c)."""
     return (f_t - f_s) / append_dims(torch.sin(t - s), f_t)
 
 

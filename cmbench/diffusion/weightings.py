@@ -12,7 +12,7 @@ def edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:
 
 
 def inverse_gap_weight(sigma_larger: Tensor, sigma_smaller: Tensor) -> Tensor:
-    """Return ``1 / (sigma_{i+1} - sigma_i)`` (Song & Dhariwal 2023, arXiv:2310.14189, Sec. 3.4)."""
+    """Return ``1 / (sigma_{i+1} - sigma_i)`` (Song & Dhariwal 2023, arXiv:2310.14189, Sec. 3.1)."""
     return 1 / (sigma_larger - sigma_smaller)
 
 
@@ -22,12 +22,12 @@ def snr(sigma: Tensor) -> Tensor:
 
 
 def truncated_snr_weight(sigma: Tensor) -> Tensor:
-    """Return ``max(sigma^-2, 1)`` (Salimans & Ho 2022, arXiv:2202.00512, Eq. 9)."""
+    """Return ``max(sigma^-2, 1)`` (Salimans & Ho 2022, arXiv:2202.00512, Sec. 4)."""
     return snr(sigma).clamp_min(1)
 
 
 def snr_plus_one_weight(sigma: Tensor) -> Tensor:
-    """Return ``sigma^-2 + 1``, the squared v-error (arXiv:2202.00512, Eq. 10)."""
+    """Return ``sigma^-2 + 1``, the squared v-error (arXiv:2202.00512, Sec. 4)."""
     return snr(sigma) + 1
 
 
@@ -40,7 +40,7 @@ def trigflow_prior_weight(t: Tensor, sigma_data: float) -> Tensor:
 
 
 def adaptive_weighted_loss(squared_error_sum: Tensor, log_weight: Tensor, dims: int) -> Tensor:
-    """Return ``exp(w) / D ||.||^2 - w`` per image (arXiv:2410.11081, Eq. 10; EDM2 App. B.3).
+    """Return ``exp(w) / D ||.||^2 - w`` per image (arXiv:2410.11081, Eq. 8).
 
     ``squared_error_sum`` and the learned ``log_weight`` w are ``[N]``; ``dims`` is D, the values in
     an image. Its minimum over w is at ``exp(w) = D / E||.||^2``.

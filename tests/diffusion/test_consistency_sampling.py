@@ -112,7 +112,7 @@ def test_exact_consistency_function_samples_the_data(
     ring: GaussianMixture, generator: torch.Generator
 ) -> None:
     """One step and two: the moments of the data, within their standard errors."""
-    n = 3000
+    n = 1500
     noise, again = (
         torch.randn((n, 2, 1, 1), generator=generator, dtype=torch.float64) for _ in range(2)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -22,10 +23,12 @@ from cmbench.diffusion import (
     clip_tangent,
     consistency_derivative,
     consistency_tangent,
+    ddim_step,
     discrete_tangent,
     edm_to_trig,
     forward_mode_jvp,
     gaussian_flow_map,
+    heun_step,
     image_norm,
     jvp_inputs,
     normalize_tangent,
@@ -140,6 +143,30 @@ def test_exact_mixture_has_no_tangent(lopsided: GaussianMixture, points: Tensor)
     for function, bound in ((exact, (0.0, 1e-6)), (denoiser, (0.1, math.inf))):
         _, df_dt = consistency_tangent(function, x_t, times, slope, jvp=differences)
         assert bound[0] <= float(df_dt.abs().max()) <= bound[1]
+
+
+@pytest.mark.parametrize(("step", "order"), [("euler", 2), ("heun", 3)])
+def test_discrete_residual_of_the_exact_function(
+    lopsided: GaussianMixture, points: Tensor, step: str, order: int
+) -> None:
+    """The exact function's distillation residual is the solver's local error: h^2 or h^3.
+
+    This is the bias of discrete distillation as the grid becomes finer.
+    """
+    high = torch.tensor([0.3, 0.6, 1.2, 4.0, 20.0], dtype=torch.float64)
+    x = points * torch.sqrt(high**2 + SD**2)[:, None, None, None]
+    f = lopsided.exact_consistency(x, high, 0.002)
+    sizes = []
+    for gap in (0.1, 0.05, 0.025):
+        low = high * (1 - gap)
+        if step == "heun":
+            solved = heun_step(lopsided.denoised, x, high, low)
+        else:
+            solved = ddim_step(x, lopsided.denoised(x, high), high, low)
+        residual = f - lopsided.exact_consistency(solved, low, 0.002)
+        sizes.append(float(residual.norm()))
+    slopes = [math.log2(a / b) for a, b in pairwise(sizes)]
+    assert slopes[-1] == pytest.approx(order, abs=0.25), sizes
 
 
 # --- the rearrangement -------------------------------------------------------------------------
