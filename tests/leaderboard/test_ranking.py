@@ -1,0 +1,94 @@
+"""Sections and ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from record_factory import metric, record
+
+from cmbench.bench.record import Record
+from cmbench.leaderboard.ranking import Rank, rank_all
+from cmbench.leaderboard.rows import Row, aggregate
+from cmbench.leaderboard.sections import sections
+
+
+def rows(records: list[Record]) -> list[Row]:
+    return aggregate([(Path(f"{r.cell}.json"), r) for r in records])
+
+
+def ranks(records: list[Record]) -> dict[str, Rank]:
+    found = rows(records)
+    by_id = rank_all(sections(found))
+    return {f"{r.method}@{r.nfe_text}": by_id[r.id] for r in found}
+
+
+def several(method: str, values: list[float], **fields: object) -> list[Record]:
+    return [record(method, seed=s, value=v, **fields) for s, v in enumerate(values)]
+
+
+def test_clear_differences_are_ranked_and_unclear_ones_tie() -> None:
+    noise = [0.0, 0.02, -0.01, 0.01, 0.005]
+    found = ranks(
+        several("alpha", [1 + n for n in noise])
+        + several("beta", [1.001 + n * (-1) ** i for i, n in enumerate(noise)])
+        + several("gamma", [5 + n for n in noise])
+    )
+    assert found["alpha@1"].text == found["beta@1"].text == "1–2"
+    assert found["gamma@1"].text == "3"
+
+
+def test_a_single_seed_has_no_rank() -> None:
+    found = ranks(several("alpha", [1.0]) + several("beta", [2.0, 2.1, 2.2]))
+    assert (found["alpha@1"].text, found["alpha@1"].reason) == ("–", "one seed")
+    assert found["beta@1"].text == "1"
+
+
+def test_rows_are_ranked_within_their_nfe_and_conditioning() -> None:
+    found = ranks(
+        several("alpha", [9.0, 9.1, 9.05]) + several("alpha", [1.0, 1.1, 1.05], nfe=2)
+        + several("beta", [0.1, 0.11, 0.12], conditional=False)
+    )
+    assert {key: rank.size for key, rank in found.items()} == {
+        "alpha@1": 1, "alpha@2": 1, "beta@1": 1,
+    }  # fmt: skip
+
+
+def test_higher_is_better_turns_the_order_round() -> None:
+    def made(method: str, base: float) -> list[Record]:
+        return [
+            record(method, seed=s, metrics={"fd-digits": metric(base + 0.01 * s, higher=True)})
+            for s in range(4)
+        ]
+
+    found = ranks(made("alpha", 1.0) + made("beta", 3.0))
+    assert (found["beta@1"].text, found["alpha@1"].text) == ("1", "2")
+
+
+def test_fewer_samples_and_other_keys_are_never_ranked_together() -> None:
+    short = several("beta", [0.1, 0.1], sampling={"num_samples": 10})
+    other = [
+        record("gamma", seed=s, metrics={"fd-digits": metric(0.2, key="other")}) for s in range(2)
+    ]
+    records = several("alpha", [1.0, 1.1]) + short + other
+    found = ranks(records)
+    assert found["alpha@1"].size == 1
+    assert found["beta@1"].reason == "Fewer samples than the protocol"
+    titles = [(s.title, len(s.rows), s.ranked) for s in sections(rows(records))]
+    assert titles == [
+        ("Measured", 1, True),
+        ("Measured under another protocol", 1, True),
+        ("Fewer samples than the protocol", 1, False),
+    ]
+
+
+def test_records_that_differ_in_anything_but_seeds_do_not_mix() -> None:
+    base = several("alpha", [1.0, 1.1])
+    changed = record("alpha", seed=2, value=9.0, training={"config_sha256": "0" * 64})
+    newer = record("alpha", seed=3, value=9.0, sampling={"dtype": "bfloat16"})
+    assert sorted(len(r.cells) for r in rows([*base, changed, newer])) == [1, 1, 2]
+    assert len(rows(base)[0].cells) == 2
+
+
+def test_failed_and_skipped_cells_make_no_row() -> None:
+    failed = record("alpha", status="failed", metrics={})
+    assert rows([failed]) == []
