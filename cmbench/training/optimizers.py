@@ -68,7 +68,11 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
         # Adam keeps its step count on the CPU unless fused; moments live with the parameter.
         fused = bool(optimizer.defaults.get("fused"))
         device = parameter.device if name != "step" or fused else torch.device("cpu")
-        optimizer.state[parameter][name] = tensor.to(device).clone()
+        restored = tensor.to(device)
+        if restored.shape == parameter.shape:
+            # Moments keep their parameter's layout: fused and multi-tensor kernels ask for it.
+            restored = torch.empty_like(parameter, dtype=restored.dtype).copy_(restored)
+        optimizer.state[parameter][name] = restored.detach().clone()
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -16,6 +16,37 @@ from torch import Tensor, nn
 from cmbench.networks.tangent_modes import tangent_of
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+#: Graphs kept of one piece of code: student, target and teacher, graded and not, training and
+#: sampling. Beyond the limit torch would go back to eager mode without a word.
+_GRAPHS = 64
+
+
+def place(module: nn.Module, device: torch.device, *, channels_last: bool = False) -> nn.Module:
+    """Move a module to ``device``, its convolutions' weights to the channels-last layout if asked.
+
+    Tensor cores work on channels-last images; with weights in the same layout nothing is
+    transposed between layers.
+    """
+    if channels_last:
+        # torch's overloads know no memory_format beside a device
+        return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return module.to(device)
+
+
+def memory_layout(module: nn.Module) -> torch.memory_format:
+    """Return the layout that a module's convolutions are in."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4 and parameter.shape[1] > 1 and parameter.shape[2] > 1:
+            last = parameter.is_contiguous(memory_format=torch.channels_last)
+            return torch.channels_last if last else torch.contiguous_format
+    return torch.contiguous_format
+
+
+def allow_recompiles() -> None:
+    """Raise the compiler's limit of graphs for one piece of code (never lower it)."""
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _GRAPHS)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * _GRAPHS)
 
 
 class PreparedNetwork:
@@ -27,6 +58,7 @@ class PreparedNetwork:
     def __init__(self, module: nn.Module, precision: str = "fp32", compiled: bool = False) -> None:
         self.module = module
         self.precision = precision
+        self._layout = memory_layout(module)
         #: images that went through the network
         self.evaluations = 0
         #: the same in units of a forward pass: a tangent costs one more, a backward pass two more
@@ -34,6 +66,7 @@ class PreparedNetwork:
         self._forward: Callable[..., Tensor] = module
         self._with_tangent: Callable[..., tuple[Tensor, Tensor]] = self._uncompiled_tangent
         if compiled:
+            allow_recompiles()
             self._forward = torch.compile(module, dynamic=False)
             self._with_tangent = torch.compile(self._uncompiled_tangent, dynamic=False)
 
@@ -47,7 +80,7 @@ class PreparedNetwork:
             return self._forward(x, *args, **kwargs)
         self._count(x.shape[0], 1)
         with self._autocast(x):
-            out = self._forward(x, *args, **kwargs)
+            out = self._forward(self._laid_out(x), *args, **kwargs)
         return out.to(x.dtype)
 
     def forward_with_tangent(
@@ -59,8 +92,14 @@ class PreparedNetwork:
         """
         self._count(x.shape[0], 2)
         with self._autocast(x):
-            out, tangent = self._with_tangent(x, c_noise, dx, dc_noise, *args, **kwargs)
+            out, tangent = self._with_tangent(
+                self._laid_out(x), c_noise, self._laid_out(dx), dc_noise, *args, **kwargs
+            )
         return out.to(x.dtype), tangent.to(x.dtype)
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        # One layout for every call: a compiled graph is made for one set of strides.
+        return x.contiguous(memory_format=self._layout) if x.ndim == 4 else x.contiguous()
 
     def _count(self, images: int, forwards: int) -> None:
         self.evaluations += images
