@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cmbench.bench.record import Record
+from cmbench.leaderboard.joins import Reported
+from cmbench.leaderboard.ranking import Rank
 from cmbench.leaderboard.rows import Measurement, Row
 from cmbench.report.numbers import format_count, format_mean, format_number, format_seconds
 
@@ -36,7 +38,17 @@ class Column:
     higher_is_better: bool | None = None
 
 
-def table_columns(rows: Sequence[Row], extra: Mapping[str, str]) -> list[Column]:
+@dataclass(frozen=True)
+class Findings:
+    """What the rows say together: ranks and reported counterparts, by row id."""
+
+    ranks: Mapping[str, Rank]
+    reported: Mapping[str, Reported]
+
+
+def table_columns(
+    rows: Sequence[Row], extra: Mapping[str, str], findings: Findings
+) -> list[Column]:
     """Return every column for ``rows``: identity, metrics, cost, provenance, plugins' columns.
 
     ``extra`` maps titles to dotted paths into the record (hook ``cmbench_report_columns``).
@@ -45,6 +57,9 @@ def table_columns(rows: Sequence[Row], extra: Mapping[str, str]) -> list[Column]
     published = any(not row.cells for row in rows)
     columns = [
         Column("method", "Method", lambda r: _text(r.title)),
+        Column("rank", "Rank", lambda r: _rank(findings.ranks.get(r.id)), numeric=True,
+               shown=any(rank.low is not None for rank in findings.ranks.values()),
+               help="among rows of equal NFE and conditioning; 1–3: anywhere from first to third"),
         Column("kind", "Kind", lambda r: _text(r.kind), shown=published and measured,
                help="measured by this harness, imported checkpoint, scored samples or reported"),
         Column("family", "Family", lambda r: _text(r.family), shown=published),
@@ -53,6 +68,12 @@ def table_columns(rows: Sequence[Row], extra: Mapping[str, str]) -> list[Column]
         Column("nfe", "NFE", _nfe, numeric=True,
                help="network evaluations per image, counted by wrapping the network"),
         *_metric_columns(rows),
+        Column("reported", "Reported", lambda r: _reported(findings.reported.get(r.id)),
+               numeric=True, shown=bool(findings.reported),
+               help="what others reported for this method at this NFE"),
+        Column("difference", "Difference", lambda r: _difference(findings.reported.get(r.id)),
+               numeric=True, shown=bool(findings.reported),
+               help="measured minus reported, where the metric keys are equal"),
         Column("seeds", "Seeds", _seeds, numeric=True, shown=measured,
                help="independent seeds behind mean and interval"),
         Column("images_per_s", "Images/s", lambda r: _mean_of(r, _images_per_s), numeric=True,
@@ -110,6 +131,26 @@ def metric_title(name: str) -> str:
     if name in _TITLES:
         return _TITLES[name]
     return name[:1].upper() + name[1:] if name.isalpha() else name
+
+
+def _rank(rank: Rank | None) -> Cell:
+    if rank is None or rank.low is None:
+        return Cell()
+    return Cell(rank.text, rank.low + (rank.high or rank.low) / 1e6)
+
+
+def _reported(found: Reported | None) -> Cell:
+    if found is None or not found.text:
+        return Cell()
+    return Cell(found.text, found.text)
+
+
+def _difference(found: Reported | None) -> Cell:
+    if found is None:
+        return Cell()
+    if found.difference is None:
+        return Cell("keys differ")
+    return Cell(f"{found.difference:+.3g}", found.difference)
 
 
 def _text(value: str) -> Cell:

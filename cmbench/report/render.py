@@ -15,9 +15,18 @@ from cmbench.bench.record import Record
 from cmbench.errors import UserError
 from cmbench.files import write_atomically
 from cmbench.leaderboard.best import best_values
+from cmbench.leaderboard.joins import join_reported
+from cmbench.leaderboard.ranking import rank_all
 from cmbench.leaderboard.rows import Row, aggregate, unfinished
 from cmbench.leaderboard.sections import Section, sections
-from cmbench.report.columns import Cell, Column, conditioning, metric_title, table_columns
+from cmbench.report.columns import (
+    Cell,
+    Column,
+    Findings,
+    conditioning,
+    metric_title,
+    table_columns,
+)
 from cmbench.report.csvtable import csv_cells, csv_header
 from cmbench.report.environment import Templates
 from cmbench.report.gallery import Gallery, build_gallery
@@ -173,12 +182,13 @@ def build_page(
         else:
             records.append((path, item))
     rows = [*aggregate(records), *published]
-    columns = table_columns(rows, extra_columns)
+    parts = sections(rows)
+    columns = table_columns(rows, extra_columns, Findings(rank_all(parts), join_reported(rows)))
     ranked = [row.rank_metric for row in rows if row.rank_metric]
     return Page(
         dataset=dataset,
         columns=columns,
-        sections=_lines(sections(rows), columns),
+        sections=_lines(parts, columns),
         unfinished=unfinished(records),
         unreadable=unreadable,
         gallery=build_gallery(rows),

@@ -1,0 +1,239 @@
+"""Submissions: records, recipes, environments and hashes in one archive that `verify` accepts.
+
+The archive is a zip whose bytes depend on its content only. Reading one trusts nothing: names must
+stay inside, sizes are bounded, every file must be in the manifest with its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cmbench import __version__
+from cmbench.bench.record import Record, read_record
+from cmbench.errors import UserError
+from cmbench.files import write_atomically
+
+MANIFEST = "manifest.json"
+MAX_FILES = 100_000
+MAX_BYTES = 2 * 1024**3
+#: What a zip can represent first: the same content gives the same bytes.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+#: What Python's zipfile raises for broken, encrypted or exotic archives.
+_UNREADABLE = (
+    OSError, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError,
+    zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Entry(BaseModel):
+    """One record of a submission."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    record: str
+    recipe: str
+    environment: str
+    checkpoint_sha256: str
+
+
+class Manifest(BaseModel):
+    """What the archive holds; ``files`` maps every other file to its sha256."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    cmbench: str
+    entries: tuple[Entry, ...]
+    files: dict[str, Sha256]
+
+
+def pack(records: Sequence[Path], target: Path) -> Manifest:
+    """Write the finished ``records`` and what belongs to them into the zip ``target``.
+
+    Raises:
+        UserError: an unreadable or unfinished record, a missing or changed artifact, two records of
+            one name, or a target that exists.
+    """
+    if target.exists():
+        raise UserError("submit", f"{target} exists", remedy="choose another name for the archive")
+    files: dict[str, bytes] = {}
+    entries = [_add(path, files) for path in records]
+    manifest = Manifest(
+        cmbench=__version__,
+        entries=tuple(sorted(entries, key=lambda entry: entry.record)),
+        files={name: _sha256(data) for name, data in sorted(files.items())},
+    )
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+    _write_zip(target, {MANIFEST: text.encode(), **files})
+    return manifest
+
+
+def _add(path: Path, files: dict[str, bytes]) -> Entry:
+    record = read_record(path)
+    if record.status != "finished":
+        raise UserError(
+            "submit", f"record {path} is {record.status}: {record.reason}",
+            allowed="finished records", remedy="leave it out or measure the cell again",
+        )  # fmt: skip
+    folder = f"records/{record.dataset.name}"
+    name = f"{folder}/{record.cell}.json"
+    if name in files:
+        raise UserError("submit", f"two records are named {name}", remedy="give each once")
+    files[name] = record.to_json().encode()
+    for artifact in record.artifacts.values():
+        files[f"{folder}/{artifact.file}"] = _artifact(path, artifact.file, artifact.sha256)
+    training = record.training
+    recipe = {"method": record.method, "recipe": training.recipe, "config": training.config}
+    run = training.run.replace("/", "-")
+    recipe_name = f"recipes/{run}.json"
+    _inside(recipe_name, "submit")
+    files[recipe_name] = _json(recipe)
+    environment = _json(record.environment.model_dump(mode="json"))
+    environment_name = f"environments/{_sha256(environment)[:16]}.json"
+    files[environment_name] = environment
+    return Entry(
+        record=name, recipe=recipe_name, environment=environment_name,
+        checkpoint_sha256=training.checkpoint_sha256,
+    )  # fmt: skip
+
+
+def _artifact(record: Path, file: str, sha256: str) -> bytes:
+    folder = record.parent.resolve()
+    path = (folder / file).resolve()
+    problem = ""
+    if not path.is_relative_to(folder):
+        problem = "lies outside the record's folder"
+    elif not path.is_file():
+        problem = "is missing"
+    elif _sha256(path.read_bytes()) != sha256:
+        problem = "is not the file that was measured: its hash differs"
+    if problem:
+        raise UserError(
+            "submit", f"artifact {file} of {record.name} {problem}",
+            remedy="restore it from where the record was made",
+        )  # fmt: skip
+    return path.read_bytes()
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write_zip(target: Path, files: dict[str, bytes]) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(files):
+            info = zipfile.ZipInfo(name, _EPOCH)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, files[name])
+    write_atomically(target, buffer.getvalue())
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def unpack(archive: Path, folder: Path) -> list[Path]:
+    """Check an archive and extract it into ``folder``; return its record files.
+
+    Nothing is written unless names, sizes and hashes are sound.
+
+    Raises:
+        UserError: naming what is wrong: no zip, a name that leaves the folder, too large, a file
+            without or with another hash, a recipe or environment that is not its record's.
+    """
+    who = f"submission {archive}"
+    files = _read_zip(archive, who)
+    manifest = _manifest(files, who)
+    listed = {**manifest.files}
+    for name in sorted(set(files) - {MANIFEST}):
+        if name not in listed:
+            raise _bad(who, f"{name!r} is not in its manifest")
+        if _sha256(files[name]) != listed.pop(name):
+            raise _bad(who, f"{name!r} has another hash than its manifest says")
+    if listed:
+        raise _bad(who, f"{sorted(listed)[0]!r} of its manifest is missing")
+    try:
+        for name, data in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    except OSError as error:  # a full disk, or a name that is a file and a folder
+        raise _bad(who, f"cannot be extracted ({error.strerror})") from error
+    for entry in manifest.entries:
+        _check_entry(entry, folder, files, who)
+    return [folder / entry.record for entry in manifest.entries]
+
+
+def _bad(who: str, problem: str) -> UserError:
+    return UserError(who, problem, remedy="ask for the archive again; `cmbench submit` makes it")
+
+
+def _read_zip(archive: Path, who: str) -> dict[str, bytes]:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            infos = opened.infolist()
+            if len(infos) > MAX_FILES or sum(i.file_size for i in infos) > MAX_BYTES:
+                raise _bad(who, f"holds more than {MAX_FILES:,} files or {MAX_BYTES:,} bytes")
+            files: dict[str, bytes] = {}
+            for info in infos:
+                _inside(info.filename, who)
+                if info.filename in files:
+                    raise _bad(who, f"{info.filename!r} is there twice")
+                with opened.open(info) as file:  # the header's size may lie: read no more
+                    data = file.read(info.file_size + 1)
+                if len(data) != info.file_size:
+                    raise _bad(who, f"{info.filename!r} is larger than its header says")
+                files[info.filename] = data
+            return files
+    except _UNREADABLE as error:
+        raise _bad(who, f"is no readable zip ({error})") from error
+
+
+def _inside(name: str, who: str) -> None:
+    path = PurePosixPath(name)
+    bad = path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name
+    if bad or not name or name.endswith("/") or any(not c.isprintable() for c in name):
+        raise _bad(who, f"the name {name!r} is not allowed")
+
+
+def _manifest(files: dict[str, bytes], who: str) -> Manifest:
+    if MANIFEST not in files:
+        raise _bad(who, f"holds no {MANIFEST}")
+    try:
+        return Manifest.model_validate_json(files[MANIFEST])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise _bad(who, f"{MANIFEST} field {where!r}: {first['msg']}") from error
+
+
+def _check_entry(entry: Entry, folder: Path, files: dict[str, bytes], who: str) -> None:
+    for name in (entry.record, entry.recipe, entry.environment):
+        if name not in files:
+            raise _bad(who, f"{name!r} of its manifest is missing")
+    record: Record = read_record(folder / entry.record)
+    if record.training.checkpoint_sha256 != entry.checkpoint_sha256:
+        raise _bad(who, f"the checkpoint hash of {entry.record} is not the record's")
+    if files[entry.environment] != _json(record.environment.model_dump(mode="json")):
+        raise _bad(who, f"{entry.environment} is not the environment of {entry.record}")
+    recipe = {
+        "method": record.method, "recipe": record.training.recipe, "config": record.training.config,
+    }  # fmt: skip
+    if files[entry.recipe] != _json(recipe):
+        raise _bad(who, f"{entry.recipe} is not the recipe of {entry.record}")

@@ -1,0 +1,280 @@
+"""Verification of records, and archives that verification accepts."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from record_factory import metric, on_disk, png, record, sha, with_artifact
+
+from cmbench.bench.record import MetricRecord, Record
+from cmbench.errors import MissingError, UserError
+from cmbench.leaderboard.submit import MANIFEST, pack, unpack
+from cmbench.leaderboard.verify import CannotResampleError, Resampled, verify_record
+
+
+def honest(folder: Path, **fields: object) -> Path:
+    """A record whose hashes are right, with its grid."""
+    base = record(**fields)
+    config = {"lr": 0.1}
+    digest = hashlib.sha256(json.dumps([config, None], sort_keys=True).encode()).hexdigest()
+    training = base.training.model_copy(update={"config": config, "config_sha256": digest})
+    made = with_artifact(
+        folder, base.model_copy(update={"training": training}), "grid", "a.png", png()
+    )
+    return on_disk(folder, [made])[0][0]
+
+
+def states(path: Path, **options: object) -> dict[str, str]:
+    return {check.name: check.state for check in verify_record(path, **options)}
+
+
+def again(**changes: object) -> Callable[[Record, int], Resampled]:
+    def resample(item: Record, count: int) -> Resampled:
+        metrics = {
+            name: stored.model_copy(update=changes.get(name, {}))
+            for name, stored in item.metrics.items()
+        }
+        return Resampled(count, metrics, changes.get("grid", png()))
+
+    return resample
+
+
+def test_an_honest_record_passes_and_says_what_was_not_checked(tmp_path: Path) -> None:
+    checks = verify_record(honest(tmp_path))
+    assert {c.name: c.state for c in checks} == {
+        "record": "ok", "bytes": "ok", "recipe hash": "ok", "artifact grid": "ok",
+        "checkpoint": "not checked", "NFE": "ok", "samples": "not checked",
+    }  # fmt: skip
+    assert all(c.detail for c in checks)
+
+
+def test_every_tampering_is_found(tmp_path: Path) -> None:
+    path = honest(tmp_path)
+    text = path.read_text()
+    path.write_text(text.replace('"lr": 0.1', '"lr": 0.2'))
+    assert states(path)["recipe hash"] == "failed"
+    path.write_text(text + "\n")
+    assert states(path)["bytes"] == "failed"
+    path.write_text(text.replace('"nfe_measured": 1.0', '"nfe_measured": 2.0'))
+    assert states(path)["NFE"] == "failed"
+    path.write_text(text)
+    (tmp_path / "a.png").write_bytes(png((0, 0, 0)))
+    assert states(path)["artifact grid"] == "failed"
+    path.write_text("{")
+    assert states(path) == {"record": "failed"}
+
+
+def test_the_checkpoint_is_found_by_its_hash(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    weights = b"weights"
+    item = record(training={"checkpoint_sha256": sha(weights), "run": "digits/alpha-s0"})
+    path = on_disk(tmp_path / "r", [item])[0][0]
+    assert states(path, runs=runs)["checkpoint"] == "not checked"
+    (runs / "digits/alpha-s0").mkdir(parents=True)
+    (runs / "digits/alpha-s0/weights-final.safetensors").write_bytes(weights)
+    assert states(path, runs=runs)["checkpoint"] == "ok"
+    (runs / "digits/alpha-s0/weights-final.safetensors").write_bytes(b"other")
+    assert states(path, runs=runs)["checkpoint"] == "failed"
+
+
+def test_a_run_name_cannot_lead_out_of_the_runs(tmp_path: Path) -> None:
+    item = record(training={"run": "../../elsewhere"})
+    path = on_disk(tmp_path / "r", [item])[0][0]
+    assert states(path, runs=tmp_path / "runs")["checkpoint"] == "not checked"
+
+
+def test_sampling_again_compares_grid_and_metrics(tmp_path: Path) -> None:
+    path = honest(tmp_path)
+    assert set(states(path, resample=again()).values()) == {"ok", "not checked"}
+    off = {"fd-digits": {"value": 1.2}}
+    assert states(path, resample=again(**off))["metric fd-digits"] == "failed"
+    assert states(path, resample=again(**off), tolerance=0.3)["metric fd-digits"] == "ok"
+    other = {"fd-digits": {"key": "another"}}
+    assert states(path, resample=again(**other))["metric fd-digits"] == "failed"
+    assert states(path, resample=again(grid=png((210, 40, 40))))["grid"] == "failed"
+    assert states(path, resample=again(grid=png((200, 31, 30))))["grid"] == "ok"
+    assert states(path, resample=again(grid=png(size=(8, 8))))["grid"] == "failed"
+    assert states(path, resample=again(grid=b"no picture"))["grid"] == "failed"
+
+
+def infinity(value: float, half: float, **other: object) -> MetricRecord:
+    bounds = [value - half, value + half]
+    return metric(9.0, detail={"infinity": {"value": value, "interval": bounds, **other}})
+
+
+def test_a_subset_is_compared_without_the_sample_counts_bias(tmp_path: Path) -> None:
+    metrics = {
+        "fd-digits": infinity(1.0, 0.196),  # standard error 0.1
+        "precision": metric(0.5, "precision", higher=True, standard_error=0.01),
+        "recall": metric(0.5, "recall", higher=True),
+    }
+    path = honest(tmp_path, metrics=metrics)
+
+    def resample(item: Record, count: int) -> Resampled:
+        assert count == 100
+        return Resampled(
+            count,
+            {
+                "fd-digits": infinity(1.3, 0.196 * 3),
+                "precision": metric(0.7, "precision", higher=True, standard_error=0.03),
+                "recall": metric(0.9, "recall", higher=True),
+            },
+        )
+
+    found = states(path, resample=resample, samples=100)
+    assert found["metric fd-digits"] == "ok"
+    assert found["metric precision"] == "failed"
+    assert found["metric recall"] == "not checked"
+    assert found["grid"] == "not checked"
+
+
+def test_why_a_record_cannot_be_sampled_again(tmp_path: Path) -> None:
+    def no_weights(item: Record, count: int) -> Resampled:
+        raise CannotResampleError("the checkpoint is not here")
+
+    def no_plugin(item: Record, count: int) -> Resampled:
+        raise MissingError("method", "is not installed")
+
+    path = honest(tmp_path)
+    for resample, reason in ((no_weights, "checkpoint is not here"), (no_plugin, "not installed")):
+        found = verify_record(path, resample=resample)[-1]
+        assert (found.name, found.state) == ("samples", "not checked")
+        assert reason in found.detail
+    failed = on_disk(tmp_path / "f", [record(status="failed", metrics={})])[0][0]
+    assert verify_record(failed, resample=no_weights)[-1].detail == "the cell is failed"
+
+
+# ---- submissions --------------------------------------------------------------------------------
+
+
+def test_what_submit_packs_verify_accepts(tmp_path: Path) -> None:
+    paths = [honest(tmp_path / "r"), honest(tmp_path / "s", method="beta")]
+    manifest = pack(paths, tmp_path / "a.zip")
+    assert len(manifest.entries) == 2
+    out = unpack(tmp_path / "a.zip", tmp_path / "out")
+    assert [p.read_bytes() for p in out] == [p.read_bytes() for p in paths]
+    for path in out:
+        assert "failed" not in states(path).values()
+    pack(list(reversed(paths)), tmp_path / "b.zip")
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+def test_only_sound_finished_records_are_packed(tmp_path: Path) -> None:
+    failed = on_disk(tmp_path / "f", [record(status="failed", reason="no memory", metrics={})])
+    with pytest.raises(UserError, match="is failed: no memory"):
+        pack([failed[0][0]], tmp_path / "a.zip")
+    path = honest(tmp_path / "r")
+    with pytest.raises(UserError, match="two records are named"):
+        pack([path, path], tmp_path / "a.zip")
+    (tmp_path / "r" / "a.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"artifact a\.png .* its hash differs"):
+        pack([path], tmp_path / "a.zip")
+    (tmp_path / "r" / "a.png").unlink()
+    with pytest.raises(UserError, match=r"artifact a\.png .* is missing"):
+        pack([path], tmp_path / "a.zip")
+    assert not (tmp_path / "a.zip").exists()
+    (tmp_path / "a.zip").touch()
+    with pytest.raises(UserError, match="exists"):
+        pack([path], tmp_path / "a.zip")
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> dict[str, bytes]:
+    pack([honest(tmp_path / "r")], tmp_path / "good.zip")
+    with zipfile.ZipFile(tmp_path / "good.zip") as opened:
+        return {name: opened.read(name) for name in opened.namelist()}
+
+
+def zipped(path: Path, files: list[tuple[str, bytes]]) -> Path:
+    with zipfile.ZipFile(path, "w") as opened:
+        for name, data in files:
+            opened.writestr(name, data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "C:x", "a\\b", "a\nb", "folder/"])
+def test_names_that_leave_the_folder_are_refused(
+    archive: dict[str, bytes], tmp_path: Path, name: str
+) -> None:
+    path = zipped(tmp_path / "bad.zip", [*archive.items(), (name, b"x")])
+    with pytest.raises(UserError, match="is not allowed"):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_changed_added_and_missing_files_are_named(
+    archive: dict[str, bytes], tmp_path: Path
+) -> None:
+    cell = next(name for name in archive if name.startswith("records/") and name.endswith("json"))
+
+    def refused(files: dict[str, bytes], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            unpack(zipped(tmp_path / "bad.zip", list(files.items())), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    refused(archive | {cell: archive[cell] + b" "}, "another hash than its manifest says")
+    refused(archive | {"more": b"x"}, "'more' is not in its manifest")
+    refused({k: v for k, v in archive.items() if k != cell}, "of its manifest is missing")
+    refused({k: v for k, v in archive.items() if k != MANIFEST}, "holds no manifest.json")
+    refused(archive | {MANIFEST: b"{}"}, "manifest.json field")
+    twice = [*archive.items(), (cell, archive[cell])]
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        path = zipped(tmp_path / "bad.zip", twice)
+    with pytest.raises(UserError, match="is there twice"):
+        unpack(path, tmp_path / "out")
+
+
+def test_a_recipe_that_is_not_the_records_is_found(
+    archive: dict[str, bytes], tmp_path: Path
+) -> None:
+    recipe = next(name for name in archive if name.startswith("recipes/"))
+    manifest = json.loads(archive[MANIFEST])
+    manifest["files"][recipe] = sha(b"{}")
+    files = archive | {recipe: b"{}", MANIFEST: json.dumps(manifest).encode()}
+    with pytest.raises(UserError, match="is not the recipe of"):
+        unpack(zipped(tmp_path / "bad.zip", list(files.items())), tmp_path / "out")
+
+
+def test_what_is_no_zip_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(b"PK nothing")
+    with pytest.raises(UserError, match="is no readable zip"):
+        unpack(tmp_path / "x.zip", tmp_path / "out")
+
+
+@settings(deadline=None, max_examples=60)
+@given(changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1))
+def test_damaged_archives_never_give_other_records(changes: list[tuple[int, int]]) -> None:
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        path = honest(folder / "r")
+        pack([path], folder / "a.zip")
+        data = bytearray((folder / "a.zip").read_bytes())
+        for position, flip in changes:
+            data[position % len(data)] ^= flip
+        (folder / "b.zip").write_bytes(data)
+        try:
+            found = unpack(folder / "b.zip", folder / "out")
+        except UserError:
+            return
+        assert [p.read_bytes() for p in found] == [path.read_bytes()]
+
+
+def test_a_bomb_is_refused_before_it_is_read(
+    archive: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmbench.leaderboard.submit.MAX_BYTES", 1000)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("zeros", b"0" * 100_000)
+    (tmp_path / "bomb.zip").write_bytes(buffer.getvalue())
+    with pytest.raises(UserError, match="holds more than"):
+        unpack(tmp_path / "bomb.zip", tmp_path / "out")
