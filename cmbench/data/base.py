@@ -66,6 +66,9 @@ class Dataset(ABC):
         1/2, drawn from the seed and the position.
         """
 
+    def prefetch(self, start: int, count: int, seed: int) -> None:  # noqa: B027
+        """Announce a batch that :meth:`batch` will be asked for next. By default nothing."""
+
     @abstractmethod
     def reference_images(self, batch_size: int = 500) -> Iterator[Tensor]:
         """Yield the protocol's reference set in a fixed order, uint8 (float32 if not quantised)."""
@@ -110,6 +113,13 @@ class Dataset(ABC):
         that of the class. None where there is no closed form, which is every dataset of pictures.
         """
         return None
+
+    def to_pixels(self, images: Tensor) -> Tensor:
+        """Return pictures ``[N, 3, H, W]`` in [-1, 1] for what a generator of this data makes.
+
+        The identity, unless the data are latents of an autoencoder.
+        """
+        return images
 
     def halves(self, seed: int) -> tuple[Tensor, Tensor]:
         """Return two disjoint random halves of the reference: the floor of every distance.

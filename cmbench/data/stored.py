@@ -42,12 +42,17 @@ class ArrayDataset(Dataset):
         revision: str,
     ) -> None:
         super().__init__(spec, sha256=sha256, revision=revision, size=len(pixels))
-        assert pixels.shape[1:] == spec.data_shape, (pixels.shape, spec.data_shape)
+        assert pixels.shape[1:] == self.stored_shape, (pixels.shape, self.stored_shape)
         self.host_pixels, self.host_labels = pixels, labels
         if labels is not None and spec.num_classes:
             counts = np.bincount(labels, minlength=spec.num_classes)
             self.class_counts = tuple(int(c) for c in counts)
         self._bind(self.device)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of one item of the array."""
+        return self.data_shape
 
     def _bind(self, device: torch.device) -> None:
         self.device = device
@@ -68,9 +73,23 @@ class ArrayDataset(Dataset):
     def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> Batch:
         """See :meth:`Dataset.batch`; ``indices`` are positions in the dataset."""
         part = self._stream.take(start, count, seed)
-        images = to_float(self._pixels.index_select(0, part.indices), part.flips if xflip else None)
+        if self.device.type == "cpu":
+            pixels = self.gather(part.indices)
+        else:
+            pixels = self._pixels.index_select(0, part.indices)
+        images = to_float(pixels, part.flips if xflip else None)
         labels = None if self._labels is None else self._labels.index_select(0, part.indices)
         return Batch(images, labels, part.indices)
+
+    def gather(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
+        """Copy images, as stored, from the host's array into one tensor (``out`` if given).
+
+        numpy's ``take`` is a memory copy a row, whatever the thread count is set to.
+        """
+        if out is None:
+            return torch.from_numpy(np.take(self.host_pixels, indices.numpy(), axis=0))
+        np.take(self.host_pixels, indices.numpy(), axis=0, out=out.numpy(), mode="clip")
+        return out
 
     def reference_images(self, batch_size: int = 500) -> Iterator[Tensor]:
         """Yield all images, uint8, in the order they are stored, on the CPU."""

@@ -1,0 +1,122 @@
+"""Datasets that a user brings: ``folder:PATH``, ``zip:PATH``, and whatever was prepared by name.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from cmbench.data.locations import DataLocations
+from cmbench.data.preparation.decode import peek
+from cmbench.data.rules import CUSTOM_RULE, RULES, Rule
+from cmbench.data.sources.base import EncodedSource
+from cmbench.data.sources.detect import open_source
+from cmbench.data.store import MANIFEST, Manifest, read_manifest
+from cmbench.data.transforms import TRANSFORMS
+from cmbench.errors import MissingError, UserError, unknown_name
+from cmbench.plugin.specs import DatasetSpec
+
+_PREFIXES = ("folder:", "zip:")
+_FACTORY = "cmbench.data.prepared:build"
+
+
+def is_custom(name: str) -> bool:
+    """Return whether ``name`` is ``folder:PATH`` or ``zip:PATH``."""
+    return name.startswith(_PREFIXES)
+
+
+def custom_path(name: str) -> Path:
+    """Return the path of ``folder:PATH`` or ``zip:PATH``."""
+    return Path(name.partition(":")[2]).expanduser()
+
+
+def slug(name: str) -> str:
+    """Return the name under which ``folder:PATH`` is prepared: kind, stem and a hash of the path."""
+    kind, _, _ = name.partition(":")
+    path = custom_path(name).resolve()
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "data"
+    return f"{kind}-{stem[:40]}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+
+
+def spec_of(name: str, shape: tuple[int, int, int], num_classes: int) -> DatasetSpec:
+    """Return the spec of a dataset that nobody registered: the papers' protocol."""
+    return DatasetSpec(
+        name=name,
+        factory=_FACTORY,
+        title=f"{name}, {shape[1]}x{shape[2]}, {num_classes or 'no'} classes",
+        data_shape=shape,
+        num_classes=num_classes,
+        extractor="inception",
+        metrics=("fid", "is", "precision", "recall", "kid"),
+        nfe=(1, 2, 4),
+        num_samples=50_000,
+        source="a user's own images",
+    )
+
+
+def _from_manifest(manifest: Manifest) -> DatasetSpec:
+    _, channels, height, width = manifest.shape
+    return spec_of(manifest.dataset, (channels, height, width), manifest.num_classes)
+
+
+def resolve_dataset(
+    name: str, registered: Mapping[str, DatasetSpec], locations: DataLocations, who: str = "cmbench"
+) -> DatasetSpec:
+    """Return the spec that ``name`` means: a registered one, or one that was prepared here.
+
+    Raises:
+        MissingError: if ``folder:PATH`` is not prepared, with the command that does it.
+        UserError: if there is no such dataset.
+    """
+    if name in registered:
+        return registered[name]
+    folder = locations.folder(slug(name) if is_custom(name) else name)
+    if (folder / MANIFEST).exists():
+        return _from_manifest(read_manifest(folder))
+    if is_custom(name):
+        raise MissingError(
+            f"dataset {name!r}",
+            f"is not prepared in {locations.data_dir}",
+            remedy=f"run `cmbench prepare {name}`",
+        )
+    prepared = [p.parent.name for p in locations.data_dir.glob(f"*/{MANIFEST}")]
+    raise unknown_name(who, "dataset", name, [*registered, *prepared])
+
+
+def custom_target(
+    name: str, source: Path, transform: str, resolution: int | None, split: str
+) -> tuple[DatasetSpec, Rule]:
+    """Look at a user's images and return what they will be as dataset ``name``.
+
+    Resolution and channels are those of the first image unless a transform is to change them.
+    """
+    found = open_source(source, split)
+    if not isinstance(found, EncodedSource) or found.kind not in CUSTOM_RULE.kinds:
+        raise found.error(
+            "cannot be a dataset of its own",
+            allowed="a folder, a zip or an LMDB of images",
+            remedy=f"prepare it under its own name: {', '.join(RULES)}",
+        )
+    if found.kind == "tar":
+        raise found.error("must be unpacked first", remedy="unpack it and give the folder")
+    index = found.index()
+    channels, height, width = peek(found, index)
+    size = resolution or width
+    if transform in ("", "none") and (height, width) != (size, size):
+        raise found.error(
+            f"its first image, {index.names[0]!r}, is {width}x{height}",
+            allowed=f"{size}x{size}",
+            remedy="add --resolution and a --transform "
+            f"({', '.join(t for t in TRANSFORMS if t != 'none')})",
+        )
+    labels = index.labels
+    if labels is not None and min(labels) < 0:
+        raise UserError(found.who, f"label {min(labels)} is out of range", allowed="0 and above")
+    classes = 0 if labels is None else max(len(index.class_names), max(labels) + 1)
+    rule = replace(CUSTOM_RULE, transform=transform or "none")
+    return spec_of(name, (channels, size, size), classes), rule

@@ -1,0 +1,69 @@
+"""What must hold before a source becomes a dataset of that name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from cmbench.data.rules import Rule
+from cmbench.data.sources.base import Source
+from cmbench.plugin.specs import DatasetSpec
+
+Labels = npt.NDArray[np.int32]
+
+
+def check_kind(source: Source, spec: DatasetSpec, rule: Rule) -> None:
+    """Check that this kind of source can be the dataset."""
+    if source.kind not in rule.kinds:
+        raise source.error(
+            f"cannot be the source of {spec.name!r}",
+            allowed=", ".join(rule.kinds),
+            remedy=f"give --source {rule.hint}",
+        )
+
+
+def check_count(source: Source, count: int, rule: Rule, *, subset: bool) -> None:
+    """Check that the source holds as many images as the dataset has, or fewer on request."""
+    if rule.count is None or count == rule.count or (subset and count < rule.count):
+        return
+    remedy = f"give --source {rule.hint}"
+    if count < rule.count:
+        remedy += "; or add --subset to prepare a part, which records then say"
+    raise source.error(f"holds {count:,} images", allowed=f"{rule.count:,}", remedy=remedy)
+
+
+def check_labels(
+    source: Source,
+    spec: DatasetSpec,
+    labels: Sequence[int] | None,
+    class_names: Sequence[str],
+    names: Sequence[str],
+) -> Labels | None:
+    """Return the labels as the dataset wants them; raise if they are missing or out of range."""
+    if not spec.num_classes:
+        return None
+    if labels is None:
+        as_custom = "zip" if source.kind == "zip" else "folder"
+        raise source.error(
+            f"has no labels, but {spec.name!r} has {spec.num_classes} classes",
+            allowed="a dataset.json with labels, or one folder a class",
+            remedy=f"make it again with labels, or prepare it unlabelled as {as_custom}:PATH",
+        )
+    if class_names and len(class_names) != spec.num_classes:
+        raise source.error(
+            f"has {len(class_names)} class folders ({', '.join(class_names[:3])}, …)",
+            allowed=f"{spec.num_classes}",
+            remedy="give the folder that holds the class folders and nothing else",
+        )
+    array = np.asarray(labels, dtype=np.int64)
+    outside = np.flatnonzero((array < 0) | (array >= spec.num_classes))
+    if len(outside):
+        first = int(outside[0])
+        raise source.error(
+            f"label {array[first]} of image {names[first] if names else first!r} is out of range",
+            allowed=f"0 … {spec.num_classes - 1}",
+            remedy="check that the source belongs to this dataset",
+        )
+    return array.astype(np.int32)

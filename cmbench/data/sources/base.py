@@ -1,0 +1,208 @@
+"""What a source of images is.
+
+Two kinds: an :class:`EncodedSource` is a table of encoded images that worker processes read and
+decode in any order; an :class:`ArraySource` yields decoded arrays in order, as fast as they copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cmbench.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+ARRAY_SUFFIX = ".npy"
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class Reader(Protocol):
+    """Gives the bytes of one image; each worker has its own."""
+
+    def read(self, locator: Any) -> bytes:
+        """Return the encoded image that ``locator`` says."""
+
+    def close(self) -> None:
+        """Release the file."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """The table of contents of an encoded source, in the order the dataset will have.
+
+    ``labels`` are class numbers, or None; ``class_names`` are known where folders give classes.
+    """
+
+    names: Sequence[str]
+    locators: Sequence[Any]
+    labels: Sequence[int] | None
+    class_names: Sequence[str] = ()
+    fingerprint: str = ""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class Source(ABC):
+    """A path with something to read it."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, path: Path, split: str = "") -> None:
+        self.path, self.split = path, split
+
+    @property
+    def who(self) -> str:
+        """How messages name this source."""
+        return f"{self.kind} {self.path}"
+
+    @property
+    def stat(self) -> str:
+        """Size and modification time of a source that is one file, "" for a folder."""
+        if self.path.is_dir():
+            return ""
+        stat = self.path.stat()
+        return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+    def error(self, problem: str, *, allowed: str = "", remedy: str = "") -> UserError:
+        """Return a ``UserError`` that names this source."""
+        return UserError(self.who, problem, allowed=allowed, remedy=remedy)
+
+
+class EncodedSource(Source):
+    """A table of encoded images."""
+
+    @abstractmethod
+    def index(self) -> Index:
+        """Read the table of contents."""
+
+    @abstractmethod
+    def reader(self) -> Reader:
+        """Open the source for reading, in whichever process this is called."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Decoded images uint8 ``[n, C, H, W]`` with their labels."""
+
+    images: Pixels
+    labels: npt.NDArray[np.int64] | None
+
+
+class ArraySource(Source):
+    """Decoded images in files of arrays."""
+
+    #: Number of images if it is known without reading them.
+    total: int | None = None
+    #: What is remarkable about the files (for the dataset's revision).
+    remark: str = ""
+
+    @abstractmethod
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield all images in order."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a hash that tells whether the files have changed."""
+
+
+@dataclass
+class Fingerprint:
+    """A hash over a table of contents."""
+
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, *parts: object) -> None:
+        """Add an entry."""
+        self.digest.update("\0".join(map(str, parts)).encode() + b"\n")
+
+    def add_file(self, path: Path) -> None:
+        """Add a file's name, size and modification time."""
+        stat = path.stat()
+        self.add(path.name, stat.st_size, stat.st_mtime_ns)
+
+    @property
+    def value(self) -> str:
+        """The hash so far."""
+        return str(self.digest.hexdigest())
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file name looks like an image or an array of one."""
+    dot = name.rfind(".")
+    suffix = name[dot:].lower() if dot >= 0 else ""
+    base = name[name.rfind("/") + 1 :]
+    return (suffix in IMAGE_SUFFIXES or suffix == ARRAY_SUFFIX) and not base.startswith(".")
+
+
+def labels_from_folders(names: Sequence[str]) -> tuple[list[int], list[str]] | None:
+    """Return labels and class names if every image lies in one of several top-level folders.
+
+    Classes are numbered in the sorted order of their folders, as ImageNet's are. Folders that only
+    split many files (EDM's ``00000/img00000000.png``) are no classes.
+    """
+    tops = [name.partition("/")[0] if "/" in name else "" for name in names]
+    classes = sorted(set(tops))
+    if len(classes) < 2 or "" in classes or _is_sharding(names):
+        return None
+    number = {name: i for i, name in enumerate(classes)}
+    return [number[top] for top in tops], classes
+
+
+def _is_sharding(names: Iterable[str]) -> bool:
+    for name in names:
+        folder, _, base = name.rpartition("/")
+        digits = base[3:11]
+        if not (
+            base.startswith("img")
+            and digits.isdigit()
+            and len(digits) == 8
+            and folder == digits[:5]
+        ):
+            return False
+    return True
+
+
+def labels_from_json(source: Source, data: Any, names: Sequence[str]) -> list[int] | None:
+    """Return labels from the contents of an EDM ``dataset.json``; None where they are null."""
+    table = data.get("labels") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or "labels" not in data:
+        raise source.error(
+            "its dataset.json has no 'labels'",
+            allowed='{"labels": [["00000/img00000000.png", 6], …]} or {"labels": null}',
+            remedy="make it with EDM's dataset tool, or remove the file to label by folders",
+        )
+    if table is None:
+        return None
+    try:
+        label_of = {str(name): label for name, label in table}
+    except (TypeError, ValueError):
+        raise source.error(
+            "its dataset.json has labels that are no pairs of name and class",
+            allowed='["00000/img00000000.png", 6]',
+            remedy="make it with EDM's dataset tool",
+        ) from None
+    missing = [name for name in names if name not in label_of]
+    if missing:
+        raise source.error(
+            f"its dataset.json has no label for {len(missing)} of {len(names)} images, "
+            f"the first being {missing[0]!r}",
+            remedy="make the archive and its labels in one go",
+        )
+    labels = [label_of[name] for name in names]
+    for name, label in zip(names, labels):
+        if type(label) is not int:
+            raise source.error(
+                f"label {label!r} of {name!r} in its dataset.json is no class number",
+                allowed="integers from 0",
+                remedy="one-hot or continuous labels are not supported",
+            )
+    return labels

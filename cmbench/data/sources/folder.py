@@ -1,0 +1,104 @@
+"""Images in a folder: class folders, EDM's folder with ``dataset.json``, or a flat pile."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cmbench.data.sources.base import (
+    EncodedSource,
+    Fingerprint,
+    Index,
+    is_image,
+    labels_from_folders,
+    labels_from_json,
+)
+from cmbench.errors import UserError
+
+
+def read_json(path: Path, who: str) -> Any:
+    """Read a JSON file; raise ``UserError`` if it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UserError(
+            who, f"{path.name} cannot be read: {error}", remedy="restore the file or remove it"
+        ) from None
+
+
+def walk(root: str, below: str = "") -> Iterator[tuple[str, int]]:
+    """Yield the name (relative, ``/``) and size of each file under ``root``, folders in order."""
+    with os.scandir(root) as entries:
+        found = sorted(entries, key=lambda e: e.name)
+    for entry in found:
+        if entry.is_dir():
+            yield from walk(entry.path, f"{below}{entry.name}/")
+        elif is_image(entry.name):
+            yield below + entry.name, entry.stat().st_size
+
+
+class FolderReader:
+    """Reads files below one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = f"{root}{os.sep}"
+
+    def read(self, locator: str) -> bytes:
+        """Return a file's bytes."""
+        with open(self.root + locator, "rb", buffering=0) as file:
+            return file.readall()
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+class FolderSource(EncodedSource):
+    """A folder of images, recursively.
+
+    A folder with a subfolder ``train`` (or the split asked for) is entered there, so that the root
+    of an archive with ``train/<class>/…`` and ``test/<class>/…`` never mixes the two.
+    """
+
+    kind = "folder"
+
+    def __init__(self, path: Path, split: str = "") -> None:
+        super().__init__(path, split)
+        self.root = path
+        for name in (split,) if split else ("train",):
+            inner = path / name
+            if inner.is_dir():
+                self.root, self.split = inner, name
+        if split and self.root == path:
+            raise self.error(
+                f"has no subfolder {split!r}",
+                allowed=", ".join(sorted(p.name for p in path.iterdir() if p.is_dir())[:20]),
+                remedy="give --split one of them",
+            )
+
+    def index(self) -> Index:
+        """Walk the folder."""
+        fingerprint = Fingerprint()
+        names = []
+        for name, size in walk(str(self.root)):
+            names.append(name)
+            fingerprint.add(name, size)
+        if not names:
+            raise self.error(
+                "holds no images",
+                allowed=".png, .jpg, .webp, … or .npy for latents",
+                remedy="give --source the folder that holds them, or their archive",
+            )
+        table = self.root / "dataset.json"
+        if table.is_file():
+            labels = labels_from_json(self, read_json(table, self.who), names)
+            return Index(names, names, labels, fingerprint=fingerprint.value)
+        found = labels_from_folders(names)
+        labels, classes = found if found else (None, [])
+        return Index(names, names, labels, classes, fingerprint.value)
+
+    def reader(self) -> FolderReader:
+        """Return a reader of files."""
+        return FolderReader(self.root)

@@ -1,0 +1,235 @@
+"""The one format that every prepared dataset has, and how it is written and read.
+
+A folder with
+
+- ``images.npy``: uint8 (or float32 for latents) ``[N, C, H, W]``, an ordinary ``.npy`` file that is
+  memory-mapped;
+- ``labels.npy``: int32 ``[N]``, absent where there are no classes;
+- ``blocks.sha256``: one SHA-256 a line for each block of ``block_images`` images, so that a resumed
+  preparation knows what is good and a damaged file is found by place;
+- ``manifest.json``: :class:`Manifest`.
+
+It is written beside its final place and renamed when it is complete and has been read back.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cmbench.errors import MissingError, UserError
+
+FORMAT: Final = 1
+IMAGES, LABELS, BLOCKS, MANIFEST = "images.npy", "labels.npy", "blocks.sha256", "manifest.json"
+#: numpy's header for our shapes, whatever the count: it leaves room for the first axis to grow.
+HEADER_BYTES = 128
+_TARGET_BLOCK_BYTES = 4 << 20
+_MAX_BLOCK_IMAGES = 1024
+
+Array = npt.NDArray[Any]
+
+
+class SourceNote(BaseModel):
+    """Where the images came from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str = Field(description="reader that was used")
+    name: str = Field(description="file or folder name, without its path")
+    fingerprint: str = Field(description="SHA-256 over the source's table of contents")
+    stat: str = Field("", description="size and modification time of a source that is one file")
+    split: str = ""
+
+
+class Manifest(BaseModel):
+    """What a prepared dataset is. ``sha256`` identifies images and labels, and nothing else."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = FORMAT
+    dataset: str
+    revision: str = Field(description="origin and preprocessing, in words that records carry")
+    shape: tuple[int, int, int, int]
+    dtype: Literal["uint8", "float32"]
+    num_classes: int = Field(ge=0)
+    class_names: list[str] = Field(default_factory=list)
+    class_counts: list[int] = Field(default_factory=list)
+    sha256: str
+    labels_sha256: str = ""
+    block_images: int = Field(gt=0)
+    transform: str
+    converted: dict[str, int] = Field(
+        default_factory=dict, description="images that had another pixel mode, by that mode"
+    )
+    lossy: bool = Field(False, description="some images were JPEG or lossy WebP")
+    subset: bool = Field(False, description="fewer images than the dataset has, on request")
+    source: SourceNote
+    tools: dict[str, str] = Field(default_factory=dict, description="versions that decoded")
+    created: str
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return self.shape[0]
+
+
+class Layout(NamedTuple):
+    """Shape of one image and its type; what follows from them."""
+
+    data_shape: tuple[int, int, int]
+    dtype: str = "uint8"
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image."""
+        return math.prod(self.data_shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def block_images(self) -> int:
+        """Images a block: about 4 MiB, at most 1,024; part of the format, never an option."""
+        return max(1, min(_MAX_BLOCK_IMAGES, _TARGET_BLOCK_BYTES // self.image_bytes))
+
+    def header(self, count: int) -> bytes:
+        """Return the ``.npy`` header for ``count`` images."""
+        import io
+
+        buffer = io.BytesIO()
+        description = {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(self.dtype)),
+            "fortran_order": False,
+            "shape": (count, *self.data_shape),
+        }
+        np.lib.format.write_array_header_1_0(buffer, description)
+        header = buffer.getvalue()
+        assert len(header) == HEADER_BYTES, len(header)
+        return header
+
+    def blocks(self, count: int) -> int:
+        """Return the number of blocks of ``count`` images."""
+        return -(-count // self.block_images)
+
+    def block_range(self, block: int, count: int) -> tuple[int, int]:
+        """Return the first image of ``block`` and the one after its last."""
+        first = block * self.block_images
+        return first, min(first + self.block_images, count)
+
+    def offset(self, image: int) -> int:
+        """Return where ``image`` begins in ``images.npy``."""
+        return HEADER_BYTES + image * self.image_bytes
+
+
+def content_hash(shape: tuple[int, ...], dtype: str, blocks: list[str], labels: str) -> str:
+    """Return the hash of a dataset's content: shape, type, block digests and labels digest."""
+    images = hashlib.sha256(b"".join(bytes.fromhex(b) for b in blocks)).hexdigest()
+    parts = {"shape": list(shape), "dtype": dtype, "images": images, "labels": labels}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def labels_hash(labels: npt.NDArray[np.int32] | None) -> str:
+    """Return the SHA-256 of int32 little-endian labels, or "" without labels."""
+    return "" if labels is None else hashlib.sha256(labels.astype("<i4").tobytes()).hexdigest()
+
+
+def hash_block(file: int, layout: Layout, block: int, count: int) -> str:
+    """Return the SHA-256 of a block of the images file open as descriptor ``file``."""
+    first, stop = layout.block_range(block, count)
+    wanted = (stop - first) * layout.image_bytes
+    data = os.pread(file, wanted, layout.offset(first))
+    return hashlib.sha256(data).hexdigest() if len(data) == wanted else "truncated"
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+class Store(NamedTuple):
+    """An open prepared dataset: images memory-mapped, labels in memory."""
+
+    folder: Path
+    manifest: Manifest
+    images: Array
+    labels: npt.NDArray[np.int32] | None
+
+
+def _damaged(folder: Path, problem: str, allowed: str = "") -> UserError:
+    return UserError(
+        f"prepared dataset {folder}",
+        problem,
+        allowed=allowed,
+        remedy=f"run `cmbench prepare {folder.name} --source … --force` again",
+    )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate a manifest; raises ``MissingError`` if there is none."""
+    path = folder / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MissingError(
+            f"prepared dataset {folder}",
+            f"has no {MANIFEST}",
+            remedy=f"run `cmbench prepare {folder.name}`",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(folder, f"{MANIFEST} cannot be read: {error}") from None
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"]) or "the file"
+        raise _damaged(folder, f"{MANIFEST}: {where}: {first['msg']}") from None
+
+
+def _load(folder: Path, name: str, shape: tuple[int, ...], dtype: str) -> Array:
+    path = folder / name
+    try:
+        # Copy-on-write: torch can wrap it without a copy, and nothing ever writes to the file.
+        array: Array = np.load(path, mmap_mode="c", allow_pickle=False)
+    except FileNotFoundError:
+        raise _damaged(folder, f"{name} is missing") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(folder, f"{name} cannot be read: {error}") from None
+    if array.shape != shape or array.dtype != np.dtype(dtype):
+        raise _damaged(
+            folder, f"{name} holds {array.dtype} {array.shape}", f"{dtype} {shape} by the manifest"
+        )
+    return array
+
+
+def open_store(folder: Path) -> Store:
+    """Open a prepared dataset and check what can be checked without reading the images."""
+    manifest = read_manifest(folder)
+    images = _load(folder, IMAGES, manifest.shape, manifest.dtype)
+    if not manifest.num_classes:
+        return Store(folder, manifest, images, None)
+    labels = np.array(_load(folder, LABELS, (manifest.count,), "int32"))
+    if labels_hash(labels) != manifest.labels_sha256:
+        raise _damaged(folder, f"{LABELS} does not match its hash in the manifest")
+    return Store(folder, manifest, images, labels)
+
+
+def read_blocks(folder: Path) -> list[str]:
+    """Return the block digests."""
+    try:
+        return (folder / BLOCKS).read_text(encoding="ascii").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(folder, f"{BLOCKS} cannot be read: {error}") from None
+
+
+def check_content_hash(folder: Path, manifest: Manifest, blocks: list[str]) -> None:
+    """Check that block digests and labels digest make the manifest's ``sha256``."""
+    try:
+        found = content_hash(manifest.shape, manifest.dtype, blocks, manifest.labels_sha256)
+    except ValueError:
+        raise _damaged(folder, f"{BLOCKS} holds a line that is no SHA-256") from None
+    if found != manifest.sha256:
+        raise _damaged(folder, f"{BLOCKS} does not match the manifest's sha256")
