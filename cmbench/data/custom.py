@@ -36,7 +36,7 @@ def custom_path(name: str) -> Path:
 
 
 def slug(name: str) -> str:
-    """Return the name under which ``folder:PATH`` is prepared: kind, stem and a hash of the path."""
+    """Return the name that ``folder:PATH`` gets: kind, stem and a hash of the path."""
     kind, _, _ = name.partition(":")
     path = custom_path(name).resolve()
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "data"

@@ -110,6 +110,7 @@ class Partial:
         """Read every block back and compare it with its hash; return the hashes in order."""
         total = layout.blocks(count)
         bad = []
+        progress("verifying", 0, count)
         file = os.open(self.images, os.O_RDONLY)
         try:
             with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
@@ -148,9 +149,10 @@ class Partial:
         self.folder.rename(target)
         shutil.rmtree(old, ignore_errors=True)
 
-    def remove_if_not_begun(self) -> None:
-        """Leave no trace of a preparation that failed before its first image."""
-        if self.folder.exists() and not (self.folder / _PLAN).exists():
+    def remove_if_empty(self) -> None:
+        """Leave no trace of a preparation that failed before its first block."""
+        begun = (self.folder / _PLAN).exists() and (self.folder / _JOURNAL).exists()
+        if self.folder.exists() and not begun:
             shutil.rmtree(self.folder)
 
 
@@ -179,7 +181,7 @@ def locked(target: Path) -> Iterator[Partial]:
         try:
             yield partial
         finally:
-            partial.remove_if_not_begun()
+            partial.remove_if_empty()
     finally:
         lock.release()
 
