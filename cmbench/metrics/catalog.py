@@ -17,6 +17,7 @@ _BINKOWSKI = "Bińkowski et al. 2018, arXiv:1801.01401"
 METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("fid", "Fréchet Inception distance", False, "features", _HEUSEL),
     MetricSpec("fd-digits", "Fréchet distance on digits-cnn", False, "features", _HEUSEL),
+    MetricSpec("fd-cifar-cnn", "Fréchet distance on cifar-cnn", False, "features", _HEUSEL),
     MetricSpec("fd-pixels", "Fréchet distance on pixel values", False, "features", _HEUSEL),
     MetricSpec("is", "Inception score of the extractor's classifier", True, "logits", _SALIMANS),
     MetricSpec("precision", "Improved precision (k = 3)", True, "features", _KYNKAANNIEMI),
@@ -36,6 +37,9 @@ METRICS: tuple[MetricSpec, ...] = (
 EXTRACTORS: tuple[ExtractorSpec, ...] = (
     ExtractorSpec(
         "digits-cnn", "cmbench.metrics.digits_cnn:DigitsExtractor", "Small CNN for 8x8 digits, 64-d"
+    ),
+    ExtractorSpec(
+        "cifar-cnn", "cmbench.metrics.cifar_cnn:CifarExtractor", "Small ResNet for CIFAR, 256-d"
     ),
     ExtractorSpec(
         "pixels",
