@@ -75,13 +75,18 @@ class Declined(Exception):
     """A method declines a case (an NFE, a dataset) and says why; the reason becomes the record."""
 
 
-def unknown_name(who: str, kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Return the error for a name that does not exist, with near misses first."""
+def unknown_name(
+    who: str, kind: str, name: str, known: Iterable[str], *, see: str = ""
+) -> UserError:
+    """Return the error for a name that does not exist, with the nearest one that does.
+
+    ``see`` says where to look if nothing is near; by default the listing of that kind.
+    """
     import difflib  # only on this path: keeps start-up lean
 
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
-    remedy = f"did you mean {close[0]!r}?" if close else f"see `cmbench list {kind}s`"
+    remedy = f"did you mean {close[0]!r}?" if close else see or f"see `cmbench list {kind}s`"
     return UserError(
         who, f"unknown {kind} {name!r}", allowed=", ".join(names) or "none", remedy=remedy
     )

@@ -70,7 +70,7 @@ METHODS = [
     _method(
         "sct", "scm:SCT", "Simplified continuous-time consistency training",
         reference="Lu & Song 2024, arXiv:2410.11081", year=2024,
-        family="consistency training", needs_teacher=True,
+        family="consistency training", needs_teacher=True, default=True,
     ),
     _method(
         "scd", "scm:SCD", "Simplified continuous-time consistency distillation",

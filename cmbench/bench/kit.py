@@ -9,7 +9,7 @@ from torch import nn
 
 from cmbench.bench.context import Context
 from cmbench.bench.planning import RunPlan
-from cmbench.bench.recipes import validate
+from cmbench.bench.validation import validate
 from cmbench.errors import UserError
 from cmbench.plugin.method import Problem, Teacher
 from cmbench.seeds import derive_seed
@@ -56,7 +56,8 @@ class TrainingKit:
         ours = {k: tuple(v.shape) for k, v in network.state_dict().items()}
         theirs = {k: tuple(v.shape) for k, v in state.items()}
         if ours != theirs:
-            differing = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+            names = sorted(ours.keys() | theirs.keys())
+            differing = [name for name in names if ours.get(name) != theirs.get(name)]
             raise UserError(
                 f"run {self.plan.run_id}",
                 f"its network differs from teacher {teacher.name}'s in {len(differing)} tensors "

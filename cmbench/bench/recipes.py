@@ -2,8 +2,8 @@
 
 A method's recipe file is TOML. ``[base]`` holds what all recipes share; ``[<dataset>.<recipe>]``
 adds to it; ``extends = "other"`` inside a recipe starts from another recipe of the same dataset.
-Overrides (``-o key.sub=value``) come last, and the result is validated by the method's own config
-model, so a wrong key is answered with the valid ones.
+Overrides (``-o key.sub=value``) come last. Imports neither torch nor pydantic: the result is
+validated by :mod:`cmbench.bench.validation`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Any
 
 from cmbench.errors import UserError, unknown_name
 from cmbench.plugin.specs import MethodSpec
 
 BASE = "base"
-C = TypeVar("C", bound=BaseModel)
 Table = dict[str, Any]
 
 
@@ -138,34 +135,3 @@ def parse_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def validate(model: type[C], table: Mapping[str, Any], who: str) -> C:
-    """Validate a table by its config model; the error names every bad key and the valid ones."""
-    try:
-        return model.model_validate(table)
-    except ValidationError as error:
-        problems, keys = [], set(model.model_fields)
-        for item in error.errors():
-            where = ".".join(str(part) for part in item["loc"]) or "recipe"
-            got = f", got {item['input']!r}" if _is_short(item.get("input")) else ""
-            problems.append(f"{where}: {item['msg']}{got}")
-            if item["type"] == "extra_forbidden":
-                keys = _valid_keys(model, item["loc"]) or keys
-        raise UserError(
-            who, "; ".join(problems), allowed="keys " + ", ".join(sorted(keys)),
-            remedy=f"mend the recipe or the -o override of {problems[0].split(':')[0]!r}",
-        ) from error
-
-
-def _is_short(value: Any) -> bool:
-    return isinstance(value, str | int | float | bool) and len(str(value)) < 60
-
-
-def _valid_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
-    """Return the keys that are valid where an unknown one stood."""
-    current: Any = model
-    for part in location[:-1]:
-        field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
-        current = field.annotation if field is not None else None
-    return set(getattr(current, "model_fields", {}))

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from cmbench.bench.recipes import recipe_names
 from cmbench.plugin.manager import PluginManager, load_plugins
 
 KINDS = ("methods", "datasets", "metrics", "networks", "recipes", "extractors", "executors")
@@ -27,6 +26,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 def rows_of(kind: str, manager: PluginManager) -> list[dict[str, Any]]:
     """Return the rows of one kind as plain data, with the plugin that brings each."""
     if kind == "recipes":
+        from cmbench.bench.recipes import recipe_names  # only this kind reads TOML
+
         return [
             {"method": spec.name, "dataset": dataset, "recipe": recipe}
             for spec in manager.methods.specs.values()

@@ -12,13 +12,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, distributions
 from typing import Any, Generic, TypeVar
 
 import pluggy
 
-from cmbench.errors import PluginError, unknown_name
+from cmbench.errors import PluginError, UserError, unknown_name
 from cmbench.plugin import hookspecs
+from cmbench.plugin.discovery import Source, installed_sources
 from cmbench.plugin.specs import (
     DatasetSpec,
     ExecutorSpec,
@@ -28,9 +28,9 @@ from cmbench.plugin.specs import (
     NetworkSpec,
     Spec,
     load_object,
+    spec_problem,
 )
 
-ENTRY_POINT_GROUP = "cmbench"
 STRICT_VARIABLE = "CMBENCH_STRICT_PLUGINS"
 
 S = TypeVar("S", bound=Spec)
@@ -47,15 +47,6 @@ class PluginInfo:
     status: str = "ok"
     error: str = ""
     hooks: tuple[str, ...] = ()
-
-
-@dataclass
-class Source:
-    """An entry point with the distribution it comes from."""
-
-    entry_point: EntryPoint
-    distribution: str
-    version: str
 
 
 @dataclass
@@ -134,7 +125,9 @@ class PluginManager:
             self.load_one(source)
         failures = [info for info in self.plugins if info.status != "ok"]
         if failures and os.environ.get(STRICT_VARIABLE, "") not in ("", "0"):
-            lines = "; ".join(f"{i.name} ({i.distribution} {i.version}): {i.error}" for i in failures)
+            lines = "; ".join(
+                f"{i.name} ({i.distribution} {i.version}): {i.error}" for i in failures
+            )
             raise PluginError(
                 f"{STRICT_VARIABLE}=1",
                 f"{len(failures)} plugin(s) failed: {lines}",
@@ -171,7 +164,8 @@ class PluginManager:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
-            return self._fail(info, " ".join(str(error).split()) or type(error).__name__)
+            known = isinstance(error, UserError | pluggy.PluginValidationError)
+            return self._fail(info, str(error) if known else f"{type(error).__name__}: {error}")
         self.pluggy.register(plugin, name=info.name)
         try:
             for kind, specs in collected.items():
@@ -191,8 +185,24 @@ class PluginManager:
                 del registry.specs[name], registry.owners[name]
 
     def _fail(self, info: PluginInfo, error: str) -> PluginInfo:
-        info.status, info.error = "failed", error
+        info.status, info.error = "failed", " ".join(error.split())
         return info
+
+    @property
+    def default_method(self) -> str:
+        """Name of the method that is run when none is named.
+
+        Raises:
+            UserError: if no plugin marks one.
+        """
+        for name, spec in self.methods.specs.items():
+            if spec.default:
+                return name
+        raise UserError(
+            "--method", "no installed plugin marks a default method",
+            allowed=", ".join(sorted(self.methods.specs)) or "none",
+            remedy="name one; see `cmbench plugins` for plugins that failed",
+        )
 
     # ---- observing -----------------------------------------------------------------------------
 
@@ -232,11 +242,12 @@ def _validated_hooks(plugin: object) -> tuple[str, ...]:
     scratch = pluggy.PluginManager("cmbench")
     scratch.add_hookspecs(hookspecs.CmbenchHooks)
     scratch.register(plugin)
-    scratch.check_pending()
     known = {n for n in vars(hookspecs.CmbenchHooks) if n.startswith("cmbench_")}
     for name in dir(plugin):
         if name.startswith("cmbench_") and name not in known and callable(getattr(plugin, name)):
-            raise unknown_name("hook check", "hook", name, known)
+            see = "see cmbench.plugin.hookspecs"
+            raise unknown_name("hook check", "hook", name, known, see=see)
+    scratch.check_pending()
     callers = scratch.get_hookcallers(plugin) or []
     return tuple(sorted(caller.name for caller in callers))
 
@@ -259,22 +270,11 @@ def _collect(plugin: object, info: PluginInfo) -> Mapping[str, list[Spec]]:
                     f"{hook} returned {type(spec).__name__}",
                     allowed=f"a list of {spec_type.__name__}",
                 )
+            if problem := spec_problem(spec):
+                raise PluginError(f"plugin {info.name!r}", f"{hook} returned {spec_type.__name__} "
+                                  f"with a bad field: {problem}")
         collected[kind] = specs
     return collected
-
-
-def installed_sources() -> list[Source]:
-    """Return every entry point of group ``cmbench`` with its distribution, built-ins first."""
-    sources = []
-    seen: set[tuple[str, str]] = set()
-    for distribution in distributions():
-        # Reading the small entry-point table first avoids parsing every METADATA file.
-        for point in distribution.entry_points:
-            if point.group != ENTRY_POINT_GROUP or (point.name, point.value) in seen:
-                continue
-            seen.add((point.name, point.value))
-            sources.append(Source(point, distribution.name, distribution.version))
-    return sorted(sources, key=lambda s: (s.distribution != "cmbench", s.distribution, s.entry_point.name))
 
 
 def load_plugins() -> PluginManager:

@@ -6,6 +6,7 @@ imported when it is first used, so that listing plugins never imports torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,8 @@ class MethodSpec(NamedTuple):
 
     ``factory`` points at a subclass of :class:`cmbench.plugin.method.Method`. ``recipes`` is the
     TOML file with its recipes. ``needs_teacher`` says that training starts from or distils a
-    diffusion model (the recipe names which). ``reference`` cites the paper.
+    diffusion model (the recipe names which). ``reference`` cites the paper. ``default`` marks the
+    method that ``cmbench run`` takes when none is named; of several, the first that is loaded.
     """
 
     name: str
@@ -29,6 +31,7 @@ class MethodSpec(NamedTuple):
     recipes: Path | None = None
     needs_teacher: bool = False
     is_teacher: bool = False
+    default: bool = False
 
 
 class DatasetSpec(NamedTuple):
@@ -93,6 +96,50 @@ class ExecutorSpec(NamedTuple):
 
 
 Spec = MethodSpec | DatasetSpec | NetworkSpec | ExtractorSpec | MetricSpec | ExecutorSpec
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,59}")
+_FACTORY = re.compile(r"[\w.]+:[\w.]+")
+#: Names that mean something else where the spec's name stands.
+_RESERVED = {DatasetSpec: ("base",)}
+
+
+def spec_problem(spec: Spec) -> str:
+    """Return what is wrong with a spec, or an empty string.
+
+    Names become file names, table cells and parts of comma-separated lists: a conservative
+    alphabet. Python does not check a tuple's fields, so it is done here.
+    """
+    if not (isinstance(spec.name, str) and _NAME.fullmatch(spec.name)):
+        return f"name {spec.name!r} (allowed: up to 60 letters, digits and . _ + -)"
+    if spec.name in _RESERVED.get(type(spec), ()):
+        return f"name {spec.name!r} is reserved"
+    who = f"{spec.name!r}: "
+    if not isinstance(spec.title, str):
+        return f"{who}title {spec.title!r} (allowed: a string)"
+    factory = getattr(spec, "factory", "module:Object")
+    if not (isinstance(factory, str) and _FACTORY.fullmatch(factory)):
+        return f"{who}factory {factory!r} (allowed: 'package.module:Object')"
+    if isinstance(spec, MethodSpec) and not isinstance(spec.recipes, Path | None):
+        return f"{who}recipes {spec.recipes!r} (allowed: a pathlib.Path or None)"
+    problem = _dataset_problem(spec) if isinstance(spec, DatasetSpec) else ""
+    return who + problem if problem else ""
+
+
+def _dataset_problem(spec: DatasetSpec) -> str:
+    if len(spec.data_shape) != 3 or not all(_positive(n) for n in spec.data_shape):
+        return f"data_shape {spec.data_shape!r} (allowed: channels, height, width)"
+    if not spec.nfe or not all(_positive(n) for n in spec.nfe):
+        return f"nfe {spec.nfe!r} (allowed: whole numbers from 1)"
+    if not spec.metrics or isinstance(spec.metrics, str):
+        return f"metrics {spec.metrics!r} (allowed: at least one metric's name)"
+    if not _positive(spec.num_samples) or not _positive(spec.num_classes + 1):
+        return "num_samples and num_classes must be counts"
+    return "" if spec.sigma_data > 0 else f"sigma_data {spec.sigma_data!r} (allowed: above 0)"
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def load_object(path: str) -> Callable[..., Any]:
