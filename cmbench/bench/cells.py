@@ -32,7 +32,7 @@ from cmbench.bench.record import (
 from cmbench.bench.runs import MAIN, TrainedRun, build_modules, load_weights, read_log
 from cmbench.bench.threads import use_threads
 from cmbench.data.base import Dataset
-from cmbench.errors import Declined
+from cmbench.errors import InterruptedRunError
 from cmbench.files import write_atomically
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.reference import Reference
@@ -68,6 +68,7 @@ def measure_cell(
     shown: list[Tensor] = []
     try:
         for batch in sampler.stream(cell.num_samples, cell.batch_size):
+            require_time(context, cell)
             suite.update(batch.images, batch.noise, batch.labels)
             missing = GRID_IMAGES - sum(len(s) for s in shown)
             if missing > 0:
@@ -93,6 +94,15 @@ def measure_cell(
             "artifacts": artifacts(context, trained, cell, torch.cat(shown)),
         }
     )
+
+
+def require_time(context: Context, cell: CellPlan) -> None:
+    """Raise :class:`InterruptedRunError` if a stop was asked for."""
+    if reason := context.should_stop():
+        raise InterruptedRunError(
+            f"cell {cell.cell}", f"{reason}; finished cells have their records",
+            remedy="start the same command again to go on",
+        )
 
 
 # ---- opening ------------------------------------------------------------------------------------
@@ -239,7 +249,7 @@ def base_record(
         ),
         sampling=sampling_record(cell, spec, None),
         rank_metric=spec.metrics[0],
-        environment=environment(context.threads, context.gpu),
+        environment=environment(int(result.get("threads", context.threads)), context.gpu),
     )
 
 
@@ -304,7 +314,7 @@ def failed_record(
 
 def skipped_record(context: Context, cell: CellPlan) -> Record:
     """Return the record of a cell that its method declines."""
-    return base_record(context, cell, "skipped", None, cell.declined or str(Declined()))
+    return base_record(context, cell, "skipped", None, cell.declined)
 
 
 # ---- artifacts ----------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ class Context:
     command: str = ""
     compile: bool = False
     should_stop: Callable[[], str | None] = lambda: None
+    debug: bool = False
     _datasets: dict[str, Dataset] = field(default_factory=dict)
 
     def dataset(self, name: str) -> Dataset:

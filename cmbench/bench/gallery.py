@@ -24,7 +24,7 @@ def grid_png(images: Tensor, columns: int = 8) -> bytes:
         images = images[:, :3] if images.shape[1] > 3 else images[:, :1]
     pixels = quantize(images.clamp(-1, 1), "round")
     rows = -(-len(pixels) // columns)
-    n, c, h, w = pixels.shape
+    _, c, h, w = pixels.shape
     canvas = torch.zeros(c, rows * h, columns * w, dtype=torch.uint8)
     for index, picture in enumerate(pixels):
         y, x = divmod(index, columns)

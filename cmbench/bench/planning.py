@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cmbench.bench.context import Context
+from cmbench.bench.failures import method_failure
 from cmbench.bench.recipes import (
     default_recipe,
     merge,
     parse_overrides,
     recipe_table,
-    validate,
 )
-from cmbench.errors import Declined, UserError
+from cmbench.bench.validation import validate
+from cmbench.errors import Declined, PluginError, UserError
 from cmbench.plugin.config import MethodConfig
 from cmbench.plugin.method import Method, Problem, SamplingPlan
 from cmbench.plugin.specs import MethodSpec
@@ -65,7 +67,8 @@ class RunPlan:
         spec = context.plugins.datasets.get(self.dataset)
         sigma_data = self.config.sigma_data or spec.sigma_data
         classes = spec.num_classes if self.config.conditional else 0
-        return Problem(self.dataset, spec.data_shape, classes, sigma_data)
+        bounded = spec.quantize != "none"
+        return Problem(self.dataset, spec.data_shape, classes, sigma_data, bounded)
 
     def method(self, context: Context) -> Method:
         """Build the method object."""
@@ -86,7 +89,10 @@ class SampleSettings:
 
 @dataclass(frozen=True)
 class CellPlan:
-    """One evaluation: run x NFE x sampler settings x sampling seed."""
+    """One evaluation: run x NFE x sampler settings x sampling seed.
+
+    ``sampling`` is None where the method ``declined`` the case, or is ``broken`` (each with why).
+    """
 
     run: RunPlan
     nfe: int
@@ -97,13 +103,15 @@ class CellPlan:
     ema: str
     declined: str = ""
     tuned: Mapping[str, Any] | None = None
+    broken: str = ""
 
     @property
     def cell(self) -> str:
         """Identity and file name of the record."""
         plan = self.sampling
         decides = [
-            self.run.run_id, self.nfe, self.seed, self.num_samples, self.ema, dict(self.tuned or {}),
+            self.run.run_id, self.nfe, self.seed, self.num_samples, self.ema,
+            dict(self.tuned or {}),
             [plan.sampler, plan.sigmas, plan.variant] if plan else None,
         ]
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
@@ -135,9 +143,14 @@ def plan_run(
 def _method_class(context: Context, spec: MethodSpec) -> type[Method]:
     loaded: Any = context.plugins.methods.load(spec.name)
     if not (isinstance(loaded, type) and issubclass(loaded, Method)):
-        raise UserError(
+        raise PluginError(
             f"method {spec.name!r}", f"its factory {spec.factory!r} is not a Method class",
             allowed="a subclass of cmbench.plugin.method.Method", remedy="fix the plugin",
+        )
+    if not (isinstance(loaded.Config, type) and issubclass(loaded.Config, MethodConfig)):
+        raise PluginError(
+            f"method {spec.name!r}", f"its Config is {loaded.Config!r}",
+            allowed="a subclass of cmbench.plugin.config.MethodConfig", remedy="fix the plugin",
         )
     return loaded
 
@@ -186,24 +199,48 @@ def plan_cells(
     sample_seed: int,
     settings: SampleSettings,
 ) -> list[CellPlan]:
-    """Return the cells of a run's sweep; a method's refusal is part of the plan."""
+    """Return the cells of a run's sweep; a method's refusal or failure is part of the plan."""
     spec = context.plugins.datasets.get(run.dataset)
-    method = run.method(context)
     ema = settings.ema or (run.config.ema[0].label if run.config.ema else "raw")
     known = ["raw", *(e.label for e in run.config.ema)]
     if ema not in known:
         raise UserError("--ema", f"{ema!r} is not kept by this run", allowed=", ".join(known))
     cells = []
     for nfe in nfes:
-        sampling, declined = None, ""
+        sampling, declined, broken = None, "", ""
         try:
-            sampling = method.plan_sampling(nfe, settings.sigmas, settings.sampler)
+            sampling = _sampling_plan(run, run.method(context), nfe, settings)
         except Declined as reason:
-            declined = str(reason)
+            declined = str(reason) or "the method gives no reason"
+        except UserError as error:
+            broken = str(error)
+        except Exception as error:
+            broken = method_failure(run.spec.name, f"planning NFE {nfe}", error)
         cells.append(
             CellPlan(
                 run, nfe, sample_seed, settings.num_samples or spec.num_samples,
-                settings.batch_size, sampling, ema, declined, settings.tuned,
+                settings.batch_size, sampling, ema, declined, settings.tuned, broken,
             )
         )
     return cells
+
+
+def _sampling_plan(
+    run: RunPlan, method: Method, nfe: int, settings: SampleSettings
+) -> SamplingPlan:
+    """Ask a method how it spends ``nfe`` evaluations and check the answer."""
+    plan = method.plan_sampling(nfe, settings.sigmas, settings.sampler)
+    who = f"method {run.spec.name!r}, plan_sampling"
+    if not isinstance(plan, SamplingPlan):
+        raise PluginError(who, f"returned {type(plan).__name__}", allowed="a SamplingPlan")
+    if plan.nfe != nfe:
+        raise PluginError(
+            who, f"was asked for NFE {nfe} and plans {plan.nfe!r}", allowed=str(nfe),
+            remedy="fix the plugin, or raise Declined for a budget it cannot spend",
+        )
+    sigmas = tuple(float(s) for s in plan.sigmas)
+    if not sigmas or not all(math.isfinite(s) and s > 0 for s in sigmas):
+        raise PluginError(
+            who, f"gives noise levels {sigmas!r}", allowed="at least one, finite and positive"
+        )
+    return replace(plan, sigmas=sigmas)

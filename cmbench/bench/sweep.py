@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmbench.bench.cells import failed_record, measure_cell, skipped_record
 from cmbench.bench.context import Context
 from cmbench.bench.executors import Executor, Job
+from cmbench.bench.failures import method_failure
 from cmbench.bench.planning import CellPlan, RunPlan, SampleSettings, plan_cells, plan_run
 from cmbench.bench.record import Record, read_record, write_record
 from cmbench.bench.runs import TrainedRun, obtain_run, read_result
-from cmbench.errors import BusyError, InterruptedRunError, UserError
+from cmbench.errors import BusyError, InterruptedRunError, PluginError, UserError
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,11 @@ class SweepRequest:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """The jobs, and the records that are already there."""
+    """The jobs, the records that are already there, and why some methods cannot be planned."""
 
     jobs: tuple[Job, ...]
     done: Mapping[str, Path]
+    refused: tuple[str, ...] = ()
 
     @property
     def cells(self) -> list[CellPlan]:
@@ -57,64 +60,86 @@ class SweepPlan:
 
 
 def plan_sweep(context: Context, request: SweepRequest) -> SweepPlan:
-    """Resolve everything before any work starts, so that bad input costs nothing."""
+    """Resolve everything before any work starts, so that bad input costs nothing.
+
+    A method whose plugin is broken does not stop the others.
+
+    Raises:
+        UserError: the input is bad, or no method of the sweep can be planned.
+    """
     spec = context.plugins.datasets.get(request.dataset, "cmbench run")
     jobs: list[Job] = []
-    done: dict[str, Path] = {}
+    refused: list[PluginError] = []
     for name in request.methods:
-        for seed in request.seeds:
-            run = plan_run(
-                context, name, request.dataset, request.recipe, seed, request.overrides
-            )
-            cells = plan_cells(context, run, request.nfes or spec.nfe, seed, request.sampling)
-            jobs.append(tuple(cells))
-            for cell in cells:
-                path = context.workspace.records(request.dataset) / f"{cell.cell}.json"
-                if path.exists() and read_record(path).status == "finished":
-                    done[cell.cell] = path
-    return SweepPlan(tuple(jobs), done)
+        try:
+            runs = [
+                plan_run(context, name, request.dataset, request.recipe, seed, request.overrides)
+                for seed in request.seeds
+            ]
+        except PluginError as error:
+            refused.append(error)
+            continue
+        nfes = request.nfes or spec.nfe
+        jobs += [tuple(plan_cells(context, r, nfes, r.seed, request.sampling)) for r in runs]
+    if not jobs and refused:
+        raise refused[0]
+    done = {}
+    for cell in (cell for job in jobs for cell in job):
+        path = context.workspace.records(request.dataset) / f"{cell.cell}.json"
+        if path.exists() and read_record(path).status == "finished":
+            done[cell.cell] = path
+    return SweepPlan(tuple(jobs), done, tuple(map(str, refused)))
 
 
 def execute(
     context: Context, request: SweepRequest, plan: SweepPlan, executor: Executor
 ) -> list[Record]:
-    """Carry out what is not done; return the record of every cell, in the plan's order."""
+    """Carry out what is not done; return the record of every cell, in the plan's order.
+
+    Raises:
+        BusyError: another process holds one of the runs; all other cells are done.
+        InterruptedRunError: a stop was asked for; cells that were finished have their records.
+    """
     context.workspace.require_writable()
     records: dict[str, Record] = {name: read_record(path) for name, path in plan.done.items()}
+    busy: list[BusyError] = []
 
     def work(job: Job) -> None:
         open_cells = [cell for cell in job if cell.cell not in plan.done]
-        if open_cells:
-            for record in work_on_job(context, request, open_cells):
-                records[record.cell] = record
+        try:
+            for record in outcomes(context, request, open_cells):
+                records[record.cell] = keep(context, request, record)
+        except BusyError as error:
+            context.reporter.warn(str(error))
+            busy.append(error)
 
     executor.run(plan.jobs, work)
+    if busy:
+        raise busy[0]
     return [records[cell.cell] for cell in plan.cells]
 
 
-def work_on_job(context: Context, request: SweepRequest, cells: Job) -> list[Record]:
-    """Train or find the run, measure its cells; a failure is a record, not the end of the sweep."""
+def outcomes(context: Context, request: SweepRequest, cells: Job) -> Iterator[Record]:
+    """Yield the record of each cell as it is done; a failure is a record, not the sweep's end."""
     wanted = [cell for cell in cells if cell.sampling is not None]
-    records = [skipped_record(context, cell) for cell in cells if cell.sampling is None]
-    if wanted:
-        try:
-            trained = obtain_run(context, wanted[0].run)
-        except (BusyError, InterruptedRunError):
-            raise  # nothing is wrong with the cells: they are for later
-        except UserError as error:
-            context.reporter.warn(str(error))
-            records += [failed_record(context, cell, str(error)) for cell in wanted]
-        except Exception as error:
-            reason = plugin_failure(wanted[0].run, "training", error)
-            context.reporter.warn(reason)
-            records += [failed_record(context, cell, reason) for cell in wanted]
-        else:
-            records += [attempt(context, request, trained, cell) for cell in wanted]
-    folder = context.workspace.records(request.dataset)
-    for record in records:
-        write_record(record, folder)
-        context.notify("cmbench_cell_finished", record=record)
-    return records
+    for cell in cells:
+        if cell.broken:
+            context.reporter.warn(f"{cell.cell}: {cell.broken}")
+            yield failed_record(context, cell, cell.broken)
+        elif cell.sampling is None:
+            yield skipped_record(context, cell)
+    if not wanted:
+        return
+    try:
+        trained = obtain_run(context, wanted[0].run)
+    except (BusyError, InterruptedRunError):
+        raise  # nothing is wrong with the cells: they are for later
+    except (Exception, SystemExit) as error:
+        reason = reason_of(context, wanted[0].run, "training", error)
+        context.reporter.warn(reason)
+        yield from (failed_record(context, cell, reason) for cell in wanted)
+    else:
+        yield from (attempt(context, request, trained, cell) for cell in wanted)
 
 
 def attempt(
@@ -123,18 +148,37 @@ def attempt(
     """Measure one cell; what goes wrong becomes the record's reason."""
     try:
         return measure_cell(context, trained, cell, save_samples=request.save_samples)
-    except UserError as error:
-        reason = str(error)
-    except Exception as error:
-        reason = plugin_failure(cell.run, "sampling", error)
+    except InterruptedRunError:
+        raise
+    except (Exception, SystemExit) as error:
+        reason = reason_of(context, cell.run, "sampling", error)
     context.reporter.warn(f"{cell.cell}: {reason}")
     return failed_record(context, cell, reason, trained)
 
 
-def plugin_failure(run: RunPlan, stage: str, error: Exception) -> str:
-    """Return one line for an exception that escaped from a method."""
-    text = " ".join(str(error).split())[:500]
-    return f"method {run.spec.name!r} failed while {stage}: {type(error).__name__}: {text}"
+def reason_of(
+    context: Context, run: RunPlan, stage: str, error: Exception | SystemExit
+) -> str:
+    """Return why a cell failed, in one line; the traceback goes to the reporter under --debug."""
+    if context.debug:
+        context.reporter.note("".join(traceback.format_exception(error)))
+    if isinstance(error, UserError):
+        return str(error)
+    return method_failure(run.spec.name, stage, error)
+
+
+def keep(context: Context, request: SweepRequest, record: Record) -> Record:
+    """Write a record as soon as it is there, so that a later kill loses nothing."""
+    folder = context.workspace.records(request.dataset)
+    path = folder / f"{record.cell}.json"
+    if path.exists():
+        there = read_record(path)
+        if there.status == "finished":  # records are immutable: the first one stays
+            context.reporter.note(f"{record.cell}: another process finished it meanwhile")
+            return there
+    write_record(record, folder)
+    context.notify("cmbench_cell_finished", record=record)
+    return record
 
 
 def is_trained(context: Context, run: RunPlan) -> bool:
