@@ -30,8 +30,13 @@ def package_versions() -> dict[str, str]:
 
 @cache
 def git_state(folder: Path) -> tuple[str | None, bool | None]:
-    """Return commit and dirty flag of the checkout that ``folder`` belongs to, if it is one."""
-    commit = _git(folder, "rev-parse", "HEAD")
+    """Return commit and dirty flag of the checkout that tracks the files of ``folder``, if any.
+
+    An installed copy may lie in an environment inside somebody else's checkout: that commit says
+    nothing about it.
+    """
+    tracked = _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
+    commit = _git(folder, "rev-parse", "HEAD") if tracked is not None else None
     if commit is None:
         return None, None
     status = _git(folder, "status", "--porcelain", "--untracked-files=no")

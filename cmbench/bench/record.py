@@ -30,9 +30,9 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Part(BaseModel):
-    """Base of every part of a record: frozen, no unknown keys."""
+    """Base of every part of a record: frozen, no unknown keys, finite numbers (JSON has no NaN)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class MetricRecord(Part):
@@ -193,10 +193,11 @@ def read_record(path: Path) -> Record:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(who, f"cannot be read ({error})", remedy="check the file") from error
     try:
-        data = json.loads(text, parse_constant=_refuse_constant)
-    except ValueError as error:
+        data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            who, f"is not JSON ({error})", remedy="restore it or delete it to measure the cell again"
+            who, f"is not JSON ({error})",
+            remedy="restore it or delete it to measure the cell again",
         ) from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if not isinstance(version, int) or version > SCHEMA_VERSION or version < 1:
@@ -220,6 +221,14 @@ def read_record(path: Path) -> Record:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not allowed")
+
+
+def _finite_float(text: str) -> float:
+    """Return a number; one too large for a float would become infinite."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large")
+    return value
 
 
 def read_records(folder: Path) -> Iterator[tuple[Path, Record | UserError]]:

@@ -16,9 +16,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Options(BaseModel):
-    """Base of all configuration: frozen, keyword-only, no unknown keys."""
+    """Base of all configuration: frozen, keyword-only, no unknown keys, finite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class OptimizerConfig(Options):
