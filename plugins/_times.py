@@ -9,6 +9,11 @@ steps fill the largest gap in ln sigma between ``sigma_max`` and a floor, each a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from cmbench.errors import Declined
+from cmbench.plugin.method import SamplingPlan
 
 FLOOR_SIGMA = 0.05
 
@@ -27,7 +32,29 @@ def consistency_sigmas(
     levels = [sigma_max, *published[: max(nfe - 1, 0)]]
     while len(levels) < nfe:
         ordered = sorted({*levels, floor}, reverse=True)
-        gaps = [math.log(a / b) for a, b in zip(ordered, ordered[1:], strict=False)]
+        gaps = [math.log(a / b) for a, b in pairwise(ordered)]
         widest = max(range(len(gaps)), key=gaps.__getitem__)
         levels.append(math.sqrt(ordered[widest] * ordered[widest + 1]))
     return tuple(sorted(levels, reverse=True))
+
+
+def multistep_plan(
+    nfe: int,
+    sigmas: Sequence[float] | None,
+    sampler: str | None,
+    *,
+    sigma_max: float,
+    published: tuple[float, ...],
+) -> SamplingPlan:
+    """Return the plan of a consistency model: one evaluation at each of ``nfe`` noise levels.
+
+    ``sigmas`` override the rule of :func:`consistency_sigmas`; another ``sampler`` than
+    ``multistep`` and a wrong number of levels are declined.
+    """
+    if sampler not in (None, "multistep"):
+        raise Declined(f"sampler {sampler!r}: consistency models have multistep only")
+    if sigmas is None:
+        sigmas = consistency_sigmas(nfe, sigma_max, published)
+    if len(sigmas) != nfe:
+        raise Declined(f"NFE {nfe} takes {nfe} noise levels, got {len(sigmas)}")
+    return SamplingPlan(nfe, "multistep", tuple(sigmas))

@@ -5,6 +5,9 @@ Theorem 6 (training). ``f . sg(df/dsigma)`` has the gradient of the consistency 
 becomes infinitely fine; its value means nothing. It must start from a diffusion model (the paper,
 and the official code). One graded call that carries its tangent: 4 forward equivalents a step, one
 more in the distillation form.
+
+As released: noise levels with sigma^(1/rho) uniform, weight 1, a *sum* over values. The theorems'
+Hessian of the metric is left out: for squared l2 and for pseudo-Huber it is a constant factor.
 """
 
 from __future__ import annotations
@@ -13,22 +16,24 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmbench.diffusion.carried import boundary_consistency_tangent
 from cmbench.diffusion.frames import append_dims
 from cmbench.diffusion.grids import power_sigmas
 from cmbench.diffusion.tangent import image_norm, oracle_ode_slope, pseudo_objective
 from cmbench.errors import UserError
-from cmbench.plugin.method import Batch, Draws, Kit, Nets, Progress
-from cmbench_plugins.cm import CMConfig, ConsistencyMethod
+from cmbench.plugin.config import Positive
+from cmbench.plugin.method import Batch, Draws, Nets, Progress
+from cmbench_plugins.cm import ConsistencyConfig, ConsistencyMethod
 
 __all__ = ["CCT", "CCTConfig"]
 
 
-class CCTConfig(CMConfig):
+class CCTConfig(ConsistencyConfig):
     """Hyper-parameters of the continuous-time objectives."""
 
+    rho: Positive = Field(7.0, description="exponent of the distribution of noise levels")
     form: Literal["training", "distillation"] = Field(
         "training", description="slope from data (Theorem 6) or from the teacher (Theorem 5)"
     )
@@ -40,13 +45,8 @@ class CCT(ConsistencyMethod):
     Config = CCTConfig
     config: CCTConfig
 
-    def build(self, kit: Kit) -> dict[str, nn.Module]:
-        """The student starts from the teacher, in both forms."""
-        self.teacher = kit.teacher
-        return {"model": kit.student_of(kit.teacher) if kit.teacher else kit.network()}
-
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
-        """``2 f . sg(d_sigma f + (d_x f) slope) / values``, sigma^(1/rho) uniform, weight 1."""
+        """``f . sg(d_sigma f + (d_x f) slope)``; the slope points away from an origin."""
         c, x0 = self.config, batch.images
         u = draws.uniform("sigma", x0[:, 0, 0, 0])
         sigma = power_sigmas(u, c.sigma_min, c.sigma_max, c.rho)
@@ -57,7 +57,7 @@ class CCT(ConsistencyMethod):
             self.sigma_data, c.sigma_min, batch.labels,
         )
         progress.log("tangent_norm", image_norm(df, "rms"))
-        return pseudo_objective(f, df) / x0[0].numel()
+        return pseudo_objective(f, df, hessian=1.0)
 
     def origin(self, x0: Tensor, x_sigma: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """What the ODE's slope points away from: the image, or the teacher's denoised one."""

@@ -1,17 +1,17 @@
 """Consistency models: distillation (CD) and training (CT).
 
-Song et al. 2023, "Consistency Models", arXiv:2303.01469, Algorithms 2 and 3. CD needs a teacher and
-starts from it; CT needs none. Forward equivalents a training step (diffusion training: 3): CD 6 with
-Heun (student 3, target 1, teacher 2) or 5 with Euler, CT 4.
+Song et al. 2023, "Consistency Models", arXiv:2303.01469, Algorithms 2 and 3. CD needs a teacher
+and starts from it; CT needs none. Forward equivalents a training step (diffusion training: 3): CD 6
+with Heun (student 3, target 1, teacher 2) or 5 with Euler, CT 4.
 
 ``f`` has the boundary scalings of App. C, so that ``f(x, sigma_min) = x`` exactly. The loss is the
-paper's *mean* over values for l2 and l1. Weight lambda = 1.
+*mean* over values for l2 and l1, as in both official repositories. Weight lambda = 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
@@ -23,28 +23,45 @@ from cmbench.diffusion.frames import append_dims
 from cmbench.diffusion.grids import karras_sigmas, sqrt_curriculum, target_ema_decay
 from cmbench.diffusion.models import EDMConsistency
 from cmbench.diffusion.solvers import ddim_step, heun_step
-from cmbench.errors import Declined, UserError
+from cmbench.errors import UserError
 from cmbench.plugin.config import Fraction, MethodConfig, Positive
 from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Progress, SamplingPlan
 from cmbench.training.randomness import RandomState, replayed
-from cmbench_plugins._times import consistency_sigmas
+from cmbench_plugins._times import multistep_plan
+from cmbench_plugins.edm import initial_network
 
-__all__ = ["CD", "CT", "CMConfig", "CTConfig", "ConsistencyMethod"]
+if TYPE_CHECKING:
+    from cmbench_plugins._lpips import LPIPS
+
+__all__ = ["CD", "CT", "CDConfig", "CMConfig", "CTConfig", "ConsistencyConfig", "ConsistencyMethod"]
 
 
-class CMConfig(MethodConfig):
-    """Hyper-parameters that CD and CT share (Table 3 and App. C)."""
+class ConsistencyConfig(MethodConfig):
+    """What every consistency method in the EDM frame has."""
 
     sigma_min: Positive = Field(0.002, description="epsilon: noise level of the boundary condition")
     sigma_max: Positive = Field(80.0, description="T: noise level that sampling starts from")
+    mid_sigmas: tuple[float, ...] = Field(
+        (), description="noise levels of the steps after the first, most important first"
+    )
+    clip_samples: bool = Field(
+        True, description="clamp every output to [-1, 1] in sampling, where the data lie there"
+    )
+
+
+class CMConfig(ConsistencyConfig):
+    """Hyper-parameters that CD and CT share (Table 3 and App. C)."""
+
     rho: Positive = Field(7.0, description="exponent of the noise-level grid")
     metric: Literal["l2", "l1", "pseudo-huber", "lpips"] = Field(
         "l2", description="distance of the two outputs"
     )
-    mid_sigmas: tuple[float, ...] = Field(
-        (), description="noise levels of the steps after the first, most important first"
+    huber_c: Positive | None = Field(
+        None, description="c of pseudo-huber; 0.00054 sqrt(values of an image) if not given"
     )
-    clip_samples: bool = Field(True, description="clamp every output to [-1, 1] in sampling")
+    lpips_weights: str | None = Field(
+        None, description="folder with the weights of lpips; torch hub's if not given"
+    )
 
 
 class CDConfig(CMConfig):
@@ -69,29 +86,30 @@ class CTConfig(CMConfig):
 class ConsistencyMethod(Method):
     """What every discrete-time consistency method in the EDM frame shares."""
 
-    config: CMConfig
+    config: ConsistencyConfig
+
+    def build(self, kit: Kit) -> dict[str, nn.Module]:
+        """The student, from the teacher's weights if there is one."""
+        self.teacher = kit.teacher
+        return {"model": initial_network(kit, "edm", self.config)}
 
     def consistency(self, network: nn.Module) -> EDMConsistency:
         """``f`` around a network."""
         return EDMConsistency(network, self.sigma_data, self.config.sigma_min)
 
-    def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """``d(a, b)`` per image ``[N]``."""
-        if self.config.metric == "l1":
-            return l1_mean(a, b)
-        if self.config.metric == "pseudo-huber":
-            return pseudo_huber(a, b, huber_constant(a[0].numel()))
-        return l2_mean(a, b)
-
     def pair_outputs(
-        self, nets: Nets, target: nn.Module, x: Tensor, sigma: Tensor, x_next: Tensor,
-        sigma_next: Tensor, labels: Tensor | None,
+        self, nets: Nets, x: Tensor, sigma: Tensor, x_next: Tensor, sigma_next: Tensor,
+        labels: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Student at the larger noise level, target at the smaller one, under one dropout mask."""
+        """Student at the larger noise level, target at the smaller one, under one dropout mask.
+
+        The target network is ``nets["target"]``, or the student itself behind a stop-gradient.
+        """
         randomness = RandomState.of(x.device)
         student = self.consistency(nets["model"])(x, sigma, labels)
+        target = self.consistency(nets["target"] if "target" in nets else nets["model"])
         with torch.no_grad(), replayed(randomness):
-            wanted = self.consistency(target)(x_next, sigma_next, labels)
+            wanted = target(x_next, sigma_next, labels)
         return student, wanted
 
     # ---- sampling ------------------------------------------------------------------------------
@@ -100,13 +118,10 @@ class ConsistencyMethod(Method):
         self, nfe: int, sigmas: Sequence[float] | None = None, sampler: str | None = None
     ) -> SamplingPlan:
         """NFE 1 at ``sigma_max``; more by :func:`cmbench_plugins._times.consistency_sigmas`."""
-        if sampler not in (None, "multistep"):
-            raise Declined(f"sampler {sampler!r}: consistency models have multistep only")
-        if sigmas is None:
-            sigmas = consistency_sigmas(nfe, self.config.sigma_max, self.config.mid_sigmas)
-        if len(sigmas) != nfe:
-            raise Declined(f"NFE {nfe} takes {nfe} noise levels, got {len(sigmas)}")
-        return SamplingPlan(nfe, "multistep", tuple(sigmas))
+        c = self.config
+        return multistep_plan(
+            nfe, sigmas, sampler, sigma_max=c.sigma_max, published=c.mid_sigmas
+        )
 
     def sample(
         self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
@@ -115,25 +130,55 @@ class ConsistencyMethod(Method):
         return multistep_consistency(
             self.consistency(nets["model"]),
             noise,
-            torch.tensor(plan.sigmas, device=noise.device),
-            sigma_min=self.config.sigma_min,
+            torch.tensor(plan.sigmas, dtype=torch.float64),
+            sigma_min=self.renoising_sigma_min,
             labels=labels,
             noise_sampler=lambda step: draws.normal(f"step-{step}", noise),
-            clip=self.config.clip_samples and self.problem.data_shape[1] > 1,
+            clip=self.config.clip_samples and self.problem.bounded,
         )
 
+    @property
+    def renoising_sigma_min(self) -> float:
+        """Noise level that an output has already: only the rest is added before the next step."""
+        return self.config.sigma_min
 
-class CM(ConsistencyMethod):
+
+class MetricMethod(ConsistencyMethod):
+    """A consistency method whose distance can be chosen."""
+
+    config: CMConfig
+    _lpips: LPIPS | None = None
+
+    def build(self, kit: Kit) -> dict[str, nn.Module]:
+        """As every consistency method; LPIPS' weights must be at hand before training starts."""
+        if self.config.metric == "lpips":
+            from cmbench_plugins._lpips import LPIPS  # on this path only: torchvision is slow
+
+            self._lpips = LPIPS.load(self.config.lpips_weights)
+        return super().build(kit)
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """``d(a, b)`` per image ``[N]``."""
+        c = self.config
+        if c.metric == "lpips":
+            assert self._lpips is not None
+            return self._lpips(a, b)
+        if c.metric == "l1":
+            return l1_mean(a, b)
+        if c.metric == "pseudo-huber":
+            return pseudo_huber(a, b, c.huber_c or huber_constant(a[0].numel()))
+        return l2_mean(a, b)
+
+
+class CM(MetricMethod):
     """Algorithms 2 and 3, which differ in the step to the smaller noise level, in N and in mu."""
 
     def build(self, kit: Kit) -> dict[str, nn.Module]:
         """Student and target; with mu = 0 the target is the student itself."""
-        self.teacher = kit.teacher
-        model = kit.student_of(kit.teacher) if kit.teacher else kit.network()
-        nets = {"model": model}
+        nets = super().build(kit)
         if self.has_target():
             nets["target"] = kit.network()
-            nets["target"].load_state_dict(model.state_dict())
+            nets["target"].load_state_dict(nets["model"].state_dict())
         return nets
 
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
@@ -146,9 +191,8 @@ class CM(ConsistencyMethod):
         z = draws.normal("noise", x0)
         x_larger = x0 + append_dims(larger, x0) * z
         x_smaller = self.step(x0, z, x_larger, larger, smaller, batch.labels)
-        target = nets["target"] if "target" in nets else nets["model"]
         return self.distance(
-            *self.pair_outputs(nets, target, x_larger, larger, x_smaller, smaller, batch.labels)
+            *self.pair_outputs(nets, x_larger, larger, x_smaller, smaller, batch.labels)
         )
 
     def after_step(self, nets: Nets, progress: Progress) -> None:

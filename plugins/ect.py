@@ -15,26 +15,26 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from cmbench.diffusion.consistency_sampling import multistep_consistency
 from cmbench.diffusion.distances import pseudo_huber
 from cmbench.diffusion.frames import append_dims
 from cmbench.diffusion.grids import lognormal_sigmas, shrinking_gap_time
 from cmbench.diffusion.models import EDMConsistency
 from cmbench.diffusion.weightings import edm_weight, inverse_gap_weight
 from cmbench.plugin.config import NonNegative, Positive
-from cmbench.plugin.method import Batch, Draws, Kit, Nets, Progress, SamplingPlan
+from cmbench.plugin.method import Batch, Draws, Nets, Progress
 from cmbench.training.randomness import RandomState, replayed
-from cmbench_plugins.cm import CMConfig, ConsistencyMethod
+from cmbench_plugins.cm import ConsistencyConfig, ConsistencyMethod
 
 __all__ = ["ECT", "ECTConfig"]
 
 
-class ECTConfig(CMConfig):
+class ECTConfig(ConsistencyConfig):
     """Hyper-parameters of ECT (official scripts)."""
 
     sigma_min: NonNegative = Field(0.003, description="boundary noise level in sampling only")
+    clip_samples: bool = Field(False, description="clamp every output to [-1, 1] in sampling")
     p_mean: float = Field(-1.1, description="mean of ln t in training")
     p_std: Positive = Field(2.0, description="standard deviation of ln t in training")
     q: Positive = Field(2.0, description="factor by which the gap shrinks a stage")
@@ -52,10 +52,6 @@ class ECT(ConsistencyMethod):
 
     Config = ECTConfig
     config: ECTConfig
-
-    def build(self, kit: Kit) -> dict[str, nn.Module]:
-        """The student starts from the teacher's averaged weights."""
-        return {"model": kit.student_of(kit.teacher) if kit.teacher else kit.network()}
 
     def stage(self, progress: Progress) -> int:
         """Stage s at this point of training."""
@@ -82,15 +78,7 @@ class ECT(ConsistencyMethod):
         )
         return weight * pseudo_huber(student, target, c.huber_c)
 
-    def sample(
-        self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
-    ) -> Tensor:
-        """Denoise, add the full ``sigma z``, denoise again (official code)."""
-        return multistep_consistency(
-            self.consistency(nets["model"]),
-            noise,
-            torch.tensor(plan.sigmas, device=noise.device),
-            sigma_min=0.0,
-            labels=labels,
-            noise_sampler=lambda step: draws.normal(f"step-{step}", noise),
-        )
+    @property
+    def renoising_sigma_min(self) -> float:
+        """Between steps the full ``sigma z`` is added (official code)."""
+        return 0.0

@@ -8,7 +8,7 @@ arXiv:2206.00364. No teacher. One graded network call a training step (3 forward
 sCM needs. With sigma_data fixed, the two are the same diffusion model in other coordinates.
 
 Samplers: ``heun`` (order 2, any NFE, see :func:`cmbench.diffusion.solvers.heun_nfe`), ``euler``
-(= DDIM, NFE = steps), and the others of ``SOLVERS``.
+(= DDIM, NFE = steps), and the others of :data:`cmbench_plugins._solvers.SOLVERS`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from cmbench.diffusion.frames import append_dims, sigma_to_t
 from cmbench.diffusion.grids import lognormal_sigmas, sampling_sigmas
 from cmbench.diffusion.models import DiffusionModel, EDMModel, TrigFlowModel
 from cmbench.diffusion.predictions import DataAndNoiseModel, DataModel
-from cmbench.diffusion.solvers import euler, heun, heun_nfe
 from cmbench.diffusion.tangent import trigflow_interpolate, trigflow_velocity_target
 from cmbench.diffusion.weightings import edm_weight
-from cmbench.errors import Declined
+from cmbench.errors import Declined, UserError
 from cmbench.plugin.config import MethodConfig, Positive
 from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Progress, SamplingPlan
+from cmbench_plugins._solvers import ALIASES, SOLVERS
 
+__all__ = ["EDM", "MODELS", "EDMConfig", "channel_copies", "initial_network"]
 
 #: What a network's raw output means, by name of the parameterization.
 MODELS: dict[str, Callable[[Any, float], DiffusionModel]] = {
@@ -38,9 +39,36 @@ MODELS: dict[str, Callable[[Any, float], DiffusionModel]] = {
 }
 
 
-def network_for(parameterization: str, kit: Kit) -> nn.Module:
-    """Build the recipe's network; "both" needs twice the channels."""
-    return kit.network(channel_copies=2) if parameterization == "both" else kit.network()
+def channel_copies(parameterization: str) -> int:
+    """Return how many times the data's channels the network has: "both" needs twice."""
+    return 2 if parameterization == "both" else 1
+
+
+def initial_network(kit: Kit, parameterization: str, config: MethodConfig) -> nn.Module:
+    """Build a student: the teacher's averaged weights if there is one with weights, else random.
+
+    Raises:
+        UserError: the teacher's network means something else by its output (its weights would be
+            silently misread), or the recipe asks for augmentations, of which only the diffusion
+            model tells its network.
+    """
+    if config.augment > 0:
+        raise UserError("recipe", f"augment {config.augment:g}", allowed="0 for this method",
+                        remedy="augment the teacher only")
+    copies = channel_copies(parameterization)
+    teacher = kit.teacher
+    if teacher is None:
+        return kit.network(channel_copies=copies)
+    if teacher.network is not None:
+        known = {cls: name for name, cls in MODELS.items()}
+        found = known.get(type(teacher.model), parameterization)
+        if found != parameterization:
+            raise UserError(
+                f"teacher {teacher.name}", f"its parameterization is {found!r}",
+                allowed=f"{parameterization!r} for this student",
+                remedy="name another teacher, or set parameterization where the method has it",
+            )
+    return kit.student_of(teacher, channel_copies=copies)
 
 
 class EDMConfig(MethodConfig):
@@ -48,15 +76,22 @@ class EDMConfig(MethodConfig):
 
     parameterization: Literal["edm", "trigflow", "x", "both"] = Field(
         "edm",
-        description="what the network predicts: EDM's F, TrigFlow's F (v-prediction on data of unit "
-        "variance), the data, or data and noise",
+        description="what the network predicts: EDM's F, TrigFlow's F (v-prediction on data of "
+        "unit variance), the data, or data and noise",
     )
     p_mean: float = Field(-1.2, description="mean of ln sigma in training")
     p_std: Positive = Field(1.2, description="standard deviation of ln sigma in training")
-    sampler: Literal["heun", "euler"] = Field("heun", description="solver of the PF-ODE")
+    sampler: str = Field("heun", description="solver of the PF-ODE: " + ", ".join(SOLVERS))
     sigma_min: Positive = Field(0.002, description="last noise level before zero")
     sigma_max: Positive = Field(80.0, description="noise level that sampling starts from")
     rho: Positive = Field(7.0, description="exponent of the sampling grid (Eq. 5)")
+
+    @field_validator("sampler")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in SOLVERS and name not in ALIASES:
+            raise ValueError(f"not one of {', '.join((*SOLVERS, *ALIASES))}")
+        return name
 
 
 class EDM(Method):
@@ -67,7 +102,12 @@ class EDM(Method):
 
     def build(self, kit: Kit) -> dict[str, nn.Module]:
         """One network from random weights."""
-        return {"model": network_for(self.config.parameterization, kit)}
+        c = self.config
+        if c.augment > 0 and c.parameterization in ("x", "both"):
+            raise UserError("recipe", f"augment {c.augment:g} with parameterization "
+                            f"{c.parameterization!r}", allowed="edm, trigflow",
+                            remedy="set augment=0")
+        return {"model": kit.network(channel_copies=channel_copies(c.parameterization))}
 
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         """Weighted denoising error, summed over values (Eq. 8 with the weight of Table 1)."""
@@ -75,19 +115,23 @@ class EDM(Method):
         eps = draws.normal("noise", x)
         n = draws.normal("sigma", x[:, 0, 0, 0])
         sigma = lognormal_sigmas(n, self.config.p_mean, self.config.p_std)
+        extra = {} if batch.augment_labels is None else {"augment_labels": batch.augment_labels}
         if self.config.parameterization == "trigflow":
-            return self._trigflow_loss(nets, batch, sigma, eps)
+            return self._trigflow_loss(nets, batch, sigma, eps, extra)
         x_sigma = x + append_dims(sigma, x) * eps
-        denoised = self.diffusion_model(nets).denoise(x_sigma, sigma, batch.labels)
+        denoised = self.diffusion_model(nets).denoise(x_sigma, sigma, batch.labels, **extra)
         error = (denoised - x).square().flatten(1).sum(1)
         return edm_weight(sigma, self.sigma_data) * error
 
-    def _trigflow_loss(self, nets: Nets, batch: Batch, sigma: Tensor, eps: Tensor) -> Tensor:
+    def _trigflow_loss(
+        self, nets: Nets, batch: Batch, sigma: Tensor, eps: Tensor, extra: dict[str, Tensor]
+    ) -> Tensor:
         """``||sd F - v_t||^2 / sd^2``: the same weighting of noise levels as EDM's."""
         t, z = sigma_to_t(sigma, self.sigma_data), self.sigma_data * eps
         x_t = trigflow_interpolate(batch.images, z, t)
         v_t = trigflow_velocity_target(batch.images, z, t)
-        velocity = TrigFlowModel(nets["model"], self.sigma_data).velocity(x_t, t, batch.labels)
+        model = TrigFlowModel(nets["model"], self.sigma_data)
+        velocity = model.velocity(x_t, t, batch.labels, **extra)
         return ((velocity - v_t) / self.sigma_data).square().flatten(1).sum(1)
 
     def diffusion_model(self, nets: Nets) -> DiffusionModel:
@@ -99,31 +143,36 @@ class EDM(Method):
     def plan_sampling(
         self, nfe: int, sigmas: Sequence[float] | None = None, sampler: str | None = None
     ) -> SamplingPlan:
-        """Heun or Euler on the Karras grid; any NFE from 1."""
-        c, sampler = self.config, sampler or self.config.sampler
-        if sampler not in ("heun", "euler"):
-            raise Declined(f"sampler {sampler!r} is not one of heun, euler")
+        """Any solver on its own grid; Heun and Euler take any NFE from 1."""
+        c, name = self.config, sampler or self.config.sampler
+        name = ALIASES.get(name, name)
+        if name not in SOLVERS:
+            raise Declined(f"sampler {name!r} is not one of {', '.join((*SOLVERS, *ALIASES))}")
+        solver = SOLVERS[name]
+        steps = solver.steps(nfe)
         if sigmas is None:
-            steps = heun_nfe(nfe).n_steps if sampler == "heun" else nfe
-            grid = sampling_sigmas(steps, c.sigma_min, c.sigma_max, c.rho)
+            rho = (c.rho,) if solver.grid is sampling_sigmas else ()
+            grid = solver.grid(steps, c.sigma_min, c.sigma_max, *rho)
             sigmas = tuple(float(s) for s in grid[:-1])
-        steps = heun_nfe(nfe).n_steps if sampler == "heun" else nfe
         if len(sigmas) != steps:
-            raise Declined(f"{sampler} at NFE {nfe} takes {steps} noise levels, got {len(sigmas)}")
-        return SamplingPlan(nfe, sampler, tuple(sigmas))
+            raise Declined(f"{name} at NFE {nfe} takes {steps} noise levels, got {len(sigmas)}")
+        return SamplingPlan(nfe, name, tuple(sigmas))
 
     def sample(
         self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
     ) -> Tensor:
         """Solve the PF-ODE from ``sigma_max`` to zero; the solver's state is float64 as EDM's."""
-        model = self.diffusion_model(nets)
+        model, solver = self.diffusion_model(nets), SOLVERS[plan.sampler]
 
         def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-            return model.denoise(x.float(), sigma.float(), labels).double()
+            return model.denoise(x.to(noise.dtype), sigma.to(noise.dtype), labels).double()
 
-        grid = torch.tensor([*plan.sigmas, 0.0], dtype=torch.float64, device=noise.device)
+        end = 0.0 if solver.ends_at_zero else self.config.sigma_min
+        # On the CPU: solvers look at single levels, which would stall a GPU.
+        grid = torch.tensor([*plan.sigmas, end], dtype=torch.float64)
         x = noise.double() * grid[0]
-        if plan.sampler == "euler":
-            return euler(denoise, x, grid, labels=labels).float()
-        lead = heun_nfe(plan.nfe).leading_euler_steps
-        return heun(denoise, x, grid, labels=labels, leading_euler_steps=lead).float()
+        samples = solver.solve(
+            denoise, x, grid, labels=labels, **solver.options(plan.nfe),
+            noise_sampler=lambda step: draws.normal(f"step-{step}", noise).double(),
+        )
+        return samples.to(noise.dtype)

@@ -6,8 +6,9 @@ teacher does in two, then becomes the teacher. A stage is a phase of training: o
 and averages start anew, and its weights are exported, so that one training gives a generator for
 each step count. 5 forward equivalents a training step (student 3, teacher 2).
 
-Grids: ``cosine``, the paper's schedule on ``logsnr`` in [-20, 20]; ``karras``, the port to EDM's
-frame in openai/consistency_models_cifar10, which ends at ``sigma_min`` without a last denoising.
+Grids: ``cosine``, the paper's schedule on ``logsnr`` in [-20, 20], which ends at the data;
+``karras``, the port to EDM's frame in openai/consistency_models_cifar10, which ends at
+``sigma_min`` without a last denoising. The loss is the *mean* over values, as in both.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cmbench.diffusion.distances import squared_l2_sum
+from cmbench.diffusion.distances import l2_mean
 from cmbench.diffusion.frames import append_dims, cosine_time_to_sigma
 from cmbench.diffusion.grids import halving_stages, karras_sigmas
 from cmbench.diffusion.models import DiffusionModel
-from cmbench.diffusion.solvers import ddim_step, euler, inverse_ddim
+from cmbench.diffusion.solvers import ddim_step, euler
 from cmbench.diffusion.weightings import snr_plus_one_weight, truncated_snr_weight
 from cmbench.errors import Declined, UserError
 from cmbench.plugin.config import EMAConfig, MethodConfig, OptimizerConfig, Positive
@@ -38,7 +39,7 @@ from cmbench.plugin.method import (
     Progress,
     SamplingPlan,
 )
-from cmbench_plugins.edm import MODELS
+from cmbench_plugins.edm import MODELS, channel_copies, initial_network
 
 __all__ = ["PD", "PDConfig"]
 
@@ -62,6 +63,10 @@ class PDConfig(MethodConfig):
     weighting: Literal["truncated-snr", "snr+1"] = Field(
         "truncated-snr", description="max(SNR, 1), or SNR + 1 (= v-prediction's)"
     )
+    clip_samples: bool = Field(
+        True, description="clamp every denoised image to [-1, 1] in sampling (cosine grid), where "
+        "the data lie there"
+    )
     ema: tuple[EMAConfig, ...] = Field((), description="the paper samples the weights themselves")
     optimizer: OptimizerConfig = Field(
         default_factory=lambda: OptimizerConfig(lr=5e-5, decay="linear", grad_clip=1.0),
@@ -77,14 +82,11 @@ class PD(Method):
 
     def build(self, kit: Kit) -> dict[str, nn.Module]:
         """Student and teacher, both the given diffusion model at first."""
-        copies = 2 if self.config.parameterization == "both" else 1
-        self.has_teacher = kit.teacher is not None and kit.teacher.network is not None
-        if kit.teacher is None:  # weights follow from a checkpoint
-            network = kit.network(channel_copies=copies)
-            return {"model": network, "teacher": kit.network(channel_copies=copies)}
-        student = kit.student_of(kit.teacher, channel_copies=copies)
-        teacher = kit.student_of(kit.teacher, channel_copies=copies)
-        return {"model": student, "teacher": teacher}
+        self.first_teacher = kit.teacher
+        return {
+            "model": initial_network(kit, self.config.parameterization, self.config),
+            "teacher": kit.network(channel_copies=channel_copies(self.config.parameterization)),
+        }
 
     def phases(self, nets: Nets) -> Sequence[Phase]:
         """One phase a halving; each exports the generator of its step count."""
@@ -102,10 +104,17 @@ class PD(Method):
 
     def promote(self, nets: Nets) -> None:
         """The student becomes the teacher (Algorithm 2, last lines of a stage)."""
-        if not self.has_teacher:
-            raise UserError("method PD", "has no teacher network to start from",
-                            allowed="METHOD:RECIPE", remedy="set teacher in the recipe")
+        if self.first_teacher is None:
+            raise UserError("method PD", "has no teacher to start from",
+                            allowed="METHOD:RECIPE or analytic", remedy="set teacher in the recipe")
         nets["teacher"].load_state_dict(nets["model"].state_dict())
+
+    def teacher_model(self, steps: int, nets: Nets) -> DiffusionModel:
+        """The model that a stage distils: an exact one without a network teaches the first only."""
+        first = self.first_teacher
+        if first is not None and first.network is None and 2 * steps == self.config.start_steps:
+            return first.model
+        return self.model(nets["teacher"])
 
     def _stage_loss(self, steps: int) -> Any:
         def loss(nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
@@ -121,28 +130,35 @@ class PD(Method):
         sigma, middle, end = grid[2 * i], grid[2 * i - 1], grid[2 * i - 2]
         x = x0 + append_dims(sigma, x0) * draws.normal("noise", x0)
         with torch.no_grad():
-            teacher = self.model(nets["teacher"])
-            x_middle = ddim_step(x, teacher.denoise(x, sigma, batch.labels), sigma, middle)
-            last = teacher.denoise(x_middle, middle, batch.labels)
-            x_end = ddim_step(x_middle, last, middle, end)
-            target = inverse_ddim(x_end, x, sigma, end)
-            if self.config.grid == "cosine":
-                # The last interval ends at the data: its target is what the teacher predicts.
-                target = torch.where(append_dims(i, x0) == 1, last, target)
+            teacher = self.teacher_model(steps, nets)
+            first = teacher.denoise(x, sigma, batch.labels)
+            x_middle = ddim_step(x, first, sigma, middle)
+            second = teacher.denoise(x_middle, middle, batch.labels)
+            # The prediction whose one step from sigma meets the teacher's two (App. G): x cancels,
+            # and what is left is a mean of the two predictions; at end = 0 it is the second.
+            share = (1 - end / middle) / (1 - end / sigma)
+            target = torch.lerp(first, second, append_dims(share, x0))
         denoised = self.model(nets["model"]).denoise(x, sigma, batch.labels)
-        weigh = truncated_snr_weight if self.config.weighting == "truncated-snr" else (
-            snr_plus_one_weight
-        )
-        return weigh(sigma) * squared_l2_sum(denoised, target)
+        return self.weight(sigma) * l2_mean(denoised, target)
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """``w`` as a weight of the squared error of ``x`` (Eq. 9 and 10)."""
+        if self.config.weighting == "snr+1":
+            return snr_plus_one_weight(sigma)
+        return truncated_snr_weight(sigma)
 
     def model(self, network: nn.Module) -> DiffusionModel:
         """Return a network's reading as a diffusion model."""
         return MODELS[self.config.parameterization](network, self.sigma_data)
 
     def grid(self, steps: int) -> Tensor:
-        """Ascending noise levels ``[steps + 1]``; a grid of 2 N steps contains that of N."""
+        """Ascending noise levels ``[steps + 1]``; a grid of 2 N steps contains that of N.
+
+        The cosine grid ends at zero: as released, its last step returns the prediction itself.
+        """
         if self.config.grid == "cosine":
-            return cosine_time_to_sigma(torch.arange(steps + 1, dtype=torch.float64) / steps)
+            u = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+            return torch.cat([u.new_zeros(1), cosine_time_to_sigma(u)])
         c = self.config
         return karras_sigmas(steps + 1, c.sigma_min, c.sigma_max, c.rho)
 
@@ -152,6 +168,8 @@ class PD(Method):
         self, nfe: int, sigmas: Sequence[float] | None = None, sampler: str | None = None
     ) -> SamplingPlan:
         """DDIM with the student trained for exactly ``nfe`` steps."""
+        if sampler not in (None, "euler", "ddim"):
+            raise Declined(f"sampler {sampler!r}: progressive distillation has DDIM (euler) only")
         stages = halving_stages(self.config.start_steps, self.config.end_steps)
         if nfe not in stages:
             raise Declined(
@@ -166,12 +184,14 @@ class PD(Method):
     def sample(
         self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
     ) -> Tensor:
-        """DDIM down to the grid's end; the last cosine step returns the prediction itself."""
-        model = self.model(nets["model"])
-        end = 0.0 if self.config.grid == "cosine" else self.config.sigma_min
-        grid = torch.tensor([*plan.sigmas, end], dtype=torch.float64, device=noise.device)
+        """DDIM from ``sigma_max`` down to the grid's end."""
+        model, cosine = self.model(nets["model"]), self.config.grid == "cosine"
+        clip = cosine and self.config.clip_samples and self.problem.bounded
+        end = 0.0 if cosine else self.config.sigma_min
+        grid = torch.tensor([*plan.sigmas, end], dtype=torch.float64)
 
         def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-            return model.denoise(x.float(), sigma.float(), labels).double()
+            denoised = model.denoise(x.to(noise.dtype), sigma.to(noise.dtype), labels).double()
+            return denoised.clamp(-1, 1) if clip else denoised
 
-        return euler(denoise, noise.double() * grid[0], grid, labels=labels).float()
+        return euler(denoise, noise.double() * grid[0], grid, labels=labels).to(noise.dtype)

@@ -6,24 +6,35 @@ network is the student itself behind a stop-gradient. sCT takes the trajectory's
 noise, sCD from the teacher. A training step is one graded call that carries its tangent along: 4
 forward equivalents against 3 of diffusion training; sCD adds one call of the teacher.
 
+Two choices of the paper's comparisons are here as well: ``n_points`` replaces the tangent by the
+discrete one on that many noise levels (Sec. 5.3), ``parameterization = "edm"`` reads a network that
+was trained with EDM's preconditioning and receives ``ln(sigma) / 4``.
+
 Not to confuse with SCT ("stable consistency tuning", arXiv:2410.18958).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from cmbench.diffusion.consistency_sampling import multistep_trigflow
-from cmbench.diffusion.frames import sigma_to_t, t_to_sigma
-from cmbench.diffusion.grids import lognormal_times
-from cmbench.diffusion.models import TrigFlowConsistency
+from cmbench.diffusion.frames import append_dims, sigma_to_t, t_to_sigma, velocity_to_denoised
+from cmbench.diffusion.grids import (
+    choose_bin,
+    karras_sigmas,
+    lognormal_bin_probabilities,
+    lognormal_times,
+)
+from cmbench.diffusion.models import TrigFlowConsistency, TrigFlowModel
+from cmbench.diffusion.solvers import trigflow_ddim_step
 from cmbench.diffusion.tangent import (
     clip_tangent,
+    discrete_tangent,
     image_norm,
     jvp_inputs,
     normalize_tangent,
@@ -33,18 +44,29 @@ from cmbench.diffusion.tangent import (
     warmup,
 )
 from cmbench.diffusion.weightings import adaptive_weighted_loss
-from cmbench.errors import Declined, UserError
+from cmbench.errors import UserError
 from cmbench.networks.heads import LogVarianceHead
-from cmbench.plugin.config import MethodConfig, NonNegative, Positive
+from cmbench.plugin.config import MethodConfig, Positive
 from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Progress, SamplingPlan
-from cmbench_plugins._times import consistency_sigmas
+from cmbench.training.randomness import RandomState, replayed
+from cmbench_plugins._times import multistep_plan
+from cmbench_plugins.edm import initial_network
 
 __all__ = ["SCD", "SCT", "SCMConfig"]
+
+#: What a network receives as time, and the sign of its output as TrigFlow's F (App. B.1).
+_READING: dict[str, tuple[Literal["t", "log-sigma"], float]] = {
+    "trigflow": ("t", 1.0), "edm": ("log-sigma", -1.0),
+}
 
 
 class SCMConfig(MethodConfig):
     """Hyper-parameters of sCM (App. G); sCT and sCD share them."""
 
+    parameterization: Literal["trigflow", "edm"] = Field(
+        "trigflow", description="as the teacher's: TrigFlow's F with c_noise = t, or EDM's F with "
+        "c_noise = ln(sigma) / 4"
+    )
     p_mean: float = Field(-1.0, description="mean of ln sigma in training")
     p_std: Positive = Field(1.4, description="standard deviation of ln sigma in training")
     tangent: Literal["normalize", "clip", "raw"] = Field(
@@ -52,12 +74,18 @@ class SCMConfig(MethodConfig):
     )
     tangent_c: Positive = Field(0.1, description="c of g / (||g|| + c)")
     tangent_norm: Literal["l2", "rms"] = Field(
-        "l2", description="norm over an image: of the vector, or per value; the paper leaves it open"
+        "l2", description="norm over an image: of the vector, or per value; the paper leaves open"
     )
-    warmup_steps: NonNegative = Field(10_000, description="H: steps over which r rises to 1")
+    warmup_steps: int = Field(10_000, ge=0, description="H: steps over which r rises to 1")
     adaptive_weighting: bool = Field(True, description="learn the weight w(t) (Eq. 8)")
     tangent_mode: Literal["carried", "forward-ad", "finite-difference"] = Field(
         "carried", description="how the derivative along the trajectory is computed"
+    )
+    tangent_dtype: Literal["autocast", "fp32"] = Field(
+        "autocast", description="precision of the carried derivative: as the activations', or full"
+    )
+    n_points: int | None = Field(
+        None, ge=2, description="noise levels of the discrete tangent; continuous if not given"
     )
     sigma_max: Positive = Field(80.0, description="noise level that sampling starts from")
     mid_times: tuple[float, ...] = Field(
@@ -73,12 +101,14 @@ class SCT(Method):
 
     def build(self, kit: Kit) -> dict[str, nn.Module]:
         """The student starts from the teacher's averaged weights, sCT's too (App. A)."""
-        model = kit.student_of(kit.teacher) if kit.teacher else kit.network()
-        return {"model": model, "weight": LogVarianceHead()}
+        nets = {"model": initial_network(kit, self.config.parameterization, self.config)}
+        if self.config.adaptive_weighting:
+            nets["weight"] = LogVarianceHead()
+        return nets
 
     def trained_modules(self, nets: Nets) -> tuple[str, ...]:
         """The network and the adaptive weight learn together."""
-        return ("model", "weight")
+        return tuple(nets)
 
     def slope(self, x_t: Tensor, t: Tensor, x0: Tensor, z: Tensor, labels: Tensor | None) -> Tensor:
         """``dx_t/dt`` (line 5): for training, the conditional velocity ``cos t z - sin t x0``."""
@@ -88,21 +118,65 @@ class SCT(Method):
         """Algorithm 1, lines 3 to 10."""
         c, sd, x0 = self.config, self.sigma_data, batch.images
         z = sd * draws.normal("noise", x0)
-        t = lognormal_times(draws.normal("time", x0[:, 0, 0, 0]), c.p_mean, c.p_std, sd)
+        t, s = self.times(draws, x0[:, 0, 0, 0])
         x_t = trigflow_interpolate(x0, z, t)
         dx_dt = self.slope(x_t, t, x0, z, batch.labels)
 
-        r = warmup(progress.step, round(c.warmup_steps))
-        inputs = jvp_inputs(t, dx_dt, x_t, sd)
-        F, dF = nets["model"].forward_with_tangent(*inputs, batch.labels, mode=c.tangent_mode)
-        F_minus = F.detach()
-        g = rearranged_tangent(F_minus, dF, x_t, dx_dt, t, r, sd)
-        progress.log("tangent_norm", image_norm(g, "rms"))
+        r = warmup(progress.step, c.warmup_steps)
+        if s is None:
+            F, g = self.tangent(nets["model"], x_t, t, dx_dt, r, batch.labels)
+        else:
+            F, g = self.discrete(nets["model"], x_t, t, s, dx_dt, r, batch.labels)
+        self.log_tangent(progress, g, t)
         g = self.bounded(g)
 
-        error = (F - F_minus - g).square().flatten(1).sum(1)
+        error = (F - F.detach() - g).square().flatten(1).sum(1)
         w = nets["weight"](t) if c.adaptive_weighting else torch.zeros_like(t)
         return adaptive_weighted_loss(error, w, x0[0].numel())
+
+    def times(self, draws: Draws, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return ``t`` (line 3), and the next smaller time where the tangent is discrete."""
+        c = self.config
+        if c.n_points is None:
+            normal = draws.normal("time", like)
+            return lognormal_times(normal, c.p_mean, c.p_std, self.sigma_data), None
+        grid = karras_sigmas(c.n_points, sigma_max=c.sigma_max)
+        bins = lognormal_bin_probabilities(grid, c.p_mean, c.p_std).to(like.device)
+        i = choose_bin(bins, draws.uniform("time", like))
+        times = sigma_to_t(grid, self.sigma_data).to(like)
+        return times[i + 1], times[i]
+
+    def tangent(
+        self, network: Any, x_t: Tensor, t: Tensor, dx_dt: Tensor, r: float, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``F`` (graded) and ``g = cos t df^-/dt`` (lines 7 and 8), warmed up to ``r``."""
+        c, sd = self.config, self.sigma_data
+        embedding, sign = _READING[c.parameterization]
+        inputs = jvp_inputs(t, dx_dt, x_t, sd, noise_embedding=embedding)
+        dtype = torch.float32 if c.tangent_dtype == "fp32" else None
+        raw, d_raw = network.forward_with_tangent(
+            *inputs, labels, mode=c.tangent_mode, tangent_dtype=dtype
+        )
+        F, dF = sign * raw, sign * d_raw
+        return F, rearranged_tangent(F.detach(), dF, x_t, dx_dt, t, r, sd)
+
+    def discrete(
+        self, network: Any, x_t: Tensor, t: Tensor, s: Tensor, dx_dt: Tensor, r: float,
+        labels: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`tangent`, by the difference of two outputs, one DDIM step apart (Sec. 5.3)."""
+        sd, reading = self.sigma_data, _READING[self.config.parameterization]
+        randomness = RandomState.of(x_t.device)
+        F = TrigFlowModel(network, sd, *reading).raw(x_t, t, labels)
+        with torch.no_grad(), replayed(randomness):
+            x_s = trigflow_ddim_step(x_t, dx_dt, t, s)
+            f_s = TrigFlowConsistency(network, sd, *reading)(x_s, s, labels)
+            f_t = velocity_to_denoised(x_t, t, sd * F)
+            cosine = append_dims(torch.cos(t), x_t)
+            full = cosine * discrete_tangent(f_t, f_s, t, s)
+            # g is linear in r; at r = 0 it has no derivative in it.
+            start = -(cosine**2) * (sd * F - dx_dt)
+            return F, start + r * (full - start)
 
     def bounded(self, g: Tensor) -> Tensor:
         """Tangent normalisation or clipping (line 9)."""
@@ -110,35 +184,35 @@ class SCT(Method):
             return normalize_tangent(g, self.config.tangent_c, self.config.tangent_norm)
         return clip_tangent(g) if self.config.tangent == "clip" else g
 
+    def log_tangent(self, progress: Progress, g: Tensor, t: Tensor) -> None:
+        """Log the tangent's size before it is bounded, over all and by thirds of ``[0, pi/2]``."""
+        norm = image_norm(g, "rms")
+        progress.log("tangent_norm", norm)
+        third = (t * (6 / torch.pi)).long().clamp(0, 2)
+        for index, name in enumerate(("small_t", "middle_t", "large_t")):
+            here = (third == index).to(norm)
+            progress.log(f"tangent_norm_{name}", (norm * here).sum() / here.sum().clamp_min(1))
+
     # ---- sampling ------------------------------------------------------------------------------
 
     def plan_sampling(
         self, nfe: int, sigmas: Sequence[float] | None = None, sampler: str | None = None
     ) -> SamplingPlan:
-        """``t_max``, then the times of the paper; beyond them, times halve the noise level's log.
-
-        NFE 1 is one evaluation at ``t_max = arctan(sigma_max / sd)``.
-        """
-        if sigmas is None:
-            sigmas = self.default_sigmas(nfe)
-        if len(sigmas) != nfe:
-            raise Declined(f"NFE {nfe} takes {nfe} noise levels, got {len(sigmas)}")
-        return SamplingPlan(nfe, "multistep", tuple(sigmas))
-
-    def default_sigmas(self, nfe: int) -> tuple[float, ...]:
-        """Return ``sigma_max`` and the noise levels of the later steps, descending."""
+        """``t_max = arctan(sigma_max / sd)``, then the times of the paper, then the common rule."""
         mid = t_to_sigma(torch.tensor(self.config.mid_times, dtype=torch.float64), self.sigma_data)
-        return consistency_sigmas(nfe, self.config.sigma_max, tuple(mid.tolist()))
+        return multistep_plan(
+            nfe, sigmas, sampler, sigma_max=self.config.sigma_max, published=tuple(mid.tolist())
+        )
 
     def sample(
         self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
     ) -> Tensor:
         """Denoise, add noise, denoise again (Sec. 2.1)."""
         sigmas = torch.tensor(plan.sigmas, dtype=torch.float64)
-        times = sigma_to_t(sigmas, self.sigma_data).to(noise)
-        consistency = TrigFlowConsistency(nets["model"], self.sigma_data)
+        reading = _READING[self.config.parameterization]
         return multistep_trigflow(
-            consistency, noise, times, self.sigma_data, labels,
+            TrigFlowConsistency(nets["model"], self.sigma_data, *reading),
+            noise, sigma_to_t(sigmas, self.sigma_data), self.sigma_data, labels,
             lambda step: draws.normal(f"step-{step}", noise),
         )
 

@@ -35,6 +35,7 @@ class Problem:
     data_shape: tuple[int, int, int]
     num_classes: int  #: 0 when unconditional
     sigma_data: float
+    bounded: bool = True  #: whether the data lie in [-1, 1], as images do and mixtures do not
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,15 @@ class Kit(Protocol):
 
     teacher: Teacher | None
 
-    def network(self, **overrides: Any) -> nn.Module:
-        """Build a network as the recipe says, with named-seed initial weights."""
+    def network(self, *, channel_copies: int = 1, **overrides: Any) -> nn.Module:
+        """Build a network as the recipe says, with named-seed initial weights.
 
-    def student_of(self, teacher: Teacher, **overrides: Any) -> nn.Module:
+        ``channel_copies`` multiplies its input and output channels.
+        """
+
+    def student_of(
+        self, teacher: Teacher, *, channel_copies: int = 1, **overrides: Any
+    ) -> nn.Module:
         """Build a network as the recipe says and copy the teacher's weights into it.
 
         Raises ``UserError`` if the two architectures differ.
