@@ -12,7 +12,7 @@ from cmbench.bench.reporter import Reporter
 from cmbench.bench.threads import choose_threads
 from cmbench.bench.workspace import Workspace
 from cmbench.data.base import DataLocations, Dataset, load_dataset
-from cmbench.errors import MissingError
+from cmbench.errors import MissingError, PluginError, UserError
 from cmbench.plugin.manager import PluginManager
 
 
@@ -20,9 +20,15 @@ def choose_device(asked: str = "auto") -> torch.device:
     """Return the device asked for, or the GPU if there is one, or the CPU."""
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if asked.startswith("cuda") and not torch.cuda.is_available():
+    kind, _, index = asked.partition(":")
+    if kind not in ("cpu", "cuda") or not (index.isdecimal() or asked == kind):
+        raise UserError("--device", f"{asked!r}", allowed="auto, cpu, cuda, cuda:0, cuda:1 …")
+    count = torch.cuda.device_count()
+    if kind == "cuda" and int(index or 0) >= count:
+        seen = f"{count} CUDA device(s)" if count else "no CUDA device"
         raise MissingError(
-            "--device", f"{asked!r}: torch sees no CUDA device here", allowed="cpu, auto",
+            "--device", f"{asked!r}: torch sees {seen} here",
+            allowed=", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(count))]),
             remedy="install a CUDA build of torch on a machine with an NVIDIA GPU",
         )
     return torch.device(asked)
@@ -49,7 +55,15 @@ class Context:
         if name not in self._datasets:
             spec = self.plugins.datasets.get(name)
             factory = self.plugins.datasets.load(name)
-            self._datasets[name] = load_dataset(spec, factory, self.locations)
+            try:
+                self._datasets[name] = load_dataset(spec, factory, self.locations)
+            except UserError:
+                raise
+            except Exception as error:
+                raise PluginError(
+                    f"dataset {name!r}", f"cannot be opened: {type(error).__name__}: {error}",
+                    remedy="see `cmbench --debug` for the traceback",
+                ) from error
         return self._datasets[name]
 
     def notify(self, hook: str, **arguments: Any) -> None:

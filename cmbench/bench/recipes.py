@@ -8,6 +8,7 @@ validated by :mod:`cmbench.bench.validation`.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,18 +18,39 @@ from cmbench.errors import UserError, unknown_name
 from cmbench.plugin.specs import MethodSpec
 
 BASE = "base"
+#: Recipe names become parts of folder and file names.
+_RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")
 Table = dict[str, Any]
 
 
 def read_recipe_file(path: Path) -> Table:
     """Parse a recipe file; raise ``UserError`` naming the file and the place."""
+    who, remedy = f"recipe file {path}", "correct the file, or name another with --recipe FILE:NAME"
     try:
         with path.open("rb") as file:
-            return tomllib.load(file)
+            tables = tomllib.load(file)
     except OSError as error:
-        raise UserError(f"recipe file {path}", f"cannot be read ({error.strerror})") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"recipe file {path}", f"is not valid TOML: {error}") from error
+        raise UserError(who, f"cannot be read ({error.strerror})", remedy=remedy) from error
+    except (ValueError, RecursionError) as error:  # of TOML, or of UTF-8
+        raise UserError(who, f"is not valid TOML: {error}", remedy=remedy) from error
+    for owner, recipes in tables.items():
+        _check_tables(who, owner, recipes)
+    return tables
+
+
+def _check_tables(who: str, owner: str, recipes: Any) -> None:
+    """Raise unless ``[owner.recipe]`` are tables with names that can be file names."""
+    if not isinstance(recipes, dict):
+        raise UserError(who, f"{owner!r} is {recipes!r}", allowed=f"[{BASE}] and [DATASET.RECIPE]")
+    for name, recipe in recipes.items() if owner != BASE else ():
+        if not isinstance(recipe, dict):
+            raise UserError(who, f"{owner}.{name} is {recipe!r}", allowed=f"a table [{owner}.NAME]")
+        if not _RECIPE_NAME.fullmatch(name):
+            raise UserError(who, f"recipe name {name!r}",
+                            allowed="up to 40 letters, digits and . _ + -")
+        if not isinstance(recipe.get("extends", ""), str):
+            raise UserError(who, f"{owner}.{name}: extends is {recipe['extends']!r}",
+                            allowed="the name of another recipe of the dataset")
 
 
 def recipe_names(spec: MethodSpec, dataset: str | None = None) -> list[tuple[str, str]]:
@@ -39,7 +61,7 @@ def recipe_names(spec: MethodSpec, dataset: str | None = None) -> list[tuple[str
     return [
         (owner, name)
         for owner, recipes in tables.items()
-        if owner != BASE and isinstance(recipes, dict) and (dataset is None or owner == dataset)
+        if owner != BASE and (dataset is None or owner == dataset)
         for name in recipes
     ]
 
@@ -89,7 +111,8 @@ def _resolve(
     if parent is None:
         return merge(tables.get(BASE, {}), table)
     if parent in (*seen, name):
-        raise UserError(f"recipe {dataset}.{name}", f"extends itself through {parent!r}")
+        raise UserError(f"recipe {dataset}.{name}", f"extends itself through {parent!r}",
+                        remedy="let one of them stand on its own")
     return merge(_resolve(spec, tables, dataset, parent, (*seen, name)), table)
 
 
@@ -132,6 +155,7 @@ def parse_value(text: str) -> Any:
     if text in ("null", "none", "None"):
         return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        table = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
+    return table["value"] if len(table) == 1 else text

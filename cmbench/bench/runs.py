@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from cmbench.bench.context import Context
+from cmbench.bench.failures import one_line
 from cmbench.bench.feed import DatasetFeed
 from cmbench.bench.kit import TrainingKit
 from cmbench.bench.planning import ANALYTIC, RunPlan
@@ -57,7 +58,15 @@ class TrainedRun:
                 f"run {self.plan.run_id}", f"has no variant {name!r}",
                 allowed=", ".join(self.result["exports"]), remedy="choose an NFE it supports",
             )
-        return load_checkpoint(self.folder / f"weights-{name}.safetensors")
+        return load_checkpoint(
+            weights_file(self.folder, name),
+            remedy=f"restore the file, or delete {self.folder} to train the run again",
+        )
+
+
+def weights_file(folder: Path, name: str) -> Path:
+    """Return where a variant's weights lie."""
+    return folder / f"weights-{name}.safetensors"
 
 
 def obtain_run(context: Context, plan: RunPlan) -> TrainedRun:
@@ -85,12 +94,15 @@ def read_result(plan: RunPlan, folder: Path) -> TrainedRun | None:
         return None
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        result["exports"], result["parameters"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        result["parameters"], result["images_seen"], int(result["threads"])
+        files = [weights_file(folder, name) for name in result["exports"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"run file {path}", f"cannot be read ({type(error).__name__}: {error})",
             remedy="delete it to finish the run again from its last checkpoint",
         ) from error
+    if not all(file.exists() and file.with_suffix(".json").exists() for file in files):
+        return None  # the last checkpoint gives them back
     return TrainedRun(plan, folder, result)
 
 
@@ -221,7 +233,7 @@ def _train(
     if teacher is not None:
         state.observed = _prepared_parts(teacher)
     if latest is not None:
-        state.load(latest.tensors, latest.meta["state"])
+        _restore(state, latest)
     else:
         _write_run_json(context, plan, folder, teacher, dataset)
     log = _RunLog(folder / "log.jsonl", state.seen_nimg)
@@ -251,6 +263,19 @@ def _train(
     return _finish(plan, folder, state, exports, threads, teacher)
 
 
+def _restore(state: TrainingState, checkpoint: Checkpoint) -> None:
+    """Load a checkpoint into freshly built modules."""
+    try:
+        state.load(checkpoint.tensors, checkpoint.meta["state"])
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"checkpoint {checkpoint.path}",
+            f"does not fit what the method builds ({type(error).__name__}: {one_line(str(error))})",
+            allowed="checkpoints of the same plugin version and recipe",
+            remedy=f"delete {checkpoint.path.parent.parent} to train the run from the start",
+        ) from error
+
+
 def _prepared_parts(teacher: Teacher) -> list[PreparedNetwork]:
     network = getattr(teacher.model, "network", None)
     return [network] if isinstance(network, PreparedNetwork) else []
@@ -258,7 +283,7 @@ def _prepared_parts(teacher: Teacher) -> list[PreparedNetwork]:
 
 def _checkpoint_nimg(plan: RunPlan, state: TrainingState) -> int:
     if plan.config.checkpoint_kimg is not None:
-        return round(plan.config.checkpoint_kimg * 1000)
+        return max(round(plan.config.checkpoint_kimg * 1000), 1)
     longest = max((phase.images for phase in state.phases), default=0)
     return max(longest // 10, plan.config.batch_size)
 
@@ -291,7 +316,7 @@ def _watchers(
         last = state.phase_index == len(state.phases) - 1
         for name in {state.phase.export, MAIN if last else None} - {None}:
             assert name is not None
-            path = folder / f"weights-{name}.safetensors"
+            path = weights_file(folder, name)
             meta = {"run": plan.run_id, "seen_nimg": state.seen_nimg, "phase": state.phase.name}
             exports[name] = {
                 "sha256": save_checkpoint(path, state.export(), meta),
@@ -342,7 +367,7 @@ class _RunLog:
         self.path = path
         kept = []
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     if json.loads(line)["nimg"] <= nimg:
                         kept.append(line)
@@ -355,22 +380,30 @@ class _RunLog:
         row = {"nimg": state.seen_nimg, "phase": state.phase.name} | {
             k: float(f"{v:.6g}") for k, v in scalars.items()
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}", error.strerror or str(error),
+                remedy="free space, then start again: training resumes from the last checkpoint",
+            ) from error
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """Return the logged rows of a run."""
     try:
-        lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        text = (folder / "log.jsonl").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     rows = []
-    for line in lines:
+    for line in text.splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 

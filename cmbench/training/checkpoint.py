@@ -50,8 +50,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            ready = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
-            save_file(ready, temporary)
+            save_file(unshared(tensors), temporary)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             sha256 = file_sha256(temporary)
@@ -70,14 +69,33 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]
     return sha256
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous CPU tensors with memory of their own (safetensors refuses views).
+
+    An average's buffers are the network's, and tied weights are one tensor under two names.
+    """
+    ready: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().to("cpu").contiguous()
+        storage = value.untyped_storage()
+        if storage.data_ptr() in taken or storage.nbytes() != value.nbytes:
+            value = value.clone()
+        taken.add(value.untyped_storage().data_ptr())
+        ready[name] = value
+    return ready
+
+
+_REMEDY = "restore the file, or delete it to fall back to an older one or train again"
+
+
+def load_checkpoint(path: Path, remedy: str = _REMEDY) -> Checkpoint:
     """Read and verify a checkpoint; raise ``UserError`` naming the file if anything is wrong."""
     who = f"checkpoint {path}"
-    remedy = "restore the file, or delete it to fall back to an older one or train again"
     try:
         manifest = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        expected, meta, version = manifest["sha256"], manifest["meta"], manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        expected, meta, version = manifest["sha256"], dict(manifest["meta"]), manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(who, f"its manifest cannot be read ({error})", remedy=remedy) from error
     if version != FORMAT:
         raise UserError(who, f"has format {version!r}", allowed=str(FORMAT), remedy=remedy)
@@ -87,7 +105,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise UserError(who, f"cannot be read ({error.strerror})", remedy=remedy) from error
     if actual != expected:
         raise UserError(
-            who, f"is corrupt: its SHA-256 is {actual[:12]}…, the manifest says {expected[:12]}…",
+            who,
+            f"is corrupt: its SHA-256 is {actual[:12]}…, the manifest says {str(expected)[:12]}…",
             remedy=remedy,
         )
     try:

@@ -50,7 +50,7 @@ class WeightAverage:
     def __init__(self, config: EMAConfig, module: nn.Module) -> None:
         self.config = config
         self._names = [name for name, _ in module.named_parameters()]
-        self._source = [p for _, p in module.named_parameters()]
+        self._source: list[Tensor] = [p for _, p in module.named_parameters()]
         kept = module.state_dict(keep_vars=True)
         self._buffers = {k: v for k, v in kept.items() if k not in self._names}
         self.average = [p.detach().clone() for p in self._source]
