@@ -1,4 +1,4 @@
-"""``cmbench``: the entry point. Imports nothing heavy; a verb's module is loaded when it is used."""
+"""``cmbench``: the entry point. Imports nothing heavy; a verb's module is loaded on use."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ Exit codes: 0 done; 1 some cells failed (their records say why); 2 bad usage or 
 
 \b
 Examples:
-  cmbench run                                    sct on digits, NFE 1, 2, 4
-  cmbench run --method cd,ict --dataset gmm --seeds 3
+  cmbench run                             the default method on digits, NFE 1, 2, 4
+  cmbench run --method M1,M2 --dataset gmm --seeds 3
+  cmbench list methods
   cmbench report
 """
 

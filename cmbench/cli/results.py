@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from cmbench.bench.record import Record
     from cmbench.bench.sweep import SweepPlan
 
+#: Columns of the table that ends ``cmbench run``; the report has them all.
+SHOWN_METRICS = 4
+
 
 def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
     """Print a table: drawn on a terminal, plain aligned columns elsewhere."""
@@ -35,13 +38,17 @@ def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str 
     if title:
         click.echo(title)
     for line in [list(header), *rows]:
-        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
-        click.echo("  ".join(cells).rstrip())
+        first, *others = (
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        click.echo("  ".join([first, *others]).rstrip())
 
 
-def print_table(records: Sequence[Record]) -> None:
-    """Print the sweep's result: one row a cell, over seeds in the report."""
-    metrics = list(dict.fromkeys(name for r in records for name in r.metrics))[:4]
+def print_table(records: Sequence[Record], protocol: Sequence[str]) -> None:
+    """Print the sweep's result: one row a cell, the protocol's first metrics as columns."""
+    measured = {name for record in records for name in record.metrics}
+    metrics = [name for name in protocol if name in measured][:SHOWN_METRICS]
     rows = []
     for record in records:
         values = [_number(record.metrics[m].value) if m in record.metrics else "-" for m in metrics]
@@ -61,19 +68,20 @@ def print_plan(context: Context, plan: SweepPlan) -> None:
     """Print runs and cells, with parameters, images, and what is already done."""
     from cmbench.bench.sweep import is_trained
 
-    rows = []
-    for run in plan.runs:
-        rows.append([
+    rows = [
+        [
             run.run_id, _parameters(context, run), f"{_images(context, run):,}",
             "done" if is_trained(context, run) else _resumable(context, run),
-        ])
+        ]
+        for run in plan.runs
+    ]
     echo_table(["run", "parameters", "images", "state"], rows, title="runs")
     click.echo()
     cells = []
     for cell in plan.cells:
         state = "done" if cell.cell in plan.done else "to do"
-        if cell.declined:
-            state = f"declined: {cell.declined}"
+        if cell.declined or cell.broken:
+            state = f"declined: {cell.declined}" if cell.declined else f"broken: {cell.broken}"
         cells.append([cell.cell, str(cell.nfe), str(cell.seed), f"{cell.num_samples:,}", state])
     echo_table(["cell", "NFE", "seed", "images", "state"], cells, title="cells")
 
@@ -94,5 +102,5 @@ def _images(context: Context, run: RunPlan) -> int:
 
 def _resumable(context: Context, run: RunPlan) -> str:
     folder = context.workspace.run(run.run_id) / "checkpoints"
-    found = sorted(folder.glob("*.json")) if folder.exists() else []
-    return f"resume at {int(found[-1].stem):,} images" if found else "to train"
+    seen = [int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal()]
+    return f"resume at {max(seen):,} images" if seen else "to train"

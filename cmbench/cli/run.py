@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,10 +21,15 @@ from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 
 if TYPE_CHECKING:
     from cmbench.bench.context import Context
-    from cmbench.bench.record import Record
-    from cmbench.bench.sweep import SweepPlan, SweepRequest
+    from cmbench.bench.sweep import SweepRequest
+    from cmbench.plugin.manager import PluginManager
 
-DEFAULT_METHOD, DEFAULT_DATASET = "sct", "digits"
+DEFAULT_DATASET = "digits"
+#: More seeds in one command are a typing error.
+MAX_SEEDS = 1000
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
+)
 
 
 def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
@@ -39,20 +48,21 @@ def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Return ``3`` as seeds 0, 1, 2 and ``4,7`` or ``3-5`` as they are listed."""
     try:
-        if text.isdigit():
-            seeds = tuple(range(int(text)))
+        if text.isdecimal():
+            seeds: tuple[int, ...] | range = range(int(text))
         elif "-" in text:
             first, last = (int(part) for part in text.split("-"))
-            seeds = tuple(range(first, last + 1))
+            seeds = range(first, last + 1)
         else:
             seeds = tuple(dict.fromkeys(int(part) for part in text.split(",") if part))
     except ValueError:
         seeds = ()
-    if not seeds or min(seeds) < 0:
+    if not 0 < len(seeds) <= MAX_SEEDS or min(seeds) < 0:
         raise UserError(
-            "--seeds", f"{text!r}", allowed="a count (3), a list (0,2) or a range (3-5)"
+            "--seeds", f"{text!r}",
+            allowed=f"a count (3), a list (0,2) or a range (3-5), of at most {MAX_SEEDS}",
         )
-    return seeds
+    return tuple(seeds)
 
 
 def parse_sigmas(text: str | None) -> tuple[float, ...] | None:
@@ -63,15 +73,19 @@ def parse_sigmas(text: str | None) -> tuple[float, ...] | None:
         sigmas = tuple(float(part) for part in text.split(","))
     except ValueError:
         sigmas = ()
-    descending = all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
-    if not sigmas or not descending or sigmas[-1] <= 0 or sigmas[0] == float("inf"):
+    descending = all(a > b for a, b in pairwise(sigmas))
+    if not sigmas or not descending or not all(math.isfinite(s) and s > 0 for s in sigmas):
         raise UserError("--sigmas", f"{text!r}",
                         allowed="descending positive noise levels, for example 80,0.8")
     return sigmas
 
 
-def stop_asker(time_limit_s: float | None) -> Callable[[], str | None]:
-    """Return a function that says why to stop: a signal arrived, or the time limit is near."""
+@contextmanager
+def stop_asker(time_limit_s: float | None) -> Iterator[Callable[[], str | None]]:
+    """Give a function that says why to stop: a signal arrived, or the time limit is over.
+
+    A second signal interrupts at once.
+    """
     reasons: list[str] = []
 
     def on_signal(number: int, frame: Any) -> None:
@@ -79,11 +93,6 @@ def stop_asker(time_limit_s: float | None) -> Callable[[], str | None]:
             raise KeyboardInterrupt
         reasons.append(f"stopped by {signal.Signals(number).name}")
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        try:
-            signal.signal(number, on_signal)
-        except ValueError:
-            break  # not the main thread (tests)
     began = time.monotonic()
 
     def ask() -> str | None:
@@ -91,12 +100,18 @@ def stop_asker(time_limit_s: float | None) -> Callable[[], str | None]:
             reasons.append(f"stopped by the time limit of {time_limit_s:g} s")
         return reasons[0] if reasons else None
 
-    return ask
+    here = threading.current_thread() is threading.main_thread()  # others cannot set handlers
+    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS if here}
+    try:
+        yield ask
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @click.command()
-@click.option("--method", "-m", "methods", metavar="M[,M…]", default=DEFAULT_METHOD,
-              show_default=True, help="Methods, see `cmbench list methods`.")
+@click.option("--method", "-m", "methods", metavar="M[,M…]", default=None,
+              help="Methods, see `cmbench list methods`.  [default: the one marked there]")
 @click.option("--dataset", "-d", metavar="D", default=DEFAULT_DATASET, show_default=True,
               help="Dataset, see `cmbench list datasets`.")
 @click.option("--recipe", "-r", metavar="R", default=None,
@@ -114,7 +129,8 @@ def stop_asker(time_limit_s: float | None) -> Callable[[], str | None]:
 @click.option("--sampler", metavar="NAME", default=None, help="Solver, where a method has several.")
 @click.option("--sigmas", metavar="S[,S…]", default=None,
               help="Noise levels to evaluate at, descending; one an evaluation.")
-@click.option("--ema", metavar="LABEL", default=None, help="Which average of the weights to sample.")
+@click.option("--ema", metavar="LABEL", default=None,
+              help="Which average of the weights to sample.")
 @click.option("--save-samples", is_flag=True, help="Keep the images as PNG files.")
 @click.option("--device", metavar="DEVICE", default="auto", show_default=True,
               help="cpu, cuda, cuda:1 …")
@@ -130,41 +146,53 @@ def stop_asker(time_limit_s: float | None) -> Callable[[], str | None]:
 @click.option("--no-report", is_flag=True, help="Do not render the report at the end.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @workspace_option
-def run(**options: Any) -> int:
+@click.pass_context
+def run(ctx: click.Context, /, **options: Any) -> int:
     """Train (or resume, or reuse), sample and measure every cell of a sweep.
 
     \b
     cmbench run
-    cmbench run --method cd,ict --dataset gmm --nfe 1,2 --seeds 3
-    cmbench run --method edm --nfe 35 -o sampler=heun
+    cmbench run --method M1,M2 --dataset gmm --nfe 1,2 --seeds 3
+    cmbench run --method M1 --recipe demo -o optimizer.lr=1e-4 --dry-run
     """
-    request = make_request(options)
-    context = make_context(options)
+    from cmbench.plugin.manager import load_plugins
 
+    options["debug"] = bool((ctx.obj or {}).get("debug"))
+    plugins = load_plugins()
+    request = make_request(options, plugins)
+    with stop_asker(options["time_limit"]) as should_stop:
+        return sweep(options, request, make_context(options, plugins, should_stop))
+
+
+def sweep(options: dict[str, Any], request: SweepRequest, context: Context) -> int:
+    """Plan, carry out, print; return the exit code."""
     from cmbench.bench.sweep import execute, plan_sweep
     from cmbench.cli.results import print_plan, print_table
 
     plan = plan_sweep(context, request)
+    for line in plan.refused:
+        click.echo(f"error: {line}", err=True)
     if options["dry_run"]:
         print_plan(context, plan)
-        return EXIT_OK
+        return EXIT_CELLS_FAILED if plan.refused else EXIT_OK
     executor: Any = context.plugins.executors.load(options["executor"])()
     records = execute(context, request, plan, executor)
-    print_table(records)
+    print_table(records, context.plugins.datasets.get(request.dataset).metrics)
     if not options["no_report"]:
-        click.echo(f"report: {render_page(context, request, records)}")
+        click.echo(f"report: {render_page(context, request)}")
     reasons = Counter(r.reason for r in records if r.status == "failed")
     for reason, count in reasons.items():
-        click.echo(f"{count} cell(s) failed: {reason}", err=True)
-    return EXIT_CELLS_FAILED if reasons else EXIT_OK
+        click.echo(f"error: {count} cell(s) failed: {reason}", err=True)
+    return EXIT_CELLS_FAILED if reasons or plan.refused else EXIT_OK
 
 
-def make_request(options: dict[str, Any]) -> SweepRequest:
+def make_request(options: dict[str, Any], plugins: PluginManager) -> SweepRequest:
     """Turn the options into a request; bad ones raise before anything heavy is imported."""
     nfes = parse_numbers(options["nfe"], "--nfe")
     seeds = parse_seeds(options["seeds"])
     sigmas = parse_sigmas(options["sigmas"])
-    methods = [part.strip() for part in options["methods"].split(",") if part.strip()]
+    named = options["methods"] if options["methods"] is not None else plugins.default_method
+    methods = [part.strip() for part in named.split(",") if part.strip()]
     if not methods:
         raise UserError("--method", "names no method", remedy="see `cmbench list methods`")
     from cmbench.bench.planning import SampleSettings
@@ -181,20 +209,28 @@ def make_request(options: dict[str, Any]) -> SweepRequest:
     )
 
 
-def make_context(options: dict[str, Any]) -> Context:
-    """Load plugins and choose device, threads and reporter."""
+def make_context(
+    options: Mapping[str, Any],
+    plugins: PluginManager | None = None,
+    should_stop: Callable[[], str | None] = lambda: None,
+) -> Context:
+    """Choose device, threads and reporter; warn of plugins that failed.
+
+    Of ``options`` only ``workspace`` must be there.
+    """
     from cmbench.bench.context import Context, choose_device
     from cmbench.bench.threads import choose_threads, use_threads
     from cmbench.bench.workspace import Workspace
     from cmbench.cli.console import make_reporter
     from cmbench.plugin.manager import load_plugins
 
-    plugins = load_plugins()
+    plugins = plugins or load_plugins()
     reporter = make_reporter(options.get("quiet", False))
     for info in plugins.plugins:
         if info.status != "ok":
-            reporter.warn(f"plugin {info.name!r} ({info.distribution} {info.version}): {info.error}")
-    device = choose_device(options.get("device") or "auto")
+            who = f"plugin {info.name!r} ({info.distribution} {info.version})"
+            reporter.warn(f"{who}: {info.error}")
+    device = choose_device(options.get("device", "auto"))
     threads = options.get("threads") or choose_threads()
     use_threads(threads)
     compiled = options.get("compiled")
@@ -206,7 +242,8 @@ def make_context(options: dict[str, Any]) -> Context:
         threads=threads,
         command=command_line(),
         compile=device.type == "cuda" if compiled is None else compiled,
-        should_stop=stop_asker(options.get("time_limit")),
+        should_stop=should_stop,
+        debug=options.get("debug", False),
     )
 
 
@@ -215,7 +252,7 @@ def command_line() -> str:
     return shlex.join(["cmbench", *sys.argv[1:]])
 
 
-def render_page(context: Context, request: SweepRequest, records: list[Record]) -> str:
+def render_page(context: Context, request: SweepRequest) -> str:
     """Render the dataset's pages and return the path of the HTML one."""
     from cmbench.cli.report import render_workspace
 

@@ -39,7 +39,8 @@ def show(cell: str, as_json: bool, workspace: str | None) -> None:
         click.echo(record.to_json(), nl=False)
         return
     for line in describe(record):
-        click.echo(line)
+        # A record is untrusted: nothing in it may move the terminal's cursor or colours.
+        click.echo("".join(c if c.isprintable() else "?" for c in line))
     click.echo(f"file         {path}")
 
 
@@ -57,7 +58,8 @@ def describe(record: Record) -> list[str]:
         f"{', '.join(f'{x:.4g}' for x in s.times)}, {s.num_samples:,} images, seed {s.seed}",
     ]
     for name, metric in record.metrics.items():
-        interval = f"  95 % [{metric.interval[0]:.5g}, {metric.interval[1]:.5g}]" if metric.interval else ""
+        low_high = " ".join(f"{x:.5g}" for x in metric.interval or ())
+        interval = f"  95 % [{low_high}]" if low_high else ""
         lines.append(f"  {name:<14} {metric.value}{interval}  {metric.key}")
     lines += [f"warning      {w}" for w in record.warnings]
     packages = json.dumps(record.environment.packages, sort_keys=True)

@@ -46,7 +46,8 @@ def run_state(folder: Path) -> str:
         if (folder / "result.json").exists():
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             return f"trained, {result['images_seen']:,} images"
-    except (OSError, ValueError, KeyError):
-        return "result.json cannot be read"
-    found = sorted((folder / "checkpoints").glob("*.json"))
-    return f"unfinished, checkpoint at {int(found[-1].stem):,} images" if found else "not started"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return "result.json cannot be read: delete it to finish the run again"
+    files = (folder / "checkpoints").glob("*.json")
+    seen = [int(path.stem) for path in files if path.stem.isdecimal()]
+    return f"unfinished, checkpoint at {max(seen):,} images" if seen else "not started"
