@@ -8,6 +8,7 @@ step to 0 is a first-order step: its ``h`` would be infinite. One step is always
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -72,13 +73,16 @@ def dpm_solver_pp_3m(
     labels: Tensor | None = None,
     noise_sampler: NoiseSampler | None = None,
     lower_order_final: bool | None = None,
+    curvature: Literal["released", "exact"] = "released",
 ) -> Tensor:
     """Solve by DPM-Solver++(3M), NFE = steps (arXiv:2211.01095, as released).
 
-    The local formula is of third order; the first two steps are of first and second, so that the
-    global order is 2. ``lower_order_final`` ends with orders 2, 1; the default does so below 10
-    steps, as released.
+    The released code, and those that follow it, give the second difference the weight ``phi_3``
+    where integrating a quadratic gives twice that: its global order is 2. ``curvature="exact"``
+    uses the latter and is of order 3. ``lower_order_final`` ends with orders 2, 1; the default does
+    so below 10 steps, as released.
     """
+    weight_3 = 2.0 if curvature == "exact" else 1.0
     steps = _log_steps(sigmas)
     count, to_zero = len(steps), ends_at_zero(sigmas)
     lower = count < 10 if lower_order_final is None else lower_order_final
@@ -94,14 +98,18 @@ def dpm_solver_pp_3m(
             extrapolated = denoised + weight * (denoised - history[1])
             x = ddim_step(x, extrapolated, sigmas[i], sigmas[i + 1])
         else:
-            x = _pp_step_3m(x, history, sigmas[i], sigmas[i + 1], steps[i - 2 : i + 1])
+            x = _pp_step_3m(x, history, sigmas[i], sigmas[i + 1], steps[i - 2 : i + 1], weight_3)
     return x
 
 
 def _pp_step_3m(
-    x: Tensor, history: list[Tensor], sigma: Tensor, s: Tensor, steps: Tensor
+    x: Tensor, history: list[Tensor], sigma: Tensor, s: Tensor, steps: Tensor, weight_3: float
 ) -> Tensor:
-    """One third-order step; ``history`` is newest first, ``steps`` holds h_{i-2}, h_{i-1}, h_i."""
+    """One step from three slopes.
+
+    ``history`` is newest first, ``steps`` holds ``h_{i-2}, h_{i-1}, h_i``. ``first`` is ``h D'``
+    and ``second`` ``h^2 D'' / 2`` of the parabola through the history, in lambda.
+    """
     h = steps[2]
     r0, r1 = steps[1] / h, steps[0] / h
     a = (history[0] - history[1]) / r0
@@ -111,32 +119,37 @@ def _pp_step_3m(
     phi_1 = torch.expm1(-h)
     phi_2 = phi_1 / h + 1
     phi_3 = phi_2 / h - 0.5
-    return (s / sigma) * x - phi_1 * history[0] + phi_2 * first - phi_3 * second
+    return (s / sigma) * x - phi_1 * history[0] + phi_2 * first - weight_3 * phi_3 * second
 
 
 # --- DEIS ------------------------------------------------------------------------------------
 
 
-def _deis_coefficients(past: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+@cache
+def _quadrature() -> tuple[np.ndarray, np.ndarray]:
+    """Gauss-Legendre nodes and weights: rounding even for one step over the whole range."""
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    return nodes, weights
+
+
+def _deis_coefficients(past: Tensor, sigma: Tensor, sigma_next: Tensor) -> list[float]:
     """Return ``C_j``, the integrals over sigma of the Lagrange polynomials in VP time.
 
-    ``past`` holds the noise levels of the slopes, newest first. By Gauss-Legendre quadrature in
-    ``ln sigma``, where the integrand is smooth; 64 nodes reach rounding even for a single step over
-    the whole range.
+    ``past`` holds the noise levels of the slopes, newest first. The quadrature runs in
+    ``ln sigma``, where the integrand is smooth.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(64)
+    nodes, weights = _quadrature()
     low, high = math.log(float(sigma)), math.log(float(sigma_next))
-    points = torch.from_numpy(np.exp((high - low) / 2 * nodes + (high + low) / 2))
-    measure = torch.from_numpy((high - low) / 2 * weights) * points  # d sigma
-    tau, tau_past = sigma_to_vp_time(points), sigma_to_vp_time(past.double().cpu())
+    points = np.exp((high - low) / 2 * nodes + (high + low) / 2)
+    measure = (high - low) / 2 * weights * points  # d sigma
+    tau = sigma_to_vp_time(torch.from_numpy(points)).numpy()
+    tau_past = sigma_to_vp_time(past.double().cpu()).numpy()
     coefficients = []
-    for j in range(len(tau_past)):
-        basis = torch.ones_like(tau)
-        for k in range(len(tau_past)):
-            if k != j:
-                basis = basis * (tau - tau_past[k]) / (tau_past[j] - tau_past[k])
-        coefficients.append((measure * basis).sum())
-    return torch.stack(coefficients)
+    for j, node in enumerate(tau_past):
+        others = np.delete(tau_past, j)[:, None]
+        basis = np.prod((tau - others) / (node - others), axis=0)
+        coefficients.append(float(measure @ basis))
+    return coefficients
 
 
 def deis_tab(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from cmbench.diffusion import (
     GaussianMixture,
+    HeunPlan,
     ddim_step,
     deis_tab,
     dpm_fast_orders,
@@ -41,7 +43,7 @@ from cmbench.diffusion import (
     trigflow_ddim_step,
     unipc,
 )
-from cmbench.diffusion.solvers_multistep import _deis_coefficients
+from cmbench.diffusion.solvers_multistep import _deis_coefficients, _pp_step_3m
 from cmbench.errors import UserError
 
 Solver = Callable[..., Tensor]
@@ -115,7 +117,8 @@ def slope(errors: dict[int, float]) -> float:
         (dpm_solver_2, 2, (40, 80, 160)),
         (dpm_solver_3, 3, (40, 80, 160)),
         (dpm_solver_pp_2m, 2, (40, 80, 160)),
-        (dpm_solver_pp_3m, 2, (80, 160, 320)),  # low-order start
+        (dpm_solver_pp_3m, 2, (80, 160, 320)),
+        (partial(dpm_solver_pp_3m, curvature="exact"), 3, (40, 80, 160)),
         (partial(deis_tab, order=0), 1, (40, 80, 160)),
         (partial(deis_tab, order=1), 2, (80, 160, 320)),
         (partial(deis_tab, order=2), 3, (80, 160, 320)),
@@ -218,10 +221,12 @@ def test_state_keeps_its_dtype_and_labels_arrive(
     assert bool((x == 80).all())  # the caller's noise is not overwritten
 
 
-@given(nfe=st.integers(1, 200))
+@given(nfe=st.integers(1, 200), extra_euler=st.sampled_from(["first", "last"]))
 @settings(max_examples=40)
-def test_heun_plan_spends_exactly_the_budget(nfe: int) -> None:
-    plan = heun_nfe(nfe)
+def test_heun_plan_spends_exactly_the_budget(
+    nfe: int, extra_euler: Literal["first", "last"]
+) -> None:
+    plan = heun_nfe(nfe, extra_euler=extra_euler)
     assert plan.nfe == nfe
     calls = 0
 
@@ -230,8 +235,7 @@ def test_heun_plan_spends_exactly_the_budget(nfe: int) -> None:
         calls += 1
         return x / 2
 
-    grid = sampling_sigmas(plan.n_steps)
-    heun(denoise, torch.ones(1, 1), grid, leading_euler_steps=plan.leading_euler_steps)
+    heun(denoise, torch.ones(1, 1), sampling_sigmas(plan.n_steps), **plan.options)
     assert calls == nfe
 
 
@@ -240,26 +244,21 @@ def test_heun_plan_of_published_budgets() -> None:
     assert [heun_nfe(n).leading_euler_steps for n in (1, 2, 3, 4, 35)] == [0, 1, 0, 1, 0]
 
 
-def test_heun_improves_with_every_evaluation_on_average(
-    lopsided: GaussianMixture, generator: torch.Generator
-) -> None:
-    """Even budgets are no worse than a straight line between their odd neighbours allows."""
+def test_even_budgets_of_heun(lopsided: GaussianMixture, generator: torch.Generator) -> None:
+    """Where the extra Euler step goes: last beats first, and neither spoils the larger budgets."""
     x = 80 * torch.randn((64, 2, 1, 1), generator=generator, dtype=torch.float64)
     exact = lopsided.exact_consistency(x, torch.full((64,), 80.0, dtype=torch.float64))
-    errors = []
-    for nfe in range(9, 37):
-        plan = heun_nfe(nfe)
-        ours = heun(
-            lopsided.denoised,
-            x,
-            sampling_sigmas(plan.n_steps),
-            leading_euler_steps=plan.leading_euler_steps,
-        )
-        errors.append(float((ours - exact).flatten(1).norm(dim=1).mean()))
-    even = errors[1::2]
-    assert even == sorted(even, reverse=True)
-    for i in range(1, len(errors) - 1, 2):
-        assert errors[i] < 1.5 * errors[i - 1], (i, errors)
+
+    def error(plan: HeunPlan) -> float:
+        ours = heun(lopsided.denoised, x, sampling_sigmas(plan.n_steps), **plan.options)
+        return float((ours - exact).flatten(1).norm(dim=1).mean())
+
+    for nfe in range(4, 40, 4):
+        assert error(heun_nfe(nfe, extra_euler="last")) < error(heun_nfe(nfe))
+    for nfe in range(10, 40, 4):
+        for place in ("first", "last"):
+            even = heun_nfe(nfe, extra_euler=place)  # type: ignore[arg-type]
+            assert error(even) < error(heun_nfe(nfe - 1))
 
 
 @given(nfe=st.integers(1, 100))
@@ -283,6 +282,29 @@ def test_single_step_orders_are_counted(ring: GaussianMixture) -> None:
     end = dpm_solver_singlestep(counted, x, sampling_log_sigmas(len(orders)), orders)
     assert counted.calls == 13
     assert bool(end.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("solver", "fractions"),
+    [
+        (heun, (0, 1)),
+        (dpm_solver_2, (0, 1 / 2)),
+        (dpm_solver_3, (0, 1 / 3, 2 / 3)),
+    ],
+)
+def test_noise_levels_inside_a_step(
+    ring: GaussianMixture, solver: Solver, fractions: tuple[float, ...]
+) -> None:
+    """The midpoints are geometric; other ones make other methods of the same order."""
+    seen: list[float] = []
+
+    def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        seen.append(sigma.item())
+        return ring.denoised(x, sigma)
+
+    high, low = 3.0, 0.2
+    solver(denoise, torch.ones(1, 2, 1, 1, dtype=torch.float64), torch.tensor([high, low]).double())
+    assert seen == pytest.approx([high ** (1 - r) * low**r for r in fractions], rel=1e-6)
 
 
 # --- algebra of the steps ----------------------------------------------------------------------
@@ -354,6 +376,29 @@ def test_heun_step_takes_a_level_for_each_image(lopsided: GaussianMixture) -> No
     )
 
 
+def test_three_slopes_integrate_a_parabola() -> None:
+    """Exactly, with the exact curvature; the released weight misses phi_3 times the curvature."""
+    sigmas = torch.tensor([5.0, 3.0, 1.7, 0.9], dtype=torch.float64)
+    lam = -sigmas.log()
+    steps = lam.diff()
+
+    def parabola(u: float) -> float:
+        return 0.3 - 0.7 * u + 0.4 * u**2
+
+    def ours(weight: float) -> float:
+        history = [torch.tensor(parabola(u), dtype=torch.float64) for u in lam[:3].flip(0).tolist()]
+        start = torch.tensor(2.0, dtype=torch.float64)
+        return float(_pp_step_3m(start, history, sigmas[2], sigmas[3], steps, weight))
+
+    # x_s = (s / sigma) x + s * integral of e^lambda D(lambda)
+    integral, _ = quad(lambda u: math.exp(u) * parabola(u), lam[2], lam[3], epsabs=1e-14)
+    exact = 0.9 / 1.7 * 2.0 + 0.9 * integral
+    assert ours(2.0) == pytest.approx(exact, abs=1e-13)
+    h = float(steps[2])
+    phi_3 = (math.expm1(-h) / h + 1) / h - 0.5
+    assert ours(1.0) == pytest.approx(exact + phi_3 * 0.4 * h**2, abs=1e-13)
+
+
 @pytest.mark.parametrize("n_past", [1, 2, 3, 4])
 @pytest.mark.parametrize("step", [0, 3])
 def test_deis_coefficients_integrate_polynomials(n_past: int, step: int) -> None:
@@ -363,7 +408,8 @@ def test_deis_coefficients_integrate_polynomials(n_past: int, step: int) -> None
     past, sigma, after = sigmas[step : newest + 1].flip(0), sigmas[newest], sigmas[newest + 1]
     coefficients = _deis_coefficients(past, sigma, after)
     for power in range(n_past):
-        ours = float((coefficients * sigma_to_vp_time(past) ** power).sum())
+        moments = (sigma_to_vp_time(past) ** power).tolist()
+        ours = sum(c * m for c, m in zip(coefficients, moments, strict=True))
         expected, _ = quad(
             lambda u, p=power: (
                 sigma_to_vp_time(torch.tensor(math.exp(u), dtype=torch.float64)).item() ** p
