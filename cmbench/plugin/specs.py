@@ -100,33 +100,32 @@ Spec = MethodSpec | DatasetSpec | NetworkSpec | ExtractorSpec | MetricSpec | Exe
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,59}")
 _FACTORY = re.compile(r"[\w.]+:[\w.]+")
-#: Names that mean something else where the spec's name stands.
-_RESERVED = {DatasetSpec: ("base",)}
 
 
-def spec_problem(spec: Spec) -> str:
+def spec_problem(spec: Any) -> str:
     """Return what is wrong with a spec, or an empty string.
 
     Names become file names, table cells and parts of comma-separated lists: a conservative
     alphabet. Python does not check a tuple's fields, so it is done here.
     """
-    if not (isinstance(spec.name, str) and _NAME.fullmatch(spec.name)):
-        return f"name {spec.name!r} (allowed: up to 60 letters, digits and . _ + -)"
-    if spec.name in _RESERVED.get(type(spec), ()):
-        return f"name {spec.name!r} is reserved"
-    who = f"{spec.name!r}: "
+    name = spec.name
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        return f"name {name!r} (allowed: up to 60 letters, digits and . _ + -)"
     if not isinstance(spec.title, str):
-        return f"{who}title {spec.title!r} (allowed: a string)"
+        return f"{name!r}: title {spec.title!r} (allowed: a string)"
     factory = getattr(spec, "factory", "module:Object")
     if not (isinstance(factory, str) and _FACTORY.fullmatch(factory)):
-        return f"{who}factory {factory!r} (allowed: 'package.module:Object')"
-    if isinstance(spec, MethodSpec) and not isinstance(spec.recipes, Path | None):
-        return f"{who}recipes {spec.recipes!r} (allowed: a pathlib.Path or None)"
+        return f"{name!r}: factory {factory!r} (allowed: 'package.module:Object')"
+    recipes = getattr(spec, "recipes", None)
+    if not isinstance(recipes, Path | None):
+        return f"{name!r}: recipes {recipes!r} (allowed: a pathlib.Path or None)"
     problem = _dataset_problem(spec) if isinstance(spec, DatasetSpec) else ""
-    return who + problem if problem else ""
+    return f"{name!r}: {problem}" if problem else ""
 
 
-def _dataset_problem(spec: DatasetSpec) -> str:
+def _dataset_problem(spec: Any) -> str:
+    if spec.name == "base":
+        return "the name is reserved for what recipes share"
     if len(spec.data_shape) != 3 or not all(_positive(n) for n in spec.data_shape):
         return f"data_shape {spec.data_shape!r} (allowed: channels, height, width)"
     if not spec.nfe or not all(_positive(n) for n in spec.nfe):
@@ -135,7 +134,8 @@ def _dataset_problem(spec: DatasetSpec) -> str:
         return f"metrics {spec.metrics!r} (allowed: at least one metric's name)"
     if not _positive(spec.num_samples) or not _positive(spec.num_classes + 1):
         return "num_samples and num_classes must be counts"
-    return "" if spec.sigma_data > 0 else f"sigma_data {spec.sigma_data!r} (allowed: above 0)"
+    sigma_data = float(spec.sigma_data)
+    return "" if sigma_data > 0 else f"sigma_data {sigma_data} (allowed: above 0)"
 
 
 def _positive(value: object) -> bool:

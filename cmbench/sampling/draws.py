@@ -23,7 +23,7 @@ class ImageDraws:
     indices: Sequence[int]
 
     def normal(self, name: str, like: Tensor) -> Tensor:
-        """Return standard normal numbers shaped as ``like`` ``[N, …]``, row i from image i's seed."""
+        """Return standard normal numbers like ``like`` ``[N, …]``, row i from image i's seed."""
         out = torch.empty(like.shape, dtype=torch.float32)
         for row, generator in zip(out, self._generators(name, len(out)), strict=True):
             row.normal_(generator=generator)

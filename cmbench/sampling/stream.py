@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ class Sampler:
     """Runs a method's sample hook over image indices and counts what it costs.
 
     ``nfe_measured`` is counted by wrapping every network: images through any network, an image.
+    Networks that are not compiled are also watched from inside, so that a call around the wrapper
+    counts too.
     """
 
     def __init__(
@@ -51,11 +54,21 @@ class Sampler:
         self.device = next(modules["model"].parameters()).device
         self.images = 0
         self.seconds = 0.0
+        self._watched = 0
+        if not compiled:  # the compiler would trace a hook and break its graph there
+            for module in dict.fromkeys(modules.values()):
+                module.register_forward_pre_hook(self._watch, with_kwargs=True)
+
+    def _watch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+        if tensors and tensors[0].ndim > 1:  # a head over times [N] is no network evaluation
+            self._watched += len(tensors[0])
 
     @property
     def nfe_measured(self) -> float:
         """Network evaluations an image so far."""
-        return sum(net.evaluations for net in self.nets.values()) / max(self.images, 1)
+        wrapped = sum(net.evaluations for net in self.nets.values())
+        return max(wrapped, self._watched) / max(self.images, 1)
 
     def stream(self, count: int, batch_size: int, first: int = 0) -> Iterator[SampleBatch]:
         """Yield images ``first … first + count - 1`` in batches.
@@ -82,8 +95,11 @@ class Sampler:
         self.seconds += time.perf_counter() - began
         return SampleBatch(start, noise, labels, images)
 
-    def _check(self, images: Tensor, noise: Tensor, start: int) -> None:
+    def _check(self, images: object, noise: Tensor, start: int) -> None:
         who = f"method {type(self.method).__name__}, sample hook"
+        if not isinstance(images, Tensor):
+            raise PluginError(who, f"returned {type(images).__name__}",
+                              allowed="a tensor shaped as the noise")
         if images.shape != noise.shape:
             raise PluginError(
                 who,

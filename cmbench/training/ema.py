@@ -8,6 +8,7 @@ beta_t = (1 - 1/t)^(gamma + 1), where gamma solves the width equation for sigma_
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from cmbench.plugin.config import EMAConfig
 
 
+@cache
 def power_exponent(sigma_rel: float) -> float:
     """Return gamma for a relative width: (g+1) / ((g+2)^2 (g+3)) = sigma_rel^2 (EDM2 eq. 126-127).
 

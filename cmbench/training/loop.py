@@ -136,17 +136,29 @@ def accumulate(
         draws = StepDraws(settings.seed, position)
         seed_global(settings.seed, "dropout", position, index)
         per_image = objective.loss(nets, batch, draws, progress)
-        if per_image.shape != (count,):
-            raise PluginError(
-                f"method {type(state.method).__name__}",
-                f"its loss returned shape {tuple(per_image.shape)} for {count} images",
-                allowed=f"one value per image, shape ({count},)",
-            )
+        require_one_per_image(state, per_image, count)
         loss = per_image.sum() / settings.batch_size
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     settings.world.sum_gradients(state.parameters(objective))
     return settings.world.sum(total)
+
+
+def require_one_per_image(state: TrainingState, loss: object, count: int) -> None:
+    """Raise :class:`PluginError` unless ``loss`` is a graded tensor ``[count]``."""
+    if not isinstance(loss, Tensor):
+        problem = f"its loss returned {type(loss).__name__} for {count} images"
+    elif loss.shape != (count,):
+        problem = f"its loss returned shape {tuple(loss.shape)} for {count} images"
+    elif not loss.requires_grad:
+        problem = "its loss depends on no parameter that is trained"
+    else:
+        return
+    raise PluginError(
+        f"method {type(state.method).__name__}", problem,
+        allowed=f"one value per image, a tensor of shape ({count},) with a gradient",
+        remedy="fix the method's loss",
+    )
 
 
 def clip(state: TrainingState, objective: Objective) -> Tensor:
@@ -193,30 +205,35 @@ class Meter:
         self._steps = 0
 
     def see_loss(self, loss: Tensor) -> None:
-        """Refuse a non-finite loss: at once on the CPU, at the interval's end on a GPU.
+        """Refuse a non-finite loss (see :meth:`_refuse`) and log it."""
+        self._add("loss", loss)
+        self._refuse("loss", loss)
+
+    def see_gradient(self, norm: Tensor) -> None:
+        """Refuse a non-finite gradient, which a finite loss can have; log its norm."""
+        self._add("grad_norm", norm.detach())
+        self._refuse("gradient", norm.detach())
+
+    def _refuse(self, what: str, value: Tensor) -> None:
+        """Raise if ``value`` is not finite: at once on the CPU, at the interval's end on a GPU.
 
         Asking a GPU at every step would stall it; until the interval's end the position of the
-        first bad loss is kept on the device, and no checkpoint is written in between.
+        first bad value is kept on the device, and no checkpoint is written in between.
         """
-        self._add("loss", loss)
-        if loss.device.type == "cpu":
-            if not math.isfinite(loss.item()):
-                raise non_finite(self.state, self.state.seen_nimg)
+        if value.device.type == "cpu":
+            if not math.isfinite(value.item()):
+                raise non_finite(self.state, self.state.seen_nimg, what)
             return
         if self._bad_nimg is None:
-            self._bad_nimg = torch.full((), -1, dtype=torch.int64, device=loss.device)
-        fresh_bad = ~torch.isfinite(loss) & (self._bad_nimg < 0)
+            self._bad_nimg = torch.full((), -1, dtype=torch.int64, device=value.device)
+        fresh_bad = ~torch.isfinite(value) & (self._bad_nimg < 0)
         here = torch.full_like(self._bad_nimg, self.state.seen_nimg)
         self._bad_nimg = torch.where(fresh_bad, here, self._bad_nimg)
 
     def check_finite(self) -> None:
-        """Raise :class:`NonFiniteError` if any loss so far was not finite."""
+        """Raise :class:`NonFiniteError` if any loss or gradient so far was not finite."""
         if self._bad_nimg is not None and (bad := int(self._bad_nimg.item())) >= 0:
             raise non_finite(self.state, bad)
-
-    def see_gradient(self, norm: Tensor) -> None:
-        """Log the gradient's norm before clipping."""
-        self._add("grad_norm", norm.detach())
 
     def see_step(self, progress: Progress, nets: Mapping[str, Any]) -> None:
         """Log what the method logged; count network evaluations and time."""
@@ -252,10 +269,12 @@ class Meter:
         return means
 
 
-def non_finite(state: TrainingState, nimg: int) -> NonFiniteError:
-    """Return the error that stops a run whose loss is NaN or infinite."""
+def non_finite(
+    state: TrainingState, nimg: int, what: str = "loss or its gradient"
+) -> NonFiniteError:
+    """Return the error that stops a run whose loss or gradient is NaN or infinite."""
     return NonFiniteError(
         f"training phase {state.phase.name!r}",
-        f"the loss is not finite at {nimg} images seen",
+        f"the {what} is not finite at {nimg} images seen",
         remedy="the last good checkpoint is kept; lower optimizer.lr or set optimizer.grad_clip",
     )

@@ -20,30 +20,39 @@ from cmbench.seeds import derive_seed
 
 @dataclass
 class StepDraws:
-    """Named draws of one shard (see :class:`cmbench.plugin.method.Draws`)."""
+    """Named draws of one shard (see :class:`cmbench.plugin.method.Draws`).
+
+    A name stands for one distribution and one shape within a step; anything else raises
+    ``ValueError``, because two different draws under one name would be the same random bits.
+    """
 
     seed: int
     first_image: int
-    _memory: dict[str, Tensor] = field(default_factory=dict)
+    _memory: dict[str, tuple[str, Tensor]] = field(default_factory=dict)
 
     def normal(self, name: str, like: Tensor) -> Tensor:
         """Return standard normal numbers shaped as ``like``; the same name gives the same ones."""
-        if name not in self._memory:
-            generator = self._generator(name, like.device)
-            self._memory[name] = torch.empty_like(like).normal_(generator=generator)
-        return self._memory[name]
+        return self._draw("normal", name, like)
 
     def uniform(self, name: str, like: Tensor) -> Tensor:
         """Return uniform numbers in [0, 1) shaped as ``like``."""
-        if name not in self._memory:
-            generator = self._generator(name, like.device)
-            self._memory[name] = torch.empty_like(like).uniform_(generator=generator)
-        return self._memory[name]
+        return self._draw("uniform", name, like)
 
-    def _generator(self, name: str, device: torch.device) -> torch.Generator:
-        generator = torch.Generator(device)
-        generator.manual_seed(derive_seed(self.seed, "train", name, self.first_image))
-        return generator
+    def _draw(self, kind: str, name: str, like: Tensor) -> Tensor:
+        if name not in self._memory:
+            generator = torch.Generator(like.device)
+            generator.manual_seed(derive_seed(self.seed, "train", name, self.first_image))
+            # A layout of its own: the numbers do not depend on the strides of ``like``.
+            fresh = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+            fill = fresh.normal_ if kind == "normal" else fresh.uniform_
+            self._memory[name] = kind, fill(generator=generator)
+        drawn_kind, drawn = self._memory[name]
+        if (drawn_kind, drawn.shape, drawn.dtype) != (kind, like.shape, like.dtype):
+            raise ValueError(
+                f"draw {name!r} was {drawn_kind} of shape {tuple(drawn.shape)}, "
+                f"now {kind} of shape {tuple(like.shape)}: give it another name"
+            )
+        return drawn
 
 
 def seed_global(*names: int | str) -> None:
