@@ -1,0 +1,105 @@
+"""Shared by all tests: one thread, no GPU unless there is one, a workspace of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+# Two torch processes with two threads each on two cores run 50 to 100 times slower than with one.
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
+import torch
+from hypothesis import settings
+
+from cmbench.bench.context import Context
+from cmbench.bench.reporter import Reporter
+from cmbench.bench.workspace import Workspace
+from cmbench.cli.main import main
+from cmbench.plugin.manager import PluginManager, load_plugins
+
+torch.set_num_threads(1)
+# torch's first calls take longer than any deadline; the same examples in every run.
+settings.register_profile("cmbench", deadline=None, derandomize=True)
+settings.load_profile("cmbench")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs an NVIDIA GPU: torch.cuda.is_available() is False")
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable of the developer reaches a test, and none writes into the checkout."""
+    for name in [n for n in os.environ if n.startswith("CMBENCH_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CMBENCH_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.setenv("CMBENCH_DATA", str(tmp_path / "data"))
+
+
+class Listener(Reporter):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.fixture
+def plugins() -> PluginManager:
+    """A fresh manager with the installed plugins."""
+    return load_plugins()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "workspace")
+
+
+@pytest.fixture
+def listener() -> Listener:
+    return Listener()
+
+
+@pytest.fixture
+def context(plugins: PluginManager, workspace: Workspace, listener: Listener) -> Context:
+    """A context on the CPU that reports to ``listener``."""
+    return Context(plugins, workspace, listener, torch.device("cpu"), threads=1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cmbench(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run the command line in this process, through the entry point that users call."""
+
+    def run(*arguments: str) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        captured = capsys.readouterr()
+        code = stopped.value.code
+        return Outcome(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return run
