@@ -36,7 +36,7 @@ from cmbench.training.checkpoint import (
     save_checkpoint,
 )
 from cmbench.training.loop import Settings, Watchers, fit
-from cmbench.training.prepared import PreparedNetwork
+from cmbench.training.prepared import PreparedNetwork, place
 from cmbench.training.state import TrainingState
 
 MAIN = "final"
@@ -198,7 +198,8 @@ def build_modules(
             f"method {plan.spec.name!r}", f"its build returned {sorted(modules)}",
             allowed="a dict with at least 'model'", remedy="fix the plugin",
         )
-    return method, {n: m.to(context.device) for n, m in modules.items()}
+    last = context.device.type == "cuda"
+    return method, {n: place(m, context.device, channels_last=last) for n, m in modules.items()}
 
 
 def load_weights(weights: Checkpoint, modules: dict[str, nn.Module], ema: str) -> None:
