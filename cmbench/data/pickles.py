@@ -99,6 +99,11 @@ def _frombuffer(data: bytes, dtype: DTypeShell, shape: Any, order: str, *_: obje
     return shell
 
 
+def _empty_bytes() -> bytes:
+    """Build what protocols below 3 write for ``b""``."""
+    return b""
+
+
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1" if encoding in ("latin1", "latin-1") else "utf-8")
 
@@ -106,9 +111,16 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 #: What Python 2 and 3 pickles of plain data and arrays name, and what each becomes here.
 PLAIN_NAMES: Mapping[str, Callable[..., Any]] = {
     "collections.OrderedDict": OrderedDict,
-    "builtins.set": set,
-    "builtins.frozenset": frozenset,
-    "builtins.complex": complex,
+    **{
+        f"{builtins}.{name}": stand_in
+        for builtins in ("builtins", "__builtin__")
+        for name, stand_in in (
+            ("set", set),
+            ("frozenset", frozenset),
+            ("complex", complex),
+            ("bytes", _empty_bytes),
+        )
+    },
     "_codecs.encode": _encode,
     "numpy.ndarray": ArrayShell,
     "numpy.dtype": DTypeShell,

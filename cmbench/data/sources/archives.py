@@ -246,8 +246,13 @@ class TarSource(EncodedSource):
                     name = info.name.removeprefix("./")
                     if info.isfile() and is_image(name):
                         members[name] = (info.offset_data, info.size)
+                end_mark = archive.offset
         except TRUNCATED as error:
             raise truncated(self, error) from None
+        with open(self.plain, "rb") as file:
+            file.seek(end_mark)
+            if file.read(512) != b"\0" * 512:  # tarfile itself takes a cut header for the end
+                raise truncated(self, EOFError("it lacks the end mark"))
         if not members:
             raise self.error(
                 "holds no images",
