@@ -15,6 +15,13 @@ from cmbench.errors import EXIT_USAGE, UserError
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("cmbench.cli.run:run", "Train, sample and measure every cell of a sweep."),
     "report": ("cmbench.cli.report:report", "Render records as pages, Markdown, CSV and LaTeX."),
+    "compare": ("cmbench.cli.compare:compare_", "Compare two methods, paired over seeds."),
+    "leaderboard": ("cmbench.cli.leaderboard:leaderboard", "Published rows: list, show, validate."),
+    "merge": ("cmbench.cli.merge:merge_", "Bring other workspaces' records into this one."),
+    "verify": ("cmbench.cli.verify:verify", "Check records: hashes, samples, numbers."),
+    "submit": ("cmbench.cli.submit:submit", "Pack records so that others can verify them."),
+    "export": ("cmbench.cli.export:export", "Write rows as CSV, Parquet, LaTeX or JSON."),
+    "prepare": ("cmbench.cli.prepare:prepare", "Convert a dataset into the prepared format."),
     "status": ("cmbench.cli.status:status", "Show what the workspace holds and what is missing."),
     "show": ("cmbench.cli.show:show", "Show one record."),
     "list": ("cmbench.cli.listing:list_", "List methods, datasets, metrics, networks, recipes."),
