@@ -1,0 +1,193 @@
+"""The 2015 Inception network with torch-fidelity's weights: the extractor behind ``fid``.
+
+Two implementations of one function: torch-fidelity's own module ("library"), and a rearrangement of
+it ("fast"), whose features are compared with the library's on a probe batch at every start.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from cmbench.errors import UserError
+from cmbench.metrics._files import sha256_file
+from cmbench.metrics.extractor import Features
+from cmbench.metrics.inception_fast import SPATIAL_CHANNELS, FastInception
+from cmbench.metrics.precision import exact_float32, row_blocks
+from cmbench.metrics.probe import check_probe, probe_images, relative_error
+from cmbench.metrics.quantize import to_float255
+from cmbench.metrics.weight_files import WEIGHTS, find_weights
+
+LAYERS = ("64", "192", "768", "2048")
+#: Images at a time on the CPU: bounds memory whatever the caller's batch.
+CPU_BLOCK = 16
+
+
+class InceptionExtractor:
+    """Pooled features, unbiased logits and, on request, spatial features.
+
+    Args:
+        location: the weights in torch-fidelity's format; None looks in the usual places. Weights
+            other than the published ones work, under a name that is not FID's.
+        layer: "2048" (FID's) or an earlier one: "64", "192", "768"; those have no logits.
+        implementation: "fast" or "library".
+        spatial: also return the 2,023 spatial features of sFID.
+        precision: "float32", or "bfloat16" (fast only): quicker, measurably different, and so a
+            different metric key.
+        compiled: run the fast network through ``torch.compile``.
+
+    Raises:
+        MissingError: no weights; the message says how to get them.
+        UserError: a file that does not hold these weights, or a probe batch that disagrees.
+    """
+
+    def __init__(
+        self,
+        location: Path | str | None = None,
+        *,
+        layer: str = "2048",
+        implementation: Literal["fast", "library"] = "fast",
+        spatial: bool = False,
+        precision: Literal["float32", "bfloat16"] = "float32",
+        compiled: bool = False,
+    ) -> None:
+        if layer not in LAYERS:
+            raise UserError("inception extractor", f"layer {layer!r}", allowed=", ".join(LAYERS))
+        if implementation == "library" and (precision != "float32" or compiled):
+            raise UserError(
+                "inception extractor", f"{precision}, compiled={compiled} in the library's path",
+                allowed="float32, not compiled", remedy="use implementation='fast'",
+            )  # fmt: skip
+        path = find_weights("inception", location)
+        self.weights_sha256 = sha256_file(path)
+        verified = WEIGHTS["inception"].verifies(self.weights_sha256)
+        self.name = "inception" if layer == "2048" else f"inception-{layer}"
+        self.short_name = self.name if verified else f"{self.name}-unverified"
+        self.preprocessing = "tf1-bilinear"
+        if precision != "float32":
+            self.preprocessing += f"+{precision}"
+        self.layer, self.implementation, self.spatial = layer, implementation, spatial
+        self.feature_dim = int(layer)
+        self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        self.device = torch.device("cpu")
+        self.library = load_library_network(path, self._layers())
+        self.fast = FastInception(self.library) if implementation == "fast" else None
+        self._run: Any = self.fast
+        #: Relative difference of the features from the library's (of bfloat16: from float32).
+        self.deviation = 0.0
+        self._compiled = compiled
+        self.to("cpu")
+
+    def _layers(self) -> tuple[str, ...]:
+        return ("2048", "logits_unbiased") if self.layer == "2048" else (self.layer,)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move to ``device`` and probe there: another device is another implementation."""
+        self.device = torch.device(device)
+        self.library.to(self.device)
+        if self.fast is not None:
+            layout = torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
+            self.fast.to(self.device, self.dtype).to(memory_format=layout)
+            self._run = torch.compile(self.fast) if self._compiled else self.fast
+            self._probe()
+        return self
+
+    def _probe(self) -> None:
+        images = probe_images(3).to(self.device)
+        with torch.inference_mode(), exact_float32():
+            ours, theirs = self._fast(images).pool, self._library(images).pool
+        self.deviation = relative_error(ours, theirs)
+        if self.dtype == torch.float32:
+            check_probe(
+                "inception extractor", self.deviation, remedy="use implementation='library'"
+            )
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Features:
+        """Return the features of RGB images ``[N, 3, H, W]``: uint8, or float in [-1, 1]."""
+        check_rgb("inception extractor", images)
+        images = images.to(self.device, non_blocking=True)
+        size = CPU_BLOCK if self.device.type == "cpu" else len(images)
+        extract = self._library if self.fast is None else self._fast
+        with exact_float32():
+            return join([extract(block) for block in row_blocks(images, max(size, 1))])
+
+    def _fast(self, images: Tensor) -> Features:
+        pixels = to_float255(images).to(self.dtype)
+        last = "logits_unbiased" if self.layer == "2048" else self.layer
+        found = self._run(pixels, last, spatial=self.spatial)
+        logits = found.get("logits_unbiased")
+        spatial = found.get("spatial")
+        return Features(
+            pool=found[self.layer].float(),
+            logits=None if logits is None else logits.float(),
+            spatial=None if spatial is None else spatial.float(),
+        )
+
+    def _library(self, images: Tensor) -> Features:
+        if images.dtype != torch.uint8:
+            raise UserError(
+                "inception extractor", "float images in the library's path", allowed="uint8",
+                remedy="quantise the samples, or use implementation='fast'",
+            )  # fmt: skip
+        maps: list[Tensor] = []
+        block = self.library.get_submodule("Mixed_6d.branch1x1")
+        handle = block.register_forward_hook(lambda module, given, out: maps.append(out))
+        try:
+            found = dict(zip(self._layers(), self.library(images), strict=True))
+        finally:
+            handle.remove()
+        spatial = None
+        if self.spatial and maps:
+            spatial = maps[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        return Features(found[self.layer], found.get("logits_unbiased"), spatial)
+
+
+def load_library_network(path: Path, layers: tuple[str, ...]) -> nn.Module:
+    """Return torch-fidelity's module with the weights of ``path``, which is never unpickled.
+
+    torch-fidelity reads its file with ``weights_only=False``, so it is first read with
+    ``weights_only=True``: anything but tensors is refused before the library sees it.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    who, allowed = f"weights {path}", "torch-fidelity's Inception state dict"
+    remedy = "run `cmbench prepare inception`"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the zip, pickle and tensor readers raise many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(who, f"cannot be read: {reason}", allowed=allowed, remedy=remedy) from error
+    if not isinstance(state, dict) or "fc.weight" not in state:
+        raise UserError(who, "holds something else", allowed=allowed, remedy=remedy)
+    del state
+    try:
+        network: nn.Module = FeatureExtractorInceptionV3(
+            "inception-v3-compat", list(layers), feature_extractor_weights_path=str(path)
+        )
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(who, reason, allowed=allowed, remedy=remedy) from error
+    return network
+
+
+def check_rgb(who: str, images: Tensor) -> None:
+    """Refuse anything but ``[N, 3, H, W]``."""
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise UserError(
+            who, f"images of shape {tuple(images.shape)}", allowed="RGB [N, 3, H, W]",
+            remedy="convert grey images to RGB, and put channels second",
+        )  # fmt: skip
+
+
+def join(parts: list[Features]) -> Features:
+    """Concatenate batches of features."""
+    first = parts[0]
+    return Features(
+        pool=torch.cat([part.pool for part in parts]),
+        logits=None if first.logits is None else torch.cat([p.logits for p in parts]),  # type: ignore[misc]
+        spatial=None if first.spatial is None else torch.cat([p.spatial for p in parts]),  # type: ignore[misc]
+    )

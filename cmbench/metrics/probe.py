@@ -1,0 +1,48 @@
+"""Probe batches: a few fixed images that show whether two implementations are one function."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cmbench.errors import UserError
+from cmbench.metrics.extractor import Extractor
+from cmbench.seeds import derive_seed
+
+#: Largest relative difference of features at which an implementation counts as the library's.
+TOLERANCE = 1e-5
+
+
+def probe_images(count: int, size: int = 40) -> Tensor:
+    """Return fixed uint8 images ``[count, 3, size, size]``: noise, smooth colour, hard edges."""
+    generator = torch.Generator().manual_seed(derive_seed("probe"))
+    noise = torch.rand(count, 3, size, size, generator=generator)
+    coarse = torch.rand(count, 3, 4, 4, generator=generator)
+    smooth = functional.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
+    edges = (smooth > 0.5).float()
+    kind = torch.arange(count)[:, None, None, None] % 3
+    images = torch.where(kind == 0, noise, torch.where(kind == 1, smooth, edges))
+    return (images * 255).round().to(torch.uint8)
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest |ours - theirs| / |theirs| over rows, as norms."""
+    difference = (ours.double() - theirs.double()).norm(dim=1)
+    return float((difference / theirs.double().norm(dim=1).clamp_min(1e-30)).max())
+
+
+def check_probe(who: str, error: float, *, remedy: str, tolerance: float = TOLERANCE) -> None:
+    """Refuse an implementation whose probe features are not the library's."""
+    if not error <= tolerance:
+        raise UserError(
+            who, f"probe features differ from the library's by {error:.2g} relative",
+            allowed=f"at most {tolerance:.0e}", remedy=remedy,
+        )  # fmt: skip
+
+
+def batch_dependence(extractor: Extractor, images: Tensor) -> float:
+    """Return how much features depend on what shares their batch, relative to their norm."""
+    together = extractor(images).pool
+    alone = torch.cat([extractor(image[None]).pool for image in images])
+    return relative_error(alone, together)

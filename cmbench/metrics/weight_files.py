@@ -1,0 +1,180 @@
+"""Weights of published extractors: where they lie, how they come, and what their hash must be.
+
+Nothing is ever fetched during an evaluation. ``cmbench prepare inception`` downloads from the
+address that the library itself uses and verifies the hash; ``--from FILE`` takes a file that
+somebody carried over. A file whose hash is not the published one can still be used by its path, but
+then the numbers are not called FID.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from platformdirs import user_data_path
+
+from cmbench.errors import MissingError, UserError, unknown_name
+from cmbench.metrics._files import sha256_file
+
+WEIGHTS_VARIABLE = "CMBENCH_WEIGHTS"
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A published file.
+
+    ``sha256`` is the published hash, or the published first digits of it, or empty where the
+    publisher names none. ``also`` are other names of the same file, in the libraries' caches.
+    """
+
+    name: str
+    file_name: str
+    url: str
+    sha256: str
+    also: tuple[str, ...] = ()
+
+    def verifies(self, sha256: str) -> bool:
+        """Whether a file with this hash is the published one."""
+        return bool(self.sha256) and sha256.startswith(self.sha256)
+
+
+WEIGHTS: dict[str, WeightsFile] = {
+    file.name: file
+    for file in (
+        WeightsFile(
+            "inception",
+            "weights-inception-2015-12-05-6726825d.pth",
+            "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+            "weights-inception-2015-12-05-6726825d.pth",
+            # torch.hub's convention: the suffix is the beginning of the SHA-256.
+            "6726825d",
+            also=("pt_inception-2015-12-05-6726825d.pth",),
+        ),
+        WeightsFile(
+            "clean-fid",
+            "inception-2015-12-05.pt",
+            "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
+            "inception-2015-12-05.pt",
+            # NVIDIA publishes no hash; k-diffusion's evaluation.py pins this one.
+            "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+        ),
+        WeightsFile(
+            "dinov2",
+            "dinov2_vitl14_pretrain.pth",
+            "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+            "",
+        ),
+    )
+}
+
+
+def weights_folder() -> Path:
+    """Return ``$CMBENCH_WEIGHTS`` or the weights folder in the user's data directory."""
+    given = os.environ.get(WEIGHTS_VARIABLE)
+    return Path(given).expanduser() if given else user_data_path("cmbench") / "weights"
+
+
+def find_weights(name: str, location: Path | str | None = None) -> Path:
+    """Return the path of a weights file: the one given, ours, or the library's own cache.
+
+    Raises:
+        MissingError: it is nowhere; the message says how to get it.
+    """
+    file = weights_file(name)
+    if location is not None:
+        path = Path(location)
+        if not path.is_file():
+            raise MissingError(f"weights {name!r}", f"no file {path}", remedy=_remedy(name))
+        return path
+    hub = Path(torch.hub.get_dir()) / "checkpoints"
+    for folder in (weights_folder(), hub):
+        for candidate in (file.file_name, *file.also):
+            if (folder / candidate).is_file():
+                return folder / candidate
+    raise MissingError(
+        f"weights {name!r}",
+        f"no file {file.file_name} in {weights_folder()} or {hub}",
+        remedy=_remedy(name),
+    )
+
+
+def weights_file(name: str) -> WeightsFile:
+    """Return what is known of a published file."""
+    if name not in WEIGHTS:
+        raise unknown_name("cmbench prepare", "weight", name, WEIGHTS)
+    return WEIGHTS[name]
+
+
+def _remedy(name: str) -> str:
+    return (
+        f"run `cmbench prepare {name}`, or fetch {WEIGHTS[name].url} elsewhere and run"
+        f" `cmbench prepare {name} --from FILE`"
+    )
+
+
+def prepare_weights(name: str, source: Path | None = None, folder: Path | None = None) -> Path:
+    """Install a weights file, verified, and return its path.
+
+    Args:
+        name: "inception", "clean-fid" or "dinov2".
+        source: a local copy; None downloads from the library's address.
+        folder: where to put it; :func:`weights_folder` by default.
+
+    Raises:
+        MissingError: the download fails or the local copy is not there.
+        UserError: the hash is not the published one; nothing is installed then.
+    """
+    file = weights_file(name)
+    target = (folder or weights_folder()) / file.file_name
+    if target.is_file() and source is None:
+        _verify(file, target)
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".prepare-") as temporary:
+            fetched = Path(temporary) / file.file_name
+            if source is None:
+                _download(file, fetched)
+            else:
+                _copy(name, source, fetched)
+            _verify(file, fetched)
+            fetched.replace(target)
+    except OSError as error:
+        raise UserError(
+            f"weights {name!r}",
+            f"cannot be written to {target.parent}: {error.strerror or error}",
+            remedy=f"set {WEIGHTS_VARIABLE} to a writable folder with free space",
+        ) from error
+    return target
+
+
+def _copy(name: str, source: Path, target: Path) -> None:
+    if not source.is_file():
+        raise MissingError(f"weights {name!r}", f"no file {source}", remedy="check --from")
+    shutil.copyfile(source, target)
+
+
+def _download(file: WeightsFile, target: Path) -> None:
+    try:
+        torch.hub.download_url_to_file(file.url, str(target), progress=False)
+    except (OSError, ValueError) as error:
+        raise MissingError(
+            f"weights {file.name!r}",
+            f"cannot download {file.url}: {error}",
+            remedy=f"fetch it elsewhere and run `cmbench prepare {file.name} --from FILE`",
+        ) from error
+
+
+def _verify(file: WeightsFile, path: Path) -> None:
+    found = sha256_file(path)
+    if file.sha256 and not file.verifies(found):
+        raise UserError(
+            f"weights {file.name!r}",
+            f"{path.name} has sha256 {found}",
+            allowed=f"{file.sha256}…" if len(file.sha256) < 64 else file.sha256,
+            remedy=f"fetch {file.url} again; nothing was installed",
+        )
