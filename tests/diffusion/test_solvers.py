@@ -222,7 +222,7 @@ def test_state_keeps_its_dtype_and_labels_arrive(
 
 
 @given(nfe=st.integers(1, 200), extra_euler=st.sampled_from(["first", "last"]))
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_heun_plan_spends_exactly_the_budget(
     nfe: int, extra_euler: Literal["first", "last"]
 ) -> None:
