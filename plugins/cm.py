@@ -97,6 +97,10 @@ class ConsistencyMethod(Method):
         """``f`` around a network."""
         return EDMConsistency(network, self.sigma_data, self.config.sigma_min)
 
+    def trained_consistency(self, network: nn.Module) -> EDMConsistency:
+        """``f`` in training, where it is another than in sampling."""
+        return self.consistency(network)
+
     def pair_outputs(
         self, nets: Nets, x: Tensor, sigma: Tensor, x_next: Tensor, sigma_next: Tensor,
         labels: Tensor | None,
@@ -106,8 +110,8 @@ class ConsistencyMethod(Method):
         The target network is ``nets["target"]``, or the student itself behind a stop-gradient.
         """
         randomness = RandomState.of(x.device)
-        student = self.consistency(nets["model"])(x, sigma, labels)
-        target = self.consistency(nets["target"] if "target" in nets else nets["model"])
+        student = self.trained_consistency(nets["model"])(x, sigma, labels)
+        target = self.trained_consistency(nets["target"] if "target" in nets else nets["model"])
         with torch.no_grad(), replayed(randomness):
             wanted = target(x_next, sigma_next, labels)
         return student, wanted

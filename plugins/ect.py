@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmbench.diffusion.distances import pseudo_huber
 from cmbench.diffusion.frames import append_dims
@@ -24,7 +24,6 @@ from cmbench.diffusion.models import EDMConsistency
 from cmbench.diffusion.weightings import edm_weight, inverse_gap_weight
 from cmbench.plugin.config import NonNegative, Positive
 from cmbench.plugin.method import Batch, Draws, Nets, Progress
-from cmbench.training.randomness import RandomState, replayed
 from cmbench_plugins.cm import ConsistencyConfig, ConsistencyMethod
 
 __all__ = ["ECT", "ECTConfig"]
@@ -64,12 +63,8 @@ class ECT(ConsistencyMethod):
         t = lognormal_sigmas(draws.normal("sigma", x0[:, 0, 0, 0]), c.p_mean, c.p_std)
         r = shrinking_gap_time(t, self.stage(progress), c.q, c.k, c.b)
         z = draws.normal("noise", x0)
-        f = EDMConsistency(nets["model"], self.sigma_data, sigma_min=0.0)
-
-        randomness = RandomState.of(x0.device)
-        student = f(x0 + append_dims(t, x0) * z, t, batch.labels)
-        with torch.no_grad(), replayed(randomness):
-            target = f(x0 + append_dims(r, x0) * z, r, batch.labels)
+        x_t, x_r = x0 + append_dims(t, x0) * z, x0 + append_dims(r, x0) * z
+        student, target = self.pair_outputs(nets, x_t, t, x_r, r, batch.labels)
         target = torch.where(append_dims(r, x0) > 0, target, x0)
 
         weight = (
@@ -77,6 +72,10 @@ class ECT(ConsistencyMethod):
             else edm_weight(t, self.sigma_data)
         )
         return weight * pseudo_huber(student, target, c.huber_c)
+
+    def trained_consistency(self, network: nn.Module) -> EDMConsistency:
+        """EDM's scalings: the boundary is at zero noise."""
+        return EDMConsistency(network, self.sigma_data, sigma_min=0.0)
 
     @property
     def renoising_sigma_min(self) -> float:

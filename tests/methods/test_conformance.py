@@ -1,0 +1,138 @@
+"""Every registered method through the same checks, on the shapes of digits and gmm."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from method_kit import DATASETS, Case, build, method_names, plugins, progress
+
+from cmbench.bench.recipes import recipe_names, recipe_table
+from cmbench.bench.validation import validate
+from cmbench.errors import Declined
+from cmbench.sampling import Sampler
+from cmbench.training.randomness import StepDraws, seed_global
+
+CASES = [
+    pytest.param(name, dataset, conditional, id=f"{name}-{dataset}-{'cond' * conditional or 'un'}")
+    for name in method_names()
+    for dataset in DATASETS
+    for conditional in (False, True)
+]
+methods = pytest.mark.parametrize(("name", "dataset", "conditional"), CASES)
+
+
+def losses(case: Case, position: int = 0) -> list[tuple[tuple[str, ...], torch.Tensor]]:
+    """Return the loss of each objective of each phase, with what it trains."""
+    state, found = case.state(), []
+    for index, phase in enumerate(state.phases):
+        state.enter(index)
+        for objective in phase.objectives:
+            seed_global("dropout", position)
+            draws = StepDraws(0, position)
+            loss = objective.loss(case.nets, case.batch(), draws, progress())
+            found.append((objective.trains, loss))
+    return found
+
+
+@methods
+def test_loss_is_one_finite_number_an_image_with_gradients_where_it_trains(
+    name: str, dataset: str, conditional: bool
+) -> None:
+    case = build(name, dataset, conditional=conditional)
+    teacher = case.teacher.network if case.teacher else None
+    for trains, loss in losses(case):
+        assert loss.shape == (6,)
+        assert bool(torch.isfinite(loss).all())
+        for module in case.modules.values():
+            module.zero_grad(set_to_none=True)
+        loss.sum().backward()
+        for key, module in case.modules.items():
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            if key in trains:
+                assert any(bool((g != 0).any()) for g in gradients), f"{key} learns nothing"
+                assert all(bool(torch.isfinite(g).all()) for g in gradients)
+            else:
+                assert not gradients, f"{key} is not trained but has a gradient"
+    if teacher is not None:
+        assert all(p.grad is None for p in teacher.parameters())
+
+
+@methods
+def test_loss_is_decided_by_its_draws(name: str, dataset: str, conditional: bool) -> None:
+    case = build(name, dataset, conditional=conditional, network={"dropout": 0.3})
+    first, again, other = losses(case), losses(case), losses(case, position=64)
+    for (_, a), (_, b), (_, c) in zip(first, again, other, strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+
+def sampler(case: Case, nfe: int) -> Sampler:
+    """Return a sampler of a plan; raises Declined."""
+    classes = case.problem.num_classes
+
+    def labels(start: int, count: int) -> torch.Tensor | None:
+        return torch.arange(start, start + count) % classes if classes else None
+
+    plan = case.method.plan_sampling(nfe)
+    return Sampler(case.method, case.modules, plan, seed=3, labels=labels)
+
+
+@methods
+def test_evaluations_are_as_declared_or_declined_with_a_reason(
+    name: str, dataset: str, conditional: bool
+) -> None:
+    case = build(name, dataset, conditional=conditional)
+    for nfe in (1, 2, 3, 4):
+        try:
+            made = sampler(case, nfe)
+        except Declined as reason:
+            assert nfe > 1, "one step is the main case"
+            assert len(str(reason)) > 20
+            continue
+        assert made.plan.nfe == nfe
+        assert list(made.plan.sigmas) == sorted(made.plan.sigmas, reverse=True)
+        images = made.make(0, 3).images
+        made.check_nfe()
+        assert images.dtype == torch.float32
+        assert images.shape == (3, *case.problem.data_shape)
+
+
+@methods
+def test_an_image_does_not_depend_on_its_batch(
+    name: str, dataset: str, conditional: bool
+) -> None:
+    case = build(name, dataset, conditional=conditional)
+    for nfe in (1, 2):
+        together = sampler(case, nfe).make(0, 5).images
+        split = sampler(case, nfe)
+        apart = torch.cat([split.make(start, count).images for start, count in ((3, 2), (0, 3))])
+        torch.testing.assert_close(apart[[2, 3, 4, 0, 1]], together, rtol=1e-4, atol=1e-4)
+
+
+@methods
+def test_plans_that_cannot_be_are_declined(name: str, dataset: str, conditional: bool) -> None:
+    method = build(name, dataset, conditional=conditional).method
+    with pytest.raises(Declined, match="soduko"):
+        method.plan_sampling(1, sampler="soduko")
+    with pytest.raises(Declined, match=r"noise levels"):
+        method.plan_sampling(1, sigmas=(80.0, 2.0, 0.5))
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_recipe_is_valid(name: str) -> None:
+    """Against the method's config and its network's, on every dataset; shapes fit as well."""
+    spec = plugins().methods.get(name)
+    found = recipe_names(spec)
+    assert {("digits", "demo"), ("digits", "smoke"), ("gmm", "demo"), ("gmm", "smoke")} <= set(found)
+    assert {("cifar10", "paper"), ("imagenet64", "paper")} <= set(found)
+    method_class = plugins().methods.load(name)
+    for dataset, recipe in found:
+        config = validate(method_class.Config, recipe_table(spec, dataset, recipe), "recipe")
+        table = dict(config.network)
+        network_class = plugins().networks.load(table.pop("name"))
+        network_config = validate(network_class.Config, table, "network")
+        data = plugins().datasets.get(dataset)
+        classes = data.num_classes if config.conditional else 0
+        with torch.device("meta"):
+            network = network_class(network_config, data.data_shape, classes)
+        assert sum(p.numel() for p in network.parameters()) > 0
