@@ -14,6 +14,7 @@ from cmbench.bench.record import Record, read_records
 from cmbench.bench.workspace import Workspace
 from cmbench.cli.main import workspace_option
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
+from cmbench.leaderboard import boards
 from cmbench.plugin.manager import PluginManager, load_plugins
 from cmbench.report import render
 
@@ -39,22 +40,28 @@ def render_workspace(
     *,
     out: Path | None = None,
     templates: Path | None = None,
+    leaderboards: Path | None = None,
     command: str | None = None,
     counted: Counted | None = None,
 ) -> list[Path]:
     """Render the pages of ``datasets`` (all that have records, if none is named).
+
+    Published rows of those datasets are found as :func:`cmbench.leaderboard.boards.find_folder`
+    says.
 
     Returns:
         The files written; the first is the page of the first dataset.
     """
     counted = counted or Counted()
     names = list(datasets) or sorted(p.name for p in workspace.all_records.glob("*") if p.is_dir())
+    loaded = boards.load_boards(boards.find_folder(leaderboards))
     return render(
         {name: counted.read(workspace.records(name)) for name in names},
         out or workspace.reports,
         templates=templates,
         extra_columns=hook_columns(plugins),
         extra_charts=lambda dataset, rows: hook_charts(plugins, dataset, rows),
+        published={name: loaded[name] for name in names if name in loaded},
         command=command or shlex.join(["cmbench", "report", *_dataset_options(datasets)]),
     )
 
@@ -94,10 +101,14 @@ def command_line() -> str:
 @click.option("--template", "templates", metavar="DIR",
               type=click.Path(path_type=Path, file_okay=False),
               help="Folder whose files replace built-in templates of the same name.")
+@click.option("--leaderboards", metavar="DIR",
+              type=click.Path(path_type=Path, file_okay=False),
+              help="Folder of published rows.  [default: leaderboards, if it is there]")
 @workspace_option
 def report(
-    datasets: tuple[str, ...], out: Path | None, templates: Path | None, workspace: str | None
-) -> int:
+    datasets: tuple[str, ...], out: Path | None, templates: Path | None,
+    leaderboards: Path | None, workspace: str | None,
+) -> int:  # fmt: skip
     """Render records as one self-contained HTML page a dataset, Markdown, CSV and LaTeX.
 
     Prints the files written. Exits 1 if a record could not be read: the page lists it.
@@ -113,9 +124,9 @@ def report(
             )
     counted = Counted()
     written = render_workspace(
-        place, datasets, plugins, out=out, templates=templates, command=command_line(),
-        counted=counted,
-    )
+        place, datasets, plugins, out=out, templates=templates, leaderboards=leaderboards,
+        command=command_line(), counted=counted,
+    )  # fmt: skip
     for path in written:
         click.echo(str(path))
     for error in counted.errors:

@@ -3,7 +3,8 @@
 One line a row, exactly as the source prints it; where sources disagree every row stays, with a
 note. The CSV's columns are the fields of :class:`PublishedRow`; ``board.toml`` names the tables
 that the rows come from, with the number of rows each must have, and the protocols that their
-numbers were measured under. Problems are reported with file, line and field.
+numbers were measured under. A board without tables needs no CSV: it only gives its dataset a title
+and notes. Problems are reported with file, line and field.
 """
 
 from __future__ import annotations
@@ -130,11 +131,12 @@ class Board(BaseModel):
     schema_version: Literal[1]
     dataset: Name
     title: str
-    rank_metric: Literal["fid", "is"]
+    rank_metric: Name
     description: str = ""
+    notes: tuple[str, ...] = Field((), description="paragraphs that the page shows")
     also: tuple[Name, ...] = Field((), description="datasets whose pages show these rows too")
-    tables: dict[Name, Table]
-    protocols: dict[Name, Protocol]
+    tables: dict[Name, Table] = Field(default_factory=dict)
+    protocols: dict[Name, Protocol] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -181,10 +183,11 @@ class Published:
             measurements=_measurements(row, protocol.key),
             marks=row.marks,
             note=row.note,
-            source=row.source,
+            protocol=(protocol.title, protocol.reason),
             details={
                 "source": row.source, "place": row.place, "table": table.title,
                 "block": row.block, "protocol": f"{protocol.title}: {protocol.reason}",
+                "marks": ", ".join(row.marks),
             },
         )  # fmt: skip
 
@@ -232,7 +235,9 @@ def check_published(folder: Path) -> tuple[Published | None, list[Problem]]:
     """Return the board and rows, or None and every problem found."""
     problems: list[Problem] = []
     board = _read_board(folder / BOARD_FILE, problems)
-    rows = list(_read_rows(folder / ROWS_FILE, problems))
+    rows = []
+    if board is None or board.tables or (folder / ROWS_FILE).exists():
+        rows = list(_read_rows(folder / ROWS_FILE, problems))
     if board is not None:
         if board.dataset != folder.name:
             problems.append(
@@ -325,6 +330,10 @@ def _check_references(
 ) -> list[Problem]:
     path = folder / ROWS_FILE
     problems = []
+    if rows and board.rank_metric not in METRICS:
+        where = _toml_line(folder / BOARD_FILE, ("rank_metric",))
+        message = f"{board.rank_metric!r} is no column of {ROWS_FILE} ({', '.join(METRICS)})"
+        problems.append(Problem(folder / BOARD_FILE, where, "rank_metric", message))
     seen: dict[str, int] = {}
     for line, row in rows:
         for field, known in (("table", board.tables), ("protocol", board.protocols)):

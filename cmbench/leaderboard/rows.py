@@ -63,11 +63,17 @@ class Row:
     measurements: Mapping[str, Measurement] = field(default_factory=dict)
     marks: tuple[str, ...] = ()
     note: str = ""
-    source: str = ""
+    #: Title and reason of the protocol a reported row was measured under.
+    protocol: tuple[str, str] = ("", "")
     #: What else is known about a reported row: place, table, protocol.
     details: Mapping[str, str] = field(default_factory=dict)
     #: The cells of a measured row, in seed order, each with the file it was read from.
     cells: tuple[tuple[Path, Record], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The name in tables and charts: as printed by the source, or the method's own."""
+        return self.title if self.kind == REPORTED else self.method
 
     @property
     def rank_measurement(self) -> Measurement | None:

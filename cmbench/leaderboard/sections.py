@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from cmbench.leaderboard.rows import REPORTED, Row
 
@@ -38,11 +39,11 @@ def sections(rows: Iterable[Row]) -> list[Section]:
     full: dict[str, list[Row]] = {}
     short: dict[str, list[Row]] = {}
     unranked: list[Row] = []
-    reported: list[Row] = []
+    reported: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         key = rank_key(row)
         if row.kind == REPORTED and not key:
-            reported.append(row)
+            reported.setdefault(row.protocol, []).append(row)
         elif not key:
             unranked.append(row)
         else:
@@ -56,16 +57,20 @@ def sections(rows: Iterable[Row]) -> list[Section]:
                 False, tuple(unranked),
             )
         )
-    if reported:
-        result.append(
-            Section(
-                "reported", "Reported by their authors",
-                "Published numbers whose protocol is not stated precisely enough to equal a "
-                "measured metric key: shown as printed, never ranked with measured rows.",
-                False, tuple(reported),
-            )
+    return result + _reported(reported)
+
+
+def _reported(groups: dict[tuple[str, str], list[Row]]) -> list[Section]:
+    return [
+        Section(
+            f"reported-{index}",
+            f"Reported by their authors{f': {title}' if title else ''}",
+            "Shown as printed, never ranked with measured rows"
+            + (f": {reason}." if reason else ": their metric keys are not known."),
+            False, tuple(rows), rows[0].rank_metric,
         )
-    return result
+        for index, ((title, reason), rows) in enumerate(groups.items())
+    ]
 
 
 def _ranked(groups: dict[str, list[Row]]) -> list[Section]:
@@ -79,10 +84,17 @@ def _ranked(groups: dict[str, list[Row]]) -> list[Section]:
         result.append(
             Section(
                 f"ranked-{index}", kind if index == 0 else f"{kind} under another protocol",
-                reason, True, tuple(rows), rows[0].rank_metric, key,
+                reason, True, tuple(sorted(rows, key=_best_first)), rows[0].rank_metric, key,
             )
         )
     return result
+
+
+def _best_first(row: Row) -> tuple[Any, ...]:
+    """Order inside a ranked section: by NFE, conditioning and the rank metric's mean."""
+    found = row.rank_measurement
+    mean = 0.0 if found is None else found.mean * (-1 if found.higher_is_better else 1)
+    return (row.nfe or 0, row.conditional is True, mean, row.method, row.id)
 
 
 def _short(groups: dict[str, list[Row]]) -> list[Section]:

@@ -1,33 +1,28 @@
-"""Files beside the records: pictures for the page, checked before they are embedded."""
+"""Files beside the records: pictures and training curves, checked before they are embedded."""
 
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
-import json
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cmbench.bench.record import Artifact, Record
+from PIL import Image
+
+from cmbench.bench.record import Artifact
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-#: Pictures of one page together; beyond it the page names the files instead of showing them.
-PAGE_BUDGET_BYTES = 1_500_000
 #: Points of one embedded curve; longer ones are thinned evenly.
 CURVE_POINTS = 200
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A sample grid as a data URI, with what it shows."""
-
-    row: str
-    title: str
-    name: str
-    uri: str
+#: Images of a grid that are shown side by side with other methods'.
+STRIP_IMAGES = 8
+MAX_PIXELS = 16_000_000
+#: Text chunk of a grid's PNG that gives the size of one image, ``WIDTHxHEIGHT`` in pixels.
+TILE_KEY = "tile"
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,6 @@ class Curve:
     """Training curves of one run: images seen and one list per scalar."""
 
     row: str
-    title: str
     run: str
     nimg: Sequence[float]
     scalars: Mapping[str, Sequence[float | None]]
@@ -60,36 +54,80 @@ def read_artifact(record_path: Path, artifact: Artifact) -> bytes:
     return data
 
 
-def png_uri(data: bytes, file: str) -> str:
-    """Return PNG bytes as a data URI; anything else is refused, whatever its name says."""
-    if not data.startswith(PNG_MAGIC):
-        raise ArtifactError(f"{file} is not a PNG")
+def png_uri(data: bytes) -> str:
+    """Return PNG bytes as a data URI."""
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def parse_curves(data: bytes, file: str) -> tuple[list[float], dict[str, list[float | None]]]:
-    """Return ``(nimg, scalars)`` of a curves file, thinned to :data:`CURVE_POINTS`.
+def picture(data: bytes, file: str) -> tuple[bytes, bool]:
+    """Return the PNG to show and whether it is a strip.
 
-    The file is JSON: ``{"nimg": [...], "scalars": {"loss": [...], ...}}``, lists of equal length,
-    null where a value was not finite.
+    A grid that names the size of its images (text chunk ``tile``) becomes a strip of its first
+    :data:`STRIP_IMAGES` images, one below the other, so that strips of several methods show one
+    seed in one row. Other pictures are shown whole. What is no PNG is refused, whatever its name.
+    """
+    if not data.startswith(PNG_MAGIC):
+        raise ArtifactError(f"{file} is not a PNG")
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ArtifactError(f"{file} has more than {MAX_PIXELS:,} pixels")
+            tile = _tile(opened)
+            if tile is None:
+                opened.verify()
+                return data, False
+            return _strip(opened, *tile), True
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ArtifactError(f"{file} is no sound PNG: {error}") from error
+
+
+def _tile(opened: Image.Image) -> tuple[int, int] | None:
+    width, _, height = str(opened.info.get(TILE_KEY, "")).partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        return None
+    w, h = int(width), int(height)
+    fits = 0 < w <= opened.width and 0 < h <= opened.height
+    return (w, h) if fits and opened.width % w == 0 and opened.height % h == 0 else None
+
+
+def _strip(grid: Image.Image, w: int, h: int) -> bytes:
+    columns = grid.width // w
+    count = min(STRIP_IMAGES, columns * (grid.height // h))
+    mode = grid.mode if grid.mode in ("L", "RGB") else "RGB"
+    strip = Image.new(mode, (w, count * h))
+    source = grid.convert(mode)
+    for index in range(count):
+        x, y = index % columns * w, index // columns * h
+        strip.paste(source.crop((x, y, x + w, y + h)), (0, index * h))
+    out = io.BytesIO()
+    strip.save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def parse_curve(data: bytes, file: str) -> tuple[list[float], dict[str, list[float | None]]]:
+    """Return ``(nimg, scalars)`` of a training curve, thinned to :data:`CURVE_POINTS`.
+
+    The file is CSV with a column ``nimg`` (images seen); every other column with numbers is a
+    scalar; empty cells and non-finite values become None.
     """
     try:
-        content = json.loads(data)
-        nimg, scalars = content["nimg"], content["scalars"]
-        length = len(nimg)
-        if any(len(values) != length for values in scalars.values()):
-            raise ValueError("lists of unequal length")
-        stride = max(1, math.ceil(length / CURVE_POINTS))
-        return (
-            [float(n) for n in nimg[::stride]],
-            {str(k): [_finite(v) for v in values[::stride]] for k, values in scalars.items()},
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{file} holds no training curves: {error!r}") from error
+        lines = list(csv.DictReader(io.StringIO(data.decode()), strict=True))
+        stride = max(1, math.ceil(len(lines) / CURVE_POINTS))
+        kept = lines[::stride]
+        nimg = [float(line["nimg"]) for line in kept]
+        names = [name for name in (kept[0] if kept else {}) if name and name != "nimg"]
+        scalars = {name: [_number(line[name]) for line in kept] for name in names}
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ArtifactError(f"{file} holds no training curve: {error!r}") from error
+    return nimg, {name: v for name, v in scalars.items() if any(x is not None for x in v)}
 
 
-def _finite(value: Any) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def is_picture(artifact: Artifact) -> bool:
@@ -97,13 +135,6 @@ def is_picture(artifact: Artifact) -> bool:
     return artifact.file.lower().endswith(".png")
 
 
-def is_curves(name: str, artifact: Artifact) -> bool:
-    """Whether an artifact holds training curves."""
-    return name == "curves" and artifact.file.lower().endswith(".json")
-
-
-def first_with(
-    cells: Sequence[tuple[Path, Record]], wanted: str
-) -> tuple[Path, Record] | None:  # fmt: skip
-    """Return the first cell that has the artifact ``wanted``."""
-    return next(((p, r) for p, r in cells if wanted in r.artifacts), None)
+def is_curve(artifact: Artifact) -> bool:
+    """Whether an artifact may hold a training curve."""
+    return artifact.file.lower().endswith(".csv")

@@ -10,7 +10,7 @@ from cmbench.bench.record import Record
 from cmbench.leaderboard.joins import Reported
 from cmbench.leaderboard.ranking import Rank
 from cmbench.leaderboard.rows import Measurement, Row
-from cmbench.report.numbers import format_count, format_mean, format_number, format_seconds
+from cmbench.report.numbers import format_count, format_mean, format_number
 
 SortValue = float | str | None
 
@@ -56,7 +56,7 @@ def table_columns(
     measured = any(row.cells for row in rows)
     published = any(not row.cells for row in rows)
     columns = [
-        Column("method", "Method", lambda r: _text(r.title)),
+        Column("method", "Method", lambda r: _text(r.label)),
         Column("rank", "Rank", lambda r: _rank(findings.ranks.get(r.id)), numeric=True,
                shown=any(rank.low is not None for rank in findings.ranks.values()),
                help="among rows of equal NFE and conditioning; 1–3: anywhere from first to third"),
@@ -87,14 +87,15 @@ def table_columns(
         Column("images_seen", "Training images",
                lambda r: _mean_of(r, lambda c: float(c.training.images_seen), format_count),
                numeric=True, shown=False, help="images seen in training"),
-        Column("training_s", "Training time",
-               lambda r: _mean_of(r, _training_seconds, format_seconds), numeric=True,
-               shown=False, help="wall time of all training phases"),
+        Column("training_h", "Device-hours", lambda r: _mean_of(r, _training_hours), numeric=True,
+               shown=False, help="training: wall time × processes; GPU-hours on GPUs"),
         Column("recipe", "Recipe", lambda r: _text(r.recipe), shown=measured),
         Column("sampler", "Sampler", lambda r: _text(r.sampler), shown=measured),
         Column("marks", "Marks", lambda r: _text(", ".join(r.marks)),
                shown=any(r.marks for r in rows)),
         Column("reference", "Reference", lambda r: _text(r.reference), shown=published),
+        Column("title", "Title", lambda r: _text(r.title), shown=False,
+               help="what the method calls itself"),
         Column("year", "Year", lambda r: _count(r.year or None, str), numeric=True, shown=False),
         Column("note", "Note", lambda r: _text(r.note), shown=False),
     ]  # fmt: skip
@@ -207,9 +208,10 @@ def _images_per_s(record: Record) -> float | None:
     return record.sampling.images_per_s
 
 
-def _training_seconds(record: Record) -> float | None:
+def _training_hours(record: Record) -> float | None:
     phases = record.training.seconds_by_phase
-    return sum(phases.values()) if phases else None
+    hours = sum(phases.values()) * record.environment.world_size / 3600
+    return hours if phases else None
 
 
 def row_mean(row: Row, value: Callable[[Record], float | None]) -> float | None:
@@ -226,9 +228,9 @@ def _mean_of(
     return Cell() if mean is None else Cell(show(mean), mean)
 
 
-def training_seconds(row: Row) -> float | None:
-    """Return the mean wall time of training in seconds, all phases together."""
-    return row_mean(row, _training_seconds)
+def training_hours(row: Row) -> float | None:
+    """Return the mean training time in device-hours: wall time of all phases × processes."""
+    return row_mean(row, _training_hours)
 
 
 def _extra_column(title: str, path: str) -> Column:

@@ -28,6 +28,7 @@ from jinja2 import (
 )
 
 from cmbench.errors import UserError
+from cmbench.leaderboard.export import spreadsheet_safe
 
 
 class Raw(str):
@@ -72,14 +73,9 @@ def markdown_code(value: object) -> Raw:
 def csv_line(cells: list[object]) -> Raw:
     """Return one CSV line; text that a spreadsheet would run as a formula gets a leading ``'``."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow([_spreadsheet_safe(cell) for cell in cells])
+    flat = [" ".join(cell.split()) if isinstance(cell, str) else cell for cell in cells]
+    csv.writer(buffer, lineterminator="").writerow([spreadsheet_safe(cell) for cell in flat])
     return Raw(buffer.getvalue())
-
-
-def _spreadsheet_safe(cell: object) -> object:
-    if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return "'" + cell
-    return "" if cell is None else cell
 
 
 class Templates:

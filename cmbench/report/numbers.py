@@ -34,11 +34,3 @@ def format_count(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g}{suffix}"
     return f"{value:.4g}"
-
-
-def format_seconds(value: float) -> str:
-    """Return a duration: ``42 s``, ``3.5 min``, ``12 h``."""
-    for size, unit in ((3600.0, "h"), (60.0, "min")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g} s"

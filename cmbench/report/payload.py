@@ -1,7 +1,7 @@
 """The data inside a page: what the charts, the drawer and the downloads read.
 
-Provenance repeats itself (the same hashes, packages and recipes in every row), so keys are stored
-once per page and repeated values once in a string table; 500 rows stay far below 3 MB.
+Provenance repeats itself (the same hashes, packages and recipes in every row), so keys and values
+are stored once per page and referred to by index; 500 rows stay far below 3 MB.
 """
 
 from __future__ import annotations
@@ -12,10 +12,19 @@ from typing import Any
 
 from cmbench.bench.record import Record
 from cmbench.leaderboard.rows import Row
-from cmbench.report.columns import Column, effective_compute, row_mean, training_seconds
+from cmbench.report.columns import (
+    Column,
+    effective_compute,
+    metric_title,
+    row_mean,
+    training_hours,
+)
+from cmbench.report.page import Line, Page
 
 #: Shown by other means, or too long for a drawer.
-_NOT_PROVENANCE = ("artifacts", "schema_version", "title", "status")
+_NOT_PROVENANCE = {"artifacts", "schema_version", "status"}
+#: Mappings that a reader wants whole.
+_WHOLE = ("training.config", "environment.packages", "sampling.tuned")
 
 
 class Interner:
@@ -23,15 +32,17 @@ class Interner:
 
     def __init__(self) -> None:
         self.values: list[Any] = []
-        self._index: dict[str, int] = {}
+        self._index: dict[Any, int] = {}
 
     def add(self, value: Any) -> int:
         """Return the index of ``value``."""
-        text = json.dumps(value, sort_keys=True)
-        if text not in self._index:
-            self._index[text] = len(self.values)
+        plain = isinstance(value, (str, int, float, bool))
+        key = (type(value), value) if plain else json.dumps(value, sort_keys=True)
+        found = self._index.get(key)
+        if found is None:
+            found = self._index[key] = len(self.values)
             self.values.append(value)
-        return self._index[text]
+        return found
 
 
 def script_json(value: Any) -> str:
@@ -42,53 +53,109 @@ def script_json(value: Any) -> str:
     return text
 
 
+def page_payload(page: Page, tables: Mapping[str, str]) -> dict[str, Any]:
+    """Return the JSON inside the page.
+
+    ``tables`` holds the rendered CSV and LaTeX, so that downloads of a selection are lines of what
+    the files beside the page hold.
+    """
+    pool = Interner()
+    rows = [
+        row_payload(line, page.labels[line.row.id], page.columns, position, pool)
+        for position, section in enumerate(page.sections)
+        for line in section.lines
+    ]
+    metrics = {c.metric: c.higher_is_better for c in page.columns if c.metric}
+    return {
+        "dataset": page.dataset,
+        "rank_metric": page.rank_metric,
+        "metrics": [
+            {"name": name, "title": metric_title(name), "higher": higher}
+            for name, higher in metrics.items()
+        ],
+        "floors": page.floors,
+        "columns": [
+            {"key": c.key, "title": c.title, "numeric": c.numeric, "shown": c.shown}
+            for c in page.columns
+        ],
+        "filters": {item.key: item.values for item in page.filters},
+        "sections": [s.section.title for s in page.sections],
+        "rows": rows,
+        "pool": pool.values,
+        "curves": [
+            {"row": c.row, "run": c.run, "nimg": c.nimg, "scalars": c.scalars}
+            for c in page.gallery.curves
+        ],
+        "csv": tables["csv"],
+        "latex": tables["tex"],
+    }
+
+
 def row_payload(
-    row: Row, columns: Sequence[Column], section: int, pool: Interner
+    line: Line, label: str, columns: Sequence[Column], section: int, pool: Interner
 ) -> dict[str, Any]:
     """Return one row for the page's JSON."""
+    row = line.row
     return {
         "id": row.id,
         "section": section,
         "kind": row.kind,
         "family": row.family or "other",
         "conditional": row.conditional,
-        "method": row.method,
-        "title": row.title,
-        "recipe": row.recipe,
-        "sampler": row.sampler,
+        "label": label,
+        "series": pool.add([label, row.recipe, row.sampler, row.conditional, row.kind, section,
+                            row.details.get("table", ""), list(row.marks)]),
         "nfe": row.nfe,
         "nfe_text": row.nfe_text,
         "parameters": row.parameters,
         "compute": effective_compute(row),
         "images_seen": row_mean(row, lambda r: float(r.training.images_seen)),
-        "training_s": training_seconds(row),
-        "sort": [column.cell(row).sort for column in columns],
+        "training_h": training_hours(row),
+        "sort": [cell.sort for cell in line.cells],
         "metrics": {
             name: [m.mean, m.interval.low, m.interval.high]
             for name, m in row.measurements.items()
         },
         "provenance": provenance(row, pool),
-    }
+    }  # fmt: skip
+
+
+def public_row(row: Row) -> dict[str, Any]:
+    """Return a row as plugins see it (hook ``cmbench_report_charts``)."""
+    return {
+        "id": row.id, "dataset": row.dataset, "kind": row.kind, "method": row.method,
+        "title": row.title, "family": row.family, "recipe": row.recipe, "sampler": row.sampler,
+        "conditional": row.conditional, "nfe": row.nfe, "parameters": row.parameters,
+        "metrics": {
+            name: {
+                "mean": m.mean, "low": m.interval.low, "high": m.interval.high,
+                "values": [unit.value for unit in m.units], "key": m.key,
+                "higher_is_better": m.higher_is_better,
+            }
+            for name, m in row.measurements.items()
+        },
+        "cells": [record.cell for _, record in row.cells],
+    }  # fmt: skip
 
 
 def provenance(row: Row, pool: Interner) -> dict[str, Any]:
     """Return what made the row: values common to all seeds once, the others per seed.
 
-    ``common`` and each entry of ``differs`` are ``[key index, value index]`` pairs into ``pool``.
+    ``common`` and each entry of ``cells`` alternate key and value indices into ``pool``.
     """
     flat = [flatten(record, path.name) for path, record in row.cells]
     if not flat:
         pairs = {"reference": row.reference, **row.details, "note": row.note}
-        return {"common": [[pool.add(k), pool.add(v)] for k, v in pairs.items() if v], "cells": []}
-    keys = list(dict.fromkeys(key for item in flat for key in item))
-    common = [
-        key for key in keys if all(key in item and item[key] == flat[0][key] for item in flat)
-    ]
-    shared = set(common)
+        return {"common": [pool.add(x) for pair in pairs.items() if pair[1] for x in pair],
+                "cells": []}  # fmt: skip
+    first, *others = flat
+    common = {
+        key for key, value in first.items() if all(o.get(key, flat) == value for o in others)
+    }
     return {
-        "common": [[pool.add(key), pool.add(flat[0][key])] for key in common],
+        "common": [pool.add(x) for key in first if key in common for x in (key, first[key])],
         "cells": [
-            [[pool.add(k), pool.add(v)] for k, v in item.items() if k not in shared]
+            [pool.add(x) for pair in item.items() if pair[0] not in common for x in pair]
             for item in flat
         ],
     }
@@ -96,16 +163,15 @@ def provenance(row: Row, pool: Interner) -> dict[str, Any]:
 
 def flatten(record: Record, file: str) -> dict[str, Any]:
     """Return the record as dotted keys; mappings that a reader wants whole stay whole."""
-    flat: dict[str, Any] = {"file": file, "record.sha256": record.sha256}
+    flat: dict[str, Any] = {"file": file, "sha256": record.sha256}
 
     def walk(prefix: str, value: Any) -> None:
-        whole = prefix in ("training.config", "environment.packages") or prefix.endswith(".detail")
-        if isinstance(value, Mapping) and not whole:
+        whole = prefix in _WHOLE or prefix.endswith(".detail")
+        if isinstance(value, dict) and not whole:
             for key, inner in value.items():
                 walk(f"{prefix}.{key}" if prefix else key, inner)
         elif value not in ("", None, {}, []):
             flat[prefix] = value
 
-    data = record.model_dump(mode="json", exclude=set(_NOT_PROVENANCE))
-    walk("", data)
+    walk("", record.model_dump(mode="json", exclude=_NOT_PROVENANCE))
     return flat

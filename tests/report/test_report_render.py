@@ -25,9 +25,9 @@ def page_data(html: str) -> dict:
 def digits(tmp_path: Path) -> Path:
     folder = tmp_path / "records" / "digits"
     items = sweep()
-    items[0] = with_artifact(folder, items[0], "samples", "grids/a.png", png())
-    curves = {"nimg": [0, 1000], "scalars": {"loss": [1.0, None], "grad_norm": [2.0, 1.0]}}
-    items[0] = with_artifact(folder, items[0], "curves", "c.json", json.dumps(curves).encode())
+    items[0] = with_artifact(folder, items[0], "grid", "grids/a.png", png())
+    curve = b"nimg,phase,loss,grad_norm\n0,train,1.0,2.0\n1000,train,nan,1.0\n"
+    items[0] = with_artifact(folder, items[0], "curve", "curves/a.csv", curve)
     on_disk(folder, items)
     on_disk(folder, [record("broken", status="failed", reason="loss <nan>", metrics={})])
     (folder / "torn.json").write_text('{"schema_version": 1, "ce')
@@ -104,10 +104,10 @@ def test_a_dataset_name_that_is_no_name_is_refused(tmp_path: Path) -> None:
 
 def test_changed_or_foreign_artifacts_are_named_and_not_shown(tmp_path: Path) -> None:
     folder = tmp_path / "r"
-    changed = with_artifact(folder, record("alpha"), "samples", "a.png", png())
+    changed = with_artifact(folder, record("alpha"), "grid", "a.png", png())
     (folder / "a.png").write_bytes(png((0, 0, 0)))
-    not_png = with_artifact(folder, record("beta"), "samples", "b.png", b"<svg onload=x>")
-    outside = with_artifact(folder, record("gamma"), "samples", "../c.png", png())
+    not_png = with_artifact(folder, record("beta"), "grid", "b.png", b"<svg onload=x>")
+    outside = with_artifact(folder, record("gamma"), "grid", "../c.png", png())
     render({"digits": on_disk(folder, [changed, not_png, outside])}, tmp_path)
     html = (tmp_path / "digits.html").read_text()
     assert "data:image" not in html

@@ -65,7 +65,7 @@ function niceTicks(low, high, log, length, at) {
   }
   const decades = Math.log10(high / low);
   const perDecade = length / decades;
-  const mantissas = perDecade > 320 ? [1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9] : perDecade > 110 ? [1, 2, 5] : [1];
+  const mantissas = perDecade > 320 ? [1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9] : perDecade > 66 ? [1, 2, 5] : [1];
   const ticks = [];
   for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) {
     for (const m of mantissas) {
@@ -109,9 +109,9 @@ function legend(entries, width, top, left) {
   return { group, bottom: entries.length ? y + 8 : top - 10 };
 }
 
-// spec: {title, summary, x:{label,log,ticks}, y:{label,log}, groups:[{name,style,shape,line,points}],
-//        rules:[{value,label}], front:[[x,y]], diagonal, open(row)}; a point is
-//        {x, y, low, high, hollow, label, row}.
+// spec: {title, summary, x:{label,log,ticks}, y:{label,log}, groups:[{name,style,shape,points}],
+//        rules:[{value,label}], front:[[x,y]], frontLabel, diagonal, dotless, legend, open(row)};
+// a point is {x, y, low, high, hollow, faint, label, row, line, dash}: points of one line are joined.
 function drawChart(spec, width) {
   const height = Math.round(Math.min(440, Math.max(260, width * 0.62)));
   const box = { left: 56, right: width - 12, top: 12, bottom: height - 44 };
@@ -127,8 +127,9 @@ function drawChart(spec, width) {
   for (const group of spec.groups) root.append(drawGroup(group, x, y, spec));
   const entries = spec.groups.map((g) => ({ name: g.name, style: g.style, shape: g.shape, hollow: g.points.every((p) => p.hollow) }));
   for (const rule of spec.rules.slice(0, 1)) entries.push({ name: rule.label, style: "", rule: "rule" });
-  if (spec.front && spec.front.length > 1) entries.push({ name: "Pareto front", style: "", rule: "front" });
-  const { group, bottom } = legend(entries, width - 8, height + 4, box.left - 40);
+  if (spec.front && spec.front.length > 1) entries.push({ name: spec.frontLabel, style: "", rule: "front" });
+  for (const entry of spec.legend || []) entries.push(entry);
+  const { group, bottom } = legend(entries, width - 8, height + 10, box.left - 40);
   root.append(group);
   root.setAttribute("viewBox", `0 0 ${width} ${bottom}`);
   root.setAttribute("width", width);
@@ -192,11 +193,12 @@ function drawGroup(group, x, y, spec) {
   for (const members of lines.values()) {
     members.sort((a, b) => a.x - b.x);
     const d = members.map((p, i) => `${i ? "L" : "M"}${x.at(p.x).toFixed(1)},${y.at(p.y).toFixed(1)}`).join("");
-    layer.append(svgElement("path", { class: members[0].hollow ? "line thin" : "line", d }));
+    const dash = members[0].dash ? ` dash${members[0].dash}` : "";
+    layer.append(svgElement("path", { class: (members[0].hollow ? "line thin" : "line") + dash, d }));
   }
   for (const point of group.points) {
     const px = x.at(point.x);
-    const item = svgElement("g", { class: "point" });
+    const item = svgElement("g", { class: point.faint ? "point faint" : "point" });
     if (point.high !== null && point.high !== undefined) {
       const top = y.at(y.clamp(point.high));
       const bottom = y.at(y.clamp(point.low));

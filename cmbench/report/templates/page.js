@@ -1,118 +1,143 @@
-// Wiring: drawer, charts, downloads, events.
+// Wiring: drawer, charts, events.
 
 const drawer = byId("drawer");
 
-function element(name, text, className) {
+function element(name, text) {
   const made = document.createElement(name);
   if (text !== undefined) made.textContent = text;
-  if (className) made.className = className;
   return made;
 }
 
-function showValue(value) {
-  if (value !== null && typeof value === "object") {
-    const block = element("pre", JSON.stringify(value, null, 1));
-    block.tabIndex = 0;
-    return block;
-  }
-  return element("span", String(value));
+function block(text) {
+  const made = element("pre", text);
+  made.tabIndex = 0;
+  return made;
 }
 
-function definitions(pairs) {
+function definitions(flat) {
   const list = element("dl");
-  for (const [key, value] of pairs) {
+  for (let i = 0; i < flat.length; i += 2) {
+    const value = data.pool[flat[i + 1]];
     const item = element("dd");
-    item.append(showValue(data.pool[value]));
-    list.append(element("dt", data.pool[key]), item);
+    item.append(value !== null && typeof value === "object" ? block(JSON.stringify(value, null, 1)) : element("span", String(value)));
+    list.append(element("dt", data.pool[flat[i]]), item);
   }
   return list;
 }
 
+function find(flat, name) {
+  for (let i = 0; i < flat.length; i += 2) if (data.pool[flat[i]] === name) return data.pool[flat[i + 1]];
+  return undefined;
+}
+
 // Everything in the drawer is set as text: records are not trusted.
 function openDrawer(row) {
-  byId("drawer-title").textContent = `${row.title}, NFE ${row.nfe_text}`;
+  byId("drawer-title").textContent = `${row.label}, NFE ${row.nfe_text}`;
   const body = byId("drawer-body");
-  body.replaceChildren();
-  const find = (pairs, name) => pairs.filter(([key]) => data.pool[key] === name).map(([, value]) => data.pool[value]);
   const { common, cells } = row.provenance;
-  const commands = find(common, "command").concat(cells.flatMap((cell) => find(cell, "command")));
-  if (commands.length) {
-    body.append(element("h3", "Reproduce"));
-    const block = element("pre", commands.join("\n"));
-    block.tabIndex = 0;
-    body.append(block);
-  }
-  body.append(element("h3", cells.length > 1 ? "Equal for all seeds" : "Record"), definitions(common));
+  const commands = [...new Set([common, ...cells].map((flat) => find(flat, "command")).filter(Boolean))];
+  const made = commands.length ? [element("h3", "Reproduce"), block(commands.join("\n"))] : [];
+  made.push(element("h3", isReported(row) ? "Source" : cells.length > 1 ? "Equal for all seeds" : "Record"), definitions(common));
   cells.forEach((cell, i) => {
     if (!cell.length) return;
     const part = element("details");
-    part.append(element("summary", `Cell ${i + 1}: ${find(cell, "cell")[0] || ""}`), definitions(cell));
-    body.append(part);
+    part.append(element("summary", `Cell ${i + 1}: ${find(cell, "cell") || ""}`), definitions(cell));
+    made.push(part);
   });
+  body.replaceChildren(...made);
   state.row = row.id;
   writeHash();
   if (!drawer.open) drawer.showModal();
+  drawer.scrollTop = 0;
 }
 
 function drawCharts() {
   const rows = selectedRows();
   const metric = metricOf(state.metric);
-  if (!metric) return;
-  for (const view of VIEWS) {
+  const views = VIEWS.filter((view) => byId(view.id));
+  // All figures take their places first: the width of each depends on how many there are.
+  for (const view of views) byId(view.id).hidden = !metric || !view.exists();
+  for (const view of views) {
     const figure = byId(view.id);
-    if (!figure) continue;
-    figure.hidden = !view.exists();
     if (figure.hidden) continue;
     const spec = view.draw(rows, metric);
     const holder = figure.querySelector(".plot");
     const empty = !spec.groups.some((g) => g.points.length);
     figure.querySelector("figcaption span").textContent = spec.title;
-    holder.replaceChildren(empty ? element("p", "No selected row has these values.", "none") : drawChart(spec, Math.max(280, holder.clientWidth)));
+    const nothing = element("p", "No selected row has these values.");
+    nothing.className = "none";
+    holder.replaceChildren(empty ? nothing : drawChart(spec, Math.max(280, holder.clientWidth)));
   }
 }
 
-function update(what) {
-  if (what !== "sort" && what !== "columns") applySelection();
-  if (what !== "filter" && what !== "columns") applySort();
-  if (what === undefined || what === "columns") applyColumns();
-  if (what !== "sort" && what !== "columns") drawCharts();
-  if (what !== undefined) writeHash();
+function applyTheme() {
+  if (state.theme === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = state.theme;
+  byId("theme").textContent = `Theme: ${state.theme}`;
 }
 
-function fillSelect(select, options, value, changed) {
-  select.replaceChildren(...options.map(([key, title]) => new Option(title, key, false, key === value)));
-  select.closest("label").hidden = options.length < 2;
-  select.addEventListener("change", () => changed(select.value));
+function applyAll() {
+  applyTheme();
+  applySelection();
+  applySort();
+  applyColumns();
+  drawCharts();
 }
 
-function start() {
-  readHash();
-  fillSelect(byId("metric"), data.metrics.map((m) => [m.name, m.title]), state.metric, (v) => { state.metric = v; drawCharts(); writeHash(); });
-  fillSelect(byId("scalar"), scalarNames().map((n) => [n, n]), state.scalar, (v) => { state.scalar = v; drawCharts(); writeHash(); });
-  byId("search").addEventListener("input", (event) => { state.q = event.target.value; update("filter"); });
+function changed(...steps) {
+  for (const step of steps) step();
+  writeHash();
+}
+
+function options(select, names) {
+  select.replaceChildren(...names.map(([key, title]) => new Option(title, key)));
+  select.closest("label").hidden = names.length < 2;
+}
+
+function listen() {
+  const on = (target, event, action) => target.addEventListener(event, action);
+  on(byId("metric"), "change", (event) => { state.metric = event.target.value; changed(drawCharts); });
+  on(byId("scalar"), "change", (event) => { state.scalar = event.target.value; changed(drawCharts); });
+  on(byId("search"), "input", (event) => { state.q = event.target.value; changed(applySelection, drawCharts); });
   for (const box of boxes) {
-    box.addEventListener("change", () => {
+    on(box, "change", () => {
       const filter = box.dataset.filter;
-      state.off[filter] = boxes.filter((b) => b.dataset.filter === filter && !b.checked).map((b) => b.value);
-      update("filter");
+      state.off[filter] = boxes.filter((b) => b.dataset.filter === filter && !b.checked).map(filterOf);
+      changed(applySelection, drawCharts);
     });
   }
   for (const box of columnBoxes) {
-    box.addEventListener("change", () => { state.columns = columnBoxes.filter((b) => b.checked).map((b) => b.dataset.show); update("columns"); });
+    on(box, "change", () => { state.columns = columnBoxes.filter((b) => b.checked).map((b) => data.columns[b.dataset.show].key); changed(applyColumns); });
   }
-  for (const header of headers) header.querySelector("button").addEventListener("click", () => { sortBy(header.dataset.column); update("sort"); });
-  for (const line of lines) line.querySelector(".details").addEventListener("click", () => openDrawer(data.rows[line.dataset.row]));
-  byId("reset").addEventListener("click", () => { history.replaceState(null, "", location.pathname + location.search); readHash(); update(); });
-  drawer.addEventListener("close", () => { state.row = null; writeHash(); });
-  byId("drawer-close").addEventListener("click", () => drawer.close());
-  drawer.addEventListener("click", (event) => { if (event.target === drawer) drawer.close(); });
-  window.addEventListener("hashchange", () => { readHash(); update(); });
+  for (const header of headers) on(header.querySelector("button"), "click", () => { sortBy(data.columns[header.dataset.c]); changed(applySort); });
+  for (const line of lines) on(line.querySelector(".details"), "click", () => openDrawer(data.rows[line.dataset.row]));
+  for (const button of document.querySelectorAll("[data-save]")) {
+    on(button, "click", () => { const [type, text] = DOWNLOADS[button.dataset.save]; save(`${data.dataset}.${button.dataset.save}`, type, text()); });
+  }
+  for (const figure of document.querySelectorAll(".charts figure")) {
+    const button = figure.querySelector(".save");
+    if (button) on(button, "click", () => saveChart(figure));
+  }
+  on(byId("theme"), "click", () => { state.theme = THEMES[(THEMES.indexOf(state.theme) + 1) % THEMES.length]; changed(applyTheme); });
+  on(byId("reset"), "click", () => { try { history.replaceState(null, "", location.pathname + location.search); } catch { location.hash = ""; } readHash(); applyAll(); });
+  on(drawer, "close", () => { state.row = null; writeHash(); });
+  on(byId("drawer-close"), "click", () => drawer.close());
+  on(drawer, "click", (event) => { if (event.target === drawer) drawer.close(); });
+  on(window, "hashchange", () => { readHash(); applyAll(); });
+  on(document, "click", (event) => { for (const menu of document.querySelectorAll(".menu[open]")) if (!menu.contains(event.target)) menu.open = false; });
+  on(document, "keydown", (event) => { if (event.key === "Escape") for (const menu of document.querySelectorAll(".menu[open]")) { menu.open = false; menu.querySelector("summary").focus(); } });
   let width = window.innerWidth;
-  window.addEventListener("resize", () => { if (window.innerWidth !== width) { width = window.innerWidth; drawCharts(); } });
+  on(window, "resize", () => { if (window.innerWidth !== width) { width = window.innerWidth; drawCharts(); } });
+}
+
+function start() {
+  options(byId("metric"), data.metrics.map((m) => [m.name, m.title]));
+  options(byId("scalar"), scalarNames().map((n) => [n, n.replaceAll("_", " ")]));
+  readHash();
   document.documentElement.classList.add("live");
-  update();
-  const open = state.row && data.rows.find((r) => r.id === state.row);
-  if (open) openDrawer(open);
+  applyAll();
+  listen();
+  if (state.row) openDrawer(rowById.get(state.row));
 }
 
 start();

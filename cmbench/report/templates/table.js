@@ -3,20 +3,21 @@
 const byId = (id) => document.getElementById(id);
 const bodies = [...document.querySelectorAll("tbody[data-section]")];
 const lines = [...document.querySelectorAll("tr[data-row]")];
-const headers = [...document.querySelectorAll("th[data-column]")];
+const headers = [...document.querySelectorAll("thead th[data-c]")];
 const boxes = [...document.querySelectorAll("input[data-filter]")];
 const columnBoxes = [...document.querySelectorAll("input[data-show]")];
-const DEFAULTS = { metric: data.rank_metric || (data.metrics[0] || {}).name || "", scalar: firstScalar() };
+// Names stand in the page by index: HTML changes some characters, JSON none.
+const filterOf = (box) => data.filters[box.dataset.filter][box.dataset.index];
+const pictures = [...document.querySelectorAll("figure[data-for]")];
+const THEMES = ["auto", "light", "dark"];
+const DEFAULTS = { metric: (metricOf(data.rank_metric) || data.metrics[0] || {}).name || "", scalar: firstScalar() };
+const texts = lines.map((line) => line.textContent.toLowerCase());
 
-const state = { q: "", off: {}, sort: null, descending: false, columns: null, ...DEFAULTS };
+const state = { q: "", off: {}, sort: null, descending: false, columns: null, row: null, theme: "auto", ...DEFAULTS };
 
 function firstScalar() {
   const names = scalarNames();
   return names.includes("loss") ? "loss" : names[0] || "";
-}
-
-function scalarNames() {
-  return [...new Set(data.curves.flatMap((c) => Object.keys(c.scalars)))];
 }
 
 function visibleColumns() {
@@ -29,24 +30,27 @@ function filterValue(row, filter) {
   return String(row[filter]);
 }
 
-function isSelected(row, line) {
-  for (const [filter, off] of Object.entries(state.off)) {
-    if (off.includes(filterValue(row, filter))) return false;
-  }
-  return !state.q || line.textContent.toLowerCase().includes(state.q.toLowerCase());
+function isSelected(index) {
+  const row = data.rows[index];
+  for (const [filter, off] of Object.entries(state.off)) if (off.includes(filterValue(row, filter))) return false;
+  return !state.q || texts[index].includes(state.q.toLowerCase());
 }
 
 function selectedRows() {
-  return lines.filter((line) => !line.hidden).map((line) => data.rows[line.dataset.row]);
+  return data.rows.filter((row, index) => isSelected(index));
 }
 
 function applySelection() {
   let count = 0;
+  const shown = new Set();
   for (const line of lines) {
-    line.hidden = !isSelected(data.rows[line.dataset.row], line);
-    if (!line.hidden) count += 1;
+    const index = Number(line.dataset.row);
+    line.hidden = !isSelected(index);
+    if (!line.hidden) { count += 1; shown.add(data.rows[index].id); }
   }
   for (const body of bodies) body.classList.toggle("empty", ![...body.rows].some((r) => r.dataset.row && !r.hidden));
+  for (const picture of pictures) picture.hidden = !shown.has(picture.dataset.for);
+  for (const panel of document.querySelectorAll(".panel")) panel.hidden = ![...panel.querySelectorAll("figure")].some((f) => !f.hidden);
   byId("count").textContent = `${count} of ${lines.length} rows`;
 }
 
@@ -55,18 +59,18 @@ function applySort() {
   const at = data.columns.findIndex((c) => c.key === state.sort);
   const sign = state.descending ? -1 : 1;
   const value = (line) => (at < 0 ? Number(line.dataset.row) : data.rows[line.dataset.row].sort[at]);
+  const compare = (x, y) => (typeof x === "number" && typeof y === "number" ? x - y : x < y ? -1 : 1);
   for (const body of bodies) {
-    const own = [...body.rows].filter((r) => r.dataset.row);
-    own.sort((a, b) => {
-      const [x, y] = [value(a), value(b)];
-      if (x === null || y === null) return (x === null) - (y === null);
+    const own = [...body.rows].filter((r) => r.dataset.row).map((line) => [value(line), line]);
+    own.sort(([x, a], [y, b]) => {
       if (x === y) return a.dataset.row - b.dataset.row;
-      return sign * (typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y)));
+      if (x === null || y === null) return (x === null) - (y === null);
+      return sign * compare(x, y);
     });
-    body.append(...own);
+    body.append(...own.map(([, line]) => line));
   }
   for (const header of headers) {
-    const own = header.dataset.column === state.sort && at >= 0;
+    const own = at >= 0 && Number(header.dataset.c) === at;
     if (own) header.setAttribute("aria-sort", state.descending ? "descending" : "ascending");
     else header.removeAttribute("aria-sort");
   }
@@ -74,18 +78,11 @@ function applySort() {
 
 function applyColumns() {
   const shown = new Set(visibleColumns());
-  data.columns.forEach((column, i) => {
-    const off = !shown.has(column.key);
-    for (const cell of document.querySelectorAll(`[data-c="${i}"]`)) cell.hidden = off;
-  });
-  for (const box of columnBoxes) box.checked = shown.has(box.dataset.show);
-}
-
-function sortBy(key) {
-  const column = data.columns.find((c) => c.key === key);
-  if (state.sort === key && state.descending === firstDirection(column)) state.descending = !state.descending;
-  else if (state.sort === key) { state.sort = null; state.descending = false; }
-  else { state.sort = key; state.descending = firstDirection(column); }
+  const off = data.columns.map((column) => !shown.has(column.key));
+  off[0] = false; // a row without its method's name would be no row
+  for (const cell of document.querySelectorAll("[data-c]")) cell.hidden = off[cell.dataset.c];
+  for (const head of document.querySelectorAll("tr.section th")) head.colSpan = off.filter((o) => !o).length;
+  for (const box of columnBoxes) box.checked = !off[box.dataset.show];
 }
 
 // Where higher is better the first click shows the best on top.
@@ -94,16 +91,35 @@ function firstDirection(column) {
   return Boolean(metric && metric.higher);
 }
 
+function sortBy({ key }) {
+  const first = firstDirection(data.columns.find((c) => c.key === key));
+  if (state.sort !== key) { state.sort = key; state.descending = first; }
+  else if (state.descending === first) state.descending = !first;
+  else { state.sort = null; state.descending = false; }
+}
+
 function writeHash() {
   const parts = new URLSearchParams();
   if (state.q) parts.set("q", state.q);
   for (const [filter, off] of Object.entries(state.off)) for (const value of off) parts.append(`-${filter}`, value);
   if (state.sort) parts.set("sort", (state.descending ? "-" : "") + state.sort);
-  if (state.columns) parts.set("columns", state.columns.join(" "));
+  if (state.columns) parts.set("columns", JSON.stringify(state.columns));
   for (const key of ["metric", "scalar"]) if (state[key] !== DEFAULTS[key]) parts.set(key, state[key]);
+  if (state.theme !== "auto") parts.set("theme", state.theme);
   if (state.row) parts.set("row", state.row);
   const text = parts.toString();
-  history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
+  // A page opened from a file may not change its address; a link's hash still works there.
+  try { history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search); } catch { location.hash = text; }
+}
+
+function readColumns(text) {
+  try {
+    const keys = new Set(data.columns.map((c) => c.key));
+    const found = JSON.parse(text);
+    return Array.isArray(found) ? found.filter((key) => keys.has(key)) : null;
+  } catch {
+    return null;
+  }
 }
 
 // The hash is untrusted: only known columns, metrics, rows and filters are taken from it.
@@ -113,17 +129,19 @@ function readHash() {
   state.off = {};
   for (const box of boxes) {
     const filter = box.dataset.filter;
-    if (parts.getAll(`-${filter}`).includes(box.value)) state.off[filter] = (state.off[filter] || []).concat(box.value);
-    box.checked = !(state.off[filter] || []).includes(box.value);
+    box.checked = !parts.getAll(`-${filter}`).includes(filterOf(box));
+    if (!box.checked) state.off[filter] = (state.off[filter] || []).concat(filterOf(box));
   }
   const sort = parts.get("sort") || "";
   state.descending = sort.startsWith("-");
   const key = sort.replace(/^-/, "");
   state.sort = data.columns.some((c) => c.key === key) ? key : null;
-  const keys = new Set(data.columns.map((c) => c.key));
-  state.columns = parts.has("columns") ? parts.get("columns").split(" ").filter((c) => keys.has(c)) : null;
+  state.columns = parts.has("columns") ? readColumns(parts.get("columns")) : null;
   state.metric = metricOf(parts.get("metric")) ? parts.get("metric") : DEFAULTS.metric;
   state.scalar = scalarNames().includes(parts.get("scalar")) ? parts.get("scalar") : DEFAULTS.scalar;
-  state.row = parts.get("row");
+  state.theme = THEMES.includes(parts.get("theme")) ? parts.get("theme") : "auto";
+  state.row = rowById.has(parts.get("row")) ? parts.get("row") : null;
   byId("search").value = state.q;
+  byId("metric").value = state.metric;
+  byId("scalar").value = state.scalar;
 }

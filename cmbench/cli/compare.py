@@ -1,0 +1,68 @@
+"""``cmbench compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cmbench.bench.record import Record, read_records
+from cmbench.bench.workspace import Workspace
+from cmbench.cli.main import workspace_option
+from cmbench.cli.results import echo_table
+from cmbench.errors import EXIT_CELLS_FAILED, EXIT_MISSING, EXIT_OK
+from cmbench.leaderboard.compare import Comparison, compare, select
+from cmbench.leaderboard.rows import Row, aggregate
+
+
+def workspace_rows(place: Workspace, dataset: str | None) -> list[Row]:
+    """Return the measured rows of a workspace, or of one of its datasets."""
+    cells: list[tuple[Path, Record]] = []
+    for folder in sorted(place.all_records.glob(dataset or "*")):
+        cells += [(p, found) for p, found in read_records(folder) if isinstance(found, Record)]
+    return aggregate(cells)
+
+
+@click.command("compare")
+@click.argument("a")
+@click.argument("b")
+@click.option("--dataset", "-d", metavar="D", default=None, help="Only this dataset.")
+@workspace_option
+def compare_(a: str, b: str, dataset: str | None, workspace: str | None) -> int:
+    """Compare A with B: paired difference over seeds with shared noise, interval, verdict.
+
+    A and B are METHOD, METHOD:RECIPE, METHOD:RECIPE:SAMPLER or the id of a row. Differences are
+    A minus B with 95 % intervals; p-values carry Holm's correction over the settings compared.
+
+    \b
+    Exit codes: 0 A is nowhere worse; 1 B is better somewhere; 4 nothing could be compared.
+    """
+    rows = workspace_rows(Workspace.choose(workspace), dataset)
+    found = compare(select(rows, a), select(rows, b))
+    echo_table(
+        ["dataset", "NFE", "metric", "A", "B", "A - B", "95 % interval", "p", "pairs", "verdict"],
+        [table_row(item) for item in found],
+    )
+    for item in found:
+        if item.reason:
+            click.echo(f"{item.a.dataset} NFE {item.a.nfe}: {item.reason}", err=True)
+    verdicts = {item.verdict for item in found}
+    if verdicts == {"not comparable"}:
+        return EXIT_MISSING
+    return EXIT_CELLS_FAILED if "B is better" in verdicts else EXIT_OK
+
+
+def table_row(item: Comparison) -> list[str]:
+    """Return a comparison as the cells of its line."""
+    x, y = item.a.rank_measurement, item.b.rank_measurement
+    numbers = [f"{m.mean:.5g}" if m else "-" for m in (x, y)]
+    difference = item.difference
+    if difference is None or item.p_adjusted is None:
+        tail = ["-", "-", "-", "-", item.verdict]
+    else:
+        pairs = str(difference.pairs) if difference.pairs else "unpaired"
+        tail = [
+            f"{difference.mean:+.4g}", f"[{difference.low:.4g}, {difference.high:.4g}]",
+            f"{item.p_adjusted:.3g}", pairs, item.verdict,
+        ]  # fmt: skip
+    return [item.a.dataset, str(item.a.nfe), item.metric, *numbers, *tail]

@@ -1,0 +1,34 @@
+"""``cmbench merge``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cmbench.bench.workspace import Workspace
+from cmbench.cli.main import workspace_option
+from cmbench.errors import EXIT_OK
+from cmbench.leaderboard.merge import merge
+
+
+@click.command("merge")
+@click.argument("sources", nargs=-1, required=True, metavar="DIR...",
+                type=click.Path(path_type=Path))
+@workspace_option
+def merge_(sources: tuple[Path, ...], workspace: str | None) -> int:
+    """Copy the records of other workspaces or record folders into this workspace.
+
+    Equal records are kept once. Two finished records of one cell that differ are a conflict: it is
+    refused by name and nothing is written.
+    """
+    place = Workspace.choose(workspace)
+    result = merge(sources, place.all_records)
+    for word, names in (("added", result.added), ("replaced", result.replaced)):
+        for name in names:
+            click.echo(f"{word}  {name}")
+    click.echo(
+        f"{len(result.added)} added, {len(result.replaced)} replaced, "
+        f"{len(result.equal)} already there", err=True,
+    )  # fmt: skip
+    return EXIT_OK

@@ -1,0 +1,32 @@
+"""``cmbench submit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cmbench.bench.workspace import Workspace
+from cmbench.cli.main import workspace_option
+from cmbench.cli.show import find_record
+from cmbench.errors import EXIT_OK
+from cmbench.leaderboard.submit import pack
+
+
+@click.command()
+@click.argument("cells", nargs=-1, required=True, metavar="CELL...")
+@click.option("--out", metavar="FILE", default=Path("submission.zip"), show_default=True,
+              type=click.Path(path_type=Path, dir_okay=False), help="Archive to write.")
+@workspace_option
+def submit(cells: tuple[str, ...], out: Path, workspace: str | None) -> int:
+    """Pack records with recipes, environments and checkpoint hashes into one archive.
+
+    CELL is a record file, a cell or the start of one. `cmbench verify` accepts the archive. The
+    weights stay here: their hash goes along.
+    """
+    place = Workspace.choose(workspace)
+    manifest = pack([find_record(place, cell) for cell in cells], out)
+    for entry in manifest.entries:
+        click.echo(entry.record, err=True)
+    click.echo(str(out))
+    return EXIT_OK

@@ -1,0 +1,138 @@
+"""Rows and cells as flat tables: CSV, Parquet, JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from cmbench.bench.record import Record, read_records
+from cmbench.errors import MissingError, UserError
+from cmbench.leaderboard.ranking import rank_all
+from cmbench.leaderboard.rows import Row, aggregate
+from cmbench.leaderboard.sections import sections
+
+
+@dataclass
+class Table:
+    """Lines of one flat table, and the records that could not be read."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[UserError] = field(default_factory=list)
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column in order of first appearance."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+
+def _read(folder: Path, table: Table) -> Iterator[tuple[Path, Record]]:
+    for path, found in read_records(folder):
+        if isinstance(found, UserError):
+            table.errors.append(found)
+        else:
+            yield path, found
+
+
+def cell_table(folders: Mapping[str, Path]) -> Table:
+    """One line a record, its fields as dotted columns; lists and mappings as JSON text."""
+    table = Table()
+    for folder in folders.values():
+        for _, record in _read(folder, table):
+            table.rows.append(dict(_flat("", record.model_dump(mode="json"))))
+    return table
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    whole = prefix in ("training.config", "environment.packages") or prefix.endswith(".detail")
+    if isinstance(value, Mapping) and not whole:
+        for key, inner in value.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner)
+    elif isinstance(value, (Mapping, list)):
+        yield prefix, json.dumps(value, sort_keys=True)
+    else:
+        yield prefix, value
+
+
+def row_table(folders: Mapping[str, Path]) -> Table:
+    """One line a row over seeds: mean, interval and raw values of every metric, and the rank."""
+    table = Table()
+    for folder in folders.values():
+        parts = sections(aggregate(_read(folder, table)))
+        ranks = rank_all(parts)
+        for section in parts:
+            for row in section.rows:
+                rank = ranks[row.id]
+                line = _row(row) | {
+                    "section": section.title, "rank_low": rank.low, "rank_high": rank.high,
+                }  # fmt: skip
+                table.rows.append(line | _metrics(row))
+    return table
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "id": row.id, "dataset": row.dataset, "kind": row.kind, "method": row.method,
+        "title": row.title, "family": row.family, "recipe": row.recipe, "sampler": row.sampler,
+        "conditional": row.conditional, "nfe": row.nfe, "seeds": row.seeds,
+        "samples": row.num_samples, "parameters": row.parameters,
+        "cells": " ".join(record.cell for _, record in row.cells),
+    }  # fmt: skip
+
+
+def _metrics(row: Row) -> dict[str, Any]:
+    line: dict[str, Any] = {}
+    for name, found in row.measurements.items():
+        interval = found.interval
+        line |= {
+            f"{name}_mean": interval.mean, f"{name}_low": interval.low,
+            f"{name}_high": interval.high,
+            f"{name}_values": " ".join(repr(unit.value) for unit in found.units),
+            f"{name}_key": found.key,
+        }  # fmt: skip
+    return line
+
+
+def spreadsheet_safe(cell: Any) -> Any:
+    """Return text that a spreadsheet would run as a formula with a leading apostrophe."""
+    if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + cell
+    return cell
+
+
+def to_csv(table: Table) -> bytes:
+    """Return the table as CSV."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(table.columns)
+    for row in table.rows:
+        writer.writerow([spreadsheet_safe(row.get(name)) for name in table.columns])
+    return buffer.getvalue().encode()
+
+
+def to_parquet(table: Table) -> bytes:
+    """Return the table as Parquet.
+
+    Raises:
+        MissingError: if pyarrow is not installed.
+    """
+    if find_spec("pyarrow") is None:
+        raise MissingError(
+            "export", "parquet needs pyarrow", remedy="pip install 'cmbench[parquet]', or use csv"
+        )
+    import pandas  # heavy: only for this format
+
+    frame = pandas.DataFrame(table.rows, columns=table.columns)
+    for name in frame.columns:
+        kinds = {type(row[name]) for row in table.rows if row.get(name) is not None}
+        if len(kinds - {int, float}) > 1 or (len(kinds) > 1 and kinds - {int, float}):
+            # A Parquet column has one type; recipes of different methods may disagree on it.
+            frame[name] = frame[name].map(lambda v: None if v is None else str(v))
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    return buffer.getvalue()

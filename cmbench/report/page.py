@@ -1,0 +1,189 @@
+"""One dataset's page as data: rows in sections, printed cells, pictures, what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmbench import __version__
+from cmbench.bench.record import Record
+from cmbench.errors import UserError
+from cmbench.leaderboard.best import best_values
+from cmbench.leaderboard.joins import join_reported
+from cmbench.leaderboard.published import Board, Published
+from cmbench.leaderboard.ranking import rank_all
+from cmbench.leaderboard.rows import Row, aggregate, unfinished
+from cmbench.leaderboard.sections import Section, sections
+from cmbench.report.columns import Cell, Column, Findings, conditioning, table_columns
+from cmbench.report.csvtable import csv_cells, csv_header
+from cmbench.report.gallery import Gallery, build_gallery, series_labels
+
+#: What :func:`cmbench.bench.record.read_records` yields.
+Found = tuple[Path, Record | UserError]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row with its printed cells, in column order."""
+
+    row: Row
+    index: int
+    section: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class TableSection:
+    """A section with its printed lines."""
+
+    section: Section
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One menu of check boxes."""
+
+    key: str
+    title: str
+    values: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that the templates of one dataset see."""
+
+    dataset: str
+    columns: Sequence[Column]
+    sections: Sequence[TableSection]
+    unfinished: Sequence[tuple[Path, Record]]
+    unreadable: Sequence[tuple[Path, str]]
+    gallery: Gallery
+    labels: Mapping[str, str]
+    floors: Sequence[float]
+    rank_metric: str
+    command: str
+    board: Board | None = None
+    version: str = __version__
+
+    def summary(self) -> dict[str, object]:
+        """What the index shows, without holding on to the page."""
+        return {
+            "dataset": self.dataset, "title": self.title, "rank_metric": self.rank_metric,
+            "measured": sum(bool(line.row.cells) for line in self.lines),
+            "reported": sum(not line.row.cells for line in self.lines),
+            "unfinished": len(self.unfinished), "unreadable": len(self.unreadable),
+        }  # fmt: skip
+
+    @property
+    def title(self) -> str:
+        """The board's title, or the dataset's name."""
+        return self.board.title if self.board is not None else self.dataset
+
+    @property
+    def csv_header(self) -> list[str]:
+        """Column names of the CSV: plain numbers, so metrics have mean, low, high, n and values."""
+        return csv_header(self.columns)
+
+    def csv_cells(self, line: Line) -> list[object]:
+        """The CSV's cells of one line."""
+        return csv_cells(line.row, line.section, line.cells, self.columns)
+
+    @property
+    def lines(self) -> list[Line]:
+        """All lines in the order of the page."""
+        return [line for section in self.sections for line in section.lines]
+
+    @property
+    def filters(self) -> list[Filter]:
+        """What the reader can filter by: everything with at least two values."""
+        rows = [line.row for line in self.lines]
+        found = [
+            Filter("family", "Family", sorted({row.family or "other" for row in rows})),
+            Filter("kind", "Kind", sorted({row.kind for row in rows})),
+            Filter("conditional", "Labels", sorted({conditioning_filter(row) for row in rows})),
+            Filter("nfe", "NFE", [t for _, t in sorted({_nfe_filter(row) for row in rows})]),
+        ]
+        return [item for item in found if len(item.values) > 1]
+
+    @property
+    def shown(self) -> list[tuple[int, Column]]:
+        """Index and column of those visible from the start."""
+        return [(i, c) for i, c in enumerate(self.columns) if c.shown]
+
+
+def build_page(
+    dataset: str, found: Iterable[Found], published: Published | None,
+    extra_columns: Mapping[str, str], command: str,
+) -> Page:  # fmt: skip
+    """Aggregate, sort into sections and format the rows of one dataset."""
+    records: list[tuple[Path, Record]] = []
+    unreadable: list[tuple[Path, str]] = []
+    for path, item in found:
+        if isinstance(item, UserError):
+            # Pages are published: no absolute paths of the machine that made them.
+            unreadable.append((path, str(item).replace(str(path), path.name)))
+        else:
+            records.append((path, item))
+    rows = aggregate(records)
+    if published is not None:
+        rows += published.as_rows(dataset)
+    parts = sections(rows)
+    columns = table_columns(rows, extra_columns, Findings(rank_all(parts), join_reported(rows)))
+    labels = series_labels(rows)
+    ranked = [row.rank_metric for row in rows if row.rank_metric]
+    return Page(
+        dataset=dataset,
+        columns=columns,
+        sections=_lines(parts, columns),
+        unfinished=unfinished(records),
+        unreadable=unreadable,
+        gallery=build_gallery(rows, labels),
+        labels=labels,
+        floors=_floors(rows),
+        rank_metric=max(set(ranked), key=ranked.count) if ranked else "",
+        command=command,
+        board=published.board if published is not None else None,
+    )
+
+
+def _lines(found: Sequence[Section], columns: Sequence[Column]) -> list[TableSection]:
+    result, index = [], 0
+    for section in found:
+        best = best_values(section.rows)
+        lines = []
+        for row in section.rows:
+            cells = tuple(_cell(row, column, best) for column in columns)
+            lines.append(Line(row, index, section.title, cells))
+            index += 1
+        result.append(TableSection(section, tuple(lines)))
+    return result
+
+
+def _cell(row: Row, column: Column, best: set[tuple[str, str]]) -> Cell:
+    cell = column.cell(row)
+    if column.metric and (row.id, column.metric) in best:
+        return Cell(cell.text, cell.sort, best=True)
+    return cell
+
+
+def _floors(rows: Iterable[Row]) -> list[float]:
+    """Return the distances between two real halves that the records know, ascending."""
+    found = set()
+    for row in rows:
+        for _, record in row.cells:
+            metric = record.metrics.get(record.rank_metric)
+            floor = metric.detail.get("floor") if metric is not None else None
+            if isinstance(floor, (int, float)) and floor > 0:
+                found.add(float(f"{floor:.6g}"))
+    return sorted(found)
+
+
+def conditioning_filter(row: Row) -> str:
+    """Return the filter's word for a row's conditioning."""
+    return conditioning(row) or "not stated"
+
+
+def _nfe_filter(row: Row) -> tuple[float, str]:
+    return (float(row.nfe) if row.nfe is not None else float("inf"), row.nfe_text or "not stated")
