@@ -14,6 +14,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import torch
 from hypothesis import settings
+from toy import add_toys
 
 from cmbench.bench.context import Context
 from cmbench.bench.reporter import Reporter
@@ -103,3 +104,10 @@ def cmbench(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         return Outcome(code if isinstance(code, int) else 0, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def toys(context: Context) -> Context:
+    """The context with the tests' own method ``toy`` and dataset ``toys``."""
+    add_toys(context.plugins)
+    return context

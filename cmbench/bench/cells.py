@@ -35,7 +35,7 @@ from cmbench.data.base import Dataset
 from cmbench.errors import InterruptedRunError
 from cmbench.files import write_atomically
 from cmbench.metrics.extractor import Extractor
-from cmbench.metrics.reference import Reference
+from cmbench.metrics.reference import Floor, Reference
 from cmbench.metrics.reference_cache import cached_reference
 from cmbench.metrics.suite import MetricSuite
 from cmbench.metrics.values import MetricValue
@@ -83,7 +83,7 @@ def measure_cell(
     metrics = {n: metric_record(context, n, v) for n, v in suite.finalize().items()}
     rank = spec.metrics[0]
     if rank in metrics and reference.features is not None:
-        metrics[rank] = with_floor(metrics[rank], reference)
+        metrics[rank] = with_floor(metrics[rank], floor_of(context, spec, reference))
     record = base_record(context, cell, "finished", trained)
     return record.model_copy(
         update={
@@ -111,7 +111,10 @@ def require_time(context: Context, cell: CellPlan) -> None:
 def open_reference(
     context: Context, spec: DatasetSpec, dataset: Dataset
 ) -> tuple[Extractor, Reference]:
-    """Return the protocol's extractor and reference, from the cache where they are there."""
+    """Return the protocol's extractor and reference, opened once and cached in the workspace."""
+    opened = context.references.get(spec.name)
+    if opened is not None:
+        return opened
     factory: Any = context.plugins.extractors.load(spec.extractor)
     extractor: Extractor = factory(None).to(context.device)
     reference = cached_reference(
@@ -122,7 +125,8 @@ def open_reference(
         quantization=spec.quantize,
         folder=context.workspace.cache / "references",
     )
-    return extractor, reference.to(context.device)
+    context.references[spec.name] = extractor, reference.to(context.device)
+    return context.references[spec.name]
 
 
 def open_sampler(
@@ -196,9 +200,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def with_floor(metric: MetricRecord, reference: Reference) -> MetricRecord:
-    """Add what two disjoint real halves score: the floor of the ranking metric."""
-    floor = reference.floor()
+def floor_of(context: Context, spec: DatasetSpec, reference: Reference) -> Floor:
+    """Return what two disjoint real halves score; it takes a while, so once a process."""
+    if spec.name not in context.floors:
+        context.floors[spec.name] = reference.floor()
+    return context.floors[spec.name]
+
+
+def with_floor(metric: MetricRecord, floor: Floor) -> MetricRecord:
+    """Add the floor to the ranking metric."""
     detail = {
         **metric.detail,
         "floor": floor.frechet,

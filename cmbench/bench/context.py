@@ -13,6 +13,8 @@ from cmbench.bench.threads import choose_threads
 from cmbench.bench.workspace import Workspace
 from cmbench.data.base import DataLocations, Dataset, load_dataset
 from cmbench.errors import MissingError, PluginError, UserError
+from cmbench.metrics.extractor import Extractor
+from cmbench.metrics.reference import Floor, Reference
 from cmbench.plugin.manager import PluginManager
 
 
@@ -48,6 +50,9 @@ class Context:
     compile: bool = False
     should_stop: Callable[[], str | None] = lambda: None
     debug: bool = False
+    #: by dataset, opened once: the protocol's extractor with its reference, and the floor
+    references: dict[str, tuple[Extractor, Reference]] = field(default_factory=dict)
+    floors: dict[str, Floor] = field(default_factory=dict)
     _datasets: dict[str, Dataset] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

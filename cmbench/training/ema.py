@@ -51,11 +51,13 @@ class WeightAverage:
 
     def __init__(self, config: EMAConfig, module: nn.Module) -> None:
         self.config = config
-        self._names = [name for name, _ in module.named_parameters()]
-        self._source: list[Tensor] = [p for _, p in module.named_parameters()]
-        kept = module.state_dict(keep_vars=True)
-        self._buffers = {k: v for k, v in kept.items() if k not in self._names}
+        named = dict(module.named_parameters(remove_duplicate=False))  # tied weights: every name
+        self._source: list[Tensor] = list(dict.fromkeys(named.values()))
         self.average = [p.detach().clone() for p in self._source]
+        place = {id(p): index for index, p in enumerate(self._source)}
+        self._places = {name: place[id(p)] for name, p in named.items()}
+        kept = module.state_dict(keep_vars=True)
+        self._buffers = {k: v for k, v in kept.items() if k not in named}
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -71,10 +73,9 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averaged parameters and the module's buffers, under the module's names."""
-        state = dict(zip(self._names, self.average, strict=True))
-        return state | self._buffers
+        return {n: self.average[i] for n, i in self._places.items()} | self._buffers
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the averaged parameters."""
-        for name, average in zip(self._names, self.average, strict=True):
-            average.copy_(tensors[name])
+        for name, index in self._places.items():
+            self.average[index].copy_(tensors[name])
