@@ -12,10 +12,22 @@ _HEUSEL = "Heusel et al. 2017, arXiv:1706.08500"
 _SALIMANS = "Salimans et al. 2016, arXiv:1606.03498"
 _KYNKAANNIEMI = "Kynkäänniemi et al. 2019, arXiv:1904.06991"
 _NAEEM = "Naeem et al. 2020, arXiv:2002.09797"
+_PARMAR = "Parmar et al. 2022, arXiv:2104.11222"
+_NASH = "Nash et al. 2021, arXiv:2103.03841"
+_STEIN = "Stein et al. 2023, arXiv:2306.04675"
 _BINKOWSKI = "Bińkowski et al. 2018, arXiv:1801.01401"
 
 METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("fid", "Fréchet Inception distance", False, "features", _HEUSEL),
+    MetricSpec("fid-clean", "clean-FID (clean-fid's bicubic)", False, "features", _PARMAR),
+    MetricSpec(
+        "fid-legacy-tensorflow", "FID of EDM's detector (TF1 resize)", False, "features", _PARMAR
+    ),
+    MetricSpec(
+        "fid-legacy-pytorch", "FID of pytorch-fid (half-pixel resize)", False, "features", _PARMAR
+    ),
+    MetricSpec("sfid", "Spatial FID (mixed_6/conv)", False, "spatial", _NASH),
+    MetricSpec("fd-dinov2", "Fréchet distance on DINOv2 ViT-L/14", False, "features", _STEIN),
     MetricSpec("fd-digits", "Fréchet distance on digits-cnn", False, "features", _HEUSEL),
     MetricSpec("fd-cifar-cnn", "Fréchet distance on cifar-cnn", False, "features", _HEUSEL),
     MetricSpec("fd-pixels", "Fréchet distance on pixel values", False, "features", _HEUSEL),
@@ -35,6 +47,30 @@ METRICS: tuple[MetricSpec, ...] = (
 )
 
 EXTRACTORS: tuple[ExtractorSpec, ...] = (
+    ExtractorSpec(
+        "inception",
+        "cmbench.metrics.inception:InceptionExtractor",
+        "2015 Inception, torch-fidelity's weights and resize",
+        "Szegedy et al. 2015, arXiv:1512.00567",
+    ),
+    ExtractorSpec(
+        "inception-clean",
+        "cmbench.metrics.clean_fid:clean",
+        "2015 Inception as clean-fid's clean mode",
+        _PARMAR,
+    ),
+    ExtractorSpec(
+        "inception-legacy-tensorflow",
+        "cmbench.metrics.clean_fid:legacy_tensorflow",
+        "2015 Inception as NVIDIA's TorchScript file: EDM's detector",
+        _PARMAR,
+    ),
+    ExtractorSpec(
+        "inception-legacy-pytorch",
+        "cmbench.metrics.clean_fid:legacy_pytorch",
+        "2015 Inception as pytorch-fid",
+        _PARMAR,
+    ),
     ExtractorSpec(
         "digits-cnn", "cmbench.metrics.digits_cnn:DigitsExtractor", "Small CNN for 8x8 digits, 64-d"
     ),

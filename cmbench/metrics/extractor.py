@@ -39,7 +39,11 @@ class Extractor(Protocol):
 
     @property
     def short_name(self) -> str:
-        """What follows ``fd-`` in the name of its distance."""
+        """What follows ``fd-`` in the name of its distance.
+
+        The 2015 Inception network with verified weights names the distance itself: ``fid`` or
+        ``fid-<preprocessing>``. No other extractor may.
+        """
 
     @property
     def weights_sha256(self) -> str:

@@ -66,6 +66,8 @@ class InceptionExtractor:
         verified = WEIGHTS["inception"].verifies(self.weights_sha256)
         self.name = "inception" if layer == "2048" else f"inception-{layer}"
         self.short_name = self.name if verified else f"{self.name}-unverified"
+        if self.short_name == "inception":
+            self.short_name = "fid"
         self.preprocessing = "tf1-bilinear"
         if precision != "float32":
             self.preprocessing += f"+{precision}"

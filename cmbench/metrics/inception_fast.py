@@ -72,8 +72,13 @@ class FastInception(nn.Module):
 
         With ``spatial`` also "spatial" ``[N, 2023]``: 17 x 17 x 7, channels last, as in TensorFlow.
         """
+        return self.layers(self.resize(pixels), last, spatial=spatial)
+
+    def layers(
+        self, x: Tensor, last: str = "logits_unbiased", *, spatial: bool = False
+    ) -> dict[str, Tensor]:
+        """Return the same of images ``[N, 3, 299, 299]`` already resized and scaled to [-1, 1]."""
         found: dict[str, Tensor] = {}
-        x = self.resize(pixels)
         for name, stage in (("64", self.stem[0]), ("192", self.stem[1])):
             x = stage(x)
             found[name] = x.mean((2, 3))
@@ -100,10 +105,12 @@ class FastInception(nn.Module):
         """Return (TF1-bilinear 299x299 - 128) / 128, channels-last where the weights are."""
         rows = self._matrix(pixels.shape[2], pixels) / 128
         columns = self._matrix(pixels.shape[3], pixels)
-        x = rows @ pixels @ columns.T - 1
-        first = self.stem[0].get_submodule("0.conv")
-        assert isinstance(first, nn.Conv2d)
-        channels_last = first.weight.is_contiguous(memory_format=torch.channels_last)
+        return self.in_layout(rows @ pixels @ columns.T - 1)
+
+    def in_layout(self, x: Tensor) -> Tensor:
+        """Return ``x`` in the memory layout of the weights."""
+        first = self.stem[0].get_submodule("0.conv").get_parameter("weight")
+        channels_last = first.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return x.contiguous(memory_format=layout)
 

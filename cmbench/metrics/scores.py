@@ -28,14 +28,37 @@ VERSION = "v1"
 MAX_SPLITS = 10
 FLOW_MAP = ("flow-map-mean", "flow-map-max")
 MANIFOLD = ("precision", "recall", "density", "coverage")
-#: Metrics named after the 2015 Inception network: only its verified weights may use the names.
-INCEPTION_ONLY = ("fid", "sfid", "kid")
-INCEPTION = "inception"
 
 
 def is_distance(metric: str) -> bool:
     """Whether ``metric`` is a Fréchet distance on pooled features."""
-    return metric == "fid" or metric.startswith("fd-")
+    return metric == "fid" or metric.startswith(("fd-", "fid-"))
+
+
+def is_spatial(metric: str) -> bool:
+    """Whether ``metric`` is a Fréchet distance on spatial features."""
+    return metric == "sfid" or metric.startswith(("sfd-", "sfid-"))
+
+
+def distance_name(extractor: Extractor) -> str:
+    """Return the name of the extractor's Fréchet distance; only Inception's are called FID."""
+    short = extractor.short_name
+    return short if is_fid(extractor) else f"fd-{short}"
+
+
+def spatial_name(extractor: Extractor) -> str:
+    """Return the name of the extractor's spatial Fréchet distance."""
+    return f"s{distance_name(extractor)}"
+
+
+def kernel_name(extractor: Extractor) -> str:
+    """Return the name of the extractor's kernel distance."""
+    return "kid" if is_fid(extractor) else "kd"
+
+
+def is_fid(extractor: Extractor) -> bool:
+    """Whether the extractor is the 2015 Inception network with verified weights."""
+    return extractor.short_name == "fid" or extractor.short_name.startswith("fid-")
 
 
 def needs(metric: str) -> str:
@@ -44,7 +67,7 @@ def needs(metric: str) -> str:
         return "flow map"
     if metric == "is":
         return "logits"
-    if metric == "sfid" or metric.startswith("sfd-"):
+    if is_spatial(metric):
         return "spatial"
     if is_distance(metric) or metric in MANIFOLD or metric in ("kid", "kd"):
         return "features"
@@ -54,27 +77,25 @@ def needs(metric: str) -> str:
 def check_metric(metric: str, extractor: Extractor | None, reference: Reference | None) -> None:
     """Refuse a metric that this extractor or reference cannot serve, before any sampling.
 
-    A Fréchet distance carries its extractor's name; ``fid``, ``sfid`` and ``kid`` belong to the
-    2015 Inception network with verified weights.
+    A Fréchet distance carries its extractor's name, see :func:`distance_name`.
     """
     need = needs(metric)
     if need == "flow map":
         return
     if extractor is None:
         raise UserError(f"metric {metric!r}", "no extractor", allowed="a feature extractor")
-    short = extractor.short_name
-    own = {"fid": f"fd-{short}", "sfid": f"sfd-{short}", "kid": "kd"}
-    if metric in INCEPTION_ONLY and short != INCEPTION:
-        raise UserError(
-            f"metric {metric!r}", f"the extractor is {extractor.name!r}",
-            allowed="the 2015 Inception network with verified weights",
-            remedy=f"ask for {own[metric]!r} instead",
-        )  # fmt: skip
-    for prefix in ("fd-", "sfd-"):
-        if metric.startswith(prefix) and metric != f"{prefix}{short}":
+    own = {
+        distance_name(extractor): is_distance(metric),
+        spatial_name(extractor): is_spatial(metric),
+        kernel_name(extractor): metric in ("kid", "kd"),
+    }
+    for name, same_kind in own.items():
+        if same_kind and metric != name:
             raise UserError(
                 f"metric {metric!r}", f"the extractor is {extractor.name!r}",
-                allowed=f"{prefix}{short}", remedy=f"ask for '{prefix}{short}'",
+                allowed=f"{name} (FID and KID belong to the 2015 Inception network with verified"
+                " weights)",
+                remedy=f"ask for {name!r} instead",
             )  # fmt: skip
     if need == "logits":
         return

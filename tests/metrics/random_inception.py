@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -35,4 +36,53 @@ def random_state() -> dict[str, torch.Tensor]:
 def write_random_weights(path: Path) -> Path:
     """Write the state dict as torch-fidelity's file is written."""
     torch.save(random_state(), path)
+    return path
+
+
+class _Layers(nn.Module):
+    """The network after the resize, with the name that NVIDIA's file gives it."""
+
+    def __init__(self, library: nn.Module) -> None:
+        super().__init__()
+        names = (
+            "Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 MaxPool_1 Conv2d_3b_1x1 Conv2d_4a_3x3 "
+            "MaxPool_2 Mixed_5b Mixed_5c Mixed_5d Mixed_6a Mixed_6b Mixed_6c Mixed_6d Mixed_6e "
+            "Mixed_7a Mixed_7b Mixed_7c AvgPool"
+        )
+        self.steps = nn.Sequential(*(library.get_submodule(name) for name in names.split()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.steps(x).flatten(1)
+
+
+class _Detector(nn.Module):
+    """NVIDIA's interface: pixels of any size in, TF1 bilinear inside."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, img: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        x = img.float()
+        for dim in (2, 3):
+            size = x.shape[dim]
+            position = torch.arange(299, dtype=torch.float32) * (size / 299.0)
+            low = position.long()
+            high = (low + 1).clamp(max=size - 1)
+            weight = position - low.float()
+            weight = weight.view(-1, 1) if dim == 2 else weight.view(1, -1)
+            first = x.index_select(dim, low)
+            x = first + (x.index_select(dim, high) - first) * weight
+        return self.layers((x - 128.0) / 128.0)
+
+
+def write_random_torchscript(weights: Path, path: Path) -> Path:
+    """Write the network of ``weights`` behind the interface of NVIDIA's TorchScript file."""
+    from cmbench.metrics.inception import load_library_network
+
+    layers = _Layers(load_library_network(weights, ("2048",))).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(layers, torch.zeros(1, 3, 299, 299))
+        torch.jit.script(_Detector(traced)).save(str(path))
     return path
