@@ -84,7 +84,6 @@ class ADM(Network):
         style = BlockStyle(
             embedding_dim=config.channels * config.embedding_mult,
             conditioning=config.conditioning,
-            dropout=config.dropout,
             min_group_channels=config.min_group_channels,
             channels_per_head=config.channels_per_head,
             init=_UNIFORM,
@@ -104,7 +103,14 @@ class ADM(Network):
             resample: ResampleMode = "keep",
             attention: bool = False,
         ) -> nn.Module:
-            return UNetBlock(inputs, outputs, style, resample=resample, attention=attention)
+            return UNetBlock(
+                inputs,
+                outputs,
+                style,
+                dropout=config.dropout_at(side),
+                resample=resample,
+                attention=attention,
+            )
 
         stem = Conv2d(data_shape[0], widths[0], 3, init=_UNIFORM)
         self.body_net = UNetBody(plan, stem, make_block, join=_concatenate)

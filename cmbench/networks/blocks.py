@@ -35,7 +35,6 @@ class BlockStyle:
 
     embedding_dim: int
     conditioning: Conditioning = "additive"
-    dropout: float = 0.0
     skip_scale: float = 1.0
     eps: float = 1e-5
     min_group_channels: int = 4
@@ -83,11 +82,12 @@ class UNetBlock(nn.Module):
         outputs: int,
         style: BlockStyle,
         *,
+        dropout: float = 0.0,
         resample: ResampleMode = "keep",
         attention: bool = False,
     ) -> None:
         super().__init__()
-        self.style = style
+        self.style, self.dropout = style, dropout
         self.norm0 = style.norm(inputs)
         self.conv0 = Conv2d(inputs, outputs, 3, resample=resample, taps=style.taps, init=style.init)
         self.modulation = Modulation(outputs, style)
@@ -116,7 +116,7 @@ class UNetBlock(nn.Module):
         style = self.style
         h = self.conv0(ops.silu(self.norm0(x)))
         h = ops.silu(self.modulation(h, emb))
-        h = self.conv1(ops.dropout(h, style.dropout, self.training))
+        h = self.conv1(ops.dropout(h, self.dropout, self.training))
         skip = x if self.skip is None else self.skip(x)
         y = ops.residual(skip, h, style.skip_scale)
         if self.attention is not None:

@@ -55,11 +55,11 @@ NETWORKS: tuple[CatalogEntry, ...] = (
 #: Published sizes: name of the network and what departs from its defaults.
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpmpp-cifar10": ("ddpmpp", {"augment_dim": 9}),
-    "ddpmpp-cifar10-deep": ("ddpmpp", {"augment_dim": 9, "blocks": 8}),
     "ncsnpp-cifar10": ("ncsnpp", {"augment_dim": 9}),
-    "ncsnpp-cifar10-deep": ("ncsnpp", {"augment_dim": 9, "blocks": 8}),
+    # iCT's: twice the depth, no augmentation labels; on ImageNet-64 without AdaGN.
+    "ncsnpp-cifar10-deep": ("ncsnpp", {"blocks": 8}),
     "adm-imagenet64": ("adm", {}),
-    "adm-imagenet64-deep": ("adm", {"blocks": 6}),
+    "adm-imagenet64-deep": ("adm", {"blocks": 6, "conditioning": "additive"}),
     "edm2-xs": ("edm2", {"channels": 128}),
     "edm2-s": ("edm2", {"channels": 192}),
     "edm2-m": ("edm2", {"channels": 256}),

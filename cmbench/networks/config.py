@@ -53,7 +53,7 @@ class UNetTinyConfig(EmbeddedConfig):
 
     channels: int = Field(default=32, ge=8, multiple_of=8, description="base width (channels)")
     channel_mult: tuple[int, ...] = Field(
-        default=(1,), min_length=1, description="width per resolution, in multiples of the base"
+        default=(1,), min_length=1, description="width per resolution (multiples of the base)"
     )
     blocks: int = Field(default=2, ge=1, description="residual blocks per resolution (count)")
     patch_size: Literal[1, 2, 4] = Field(
@@ -67,7 +67,7 @@ class UNetTinyConfig(EmbeddedConfig):
         default="scale-shift", description="how noise level and class modulate a block"
     )
     embedding_mult: int = Field(
-        default=4, ge=1, description="width of the embedding, in multiples of the base"
+        default=4, ge=1, description="width of the embedding (multiples of the base)"
     )
 
 
@@ -77,21 +77,36 @@ class MLPConfig(EmbeddedConfig):
     width: int = Field(default=128, ge=8, description="hidden width (features)")
     blocks: int = Field(default=3, ge=1, description="residual blocks (count)")
     expansion: int = Field(
-        default=1, ge=1, description="width inside a block, in multiples of the hidden width"
+        default=1, ge=1, description="width inside a block (multiples of the hidden width)"
     )
     embedding_dim: int = Field(
         default=64, ge=2, multiple_of=2, description="size of the noise embedding (features)"
     )
 
 
-class UNetConfig(NetworkConfig):
+class ResolutionDropoutConfig(NetworkConfig):
+    """A network whose dropout can be kept to the low resolutions."""
+
+    dropout_max_resolution: int | None = Field(
+        default=None,
+        ge=1,
+        description="highest resolution with dropout (pixels; none = all; iCT and sCM use 16)",
+    )
+
+    def dropout_at(self, side: int) -> float:
+        """Return the dropout probability of a block whose output is ``side`` pixels wide."""
+        top = self.dropout_max_resolution
+        return self.dropout if top is None or side <= top else 0.0
+
+
+class UNetConfig(ResolutionDropoutConfig):
     """What the published U-Nets share."""
 
     channels: int = Field(default=128, ge=8, multiple_of=8, description="base width (channels)")
     channel_mult: tuple[int, ...] = Field(
         default=(2, 2, 2),
         min_length=1,
-        description="width per resolution, in multiples of the base",
+        description="width per resolution (multiples of the base)",
     )
     blocks: int = Field(
         default=4,
@@ -102,7 +117,7 @@ class UNetConfig(NetworkConfig):
         default=(16,), description="resolutions with self-attention (pixels)"
     )
     embedding_mult: int = Field(
-        default=4, ge=1, description="width of the embedding, in multiples of the base"
+        default=4, ge=1, description="width of the embedding (multiples of the base)"
     )
 
 
@@ -110,7 +125,7 @@ class DDPMPPConfig(UNetConfig, EmbeddedConfig):
     """DDPM++ as in EDM: 55.7M parameters at these defaults on 32x32x3, augment_dim 9."""
 
     noise_mult: int = Field(
-        default=1, ge=1, description="size of the noise embedding, in multiples of the base"
+        default=1, ge=1, description="size of the noise embedding (multiples of the base)"
     )
     pyramid: bool = Field(
         default=False, description="add a filtered input pyramid to the encoder (NCSN++)"
@@ -131,7 +146,7 @@ class NCSNPPConfig(DDPMPPConfig):
         description="noise embedding: positional (smooth, for c_noise = t) or random fourier",
     )
     noise_mult: int = Field(
-        default=2, ge=1, description="size of the noise embedding, in multiples of the base"
+        default=2, ge=1, description="size of the noise embedding (multiples of the base)"
     )
     pyramid: bool = Field(
         default=True, description="add a filtered input pyramid to the encoder (NCSN++)"
@@ -150,7 +165,7 @@ class ADMConfig(UNetConfig, EmbeddedConfig):
     channel_mult: tuple[int, ...] = Field(
         default=(1, 2, 3, 4),
         min_length=1,
-        description="width per resolution, in multiples of the base",
+        description="width per resolution (multiples of the base)",
     )
     blocks: int = Field(
         default=3,
@@ -174,7 +189,7 @@ class ADMConfig(UNetConfig, EmbeddedConfig):
     )
 
 
-class EDM2Config(NetworkConfig):
+class EDM2Config(ResolutionDropoutConfig):
     """EDM2's magnitude-preserving U-Net (config G). Widths: XS 128, S 192, M 256, L 320, XL 384,
     XXL 448 channels.
     """
@@ -183,7 +198,7 @@ class EDM2Config(NetworkConfig):
     channel_mult: tuple[int, ...] = Field(
         default=(1, 2, 3, 4),
         min_length=1,
-        description="width per resolution, in multiples of the base",
+        description="width per resolution (multiples of the base)",
     )
     blocks: int = Field(default=3, ge=1, description="residual blocks per resolution (count)")
     attention_resolutions: tuple[int, ...] = Field(
@@ -200,11 +215,6 @@ class EDM2Config(NetworkConfig):
     )
     conditioning: Literal["scale", "double"] = Field(
         default="scale", description="how noise level and class modulate a block"
-    )
-    dropout_max_resolution: int | None = Field(
-        default=None,
-        ge=1,
-        description="highest resolution with dropout (pixels; none = all; sCM uses 16)",
     )
     label_balance: float = Field(
         default=0.5, ge=0.0, le=1.0, description="share of the class in the embedding (0 to 1)"

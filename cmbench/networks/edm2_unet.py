@@ -83,8 +83,7 @@ class EDM2Block(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.part = config, part
-        top = config.dropout_max_resolution
-        self.dropout = config.dropout if top is None or side <= top else 0.0
+        self.dropout = config.dropout_at(side)
         self.resample = Resample(resample)
         self.skip = MPConv(inputs, outputs, 1) if inputs != outputs else None
         self.conv0 = MPConv(outputs if part == "encoder" else inputs, outputs, 3)

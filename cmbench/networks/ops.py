@@ -215,12 +215,13 @@ def scale_shift(x: Value, factor: Value, shift: Value) -> Value:
     if not isinstance(x, Dual):
         return primal
     with torch.no_grad():
-        d_type = x.tangent.dtype
-        dy = x.tangent * primal_of(f).to(d_type)
-        if isinstance(f, Dual):
-            dy = torch.addcmul(dy, x.primal.to(d_type), f.tangent.to(d_type))
+        wide = x.tangent.dtype
         if isinstance(b, Dual):
-            dy = dy.add_(b.tangent.to(d_type))
+            dy = torch.addcmul(b.tangent.to(wide), x.tangent, primal_of(f).to(wide))
+        else:
+            dy = x.tangent * primal_of(f).to(wide)
+        if isinstance(f, Dual):
+            dy.addcmul_(x.primal.to(wide), f.tangent.to(wide))
     return Dual(primal, dy, x.precision)
 
 

@@ -76,7 +76,14 @@ class DDPMPP(Network):
             resample: ResampleMode = "keep",
             attention: bool = False,
         ) -> nn.Module:
-            return UNetBlock(inputs, outputs, style, resample=resample, attention=attention)
+            return UNetBlock(
+                inputs,
+                outputs,
+                style,
+                dropout=config.dropout_at(side),
+                resample=resample,
+                attention=attention,
+            )
 
         self.body_net = UNetBody(
             plan,
@@ -120,7 +127,6 @@ def _style(config: DDPMPPConfig) -> BlockStyle:
     return BlockStyle(
         embedding_dim=config.channels * config.embedding_mult,
         conditioning=config.conditioning,
-        dropout=config.dropout,
         skip_scale=math.sqrt(0.5),
         eps=1e-6,
         taps=config.filter_taps,

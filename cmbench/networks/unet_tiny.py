@@ -46,7 +46,14 @@ class UNetTiny(Network):
             inputs: int, outputs: int, level: int, resample: ResampleMode = "keep"
         ) -> UNetBlock:
             attention = side >> level in config.attention_resolutions and resample != "up"
-            return UNetBlock(inputs, outputs, style, resample=resample, attention=attention)
+            return UNetBlock(
+                inputs,
+                outputs,
+                style,
+                dropout=config.dropout,
+                resample=resample,
+                attention=attention,
+            )
 
         self.conv_in = Conv2d(in_channels, widths[0], 3)
         self.encoder = nn.ModuleList()
@@ -97,7 +104,6 @@ def _style(config: UNetTinyConfig) -> BlockStyle:
     return BlockStyle(
         embedding_dim=config.channels * config.embedding_mult,
         conditioning=config.conditioning,
-        dropout=config.dropout,
         skip_scale=math.sqrt(0.5),
         eps=1e-6,
         channels_per_head=config.channels_per_head,
