@@ -142,7 +142,7 @@ class Toy(Method):
             case "around-the-wrapper":
                 x = self.denoise(self.network, self.config.sigma * noise, labels)
             case "wrong-shape":
-                x = x[:, :1]
+                x = x[..., :1]
             case "list-images":
                 return x.tolist()
         return x

@@ -1,0 +1,155 @@
+"""Streams of samples: counted, checked, and the same in any batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toy import Toy, ToyConfig
+
+from cmbench.errors import NonFiniteError, PluginError
+from cmbench.networks.config import MLPConfig
+from cmbench.networks.mlp import MLP
+from cmbench.plugin.method import Problem, SamplingPlan
+from cmbench.sampling import Sampler
+from cmbench.training.prepared import PreparedNetwork
+
+
+class Kit:
+    teacher = None
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+
+    def network(self, **_: Any) -> nn.Module:
+        torch.manual_seed(0)
+        network = MLP(MLPConfig(width=8, blocks=1, embedding_dim=8), (1, 2, 2), self.classes)
+        nn.init.normal_(network.layer_out.weight)
+        return network
+
+
+def sampler(
+    trouble: str = "", nfe: int = 1, classes: int = 0, **options: Any
+) -> tuple[Sampler, list[tuple[int, int]]]:
+    config = ToyConfig(network={"name": "mlp"}, duration_kimg=0, trouble=trouble)
+    method = Toy(config, Problem("toys", (1, 2, 2), classes, 0.5))
+    asked: list[tuple[int, int]] = []
+
+    def labels(start: int, count: int) -> Tensor:
+        asked.append((start, count))
+        return torch.arange(start, start + count) % 3
+
+    modules = method.build(Kit(classes))
+    plan = SamplingPlan(nfe, "toy", (2.0,) * nfe)
+    return Sampler(method, modules, plan, seed=7, labels=labels, **options), asked
+
+
+@pytest.mark.parametrize("nfe", [1, 2])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_images_do_not_depend_on_the_batch_size(nfe: int, classes: int) -> None:
+    whole = next(sampler(nfe=nfe, classes=classes)[0].stream(10, 10))
+    for size in (1, 3, 4, 64):
+        stream, asked = sampler(nfe=nfe, classes=classes)
+        batches = list(stream.stream(10, size))
+        assert [b.first for b in batches] == list(range(0, 10, size))
+        assert bool(asked) == bool(classes)
+        # the same noise and labels exactly; images up to the rounding of other matrix shapes
+        assert torch.equal(torch.cat([b.noise for b in batches]), whole.noise)
+        images = torch.cat([b.images for b in batches])
+        torch.testing.assert_close(images, whole.images, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stream_can_start_anywhere() -> None:
+    whole = next(sampler()[0].stream(10, 10))
+    part = list(sampler()[0].stream(3, 2, first=4))
+    assert [b.first for b in part] == [4, 6]
+    assert torch.equal(torch.cat([b.noise for b in part]), whole.noise[4:7])
+
+
+@pytest.mark.parametrize("nfe", [1, 2])
+def test_evaluations_are_counted_per_image(nfe: int) -> None:
+    stream, _ = sampler(nfe=nfe)
+    list(stream.stream(10, 4))
+    assert (stream.images, stream.nfe_measured) == (10, nfe)
+    stream.check_nfe()
+
+
+@pytest.mark.parametrize("trouble", ["extra-call", "around-the-wrapper"])
+def test_a_lie_about_nfe_is_found(trouble: str) -> None:
+    """Around the wrapper too: the network is the method's own, kept from its build."""
+    stream, _ = sampler(trouble)
+    list(stream.stream(10, 4))
+    with pytest.raises(PluginError) as raised:
+        stream.check_nfe()
+    assert str(raised.value) == (
+        "method Toy: declares NFE 1 but 2 network evaluations an image were counted; "
+        "correct the method's plan_sampling or sample hook"
+    )
+
+
+@pytest.mark.parametrize(
+    ("trouble", "error", "line"),
+    [
+        ("nan-images", NonFiniteError,
+         r"1 of 4 images have NaN or infinite values \(first: image 3\)"),
+        ("wrong-shape", PluginError,
+         r"returned shape \(4, 1, 2, 1\) for noise of shape \(4, 1, 2, 2\)"),
+        ("list-images", PluginError, "returned list; allowed: a tensor shaped as the noise"),
+    ],
+)  # fmt: skip
+def test_what_is_no_batch_of_images_is_refused(
+    trouble: str, error: type[Exception], line: str
+) -> None:
+    stream, _ = sampler(trouble)
+    with pytest.raises(error, match=line):
+        list(stream.stream(10, 4))
+
+
+def test_sampling_builds_no_graph_and_drops_nothing_out() -> None:
+    stream, _ = sampler()
+    batch = next(stream.stream(4, 4))
+    assert not batch.images.requires_grad
+    assert not any(n.module.training for n in stream.nets.values())
+
+
+# ---- what counts as an evaluation ---------------------------------------------------------------
+
+
+class Head(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.weight * t
+
+
+def test_passes_over_images_count_and_heads_over_times_do_not() -> None:
+    net = PreparedNetwork(Head())
+    net(torch.zeros(5))
+    assert (net.evaluations, net.forward_equivalents) == (0, 0)
+    net(torch.zeros(5, 1, 2, 2))
+    assert (net.evaluations, net.forward_equivalents) == (5, 15)
+    with torch.no_grad():
+        net(torch.zeros(5, 1, 2, 2))
+    assert (net.evaluations, net.forward_equivalents) == (10, 20)
+
+
+def test_a_tangent_costs_one_more_forward() -> None:
+    net = PreparedNetwork(Kit(0).network())
+    x, c = torch.zeros(3, 1, 2, 2), torch.zeros(3)
+    net.forward_with_tangent(x, c, x, c)
+    assert (net.evaluations, net.forward_equivalents) == (3, 12)
+
+
+def test_autocast_is_inside_and_the_result_keeps_the_dtype() -> None:
+    class Spy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = super().forward(x)
+            return self.seen
+
+    spy = Spy(2, 2)
+    assert PreparedNetwork(spy, "bf16")(torch.zeros(1, 2)).dtype == torch.float32
+    assert spy.seen.dtype == torch.bfloat16
