@@ -19,8 +19,9 @@ from cmbench.bench.kit import TrainingKit
 from cmbench.bench.planning import RunPlan, plan_run
 from cmbench.bench.runs import build_modules, obtain_teacher
 from cmbench.bench.workspace import Workspace
+from cmbench.errors import Declined
 from cmbench.plugin.manager import PluginManager, load_plugins
-from cmbench.plugin.method import Batch, Method, Problem, Progress, Teacher
+from cmbench.plugin.method import Batch, Method, Problem, Progress, SamplingPlan, Teacher
 from cmbench.training.prepared import PreparedNetwork
 from cmbench.training.state import TrainingState
 
@@ -47,14 +48,14 @@ def method_names() -> list[str]:
     return sorted(plugins().methods.specs)
 
 
-def stir(modules: Mapping[str, nn.Module], seed: int = 0) -> None:
+def stir(modules: Mapping[str, nn.Module], seed: int = 0, size: float = 0.05) -> None:
     """Give every parameter a random part: zero-initialised layers hide errors and gradients."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name in sorted(modules):
             for parameter in modules[name].parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter.add_(0.05 * noise.to(parameter))
+                parameter.add_(size * noise.to(parameter))
 
 
 def untrained_teacher(plan: RunPlan) -> Teacher | None:
@@ -121,6 +122,14 @@ def build(
 def progress(step: int = 3, total_steps: int = 10, batch: int = 6) -> Progress:
     """Return a place in the middle of training."""
     return Progress(step * batch, total_steps * batch, step, total_steps)
+
+
+def plan_or_reason(method: Method, nfe: int) -> SamplingPlan | str:
+    """Return the plan of an NFE budget, or why the method declines it."""
+    try:
+        return method.plan_sampling(nfe)
+    except Declined as reason:
+        return str(reason)
 
 
 @dataclass
