@@ -11,13 +11,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from cmbench.errors import UserError
+from cmbench.metrics.census import Census, CensusTaker
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.frechet import FrechetReference, covariance_factor, frechet_distance
 from cmbench.metrics.inception_score import InceptionScore, inception_score
@@ -27,7 +28,9 @@ from cmbench.metrics.quantize import quantize
 from cmbench.metrics.statistics import FeatureStatistics, Moments
 from cmbench.seeds import derive_seed
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
+#: A quantisation that fits every rule: imported statistics of real, stored images.
+ANY = "any"
 #: Neighbours that set a ball's radius in precision, recall, density and coverage.
 NEIGHBOURS = 3
 
@@ -42,6 +45,8 @@ class ReferenceKey:
     extractor_sha256: str
     preprocessing: str
     quantization: str
+    #: Who computed it: "cmbench", or the library or paper that an imported file comes from.
+    origin: str = "cmbench"
     layout_version: int = LAYOUT_VERSION
 
     @property
@@ -102,6 +107,8 @@ class Reference:
     kernel: SelfKernel | None = None
     spatial: FrechetReference | None = None
     score: InceptionScore | None = None
+    census: Census | None = None
+    halves_floor: Floor | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -130,10 +137,11 @@ class Reference:
         pool: list[Tensor] = []
         logits: list[Tensor] = []
         spatial: FeatureStatistics | None = None
+        census = CensusTaker()
         for batch in images:
-            features = extractor(
-                quantize(batch, key.quantization) if batch.is_floating_point() else batch
-            )
+            pixels = quantize(batch, key.quantization) if batch.is_floating_point() else batch
+            census.update(pixels)
+            features = extractor(pixels)
             pool.append(features.pool)
             if features.logits is not None:
                 logits.append(features.logits)
@@ -146,7 +154,9 @@ class Reference:
                 f"reference {key.source!r}", "no images", allowed="at least 2",
                 remedy="check the reference data",
             )  # fmt: skip
-        return cls._summarise(key, torch.cat(pool), logits, spatial)
+        reference = cls._summarise(key, torch.cat(pool), logits, spatial)
+        floor = reference._compute_floor() if len(reference.with_features("floor")) >= 10 else None
+        return replace(reference, census=census.result(), halves_floor=floor)
 
     @classmethod
     def _summarise(
@@ -191,6 +201,8 @@ class Reference:
             kernel=kernel,
             spatial=None if self.spatial is None else _frechet_to(self.spatial, device),
             score=self.score,
+            census=self.census,
+            halves_floor=self.halves_floor,
             notes=self.notes,
         )
 
@@ -202,13 +214,16 @@ class Reference:
         half = len(rows) // 2
         return rows[order[:half]], rows[order[half : 2 * half]]
 
-    def floor(self, seed: int = 0) -> Floor:
+    def floor(self) -> Floor:
         """Return what two disjoint halves of the real images score against each other.
 
         No generator should be expected below it at that sample count: the floor of distances, the
-        ceiling of precision, recall, density and coverage.
+        ceiling of precision, recall, density and coverage. Stored with the reference.
         """
-        first, second = self.halves(seed)
+        return self._compute_floor() if self.halves_floor is None else self.halves_floor
+
+    def _compute_floor(self) -> Floor:
+        first, second = self.halves()
         return Floor(
             count=len(first),
             frechet=frechet_distance(

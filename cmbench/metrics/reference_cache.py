@@ -17,11 +17,13 @@ from torch import Tensor
 
 from cmbench.errors import UserError
 from cmbench.metrics._files import read_tensors, sha256_tensors, write_tensors
+from cmbench.metrics.census import Census
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.frechet import FrechetReference
 from cmbench.metrics.inception_score import InceptionScore
 from cmbench.metrics.kernel_distance import SelfKernel
-from cmbench.metrics.reference import Reference, ReferenceKey, reference_key
+from cmbench.metrics.precision_recall import PrecisionRecall
+from cmbench.metrics.reference import Floor, Reference, ReferenceKey, reference_key
 from cmbench.metrics.statistics import Divisor, Moments
 
 KIND = "reference"
@@ -79,11 +81,14 @@ def save_reference(reference: Reference, path: Path) -> None:
         tensors["kernel_mean_square"] = mean_square
     if reference.spatial is not None:
         tensors |= _frechet_tensors("spatial_", reference.spatial)
+    if reference.census is not None:
+        tensors |= _census_tensors(reference.census)
     metadata = {
         "kind": KIND,
         "key": json.dumps(asdict(reference.key), sort_keys=True),
         "divisor": reference.moments.divisor,
         "score": json.dumps(asdict(reference.score)) if reference.score else "",
+        "floor": json.dumps(asdict(reference.halves_floor)) if reference.halves_floor else "",
         "sha256": sha256_tensors(tensors),
     }
     write_tensors(path, tensors, metadata)
@@ -100,8 +105,7 @@ def load_reference(path: Path, key: ReferenceKey | None = None) -> Reference:
         raise UserError(str(path), "content does not match its hash", remedy=_REMEDY)
     try:
         found = ReferenceKey(**json.loads(metadata["key"]))
-        score = InceptionScore(**json.loads(metadata["score"])) if metadata["score"] else None
-        reference = _assemble(found, tensors, metadata["divisor"], score)
+        reference = _assemble(found, tensors, metadata)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(str(path), f"lacks or misplaces a part: {error}", remedy=_REMEDY) from error
     if key is not None and found != key:
@@ -117,12 +121,36 @@ def _frechet_tensors(prefix: str, frechet: FrechetReference) -> dict[str, Tensor
     }
 
 
-def _assemble(
-    key: ReferenceKey, tensors: dict[str, Tensor], divisor: str, score: InceptionScore | None
-) -> Reference:
+def _census_tensors(census: Census) -> dict[str, Tensor]:
+    tensors = {"census_hashes": census.hashes}
+    if census.mean is not None and census.std is not None:
+        facts = [census.low, census.high, census.grey, census.flat]
+        tensors["census_mean"], tensors["census_std"] = census.mean, census.std
+        tensors["census_facts"] = torch.tensor(facts, dtype=torch.float64)
+    return tensors
+
+
+def _read_census(tensors: dict[str, Tensor]) -> Census | None:
+    if "census_hashes" not in tensors:
+        return None
+    if "census_facts" not in tensors:
+        return Census(tensors["census_hashes"])
+    low, high, grey, flat = tensors["census_facts"].tolist()
+    mean, std = tensors["census_mean"], tensors["census_std"]
+    return Census(tensors["census_hashes"], mean, std, int(low), int(high), grey, flat)
+
+
+def _read_floor(text: str) -> Floor | None:
+    if not text:
+        return None
+    facts = json.loads(text)
+    return Floor(**{**facts, "manifold": PrecisionRecall(**facts["manifold"])})
+
+
+def _assemble(key: ReferenceKey, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Reference:
+    divisor, count = metadata["divisor"], int(tensors["count"])
     if divisor not in ("n-1", "n", "unknown"):
         raise ValueError(f"divisor {divisor!r}")
-    count = int(tensors["count"])
 
     def frechet(prefix: str) -> FrechetReference:
         mean, cov = tensors[f"{prefix}mean"], tensors[f"{prefix}cov"]
@@ -132,6 +160,7 @@ def _assemble(
     kernel = None
     if "kernel_row_means" in tensors:
         kernel = SelfKernel(tensors["kernel_row_means"], float(tensors["kernel_mean_square"]))
+    score = metadata["score"]
     return Reference(
         key,
         frechet(""),
@@ -139,5 +168,7 @@ def _assemble(
         radii=tensors.get("radii"),
         kernel=kernel,
         spatial=frechet("spatial_") if "spatial_mean" in tensors else None,
-        score=score,
+        score=InceptionScore(**json.loads(score)) if score else None,
+        census=_read_census(tensors),
+        halves_floor=_read_floor(metadata["floor"]),
     )

@@ -26,13 +26,6 @@ class Samples:
         """Number of samples."""
         return len(self.indices)
 
-    @property
-    def duplicates(self) -> int:
-        """Samples whose features equal those of an earlier one (as do equal images)."""
-        if self.pool is None:
-            return 0
-        return self.count - len(torch.unique(self.pool, dim=0))
-
     def warnings(self, reference: Reference | None) -> list[str]:
         """Return what a reader of the numbers should know."""
         found = []
@@ -45,11 +38,6 @@ class Samples:
             found.append(
                 f"{self.count} samples against {reference.count} reference images: the distance is"
                 " biased upwards; compare it only with numbers of the same count"
-            )
-        if self.duplicates:
-            found.append(
-                f"{self.duplicates} of {self.count} samples are duplicates: check the seeds and"
-                " how samples were divided among processes"
             )
         return found
 
