@@ -43,8 +43,8 @@ def pseudo_huber(a: Tensor, b: Tensor, c: float) -> Tensor:
     """Return ``sqrt(||a - b||^2 + c^2) - c`` on the *per-image* vector norm, ``c >= 0``.
 
     Song & Dhariwal 2023 (arXiv:2310.14189), Sec. 3.3. Not the per-pixel loss of the same name.
-    Written as ``s / (sqrt(s + c^2) + c)``, which does not cancel at small distances; at ``c = 0`` it
-    is the norm.
+    Written as ``s / (sqrt(s + c^2) + c)``, which does not cancel at small distances. At ``c = 0``
+    it is the norm.
     """
     if c == 0:
         return l2_norm(a, b)

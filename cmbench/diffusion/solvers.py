@@ -169,11 +169,12 @@ def heun_nfe(nfe: int, *, extra_euler: Literal["first", "last"] = "first") -> He
 
     Odd ``nfe = 2 n - 1`` is EDM's sampler of n steps, whose last step is Euler; 1 is a single
     denoising from ``sigma_max``. Even ``nfe`` takes ``nfe / 2 + 1`` steps, one more of which is an
-    Euler step: the first, or with ``"last"`` the one before the step to 0. NFE 2 is two Euler steps.
+    Euler step: the first, or with ``"last"`` the one before the step to 0. NFE 2 is two Euler
+    steps.
 
     Below about ten evaluations Heun's step down to ``sigma_min`` overshoots (its second slope is
-    ``(x - D) / sigma_min``), in EDM's own sampler too: ``"last"`` replaces just that step and is
-    the more accurate at every even budget.
+    ``(x - D) / sigma_min``), in EDM's own sampler too: ``"last"`` replaces just that step. On
+    Gaussian mixtures it is the more accurate at every even budget.
     """
     if nfe < 1:
         raise UserError(

@@ -497,3 +497,17 @@ def test_bad_budgets_and_orders_say_what_is_allowed(ring: GaussianMixture) -> No
         unipc(ring.denoised, x, sampling_log_sigmas(2), order=5)
     with pytest.raises(UserError, match="deis_tab: degree 4; allowed: 0 to 3"):
         deis_tab(ring.denoised, x, sampling_log_sigmas(2), order=4)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_solvers_on_the_gpu_take_grids_from_the_cpu(ring: GaussianMixture, name: str) -> None:
+    solver, grid = DETERMINISTIC[name], sampling_log_sigmas(5)
+    x = 80 * torch.randn(4, 2, 1, 1, generator=torch.Generator().manual_seed(2)).double()
+    on_gpu = ring.to("cuda")
+    ours = solver(on_gpu.denoised, x.cuda(), grid)
+    assert ours.device.type == "cuda"
+    torch.testing.assert_close(ours.cpu(), solver(ring.denoised, x, grid), rtol=0, atol=1e-9)
+    flowed = on_gpu.flow_map(x.cuda(), torch.full((4,), 80.0, device="cuda"), 0.002)
+    exact = ring.flow_map(x, torch.full((4,), 80.0), 0.002)
+    torch.testing.assert_close(flowed.cpu(), exact, rtol=0, atol=1e-8)
