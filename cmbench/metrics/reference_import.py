@@ -1,0 +1,281 @@
+"""Reference statistics that others published, read safely and kept under their own key.
+
+========================== ================================================== ==================
+file                       holds                                              extractor
+========================== ================================================== ==================
+EDM, pytorch-fid ``.npz``  mu, sigma                                          legacy-tensorflow
+clean-fid ``.npz``         mu, sigma; or feats (its KID file)                 mode in its name
+OpenAI ``VIRTUAL_*.npz``   mu, sigma, mu_s, sigma_s, arr_0 (10,000 images)    inception
+torch-fidelity ``.pt``     mu, sigma; or a matrix of features                 inception
+EDM2 ``.pkl``              {fid: {mu, sigma}, fd_dinov2: {mu, sigma}}         by its entry
+cmbench ``.safetensors``   a whole reference                                  in its key
+========================== ================================================== ==================
+
+No file says which weights made it, so an imported reference stands for the published ones, says
+whence it comes (``origin``), and never shares a metric key with a reference computed here.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cmbench.data.pickles import load_plain_pickle
+from cmbench.errors import UserError, unknown_name
+from cmbench.files import write_atomically
+from cmbench.metrics._files import sha256_file
+from cmbench.metrics.census import CensusTaker
+from cmbench.metrics.extractor import Extractor
+from cmbench.metrics.frechet import FrechetReference, covariance_factor
+from cmbench.metrics.kernel_distance import self_kernel
+from cmbench.metrics.precision_recall import reference_radii
+from cmbench.metrics.reference import ANY, NEIGHBOURS, Reference, ReferenceKey
+from cmbench.metrics.reference_cache import load_reference
+from cmbench.metrics.statistics import FeatureStatistics, Moments
+from cmbench.metrics.weight_files import WEIGHTS
+
+Array = npt.NDArray[Any]
+
+#: Extractor name -> (published weights, preprocessing), as in the key of computed references.
+PUBLISHED = {
+    "inception": (WEIGHTS["inception"].sha256, "tf1-bilinear"),
+    "inception-clean": (WEIGHTS["clean-fid"].sha256, "clean"),
+    "inception-legacy-tensorflow": (WEIGHTS["clean-fid"].sha256, "legacy-tensorflow"),
+    "inception-legacy-pytorch": (WEIGHTS["inception"].sha256, "legacy-pytorch"),
+    "dinov2": (ANY, "pil-bicubic"),
+}
+_ALLOWED = "an EDM, clean-fid, OpenAI, torch-fidelity, EDM2 or cmbench reference file"
+_CLEAN_FID = re.compile(r"(clean|legacy_pytorch|legacy_tensorflow)")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a file holds, before anybody says what it is of."""
+
+    origin: str
+    extractor: str
+    arrays: Mapping[str, Array]
+
+
+def import_reference(
+    path: Path,
+    *,
+    name: str | None = None,
+    extractor: str | None = None,
+    count: int | None = None,
+    entry: str = "fid",
+) -> Reference:
+    """Read a reference file of another program.
+
+    Args:
+        path: the file, see the table above.
+        name: what to call it; its file name by default.
+        extractor: which extractor made it; guessed from the format by default.
+        count: number of images behind it, if you know: the file does not say. It decides the rank
+            of the covariance.
+        entry: which entry of an EDM2 file: "fid" or "fd_dinov2".
+
+    Raises:
+        UserError: the file is missing, damaged, or of another kind; nothing in it is executed.
+    """
+    if not path.is_file():
+        raise UserError(str(path), "no such file", allowed=_ALLOWED)
+    if path.suffix == ".safetensors":
+        return load_reference(path)
+    found = _read(path, entry)
+    chosen = extractor or found.extractor
+    if chosen not in PUBLISHED:
+        raise unknown_name(str(path), "extractor", chosen, PUBLISHED)
+    weights, preprocessing = PUBLISHED[chosen]
+    key = ReferenceKey(
+        source=name or path.stem,
+        source_sha256=sha256_file(path),
+        extractor=chosen,
+        extractor_sha256=weights,
+        preprocessing=preprocessing,
+        quantization=ANY,
+        origin=found.origin,
+    )
+    return _build(path, key, found.arrays, count)
+
+
+def _build(
+    path: Path, key: ReferenceKey, arrays: Mapping[str, Array], count: int | None
+) -> Reference:
+    if "features" in arrays:
+        rows = torch.from_numpy(_matrix(path, "features", arrays["features"]).astype(np.float32))
+        moments = FeatureStatistics.from_features(rows).moments()
+        return Reference(
+            key,
+            FrechetReference(moments, covariance_factor(moments)),
+            features=rows,
+            radii=reference_radii(rows, k=NEIGHBOURS) if len(rows) > NEIGHBOURS else None,
+            kernel=self_kernel(rows) if len(rows) >= 4 else None,
+        )
+    spatial = None
+    if "mu_s" in arrays:
+        spatial = FrechetReference(_moments(path, arrays["mu_s"], arrays["sigma_s"], count))
+    moments = _moments(path, arrays["mu"], arrays["sigma"], count)
+    return Reference(key, FrechetReference(moments, covariance_factor(moments)), spatial=spatial)
+
+
+def _moments(path: Path, mean: Array, cov: Array, count: int | None) -> Moments:
+    if mean.dtype.kind != "f" or cov.dtype.kind != "f":
+        raise UserError(
+            str(path), f"mu of {mean.dtype} and sigma of {cov.dtype}", allowed="floating point"
+        )
+    try:
+        moments = Moments(
+            torch.from_numpy(mean.astype("f8")), torch.from_numpy(cov.astype("f8")), count
+        )
+    except UserError as error:
+        raise UserError(str(path), error.problem, allowed=error.allowed) from error
+    asymmetry = float((moments.cov - moments.cov.T).abs().max())
+    if asymmetry > 1e-6 * float(moments.cov.abs().max()):
+        raise UserError(str(path), "sigma is not symmetric", allowed="a covariance matrix")
+    if count is not None and count < 2:
+        raise UserError(str(path), f"count {count}", allowed="at least 2")
+    return replace(moments, cov=(moments.cov + moments.cov.T) / 2)
+
+
+def _matrix(path: Path, name: str, array: Array) -> Array:
+    if array.ndim != 2 or array.dtype.kind != "f" or len(array) < 2:
+        raise UserError(
+            str(path), f"{name} of shape {array.shape} and {array.dtype}", allowed="floats [N, D]"
+        )
+    return array
+
+
+# ---- readers ------------------------------------------------------------------------------------
+
+
+def _read(path: Path, entry: str) -> Found:
+    readers: dict[str, Callable[[Path, str], Found]] = {
+        ".npz": _read_npz, ".pt": _read_torch, ".pth": _read_torch, ".pkl": _read_pickle,
+    }  # fmt: skip
+    if path.suffix not in readers:
+        raise UserError(str(path), f"a {path.suffix or 'nameless'} file", allowed=_ALLOWED)
+    return readers[path.suffix](path, entry)
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """Return the arrays of an ``.npz``, which is never unpickled."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
+        raise UserError(
+            str(path), f"cannot be read: {error}", allowed="a whole .npz of plain arrays",
+            remedy="fetch the file again",
+        ) from error  # fmt: skip
+
+
+def _read_npz(path: Path, entry: str) -> Found:
+    arrays = read_npz(path)
+    mode = _CLEAN_FID.search(path.name)
+    clean = f"inception-{mode.group(1).replace('_', '-')}" if mode else ""
+    if {"mu_s", "sigma_s", "mu", "sigma"} <= arrays.keys():
+        four = ("mu", "sigma", "mu_s", "sigma_s")
+        return Found("openai", "inception", {name: arrays[name] for name in four})
+    if {"mu", "sigma"} <= arrays.keys():
+        values = {name: arrays[name] for name in ("mu", "sigma")}
+        if clean:
+            return Found("clean-fid", clean, values)
+        return Found("edm", "inception-legacy-tensorflow", values)
+    if "feats" in arrays:
+        return Found("clean-fid", clean or "inception-clean", {"features": arrays["feats"]})
+    raise _other(path, arrays)
+
+
+def _read_torch(path: Path, entry: str) -> Found:
+    from numpy._core.multiarray import _reconstruct  # what a pickled array names
+
+    plain: list[Any] = [_reconstruct, np.ndarray, np.dtype, np.dtypes.Float64DType]
+    plain += [np.dtypes.Float32DType]
+    try:
+        with torch.serialization.safe_globals(plain):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the zip, pickle and tensor readers raise many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            str(path), f"cannot be read: {reason}", allowed=_ALLOWED, remedy="fetch the file again"
+        ) from error
+    if isinstance(content, Tensor):
+        return Found("torch-fidelity", "inception", {"features": content.numpy()})
+    if isinstance(content, dict) and {"mu", "sigma"} <= content.keys():
+        arrays = {name: np.asarray(content[name]) for name in ("mu", "sigma")}
+        return Found("torch-fidelity", "inception", arrays)
+    raise _other(path, content)
+
+
+def _read_pickle(path: Path, entry: str) -> Found:
+    with open(path, "rb") as file:
+        content = load_plain_pickle(file, str(path))
+    if not isinstance(content, dict):
+        raise _other(path, content)
+    extractor = {"fid": "inception-legacy-tensorflow", "fd_dinov2": "dinov2"}.get(entry, "")
+    values = content.get(entry)
+    if not extractor or not isinstance(values, dict) or not {"mu", "sigma"} <= values.keys():
+        raise UserError(
+            str(path), f"no entry {entry!r} with mu and sigma", allowed="fid, fd_dinov2",
+            remedy=f"the file has: {', '.join(sorted(map(str, content)))}",
+        )  # fmt: skip
+    arrays = {name: np.asarray(values[name]) for name in ("mu", "sigma")}
+    return Found("edm2", extractor, arrays)
+
+
+def _other(path: Path, content: object) -> UserError:
+    if isinstance(content, dict):
+        held = ", ".join(sorted(map(str, content))[:8]) or "nothing"
+    else:
+        held = type(content).__name__
+    return UserError(str(path), f"holds {held}", allowed=_ALLOWED)
+
+
+# ---- adding images ------------------------------------------------------------------------------
+
+
+def with_reference_images(
+    reference: Reference, images: Iterable[Tensor], extractor: Extractor
+) -> Reference:
+    """Return an imported reference with features of its own images (OpenAI's ``arr_0``).
+
+    The moments stay those of the file (the whole training set); precision, recall and KID compare
+    with these images. ``images`` are uint8 batches ``[N, 3, H, W]``.
+    """
+    if reference.key.extractor != extractor.name:
+        raise UserError(
+            f"reference {reference.key.source!r}", f"the extractor is {extractor.name!r}",
+            allowed=repr(reference.key.extractor),
+        )  # fmt: skip
+    census, pool = CensusTaker(), []
+    for batch in images:
+        census.update(batch)
+        pool.append(extractor(batch).pool)
+    rows = torch.cat(pool)
+    return replace(
+        reference,
+        features=rows,
+        radii=reference_radii(rows, k=NEIGHBOURS),
+        kernel=self_kernel(rows),
+        census=census.result(),
+    )
+
+
+def export_reference(reference: Reference, path: Path) -> None:
+    """Write mean and covariance as an ``.npz`` with ``mu`` and ``sigma``, as EDM's files are."""
+
+    buffer = io.BytesIO()
+    moments = reference.moments
+    np.savez(buffer, mu=moments.mean.cpu().numpy(), sigma=moments.cov.cpu().numpy())
+    write_atomically(path, buffer.getvalue())
