@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import vgg16
+from torchvision.models.vgg import cfgs, make_layers
 
 from cmbench.errors import MissingError, UserError
 
@@ -44,7 +44,8 @@ class LPIPS(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers = list(vgg16(weights=None).features)
+        with torch.device("meta"):  # its weights come from a file: nothing to initialise
+            layers = list(make_layers(cfgs["D"]).to_empty(device="cpu"))
         for layer in layers:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # the features before are needed for the gradient

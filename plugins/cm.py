@@ -11,6 +11,7 @@ with Heun (student 3, target 1, teacher 2) or 5 with Euler, CT 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -25,7 +26,7 @@ from cmbench.diffusion.models import EDMConsistency
 from cmbench.diffusion.solvers import ddim_step, heun_step
 from cmbench.errors import UserError
 from cmbench.plugin.config import Fraction, MethodConfig, Positive
-from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Progress, SamplingPlan
+from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Phase, Progress, SamplingPlan
 from cmbench.training.randomness import RandomState, replayed
 from cmbench_plugins._times import multistep_plan
 from cmbench_plugins.edm import initial_network
@@ -151,22 +152,26 @@ class MetricMethod(ConsistencyMethod):
     """A consistency method whose distance can be chosen."""
 
     config: CMConfig
-    _lpips: LPIPS | None = None
 
-    def build(self, kit: Kit) -> dict[str, nn.Module]:
-        """As every consistency method; LPIPS' weights must be at hand before training starts."""
+    @cached_property
+    def lpips(self) -> LPIPS:
+        """The learned distance; raises ``MissingError`` if its weights are not at hand."""
+        from cmbench_plugins._lpips import LPIPS  # on this path only: torchvision is slow
+
+        return LPIPS.load(self.config.lpips_weights)
+
+    def phases(self, nets: Nets) -> Sequence[Phase]:
+        """One phase; LPIPS' weights must be at hand before it starts (sampling needs none)."""
         if self.config.metric == "lpips":
-            from cmbench_plugins._lpips import LPIPS  # on this path only: torchvision is slow
-
-            self._lpips = LPIPS.load(self.config.lpips_weights)
-        return super().build(kit)
+            assert self.lpips is not None
+        return super().phases(nets)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """``d(a, b)`` per image ``[N]``."""
         c = self.config
         if c.metric == "lpips":
-            assert self._lpips is not None
-            return self._lpips(a, b)
+            distance: Tensor = self.lpips(a, b)
+            return distance
         if c.metric == "l1":
             return l1_mean(a, b)
         if c.metric == "pseudo-huber":
