@@ -78,6 +78,9 @@ class Inputs(NamedTuple):
         """The arguments of a plain forward."""
         return self.x, self.c_noise, self.labels, self.augment_labels
 
+    def to(self, device: str) -> Inputs:
+        return Inputs(*(None if t is None else t.to(device) for t in self))
+
     def double(self) -> Inputs:
         return Inputs(*(t.double() if t is not None and t.is_floating_point() else t for t in self))
 
