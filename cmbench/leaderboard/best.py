@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cmbench.leaderboard.bootstrap import compare_units, holm
+from cmbench.leaderboard.bootstrap import holm, leader_p
 from cmbench.leaderboard.ranking import ALPHA, rank_group
 from cmbench.leaderboard.rows import REPORTED, Measurement, Row
 
@@ -46,10 +46,10 @@ def _tied_with_leader(members: Sequence[Member]) -> list[str]:
     choose = max if members[0][1].higher_is_better else min
     leader = choose(members, key=lambda member: member[1].mean)
     others = [member for member in members if member[0] != leader[0]]
-    found = [compare_units(leader[1].units, m.units) for _, m in others]
-    adjusted = iter(holm([difference.p for difference in found if difference is not None]))
+    p_values = leader_p(leader[1].units, [m.units for _, m in others])
+    adjusted = iter(holm([p for p in p_values if p is not None]))
     tied = [leader[0]]
-    for (identity, _), difference in zip(others, found):
-        if difference is None or next(adjusted) > ALPHA:
+    for (identity, _), p in zip(others, p_values):
+        if p is None or next(adjusted) > ALPHA:
             tied.append(identity)
     return tied

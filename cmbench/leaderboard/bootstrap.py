@@ -186,24 +186,65 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def pairwise_p(groups: Sequence[Sequence[Unit]]) -> dict[tuple[int, int], float]:
     """Return the p-value of every pair i < j that can be compared.
 
-    Pairs with equal numbers of paired seeds are evaluated together: a group of k rows has
-    k (k - 1) / 2 of them.
+    A group of k rows has k (k - 1) / 2 pairs; those of rows with the same seeds (nearly all, in a
+    sweep) are evaluated together.
     """
     result: dict[tuple[int, int], float] = {}
-    batches: dict[int, list[tuple[tuple[int, int], list[float]]]] = defaultdict(list)
+    alike: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
+    for index, units in enumerate(groups):
+        alike[tuple(sorted((u.training_seed, u.sampling_seed) for u in units))].append(index)
+    family = {}
+    for number, members in enumerate(alike.values()):
+        family.update(dict.fromkeys(members, number))
+        result.update(_alike_p(members, groups))
     for i in range(len(groups)):
         for j in range(i + 1, len(groups)):
-            differences = pair_units(groups[i], groups[j])
-            if len(differences) > 1:
-                batches[len(differences)].append(((i, j), differences))
-            else:
+            if family[i] != family[j]:
                 found = compare_units(groups[i], groups[j])
                 if found is not None:
                     result[i, j] = found.p
-    for members in batches.values():
-        values = paired_p(np.array([differences for _, differences in members]))
-        result.update(zip((pair for pair, _ in members), values.tolist()))
+    return dict(sorted(result.items()))
+
+
+def leader_p(
+    leader: Sequence[Unit], others: Sequence[Sequence[Unit]]
+) -> list[float | None]:
+    """Return the p-value of the leader against each of the others; None where there is none."""
+    paired = [pair_units(leader, units) for units in others]
+    result: list[float | None] = [None] * len(others)
+    batches: dict[int, list[int]] = defaultdict(list)
+    for index, differences in enumerate(paired):
+        if len(differences) > 1:
+            batches[len(differences)].append(index)
+        else:
+            found = compare_units(leader, others[index])
+            result[index] = None if found is None else found.p
+    for indices in batches.values():
+        p_values = paired_p(np.array([paired[index] for index in indices])).tolist()
+        for index, p in zip(indices, p_values):
+            result[index] = p
     return result
+
+
+def _alike_p(
+    members: Sequence[int], groups: Sequence[Sequence[Unit]]
+) -> dict[tuple[int, int], float]:
+    """Return the p-values among rows that all have the same seeds.
+
+    Means within clusters are linear, so differences of cluster means are cluster means of
+    differences, and rows are paired by subtraction.
+    """
+    means = []
+    for index in members:
+        ordered = sorted(groups[index], key=lambda u: (u.training_seed, u.sampling_seed))
+        means.append(cluster_means(ordered)[0])
+    values = np.array(means)
+    if len(members) < 2 or values.shape[1] < 2:
+        return {}
+    first, second = np.triu_indices(len(members), 1)
+    p_values = paired_p(values[first] - values[second]).tolist()
+    pairs = ((members[a], members[b]) for a, b in zip(first.tolist(), second.tolist()))
+    return dict(zip(pairs, p_values))
 
 
 def paired_p(data: Array, block: int = 4096) -> Array:

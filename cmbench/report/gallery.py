@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,10 +19,12 @@ from cmbench.report.artifacts import (
     read_artifact,
 )
 
-#: Pictures of one page together; beyond it the page names the files instead of showing them.
-PAGE_BUDGET_BYTES = 1_200_000
-#: Points of all training curves of one page together.
-CURVE_BUDGET_POINTS = 60_000
+#: A page stays below 3 MB: what its rows (about 4.5 kB each) leave goes to pictures and curves.
+PAGE_BYTES = 2_800_000
+ROW_BYTES = 4_600
+LEAST_BYTES = 300_000
+#: One point of a training curve in the page's JSON.
+POINT_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -47,24 +49,24 @@ class Panel:
 
 @dataclass
 class Gallery:
-    """Pictures and curves of one page, and what could not be shown."""
+    """Pictures and curves of one page, what could not be shown, and what was left out."""
 
+    picture_bytes: int
+    curve_bytes: int
     panels: list[Panel] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     left_out: int = 0
-    bytes_spent: int = 0
-    points_spent: int = 0
 
 
-def build_gallery(
-    rows: Iterable[Row], labels: dict[str, str], budget: int = PAGE_BUDGET_BYTES
-) -> Gallery:
+def build_gallery(rows: Sequence[Row], labels: dict[str, str]) -> Gallery:
     """Embed the pictures of each row's first seed, and the curves of each run once.
 
-    ``labels`` names rows by id. Panels come by ascending NFE, rows in the order given.
+    ``labels`` names rows by id. Panels come by ascending NFE, rows in the order given. What does
+    not fit the page's budget is left out; its file lies beside the record.
     """
-    gallery = Gallery()
+    budget = max(LEAST_BYTES, PAGE_BYTES - ROW_BYTES * len(rows))
+    gallery = Gallery(budget * 2 // 3, budget // 3)
     panels: dict[tuple[int, int], Panel] = {}
     seen: set[str] = set()
     for row in rows:
@@ -74,47 +76,42 @@ def build_gallery(
                     if is_picture(artifact) and position == 0:
                         key = (record.sampling.nfe, record.sampling.seed)
                         panel = panels.setdefault(key, Panel(row.nfe_text, key[1]))
-                        _add_picture(gallery, panel, row, labels, name, path, artifact, budget)
+                        _add_picture(gallery, panel, row, labels, name, path, artifact)
                     elif is_curve(artifact) and record.training.run not in seen:
                         seen.add(record.training.run)
                         _add_curve(gallery, row, path, record, artifact)
                 except ArtifactError as error:
                     gallery.problems.append(f"{record.cell}: {error}")
-    gallery.panels = [panels[key] for key in sorted(panels) if _filled(panels[key])]
+    filled = [key for key, panel in panels.items() if panel.strips or panel.grids]
+    gallery.panels = [panels[key] for key in sorted(filled)]
     return gallery
-
-
-def _filled(panel: Panel) -> bool:
-    return bool(panel.strips or panel.grids)
 
 
 def _add_picture(
     gallery: Gallery, panel: Panel, row: Row, labels: dict[str, str], name: str, path: Path,
-    artifact: Artifact, budget: int,
+    artifact: Artifact,
 ) -> None:  # fmt: skip
-    if gallery.bytes_spent >= budget:
-        gallery.left_out += 1
-        return
-    data, is_strip = picture(read_artifact(path, artifact), artifact.file)
-    uri = png_uri(data)
-    if gallery.bytes_spent + len(uri) > budget:
-        gallery.left_out += 1
-        return
-    gallery.bytes_spent += len(uri)
-    made = Picture(row.id, labels.get(row.id, row.label), name, uri)
-    (panel.strips if is_strip else panel.grids).append(made)
+    if gallery.picture_bytes > 0:
+        data, is_strip = picture(read_artifact(path, artifact), artifact.file)
+        uri = png_uri(data)
+        gallery.picture_bytes -= len(uri)
+        if gallery.picture_bytes > 0:
+            made = Picture(row.id, labels.get(row.id, row.label), name, uri)
+            (panel.strips if is_strip else panel.grids).append(made)
+            return
+    gallery.left_out += 1
 
 
 def _add_curve(
     gallery: Gallery, row: Row, path: Path, record: Record, artifact: Artifact
-) -> None:  # fmt: skip
-    nimg, scalars = parse_curve(read_artifact(path, artifact), artifact.file)
-    points = len(nimg) * len(scalars)
-    if gallery.points_spent + points > CURVE_BUDGET_POINTS:
-        gallery.left_out += 1
-        return
-    gallery.points_spent += points
-    gallery.curves.append(Curve(row.id, record.training.run, nimg, scalars))
+) -> None:
+    if gallery.curve_bytes > 0:
+        nimg, scalars = parse_curve(read_artifact(path, artifact), artifact.file)
+        gallery.curve_bytes -= POINT_BYTES * len(nimg) * (1 + len(scalars))
+        if gallery.curve_bytes > 0:
+            gallery.curves.append(Curve(row.id, record.training.run, nimg, scalars))
+            return
+    gallery.left_out += 1
 
 
 def series_labels(rows: Iterable[Row]) -> dict[str, str]:

@@ -6,8 +6,10 @@ are stored once per page and referred to by index; 500 rows stay far below 3 MB.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cmbench.bench.record import Record
@@ -108,12 +110,12 @@ def row_payload(
         "nfe": row.nfe,
         "nfe_text": row.nfe_text,
         "parameters": row.parameters,
-        "compute": effective_compute(row),
+        "compute": _short(effective_compute(row)),
         "images_seen": row_mean(row, lambda r: float(r.training.images_seen)),
-        "training_h": training_hours(row),
-        "sort": [cell.sort for cell in line.cells],
+        "training_h": _short(training_hours(row)),
+        "sort": [_short(cell.sort) for cell in line.cells],
         "metrics": {
-            name: [m.mean, m.interval.low, m.interval.high]
+            name: [_short(x) for x in (m.mean, m.interval.low, m.interval.high)]
             for name, m in row.measurements.items()
         },
         "provenance": provenance(row, pool),
@@ -143,7 +145,7 @@ def provenance(row: Row, pool: Interner) -> dict[str, Any]:
 
     ``common`` and each entry of ``cells`` alternate key and value indices into ``pool``.
     """
-    flat = [flatten(record, path.name) for path, record in row.cells]
+    flat = [flatten(record, path) for path, record in row.cells]
     if not flat:
         pairs = {"reference": row.reference, **row.details, "note": row.note}
         return {"common": [pool.add(x) for pair in pairs.items() if pair[1] for x in pair],
@@ -161,9 +163,9 @@ def provenance(row: Row, pool: Interner) -> dict[str, Any]:
     }
 
 
-def flatten(record: Record, file: str) -> dict[str, Any]:
+def flatten(record: Record, path: Path) -> dict[str, Any]:
     """Return the record as dotted keys; mappings that a reader wants whole stay whole."""
-    flat: dict[str, Any] = {"file": file, "sha256": record.sha256}
+    flat: dict[str, Any] = {"file": path.name, "sha256": _sha256(record, path)}
 
     def walk(prefix: str, value: Any) -> None:
         whole = prefix in _WHOLE or prefix.endswith(".detail")
@@ -175,3 +177,16 @@ def flatten(record: Record, file: str) -> dict[str, Any]:
 
     walk("", record.model_dump(mode="json", exclude=_NOT_PROVENANCE))
     return flat
+
+
+def _sha256(record: Record, path: Path) -> str:
+    # Records are stored in their canonical form, and hashing the file is ten times faster.
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return record.sha256
+
+
+def _short(value: Any) -> Any:
+    """Return a number with the digits that charts and sorting need; the drawer has them all."""
+    return float(f"{value:.7g}") if isinstance(value, float) else value

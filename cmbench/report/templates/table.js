@@ -11,7 +11,9 @@ const filterOf = (box) => data.filters[box.dataset.filter][box.dataset.index];
 const pictures = [...document.querySelectorAll("figure[data-for]")];
 const THEMES = ["auto", "light", "dark"];
 const DEFAULTS = { metric: (metricOf(data.rank_metric) || data.metrics[0] || {}).name || "", scalar: firstScalar() };
-const texts = lines.map((line) => line.textContent.toLowerCase());
+let texts = null;
+let sorted = false;
+let arranged = false;
 
 const state = { q: "", off: {}, sort: null, descending: false, columns: null, row: null, theme: "auto", ...DEFAULTS };
 
@@ -33,7 +35,16 @@ function filterValue(row, filter) {
 function isSelected(index) {
   const row = data.rows[index];
   for (const [filter, off] of Object.entries(state.off)) if (off.includes(filterValue(row, filter))) return false;
-  return !state.q || texts[index].includes(state.q.toLowerCase());
+  if (!state.q) return true;
+  if (!texts) texts = textsOf();
+  return texts[index].includes(state.q.toLowerCase());
+}
+
+// What the search looks at, by row; lines may have been sorted.
+function textsOf() {
+  const found = [];
+  for (const line of lines) found[line.dataset.row] = line.textContent.toLowerCase();
+  return found;
 }
 
 function selectedRows() {
@@ -59,6 +70,8 @@ function applySort() {
   const at = data.columns.findIndex((c) => c.key === state.sort);
   const sign = state.descending ? -1 : 1;
   const value = (line) => (at < 0 ? Number(line.dataset.row) : data.rows[line.dataset.row].sort[at]);
+  if (at < 0 && !sorted) return; // the page comes in this order
+  sorted = true;
   const compare = (x, y) => (typeof x === "number" && typeof y === "number" ? x - y : x < y ? -1 : 1);
   for (const body of bodies) {
     const own = [...body.rows].filter((r) => r.dataset.row).map((line) => [value(line), line]);
@@ -77,6 +90,8 @@ function applySort() {
 }
 
 function applyColumns() {
+  if (!state.columns && !arranged) return; // the page comes with these columns
+  arranged = true;
   const shown = new Set(visibleColumns());
   const off = data.columns.map((column) => !shown.has(column.key));
   off[0] = false; // a row without its method's name would be no row
