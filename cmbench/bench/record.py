@@ -194,6 +194,8 @@ def read_record(path: Path) -> Record:
         raise UserError(who, f"cannot be read ({error})", remedy="check the file") from error
     try:
         data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
+        if "\\ud" in text.lower():  # half a surrogate pair cannot be printed or written
+            json.dumps(data, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise UserError(
             who, f"is not JSON ({error})",
