@@ -1,0 +1,325 @@
+"""Text that is not trusted: Markdown, LaTeX, CSV, SVG, JSON in scripts, artifacts."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from record_factory import on_disk, png, record, sweep, with_artifact
+
+from cmbench.bench.record import Artifact
+from cmbench.report import render
+from cmbench.report.artifacts import ArtifactError, parse_curve, picture, read_artifact
+from cmbench.report.environment import csv_line, escape_markdown, escape_tex, markdown_code
+from cmbench.report.numbers import format_count, format_mean, format_number
+from cmbench.report.payload import script_json
+from cmbench.report.sanitize import sanitize_chart, sanitize_svg
+
+SVG = "http://www.w3.org/2000/svg"
+TEXT = st.text(max_size=60)
+
+
+# ---- Markdown, LaTeX, CSV, JSON -----------------------------------------------------------------
+
+
+@given(TEXT)
+def test_markdown_stays_one_cell_of_plain_text(text: str) -> None:
+    found = escape_markdown(text)
+    assert "\n" not in found
+    assert not re.search(r"(?<!\\)[|*_`<>\[\]$]", found.replace("\\\\", ""))
+
+
+@given(TEXT)
+def test_tex_has_no_live_character(text: str) -> None:
+    found = escape_tex(text)
+    assert "\n" not in found
+    for known in (r"\textbackslash{}", r"\textasciicircum{}", r"\textasciitilde{}", r"\textless{}",
+                  r"\textgreater{}", r"\textbar{}", r"\ldots{}", r"\textdagger{}", r"\{", r"\}",
+                  r"\$", r"\&", r"\#", r"\%", r"\_", r"$\pm$", r"$\times$", r"$\le$", r"$\ge$",
+                  r"$\downarrow$", r"$\uparrow$", "$-$"):  # fmt: skip
+        found = found.replace(known, "")
+    assert not set(found) & set("\\{}$&#%_^~<>|")
+    assert all(ord(c) < 0x180 for c in found)
+
+
+@given(st.lists(st.one_of(TEXT, st.integers(), st.floats(allow_nan=False), st.none())))
+def test_csv_lines_are_one_line_and_never_a_formula(cells: list[object]) -> None:
+    line = str(csv_line(cells))
+    assert "\n" not in line
+    assert "\r" not in line
+    if cells and line:
+        for cell, original in zip(next(csv.reader(io.StringIO(line))), cells, strict=True):
+            if isinstance(original, str):
+                assert cell[:1] not in ("=", "+", "-", "@")
+
+
+@given(TEXT)
+def test_json_in_a_script_is_inert_and_comes_back(text: str) -> None:
+    found = script_json({"x": text})
+    assert not set(found) & set("<>&\u2028\u2029")
+    assert json.loads(found) == {"x": text}
+
+
+def test_code_spans_cannot_be_closed() -> None:
+    assert markdown_code("a`b`\nc") == "a'b' c"
+
+
+# ---- numbers ------------------------------------------------------------------------------------
+
+
+def test_numbers_print_what_was_measured() -> None:
+    from cmbench.leaderboard.statistics import Interval
+
+    assert format_mean(Interval(2.8512, 2.8, 2.9024, 3, "training seeds")) == "2.851 ± 0.051"
+    assert format_mean(Interval(121.5, 100.0, 143.0, 3, "training seeds")) == "122 ± 22"
+    assert format_mean(Interval(0.5, None, None, 1, "one seed")) == "0.5000"
+    assert format_mean(Interval(0.5, 0.5, 0.5, 2, "training seeds")) == "0.5000"
+    assert [format_number(x) for x in (0.0, 0.01234, 1234.5, 1e9)] == [
+        "0", "0.0123", "1,234", "1.00e+09",
+    ]  # fmt: skip
+    assert [format_count(x) for x in (898, 55.7e6, 1.5e9)] == ["898", "55.7M", "1.5B"]
+
+
+# ---- SVG ----------------------------------------------------------------------------------------
+
+
+def svg(body: str, attributes: str = "") -> str:
+    return f'<svg xmlns="{SVG}" {attributes}>{body}</svg>'
+
+
+@pytest.mark.parametrize(
+    ("body", "removed"),
+    [
+        ("<script>1</script>", "<script>"),
+        ("<rect onclick='1'/>", "onclick"),
+        ("<foreignObject/>", "<foreignObject>"),
+        ("<a href='http://x'><rect/></a>", "<a>"),
+        ("<image href='http://x'/>", "<image>"),
+        ("<use href='http://x#a'/>", "href"),
+        ("<rect style='fill:url(http://x)'/>", "style"),
+        ("<rect style='fill: u\\72l(http://x)'/>", "style"),
+        ("<style>@import 'x'</style>", "<style>"),
+        ("<set attributeName='href' to='x'/>", "<set>"),
+        ("<x:rect xmlns:x='http://other'/>", "<rect>"),
+        ("<rect fill='url(https://x)'/>", "fill"),
+        ("<rect fill='url( \"//x\")'/>", "fill"),
+    ],
+)
+def test_what_does_not_draw_is_removed_and_named(body: str, removed: str) -> None:
+    clean, names = sanitize_svg(svg(body))
+    assert removed in names
+    assert "http://x" not in clean
+    assert "onclick" not in clean
+
+
+def test_what_draws_stays() -> None:
+    body = (
+        "<style>.a { fill: red }</style><defs><linearGradient id='g'><stop offset='0'/>"
+        "</linearGradient><path id='p' d='M0,0'/></defs><metadata>x</metadata><!-- note -->"
+        "<use href='#p' fill='url(#g)' style='stroke: #000; opacity: .5'/>"
+        "<text x='1'>a &lt; b</text>"
+    )
+    clean, names = sanitize_svg(svg(body, "viewBox='0 0 1 1'"))
+    assert names == []
+    for part in ("linearGradient", 'href="#p"', "url(#g)", "stroke: #000", "a &lt; b", ".a {"):
+        assert part in clean
+    assert "metadata" not in clean
+
+
+def test_a_matplotlib_figure_survives() -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figure, axes = pyplot.subplots()
+    axes.plot([1, 2, 3], [3, 1, 2], label="a")
+    axes.legend()
+    out = io.StringIO()
+    figure.savefig(out, format="svg")
+    pyplot.close(figure)
+    clean, names = sanitize_svg(out.getvalue())
+    assert names == []
+    assert clean.count("<path") == out.getvalue().count("<path") if "<path" in clean else True
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("<svg", "is not XML"),
+        ("<html/>", "root is 'html'"),
+        (f"<svg xmlns='{SVG}'>" + " " * 600_000 + "</svg>", "more than 500,000 characters"),
+        ("<!DOCTYPE svg [<!ENTITY a 'b'>]>" + svg("&a;"), "document type"),
+        ("\x00", "is not XML"),
+    ],
+)
+def test_what_is_no_picture_is_a_problem_on_the_page(text: str, problem: str) -> None:
+    found = sanitize_chart({"title": "t", "svg": text})
+    assert found.uri == ""
+    assert problem in found.problem
+    assert sanitize_chart({"title": "t"}).problem == "it has no svg"
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="<>/='\" abcdefgrcthosvginlkuy:#!-[]&;", max_size=200))
+def test_nothing_gets_through_that_is_not_allowed(body: str) -> None:
+    try:
+        clean, _ = sanitize_svg(svg(body))
+    except ValueError:
+        return
+    for element in ElementTree.fromstring(clean).iter():
+        assert str(element.tag).startswith(f"{{{SVG}}}")
+        assert not any(name.startswith("on") for name in element.attrib)
+
+
+def test_a_chart_hook_that_raises_costs_only_its_charts(tmp_path: Path) -> None:
+    def charts(dataset: str, rows: object) -> list[dict[str, str]]:
+        raise RuntimeError("no <data>")
+
+    render({"digits": on_disk(tmp_path / "r", sweep())}, tmp_path, extra_charts=charts)
+    html = (tmp_path / "digits.html").read_text()
+    assert "RuntimeError: no &lt;data&gt;" in html
+
+
+def test_chart_hooks_see_plain_rows(tmp_path: Path) -> None:
+    seen = []
+
+    def charts(dataset: str, rows: list[dict[str, object]]) -> list[dict[str, str]]:
+        seen.extend(rows)
+        return [{"title": dataset, "svg": svg("<rect/>")}]
+
+    render({"digits": on_disk(tmp_path / "r", sweep())}, tmp_path, extra_charts=charts)
+    assert len(seen) == 9
+    assert seen[0]["method"] == "alpha"
+    assert seen[0]["metrics"]["fd-digits"]["values"]
+    assert "data:image/svg+xml;base64," in (tmp_path / "digits.html").read_text()
+
+
+# ---- artifacts ----------------------------------------------------------------------------------
+
+
+def grid(tile: str, size: tuple[int, int] = (32, 24)) -> bytes:
+    image = Image.new("L", size)
+    for x in range(size[0]):
+        for y in range(size[1]):
+            image.putpixel((x, y), 10 * (x // 8) + 50 * (y // 8))
+    info = PngInfo()
+    info.add_text("tile", tile)
+    out = io.BytesIO()
+    image.save(out, "PNG", pnginfo=info)
+    return out.getvalue()
+
+
+def test_a_grid_becomes_a_strip_in_reading_order() -> None:
+    data, is_strip = picture(grid("8x8"), "a.png")
+    assert is_strip
+    strip = Image.open(io.BytesIO(data))
+    assert strip.size == (8, 64)
+    assert [strip.getpixel((4, 8 * i + 4)) for i in range(8)] == [0, 10, 20, 30, 50, 60, 70, 80]
+
+
+@pytest.mark.parametrize("tile", ["", "0x8", "7x8", "8", "64x8", "8x-8", "axb"])
+def test_a_tile_that_does_not_fit_leaves_the_grid_whole(tile: str) -> None:
+    data = grid(tile)
+    assert picture(data, "a.png") == (data, False)
+
+
+def test_pictures_that_are_none_are_refused() -> None:
+    with pytest.raises(ArtifactError, match=r"a\.png is not a PNG"):
+        picture(b"GIF89a", "a.png")
+    with pytest.raises(ArtifactError, match=r"a\.png is no sound PNG"):
+        picture(png()[:40], "a.png")
+    header = png()[:16] + (60_000).to_bytes(4, "big") * 2
+    with pytest.raises(ArtifactError, match=r"no sound PNG|more than"):
+        picture(header + png()[24:], "a.png")
+
+
+def test_curves_are_read_thinned_and_refused() -> None:
+    lines = ["nimg,phase,loss"] + [f"{i},train,{1 / (i + 1)}" for i in range(1000)]
+    nimg, scalars = parse_curve("\n".join(lines).encode(), "c.csv")
+    assert len(nimg) == 200
+    assert set(scalars) == {"loss"}
+    assert scalars["loss"][1] == pytest.approx(1 / 6, rel=1e-4)
+    assert parse_curve(b"nimg,loss\n1,nan\n2,0.5\n", "c.csv")[1] == {"loss": [None, 0.5]}
+    for bad in (b"loss\n1\n", b"nimg\nx\n", b"\xff\xfe", b'nimg,loss\n"1'):
+        with pytest.raises(ArtifactError, match=r"c\.csv holds no training curve"):
+            parse_curve(bad, "c.csv")
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_curve_or_an_artifact_error(data: bytes) -> None:
+    try:
+        nimg, scalars = parse_curve(b"nimg,loss\n" + data, "c.csv")
+    except ArtifactError:
+        return
+    assert all(len(values) == len(nimg) for values in scalars.values())
+
+
+def test_artifacts_outside_missing_or_changed_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/a.png").write_bytes(png())
+    (tmp_path / "b.png").write_bytes(png())
+    (tmp_path / "r/link.png").symlink_to(tmp_path / "b.png")
+    good = hashlib.sha256(png()).hexdigest()
+    path = tmp_path / "r/x.json"
+    assert read_artifact(path, Artifact(file="a.png", sha256=good)) == png()
+    for file, sha256, message in (
+        ("../b.png", good, "outside the record's folder"),
+        ("link.png", good, "outside the record's folder"),
+        (str(tmp_path / "b.png"), good, "outside the record's folder"),
+        ("none.png", good, "cannot be read"),
+        ("a.png", "0" * 64, "its hash differs"),
+    ):
+        with pytest.raises(ArtifactError, match=message):
+            read_artifact(path, Artifact(file=file, sha256=sha256))
+
+
+def test_a_page_keeps_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cmbench.report.gallery.LEAST_BYTES", 1500)
+    monkeypatch.setattr("cmbench.report.gallery.PAGE_BYTES", 0)
+    folder = tmp_path / "r"
+    items = [
+        with_artifact(folder, item, "grid", f"{i}.png", png((i, 0, 0)))
+        for i, item in enumerate(sweep(seeds=1))
+    ]
+    render({"digits": on_disk(folder, items)}, tmp_path)
+    html = (tmp_path / "digits.html").read_text()
+    shown = html.count("data:image/png")
+    assert 0 < shown < 9
+    assert f"{9 - shown} pictures or curves are left out" in html
+
+
+# ---- LaTeX that compiles ------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_latex_compiles_whatever_the_names_are(tmp_path: Path) -> None:
+    hostile = r"\input{x} $ & % # _ ^ ~ {} <é Ł 日 𝛼 \\ \end{tabular} | “q”"
+    items = [
+        record("alpha", seed=s, family=hostile, reference=hostile, title=hostile)
+        for s in range(2)
+    ]
+    items += [
+        item.model_copy(update={"sampling": item.sampling.model_copy(update={"sampler": hostile})})
+        for item in sweep(("beta", "gamma"))
+    ]
+    render({"digits": on_disk(tmp_path / "r", items)}, tmp_path)
+    table = (tmp_path / "digits.tex").read_text()
+    assert r"\textbf{" in table
+    (tmp_path / "page.tex").write_text(
+        "\\documentclass{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs}\n"
+        f"\\begin{{document}}\n{table}\\end{{document}}\n"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
