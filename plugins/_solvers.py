@@ -78,8 +78,8 @@ def _equal_orders(order: int) -> Callable[[int], dict[str, Any]]:
 
 SOLVERS: dict[str, Solver] = {
     "heun": Solver(
-        heun, lambda nfe: heun_nfe(nfe).n_steps,
-        options=lambda nfe: {"leading_euler_steps": heun_nfe(nfe).leading_euler_steps},
+        heun, lambda nfe: heun_nfe(nfe, extra_euler="last").n_steps,
+        options=lambda nfe: heun_nfe(nfe, extra_euler="last").options,
     ),
     "euler": Solver(euler, _one_a_step),
     "euler-ancestral": Solver(euler_ancestral, _one_a_step),
