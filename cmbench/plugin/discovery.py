@@ -104,7 +104,7 @@ def group_entries(text: str, group: str = ENTRY_POINT_GROUP) -> list[tuple[str, 
     pairs, current = [], ""
     for line in map(str.strip, text.splitlines()):
         if line.startswith("[") and line.endswith("]"):
-            current = line[1:-1].strip()
+            current = line[1:-1]
         elif current == group and line and not line.startswith("#"):
             name, _, value = line.partition("=")
             pairs.append((name.strip(), value.strip()))

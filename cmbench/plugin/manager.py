@@ -219,7 +219,8 @@ class PluginManager:
                     self._warned_observers.add(key)
                     problems.append(
                         f"plugin {implementation.plugin_name!r}: {hook} raised "
-                        f"{type(error).__name__}: {error} (reported once; the run goes on)"
+                        f"{type(error).__name__}: {' '.join(str(error).split())} "
+                        "(reported once; the run goes on)"
                     )
         return problems
 
