@@ -140,13 +140,13 @@ function curveChart(rows) {
 // Every figure of the page: the element's id, whether its data exist, and its chart.
 const VIEWS = [
   { id: "chart-nfe", exists: () => data.rows.some((r) => r.nfe > 0),
-    draw: (rows, metric) => scatter(rows, metric, (r) => r.nfe, { title: `${metric.title} against NFE`, x: "NFE (network evaluations per image)", line: true, ticks: true }) },
+    draw: (rows, metric) => scatter(rows, metric, (r) => r.nfe, { title: `${metric.title} against NFE`, x: "NFE", line: true, ticks: true }) },
   { id: "chart-steps", exists: () => data.metrics.some((m) => stepPairs(data.rows, m).length), draw: stepScatter },
   { id: "chart-compute", exists: () => new Set(data.rows.map((r) => r.parameters).filter(Boolean)).size > 1,
-    draw: (rows, metric) => scatter(rows, metric, (r) => r.compute, { title: `${metric.title} against sampling compute`, x: "effective sampling compute (parameters in billions × NFE)", line: true }) },
+    draw: (rows, metric) => scatter(rows, metric, (r) => r.compute, { title: `${metric.title} against effective sampling compute`, x: "parameters (billions) × NFE", line: true }) },
   { id: "chart-images", exists: () => new Set(data.rows.map((r) => r.images_seen).filter(Boolean)).size > 1,
     draw: (rows, metric) => scatter(rows, metric, (r) => r.images_seen, { title: `${metric.title} against training images`, x: "images seen in training" }) },
   { id: "chart-time", exists: () => data.rows.some((r) => r.training_h > 0),
-    draw: (rows, metric) => scatter(rows, metric, (r) => r.training_h, { title: `${metric.title} against training time`, x: "training, device-hours (GPU-hours on GPUs)" }) },
+    draw: (rows, metric) => scatter(rows, metric, (r) => r.training_h, { title: `${metric.title} against training time`, x: "device-hours (GPU-hours on GPUs)" }) },
   { id: "chart-curves", exists: () => data.curves.length > 0, draw: curveChart },
 ];
