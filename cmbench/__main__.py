@@ -1,5 +1,6 @@
-"""``python -m cmbench``."""
+"""``python -m cmbench`` is ``cmbench``."""
 
 from cmbench.cli.main import main
 
-main()
+if __name__ == "__main__":
+    main()

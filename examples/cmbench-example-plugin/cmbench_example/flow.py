@@ -1,0 +1,70 @@
+"""Rectified flow: a velocity field whose straight paths lead from noise to data.
+
+Liu et al. 2022, "Flow Straight and Fast", arXiv:2209.03003, Eq. 1. No teacher. One graded network
+call a training step. Sampled by Euler steps, one network call each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cmbench.diffusion import append_dims
+from cmbench.errors import Declined
+from cmbench.plugin.config import MethodConfig, Positive
+from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Progress, SamplingPlan
+
+
+class FlowConfig(MethodConfig):
+    """Hyper-parameters; each has a description, and recipes are validated by this class."""
+
+    sigma_max: Positive = Field(80.0, description="noise level that sampling starts from")
+
+
+class Flow(Method):
+    """``x_s = (1 - s) x0 + s eps``, and a network that predicts ``eps - x0`` from ``x_s``."""
+
+    Config = FlowConfig
+    config: FlowConfig
+
+    def build(self, kit: Kit) -> dict[str, nn.Module]:
+        """One network, as the recipe says; ``"model"`` is averaged and sampled."""
+        return {"model": kit.network()}
+
+    def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
+        """Squared error of the predicted velocity, one value per image (Eq. 1)."""
+        x0 = batch.images
+        eps = draws.normal("noise", x0)
+        s = draws.uniform("time", x0[:, 0, 0, 0])
+        x_s = x0 + append_dims(s, x0) * (eps - x0)
+        error = nets["model"](x_s, s, batch.labels) - (eps - x0)
+        return error.square().flatten(1).sum(1)
+
+    def plan_sampling(
+        self, nfe: int, sigmas: Sequence[float] | None = None, sampler: str | None = None
+    ) -> SamplingPlan:
+        """Equal steps in flow time; a noise level ``sigma`` is the flow time ``s/(1-s)``."""
+        if sampler not in (None, "euler"):
+            raise Declined(f"sampler {sampler!r}: a straight flow is sampled by euler")
+        if sigmas is None:
+            start = self.config.sigma_max / (1 + self.config.sigma_max)
+            times = [start * (nfe - i) / nfe for i in range(nfe)]
+            sigmas = [s / (1 - s) for s in times]
+        if len(sigmas) != nfe:
+            raise Declined(f"NFE {nfe} takes {nfe} noise levels, got {len(sigmas)}")
+        return SamplingPlan(nfe, "euler", tuple(sigmas))
+
+    def sample(
+        self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
+    ) -> Tensor:
+        """Follow the velocity from noise to data."""
+        sigmas = torch.tensor([*plan.sigmas, 0.0], device=noise.device)
+        times = sigmas / (1 + sigmas)
+        x = times[0] * noise
+        for s, s_next in pairwise(times):
+            x = x + (s_next - s) * nets["model"](x, s.expand(len(x)), labels)
+        return x
