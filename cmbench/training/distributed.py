@@ -6,14 +6,69 @@ process that accumulates the same shards therefore sees the same images with the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cmbench.errors import UserError
+from cmbench.errors import (
+    BrokenRunError,
+    BusyError,
+    InterruptedRunError,
+    MissingError,
+    NonFiniteError,
+    PluginError,
+    UserError,
+)
+
+#: Others wait this long for rank 0, which samples and measures alone.
+PATIENCE = timedelta(days=7)
+#: The note on an error that the leader has raised, and will print.
+RELAYED = "raised by rank 0"
+_ERRORS = {
+    error.__name__: error
+    for error in (BrokenRunError, BusyError, InterruptedRunError, MissingError, NonFiniteError,
+                  PluginError, UserError)
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a launcher (torchrun, srun) says in the environment about this process."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Place:
+        """Read ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` and ``LOCAL_WORLD_SIZE``.
+
+        Raises:
+            UserError: they are not whole numbers that fit each other.
+        """
+        values: dict[str, int] = {}
+        for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)):
+            text = os.environ.get(name, str(default))
+            low, high = (1, 10**6) if name == "WORLD_SIZE" else (0, values["WORLD_SIZE"] - 1)
+            if not text.isdecimal() or not low <= int(text) <= high:
+                raise UserError(f"environment variable {name}", repr(text),
+                                allowed=f"{low} to {high}",
+                                remedy="start with torchrun, or unset it for one process")
+            values[name] = int(text)
+        if values["WORLD_SIZE"] > 1 and "RANK" not in os.environ:
+            raise UserError("environment variable WORLD_SIZE", f"{values['WORLD_SIZE']} without "
+                            "RANK", remedy="start with torchrun, or unset it for one process")
+        local = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        local_size = max(int(local), 1) if local.isdecimal() else 1
+        return cls(values["RANK"], values["WORLD_SIZE"], values["LOCAL_RANK"], local_size)
 
 
 @dataclass(frozen=True)
@@ -22,6 +77,68 @@ class World:
 
     rank: int = 0
     size: int = 1
+    #: the gloo group of agreements; None where there is one process
+    control: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files, records and logs, and holds locks."""
+        return self.rank == 0
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Return, for each flag, whether any process has raised it; all wait for each other."""
+        if self.size == 1:
+            return flags
+        message = torch.tensor([int(flag) for flag in flags])
+        with self._contact():
+            dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self.control)
+        return tuple(bool(flag) for flag in message.tolist())
+
+    def lead(self, work: Callable[[], Any]) -> Any:
+        """Let rank 0 do ``work`` and return its result, JSON-like, on every process.
+
+        What it raises is raised everywhere, so that all go on, or stop, together.
+        """
+        if self.size == 1:
+            return work()
+        message: list[Any] = [None]
+        failure: BaseException | None = None
+        if self.leads:
+            try:
+                message = [("", work())]
+            except BaseException as error:  # told to the others, then raised
+                failure = error
+                kind = type(error).__name__ if isinstance(error, UserError) else "BrokenRunError"
+                parts = (
+                    (error.who, error.problem, error.allowed, error.remedy)
+                    if isinstance(error, UserError)
+                    else ("rank 0", f"{type(error).__name__}: {error}", "", "")
+                )
+                message = [(kind, parts)]
+        with self._contact():
+            dist.broadcast_object_list(message, src=0, group=self.control)
+        if failure is not None:
+            raise failure
+        kind, result = message[0]
+        if kind:
+            who, problem, allowed, remedy = result
+            relayed = _ERRORS.get(kind, UserError)(who, problem, allowed=allowed, remedy=remedy)
+            relayed.add_note(RELAYED)
+            raise relayed
+        return result
+
+    @contextmanager
+    def _contact(self) -> Iterator[None]:
+        """Say in one line that another process is gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise BrokenRunError(
+                f"rank {self.rank} of {self.size}", f"lost another process ({first[:160]})",
+                remedy="see what that process said, then start the same command again: training "
+                "resumes from the last good checkpoint",
+            ) from error
 
     def shards(self, batch_size: int, microbatch_size: int | None) -> Iterator[tuple[int, int]]:
         """Yield ``(first, count)`` for each of this process's shards of a batch.
@@ -44,7 +161,8 @@ class World:
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of ``value`` over all processes."""
         if self.size > 1:
-            dist.all_reduce(value)
+            with self._contact():
+                dist.all_reduce(value)
         return value
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -53,8 +171,37 @@ class World:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([g.reshape(-1) for g in gradients])
-        dist.all_reduce(flat)
+        with self._contact():
+            dist.all_reduce(flat)
         offset = 0
         for gradient in gradients:
             gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
             offset += gradient.numel()
+
+
+@contextmanager
+def joined(place: Place, device: torch.device) -> Iterator[World]:
+    """Join the other processes for the block (gloo on the CPU, NCCL on CUDA); leave at its end.
+
+    Raises:
+        MissingError: the others cannot be reached.
+    """
+    if place.size == 1:
+        yield World()
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(
+            backend, rank=place.rank, world_size=place.size, timeout=timedelta(hours=1)
+        )
+    except (RuntimeError, ValueError) as error:
+        raise MissingError(
+            f"rank {place.rank} of {place.size}",
+            f"cannot join the others ({(str(error).splitlines() or [''])[0][:160]})",
+            allowed="MASTER_ADDR and MASTER_PORT of a machine that all can reach",
+            remedy="start with torchrun",
+        ) from error
+    try:
+        yield World(place.rank, place.size, dist.new_group(backend="gloo", timeout=PATIENCE))
+    finally:
+        dist.destroy_process_group()

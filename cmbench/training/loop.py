@@ -19,6 +19,7 @@ from torch import Tensor
 from cmbench.errors import NonFiniteError, PluginError
 from cmbench.plugin.method import Batch, Objective, Progress
 from cmbench.training.distributed import World
+from cmbench.training.memory import memory_explained
 from cmbench.training.optimizers import learning_rate
 from cmbench.training.prepared import PreparedNetwork
 from cmbench.training.randomness import StepDraws, seed_global
@@ -69,14 +70,26 @@ def fit(state: TrainingState, feed: Feed, settings: Settings, watchers: Watchers
         if index != state.phase_index:
             state.enter(index)
         while state.nimg < state.phase.images:
-            train_step(state, nets, feed, settings, meter)
-            if meter.due():
-                watchers.log(state, meter.take())
+            with memory_explained(
+                state.device,
+                batch_size=settings.batch_size,
+                processes=settings.world.size,
+                microbatch_size=settings.microbatch_size,
+                nimg=state.seen_nimg,
+            ):
+                train_step(state, nets, feed, settings, meter)
             stop = watchers.should_stop()
+            # Together: a process that logs, stops or refuses alone would leave the others waiting.
+            due, stopping = settings.world.agree(meter.due(), bool(stop))
+            if stopping:
+                stop = stop or "stopped by another process"
+            if due:
+                watchers.log(state, meter.take())
             if stop or checkpoint_due(state, settings):
                 meter.check_finite()
                 watchers.checkpoint(state)
             if stop:
+                settings.world.agree(True)  # nobody leaves before the checkpoint is written
                 return stop
         meter.check_finite()
         watchers.log(state, meter.take())
@@ -240,7 +253,7 @@ class Meter:
         for name, value in progress.scalars.items():
             self._add(name, value)
         for net in (*nets.values(), *self.state.observed):
-            self.state.network_evaluations += net.forward_equivalents
+            self.state.network_evaluations += net.forward_equivalents * self.settings.world.size
             net.forward_equivalents = 0
         now = time.perf_counter()
         name = self.state.phase.name
