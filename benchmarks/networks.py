@@ -122,7 +122,11 @@ def measure(name: str, repeats: int, clock: Callable[[], float]) -> dict[str, An
 
 
 def diffusers_unet() -> nn.Module:
-    """Return diffusers' UNet2DModel with DDPM++'s widths, depth and attention on CIFAR-10."""
+    """Return diffusers' UNet2DModel with DDPM++'s widths and depth on CIFAR-10.
+
+    Its decoder has attention in five blocks of a resolution or in none; DDPM++ in one. None is
+    chosen, in their favour. Its time embedding is twice as wide (4M parameters, no work).
+    """
     from diffusers import UNet2DModel
 
     model: nn.Module = UNet2DModel(
@@ -130,7 +134,7 @@ def diffusers_unet() -> nn.Module:
         block_out_channels=(256, 256, 256),
         layers_per_block=4,
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "UpBlock2D"),
         attention_head_dim=256,
         downsample_type="resnet",
         upsample_type="resnet",

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Dual:
     """A tensor with a tangent of the same shape.
 

@@ -1,0 +1,164 @@
+"""diffusers' UNet2DModel folders that are ADM networks, such as its consistency models.
+
+Their tensors are renamed to OpenAI's names, whose reader does the rest. Other diffusers U-Nets
+(with convolutional resampling, as in ``google/ddpm-cifar10-32``) have no counterpart here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmbench.errors import UserError
+from cmbench.networks.recognize import Recognized, recognize
+
+#: What an ADM network's config.json must say, with diffusers' defaults for absent keys.
+_REQUIRED: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "act_fn": ("silu", ("silu",)),
+    "add_attention": (True, (True,)),
+    # None would leave the middle attention without a norm.
+    "attn_norm_num_groups": (None, (32,)),
+    "center_input_sample": (False, (False,)),
+    "class_embed_type": (None, (None,)),
+    "downsample_type": ("conv", ("resnet",)),
+    "flip_sin_to_cos": (True, (True,)),
+    "freq_shift": (0, (0,)),
+    "mid_block_scale_factor": (1, (1, 1.0)),
+    "norm_eps": (1e-5, (1e-5,)),
+    "norm_num_groups": (32, (32,)),
+    "resnet_time_scale_shift": ("default", ("scale_shift",)),
+    "time_embedding_type": ("positional", ("positional",)),
+    "upsample_type": ("conv", ("resnet",)),
+}
+_BLOCKS = {
+    "down_block_types": {"ResnetDownsampleBlock2D", "AttnDownBlock2D"},
+    "up_block_types": {"ResnetUpsampleBlock2D", "AttnUpBlock2D"},
+}
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_ATTENTION = {"group_norm": "norm", "to_out.0": "proj_out"}
+_FIXED = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "class_embedding": "label_emb",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+
+
+def check_diffusers_config(config: Mapping[str, Any]) -> None:
+    """Raise UserError, naming the key, unless config.json describes an ADM network."""
+    for key, (default, allowed) in _REQUIRED.items():
+        value = config.get(key, default)
+        if value not in allowed:
+            raise _unsupported(f"{key} = {value!r}", " or ".join(repr(a) for a in allowed))
+    for key, known in _BLOCKS.items():
+        for value in config.get(key, ()):
+            if value not in known:
+                raise _unsupported(f"{key} has {value!r}", " or ".join(sorted(known)))
+
+
+def _unsupported(what: str, allowed: str) -> UserError:
+    return UserError(
+        "diffusers U-Net",
+        what,
+        allowed=allowed,
+        remedy="only UNet2DModel folders of ADM networks can be imported",
+    )
+
+
+def to_openai_names(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict under OpenAI's names, q, k and v joined.
+
+    Raises UserError for a config that is no ADM network or a tensor with no counterpart.
+    """
+    check_diffusers_config(config)
+    per_level = int(config.get("layers_per_block", 2)) + 1
+    result: dict[str, Tensor] = {}
+    joined: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        module, _, part = name.rpartition(".")
+        place, inner = _place(module, per_level, state)
+        if inner in ("to_q", "to_k", "to_v"):
+            joined.setdefault(f"{place}.qkv.{part}", {})[inner] = tensor
+            continue
+        result[f"{place}.{part}"] = tensor
+    for name, parts in joined.items():
+        if len(parts) != 3:
+            raise _unsupported(f"only {', '.join(sorted(parts))} of {name}", "to_q, to_k and to_v")
+        result[name] = torch.cat([parts[key] for key in ("to_q", "to_k", "to_v")])
+    return result
+
+
+def recognize_diffusers(
+    config: Mapping[str, Any], openai_state: Mapping[str, Tensor]
+) -> Recognized:
+    """Return the network of a state dict that :func:`to_openai_names` renamed."""
+    found = recognize(
+        {name: tuple(tensor.shape) for name, tensor in openai_state.items()},
+        channels_per_head=int(config.get("attention_head_dim") or 8),
+        resolution=int(config["sample_size"]),
+    )
+    return found._replace(assumed={"time_factor": found.options["time_factor"]})
+
+
+def _place(module: str, per_level: int, state: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Return OpenAI's module name, and the inner name where q, k or v must be joined."""
+    if module in _FIXED:
+        return _FIXED[module], ""
+    for pattern, locate in _PLACES:
+        match = re.fullmatch(pattern, module)
+        if match is None:
+            continue
+        place = locate(match, per_level, state)
+        inner = match["inner"]
+        if inner in ("to_q", "to_k", "to_v"):
+            return place, inner
+        table = _ATTENTION if "attentions" in module else _RESNET
+        if inner in table:
+            return f"{place}.{table[inner]}", ""
+    raise _unsupported(f"tensor {module!r}", "the tensors of an ADM network")
+
+
+_Locate = Callable[[re.Match[str], int, Mapping[str, Tensor]], str]
+
+
+def _down(match: re.Match[str], per_level: int, state: Mapping[str, Tensor]) -> str:
+    index = 1 + int(match["level"]) * per_level
+    if match["kind"] == "downsamplers":
+        return f"input_blocks.{index + per_level - 1}.0"
+    return f"input_blocks.{index + int(match['i'])}.{int(match['kind'] == 'attentions')}"
+
+
+def _up(match: re.Match[str], per_level: int, state: Mapping[str, Tensor]) -> str:
+    level = int(match["level"])
+    if match["kind"] == "upsamplers":
+        attention = f"up_blocks.{level}.attentions.0.to_q.weight" in state
+        return f"output_blocks.{(level + 1) * per_level - 1}.{2 if attention else 1}"
+    index = level * per_level + int(match["i"])
+    return f"output_blocks.{index}.{int(match['kind'] == 'attentions')}"
+
+
+def _middle(match: re.Match[str], per_level: int, state: Mapping[str, Tensor]) -> str:
+    if match["kind"] == "attentions":
+        return "middle_block.1"
+    return f"middle_block.{2 * int(match['i'])}"
+
+
+_TAIL = r"\.(?P<i>\d+)\.(?P<inner>.+)"
+_PLACES: tuple[tuple[str, _Locate], ...] = (
+    (r"down_blocks\.(?P<level>\d+)\.(?P<kind>resnets|attentions|downsamplers)" + _TAIL, _down),
+    (r"up_blocks\.(?P<level>\d+)\.(?P<kind>resnets|attentions|upsamplers)" + _TAIL, _up),
+    (r"mid_block\.(?P<kind>resnets|attentions)" + _TAIL, _middle),
+)

@@ -1,0 +1,220 @@
+"""Which network a state dict belongs to, read off its names and shapes alone.
+
+What shapes cannot tell (attention head size, and OpenAI's resolution) is taken from the published
+models and listed in :attr:`Recognized.assumed`, so that an importer can show it and let the user
+override it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from cmbench.errors import UserError
+from cmbench.networks.official_names import Family
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+#: OpenAI's published ADM resolutions by number of levels.
+_OPENAI_SIDES = {4: 64, 5: 128, 6: 256}
+_HEAD = 64
+
+
+class Recognized(NamedTuple):
+    """Family of names, catalogue name, options of its config, data shape and number of classes."""
+
+    family: Family
+    network: str
+    options: dict[str, Any]
+    data_shape: tuple[int, int, int]
+    num_classes: int
+    assumed: dict[str, Any]
+
+
+def recognize(
+    shapes: Shapes, *, channels_per_head: int = _HEAD, resolution: int | None = None
+) -> Recognized:
+    """Return the network of an EDM, EDM2 or OpenAI ADM state dict.
+
+    Raises UserError for any other, naming the first few tensors that were found.
+    """
+    if any(name.startswith("unet.enc.") for name in shapes):
+        return _guarded(_edm2, shapes, channels_per_head)
+    if any(name.startswith("model.enc.") for name in shapes):
+        song = any("_aux_norm." in name for name in shapes)
+        return _guarded(_song if song else _edm_adm, shapes, channels_per_head)
+    if "input_blocks.0.0.weight" in shapes:
+        return _guarded(_openai, shapes, channels_per_head, resolution)
+    first = ", ".join(list(shapes)[:3]) or "none"
+    raise UserError(
+        "checkpoint",
+        f"unknown network: {len(shapes)} tensors, among them {first}",
+        allowed="EDM (ddpmpp, ncsnpp, adm), EDM2, OpenAI ADM",
+        remedy="check that the file holds the network's own state dict (often under 'ema')",
+    )
+
+
+def _guarded(reader: Any, shapes: Shapes, *args: Any) -> Recognized:
+    """Turn a missing tensor into an error that names it."""
+    try:
+        result: Recognized = reader(shapes, *args)
+    except KeyError as error:
+        raise UserError(
+            "checkpoint",
+            f"tensor {error.args[0]!r} is missing",
+            allowed="a complete state dict",
+            remedy="download or save the file again",
+        ) from None
+    return result
+
+
+def _unsupported(what: str) -> UserError:
+    return UserError(
+        "checkpoint",
+        what,
+        allowed="the published DDPM++, NCSN++, ADM and EDM2 networks",
+        remedy="this variant of the architecture cannot be imported",
+    )
+
+
+def _sides(shapes: Shapes, prefix: str) -> list[int]:
+    """Return the encoder's resolutions, highest first."""
+    pattern = re.compile(re.escape(prefix) + r"enc\.(\d+)x\1_")
+    found = {int(match.group(1)) for name in shapes if (match := pattern.match(name))}
+    return sorted(found, reverse=True)
+
+
+def _body(shapes: Shapes, prefix: str, width_of: str, qkv: str) -> tuple[list[int], dict[str, Any]]:
+    """Return the widths by resolution, and blocks and attention as options."""
+    sides = _sides(shapes, prefix)
+
+    def block(side: int, index: int) -> str:
+        return f"{prefix}enc.{side}x{side}_block{index}."
+
+    blocks = 0
+    while f"{block(sides[0], blocks)}{width_of}" in shapes:
+        blocks += 1
+    widths = [shapes[f"{block(side, 0)}{width_of}"][0] for side in sides]
+    attention = tuple(side for side in sides if f"{block(side, 0)}{qkv}" in shapes)
+    return widths, {"blocks": blocks, "attention_resolutions": attention}
+
+
+def _mult(widths: list[int], channels: int) -> tuple[int, ...]:
+    if any(width % channels for width in widths):
+        raise _unsupported(f"widths {widths} are no multiples of {channels} channels")
+    return tuple(width // channels for width in widths)
+
+
+def _input(shapes: Shapes, prefix: str, side: int) -> tuple[int, ...]:
+    return shapes[f"{prefix}enc.{side}x{side}_conv.weight"]
+
+
+def _song(shapes: Shapes, channels_per_head: int) -> Recognized:
+    prefix = "model."
+    if any("aux_skip" in name or "aux_down" in name or "aux_up" in name for name in shapes):
+        raise _unsupported("this SongUNet has a skip encoder or decoder")
+    side = _sides(shapes, prefix)[0]
+    channels, colours = _input(shapes, prefix, side)[:2]
+    widths, options = _body(shapes, prefix, "conv1.weight", "qkv.weight")
+    first = f"{prefix}enc.{side}x{side}_block0."
+    pyramid = any("aux_residual" in name for name in shapes)
+    wide = any(
+        name.endswith("resample_filter") and shape[-1] == 4 for name, shape in shapes.items()
+    )
+    adaptive = shapes[f"{first}affine.weight"][0] == 2 * widths[0]
+    layer0 = shapes[f"{prefix}map_layer0.weight"]
+    fourier = f"{prefix}map_noise.freqs" in shapes
+    options |= {
+        "channels": channels,
+        "channel_mult": _mult(widths, channels),
+        "embedding": "fourier" if fourier else "positional",
+        "noise_mult": layer0[1] // channels,
+        "embedding_mult": layer0[0] // channels,
+        "augment_dim": shapes.get(f"{prefix}map_augment.weight", (0, 0))[1],
+        "pyramid": pyramid,
+        "filter_taps": (1, 3, 3, 1) if wide else (1, 1),
+        "conditioning": "scale-shift" if adaptive else "additive",
+    }
+    classes = shapes.get(f"{prefix}map_label.weight", (0, 0))[1]
+    network = "ncsnpp" if pyramid else "ddpmpp"
+    return Recognized("edm", network, options, (colours, side, side), classes, {})
+
+
+def _edm_adm(shapes: Shapes, channels_per_head: int) -> Recognized:
+    prefix = "model."
+    side = _sides(shapes, prefix)[0]
+    widths, options = _body(shapes, prefix, "conv1.weight", "qkv.weight")
+    embedding, channels = shapes[f"{prefix}map_layer0.weight"]
+    assumed = {"channels_per_head": channels_per_head}
+    options |= {
+        "channels": channels,
+        "channel_mult": _mult(widths, channels),
+        "embedding_mult": embedding // channels,
+        "augment_dim": shapes.get(f"{prefix}map_augment.weight", (0, 0))[1],
+        **assumed,
+    }
+    colours = _input(shapes, prefix, side)[1]
+    classes = shapes.get(f"{prefix}map_label.weight", (0, 0))[1]
+    return Recognized("edm", "adm", options, (colours, side, side), classes, assumed)
+
+
+def _edm2(shapes: Shapes, channels_per_head: int) -> Recognized:
+    prefix = "unet."
+    side = _sides(shapes, prefix)[0]
+    widths, options = _body(shapes, prefix, "conv_res1.weight", "attn_qkv.weight")
+    channels = shapes[f"{prefix}emb_fourier.freqs"][0]
+    assumed = {"channels_per_head": channels_per_head}
+    options |= {
+        "channels": channels,
+        "channel_mult": _mult(widths, channels),
+        "logvar_channels": shapes.get("logvar_fourier.freqs", (0,))[0],
+        **assumed,
+    }
+    colours = _input(shapes, prefix, side)[1] - 1  # one constant channel
+    classes = shapes.get(f"{prefix}emb_label.weight", (0, 0))[1]
+    return Recognized("edm2", "edm2", options, (colours, side, side), classes, assumed)
+
+
+def _openai(shapes: Shapes, channels_per_head: int, resolution: int | None) -> Recognized:
+    if any(".op.weight" in name or ".conv.weight" in name for name in shapes):
+        raise _unsupported("this ADM resamples by convolutions (resblock_updown is off)")
+    outputs = {
+        int(m.group(1)) for name in shapes if (m := re.match(r"output_blocks\.(\d+)\.", name))
+    }
+    ups = [
+        name
+        for name in shapes
+        if re.fullmatch(r"output_blocks\.\d+\.[12]\.in_layers\.2\.weight", name)
+    ]
+    levels = len(ups) + 1
+    blocks = len(outputs) // levels - 1
+    side = resolution or _OPENAI_SIDES.get(levels)
+    if side is None:
+        raise _unsupported(f"an ADM of {levels} resolutions; give its image resolution")
+    # One stem, then per level the blocks and, but for the last, a block that halves.
+    first = [1 + level * (blocks + 1) for level in range(levels)]
+    widths = [shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0] for i in first]
+    attention = tuple(
+        side >> level for level, i in enumerate(first) if f"input_blocks.{i}.1.qkv.weight" in shapes
+    )
+    embedding, channels = shapes["time_embed.0.weight"]
+    colours = shapes["input_blocks.0.0.weight"][1]
+    if shapes["out.2.weight"][0] != colours:
+        raise _unsupported("this ADM predicts variances too (learn_sigma is on)")
+    adaptive = shapes["input_blocks.1.0.emb_layers.1.weight"][0] == 2 * widths[0]
+    assumed: dict[str, Any] = {"channels_per_head": channels_per_head, "time_factor": 1000.0}
+    options = {
+        "channels": channels,
+        "channel_mult": _mult(widths, channels),
+        "blocks": blocks,
+        "attention_resolutions": attention,
+        "embedding_mult": embedding // channels,
+        "conditioning": "scale-shift" if adaptive else "additive",
+        "min_group_channels": 1,
+        **assumed,
+    }
+    classes = shapes.get("label_emb.weight", (0, 0))[0]
+    if resolution is None:
+        assumed["resolution"] = side
+    return Recognized("openai-adm", "adm", options, (colours, side, side), classes, assumed)
