@@ -57,6 +57,8 @@ class Census:
     high: int = 255
     grey: float = 0.0
     flat: float = 0.0
+    #: Channels, height, width; empty where there was no image.
+    shape: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
@@ -81,10 +83,12 @@ class CensusTaker:
         self._sums: Tensor | None = None
         self._low, self._high = 255, 0
         self._grey = self._flat = 0
+        self._shape: tuple[int, ...] = ()
 
     def update(self, images: Tensor) -> None:
         """Add ``[N, C, H, W]``; only uint8 images give more than hashes."""
         self._hashes.append(image_hashes(images).cpu())
+        self._shape = tuple(images.shape[1:])
         if images.dtype != torch.uint8 or not len(images):
             return
         values = images.double()
@@ -103,6 +107,7 @@ class CensusTaker:
     def merge(self, other: CensusTaker) -> None:
         """Add another process's images."""
         self._hashes.extend(other._hashes)
+        self._shape = self._shape or other._shape
         if other._sums is not None:
             self._sums = other._sums if self._sums is None else self._sums + other._sums
         self._low, self._high = min(self._low, other._low), max(self._high, other._high)
@@ -113,13 +118,13 @@ class CensusTaker:
         """Return the census so far."""
         hashes = torch.cat(self._hashes) if self._hashes else torch.zeros(0, dtype=torch.int64)
         if self._sums is None:
-            return Census(hashes)
+            return Census(hashes, shape=self._shape)
         mean = self._sums[0] / self._sums[2]
         variance = (self._sums[1] / self._sums[2] - mean.square()).clamp(min=0)
         share = 1 / max(len(hashes), 1)
         return Census(
             hashes, mean, variance.sqrt(), self._low, self._high,
-            self._grey * share, self._flat * share,
+            self._grey * share, self._flat * share, self._shape,
         )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from cmbench.metrics.quantize import quantize
 from cmbench.metrics.statistics import FeatureStatistics, Moments
 from cmbench.seeds import derive_seed
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 #: A quantisation that fits every rule: imported statistics of real, stored images.
 ANY = "any"
 #: Neighbours that set a ball's radius in precision, recall, density and coverage.

@@ -122,7 +122,7 @@ def _frechet_tensors(prefix: str, frechet: FrechetReference) -> dict[str, Tensor
 
 
 def _census_tensors(census: Census) -> dict[str, Tensor]:
-    tensors = {"census_hashes": census.hashes}
+    tensors = {"census_hashes": census.hashes, "census_shape": torch.tensor(census.shape)}
     if census.mean is not None and census.std is not None:
         facts = [census.low, census.high, census.grey, census.flat]
         tensors["census_mean"], tensors["census_std"] = census.mean, census.std
@@ -133,11 +133,12 @@ def _census_tensors(census: Census) -> dict[str, Tensor]:
 def _read_census(tensors: dict[str, Tensor]) -> Census | None:
     if "census_hashes" not in tensors:
         return None
+    shape = tuple(tensors["census_shape"].int().tolist())
     if "census_facts" not in tensors:
-        return Census(tensors["census_hashes"])
+        return Census(tensors["census_hashes"], shape=shape)
     low, high, grey, flat = tensors["census_facts"].tolist()
     mean, std = tensors["census_mean"], tensors["census_std"]
-    return Census(tensors["census_hashes"], mean, std, int(low), int(high), grey, flat)
+    return Census(tensors["census_hashes"], mean, std, int(low), int(high), grey, flat, shape)
 
 
 def _read_floor(text: str) -> Floor | None:

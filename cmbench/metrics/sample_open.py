@@ -1,0 +1,54 @@
+"""Where samples to be scored come from: one interface, many formats, every oddity said aloud.
+
+====================  =============================================================================
+folder, ``.zip``      PNG (or any image that PIL reads), recursively; EDM's ``dataset.json`` labels
+``.npz``              OpenAI's sample batch (``arr_0``, labels in ``arr_1``), or ``images``
+``.npy``              an array ``[N, H, W, C]`` or ``[N, C, H, W]``
+``module:function``   a Python generator, see :mod:`cmbench.metrics.sample_generators`
+folder with
+``model_index.json``  a diffusers pipeline
+====================  =============================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cmbench.errors import MissingError, UserError
+from cmbench.metrics.sample_arrays import ArraySamples
+from cmbench.metrics.sample_generators import DiffusersSamples, GeneratorSamples
+from cmbench.metrics.sample_images import ImageSamples
+from cmbench.metrics.sample_sources import ReadOptions, SampleSource
+
+_ENTRY_POINT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def open_samples(path: str, options: ReadOptions | None = None) -> SampleSource:
+    """Return the source of samples at ``path``, a file, a folder or ``module:function``.
+
+    Raises:
+        MissingError: there is nothing at the path.
+        UserError: no reader fits it.
+    """
+    options = options or ReadOptions()
+    found = Path(path)
+    if not found.exists() and _ENTRY_POINT.fullmatch(path):
+        return GeneratorSamples.load(path, options)
+    if not found.exists():
+        raise MissingError(
+            f"samples {path}", "does not exist",
+            allowed="a folder, .zip, .npz, .npy, module:function, or a diffusers pipeline",
+            remedy="check the path",
+        )  # fmt: skip
+    if found.is_dir():
+        if (found / "model_index.json").is_file():
+            return DiffusersSamples.load(found, options)
+        return ImageSamples.open(found, options)
+    readers = {".zip": ImageSamples.open, ".npz": ArraySamples.open, ".npy": ArraySamples.open}
+    if found.suffix.lower() not in readers:
+        raise UserError(
+            f"samples {path}", f"a {found.suffix or 'nameless'} file",
+            allowed="a folder, .zip, .npz or .npy", remedy="unpack it and give the folder",
+        )  # fmt: skip
+    return readers[found.suffix.lower()](found, options)

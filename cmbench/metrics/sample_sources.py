@@ -1,0 +1,110 @@
+"""What a source of samples is: images in batches, a name, and every oddity said aloud."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from torch import Tensor
+
+from cmbench.errors import UserError
+
+_T = TypeVar("_T")
+#: Value ranges that float samples may be said to have.
+RANGES: dict[str, tuple[float, float]] = {"-1,1": (-1.0, 1.0), "0,1": (0.0, 1.0), "0,255": (0, 255)}
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a user may have to say about samples that do not say it themselves.
+
+    Args:
+        channels: channels that the extractor expects; 3, or 1 for grey data.
+        value_range: a key of :data:`RANGES`, for float samples.
+        limit: read at most this many samples.
+        seed: of the generator, where samples are made.
+        steps: network evaluations a sample, for diffusers pipelines.
+    """
+
+    channels: int = 3
+    value_range: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    steps: int | None = None
+
+
+@dataclass
+class SampleSource(ABC):
+    """Samples with a name, a count if it is known, and notes about what was odd in them."""
+
+    name: str
+    options: ReadOptions
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """What it is, in a word or two."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int | None:
+        """Number of samples, None where only reading tells."""
+
+    @abstractmethod
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield images ``[N, C, H, W]`` and labels ``[N]`` or None, in a fixed order.
+
+        Images are uint8, or float in [-1, 1]. ``notes`` are complete when it is exhausted.
+        """
+
+    def limited(self, count: int) -> int:
+        """Return ``count``, or the limit if that is less."""
+        limit = self.options.limit
+        return count if limit is None else min(count, limit)
+
+    def error(self, problem: str, *, allowed: str = "", remedy: str = "") -> UserError:
+        """Return a ``UserError`` that names this source."""
+        return UserError(f"samples {self.name}", problem, allowed=allowed, remedy=remedy)
+
+
+def prefetched(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:
+    """Yield ``items`` while a thread makes the next ones, so that reading overlaps extraction."""
+    ready: queue.Queue[tuple[bool, object]] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def offer(item: tuple[bool, object]) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not offer((True, item)):
+                    return
+            offer((False, None))
+        except BaseException as error:
+            offer((False, error))
+
+    thread = threading.Thread(target=work, daemon=True, name="cmbench-samples")
+    thread.start()
+    try:
+        while True:
+            more, item = ready.get()
+            if not more:
+                if isinstance(item, BaseException):
+                    raise item
+                return
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join(timeout=5)
