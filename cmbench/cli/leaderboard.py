@@ -7,11 +7,13 @@ from pathlib import Path
 import click
 
 from cmbench.cli.report import Counted, hook_charts, hook_columns
-from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, EXIT_USAGE, UserError
+from cmbench.cli.results import echo_table
+from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, EXIT_USAGE, UserError, unknown_name
 from cmbench.leaderboard import boards
-from cmbench.leaderboard.published import check_published
+from cmbench.leaderboard.published import check_published, load_published
 from cmbench.plugin.manager import load_plugins
 from cmbench.report import render
+from cmbench.report.page import build_page
 
 _FOLDER = click.argument(
     "folder", required=False, type=click.Path(path_type=Path, file_okay=False), metavar="[DIR]"
@@ -57,6 +59,45 @@ def validate(folder: Path | None) -> int:
             counts = f"{len(published.rows)} rows in {len(published.board.tables)} tables"
             click.echo(f"{path.name}: {counts}")
     return EXIT_USAGE if problems else EXIT_OK
+
+
+@leaderboard.command("list")
+@_FOLDER
+def list_(folder: Path | None) -> int:
+    """List the boards with their published rows and reference records."""
+    found = _folder(folder)
+    records = boards.record_folders(found)
+    lines = []
+    for path in boards.board_folders(found):
+        published = load_published(path)
+        count = len(list(records[path.name].glob("*.json"))) if path.name in records else 0
+        lines.append([path.name, str(len(published.rows)), str(count), published.board.title])
+    echo_table(["dataset", "published", "records", "title"], lines)
+    return EXIT_OK
+
+
+@leaderboard.command()
+@click.argument("dataset")
+@_FOLDER
+@click.option("--nfe", metavar="N", type=click.IntRange(min=1), help="Only this NFE.")
+def show(dataset: str, folder: Path | None, nfe: int | None) -> int:
+    """Show the rows of DATASET, published and measured, section by section."""
+    found = _folder(folder)
+    loaded, records = boards.load_boards(found), boards.record_folders(found)
+    if dataset not in loaded and dataset not in records:
+        known = {*loaded, *records}
+        raise unknown_name("cmbench leaderboard show", "dataset", dataset, known)
+    counted = Counted()
+    cells = counted.read(records[dataset]) if dataset in records else ()
+    page = build_page(dataset, cells, loaded.get(dataset), {}, "")
+    for section in page.sections:
+        lines = [line for line in section.lines if nfe in (None, line.row.nfe)]
+        if lines:
+            header = [column.title for _, column in page.shown]
+            rows = [[line.cells[i].text for i, _ in page.shown] for line in lines]
+            echo_table(header, rows, title=section.section.title)
+            click.echo()
+    return EXIT_CELLS_FAILED if counted.errors else EXIT_OK
 
 
 @leaderboard.command("render")

@@ -76,6 +76,15 @@ def test_render_makes_the_pages_of_boards_and_their_records(tmp_path: Path) -> N
     assert "63×2" in (tmp_path / "out/imagenet512.md").read_text()
 
 
+def test_list_and_show(tmp_path: Path) -> None:
+    assert "imagenet512" in run(leaderboard, "list", BOARDS).stdout
+    result = run(leaderboard, "show", "cifar10", BOARDS, "--nfe", "10")
+    assert "13.36" in result.stdout
+    assert "8.23" in result.stdout
+    assert "StyleGAN" not in result.stdout
+    assert "did you mean 'cifar10'" in message(run(leaderboard, "show", "cifar", BOARDS))
+
+
 def test_leaderboard_needs_a_folder_with_boards(tmp_path: Path) -> None:
     assert "is not a folder" in message(run(leaderboard, "validate", tmp_path / "no"))
     assert "holds no board" in message(run(leaderboard, "validate", tmp_path))
