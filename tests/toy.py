@@ -190,3 +190,7 @@ class ToyPlugin:
 def add_toys(manager: PluginManager) -> PluginInfo:
     """Register the toys with a manager."""
     return manager.register(ToyPlugin(), PluginInfo("toys", "toy", "toy-distribution", "1.2.3"))
+
+
+#: What an entry point names.
+PLUGIN = ToyPlugin()
