@@ -32,6 +32,9 @@ STOP_SIGNALS = tuple(
 )
 
 
+_LOCAL_FLAGS = frozenset({"-q", "--quiet", "--debug", "--no-report"})
+
+
 def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     """Return ``1,2,4`` as numbers; raise ``UserError`` for anything else."""
     if text is None:
@@ -248,8 +251,19 @@ def make_context(
 
 
 def command_line() -> str:
-    """Return the command as the user typed it, with the program's plain name."""
-    return shlex.join(["cmbench", *sys.argv[1:]])
+    """Return the command that reproduces the records anywhere.
+
+    That is what the user typed, with the program's plain name and without what concerns this
+    machine only: the workspace, talk and debugging.
+    """
+    kept: list[str] = []
+    words = iter(sys.argv[1:])
+    for word in words:
+        if word in ("-w", "--workspace"):
+            next(words, None)
+        elif not word.startswith("--workspace=") and word not in _LOCAL_FLAGS:
+            kept.append(word)
+    return shlex.join(["cmbench", *kept])
 
 
 def render_page(context: Context, request: SweepRequest) -> str:
