@@ -72,6 +72,12 @@ EXTRACTORS: tuple[ExtractorSpec, ...] = (
         _PARMAR,
     ),
     ExtractorSpec(
+        "dinov2",
+        "cmbench.metrics.dinov2:DinoExtractor",
+        "DINOv2 ViT-L/14 with dgm-eval's resize (needs timm)",
+        "Oquab et al. 2023, arXiv:2304.07193",
+    ),
+    ExtractorSpec(
         "digits-cnn", "cmbench.metrics.digits_cnn:DigitsExtractor", "Small CNN for 8x8 digits, 64-d"
     ),
     ExtractorSpec(

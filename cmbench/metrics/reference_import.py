@@ -52,7 +52,8 @@ PUBLISHED = {
     "inception-clean": (WEIGHTS["clean-fid"].sha256, "clean"),
     "inception-legacy-tensorflow": (WEIGHTS["clean-fid"].sha256, "legacy-tensorflow"),
     "inception-legacy-pytorch": (WEIGHTS["inception"].sha256, "legacy-pytorch"),
-    "dinov2": (ANY, "pil-bicubic"),
+    # EDM2 resizes otherwise than dgm-eval, so its statistics fit no extractor here.
+    "dinov2": (ANY, "edm2"),
 }
 _ALLOWED = "an EDM, clean-fid, OpenAI, torch-fidelity, EDM2 or cmbench reference file"
 _CLEAN_FID = re.compile(r"(clean|legacy_pytorch|legacy_tensorflow)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
 
@@ -17,7 +18,7 @@ from cmbench.metrics.frechet import FrechetReference, half_split_infinity
 from cmbench.metrics.inception_score import inception_score
 from cmbench.metrics.kernel_distance import kernel_distance
 from cmbench.metrics.precision_recall import PrecisionRecall, precision_recall
-from cmbench.metrics.reference import NEIGHBOURS, Reference
+from cmbench.metrics.reference import NEIGHBOURS, Floor, Reference
 from cmbench.metrics.samples import Samples
 from cmbench.metrics.statistics import FeatureStatistics, Moments
 from cmbench.metrics.values import Json, MetricValue, metric_key, normal_interval, share_interval
@@ -145,12 +146,16 @@ class Scores:
         moments = statistics.moments()
         value = reference.distance(moments)
         error = reference.standard_error(moments, rows)
-        detail = self._counts() | {
-            "covariance_divisor": moments.divisor,
-            "reference_covariance_divisor": reference.moments.divisor,
-            "dtype": "float64",
-            "rank_deficient": moments.rank_bound < moments.dim,
-        }
+        detail = (
+            self._counts()
+            | {
+                "covariance_divisor": moments.divisor,
+                "reference_covariance_divisor": reference.moments.divisor,
+                "dtype": "float64",
+                "rank_deficient": moments.rank_bound < moments.dim,
+            }
+            | self._of_halves(lambda floor: floor.frechet)
+        )
         interval = None
         if len(rows) >= 4:
             halves = self._half_distances(rows, reference)
@@ -207,6 +212,7 @@ class Scores:
             interval = share_interval(value, self.samples.count)
         key = self._key(metric, f"k={NEIGHBOURS}", "float32")
         detail = self._counts() | {"k": NEIGHBOURS, "dtype": "float32, centred"}
+        detail |= self._of_halves(lambda floor: float(getattr(floor.manifold, metric)))
         return MetricValue(metric, value, True, key, error, interval, detail)
 
     def _kernel(self, metric: str) -> MetricValue:
@@ -217,6 +223,7 @@ class Scores:
             reference_self=self.reference.kernel,
         )
         detail = self._counts() | asdict(result) | {"estimator": "exact U-statistic, cubic kernel"}
+        detail |= self._of_halves(lambda floor: floor.kernel)
         return MetricValue(
             metric, result.value, False, self._key(metric, "u-statistic", "float64"),
             result.standard_error, normal_interval(result.value, result.standard_error), detail,
@@ -246,8 +253,24 @@ class Scores:
         return rows
 
     def _counts(self) -> dict[str, Json]:
-        count = None if self.reference is None else self.reference.count
-        return {"samples": self.samples.count, "reference_samples": count}
+        reference = self.reference
+        detail: dict[str, Json] = {
+            "samples": self.samples.count,
+            "reference_samples": None if reference is None else reference.count,
+        }
+        if reference is not None and reference.features is not None:
+            detail["reference_features"] = len(reference.features)
+        for fact in ("implementation", "deviation"):
+            if hasattr(self.extractor, fact):
+                detail[f"extractor_{fact}"] = getattr(self.extractor, fact)
+        return detail
+
+    def _of_halves(self, choose: Callable[[Floor], float]) -> dict[str, Json]:
+        """Return what two disjoint real halves score: the floor, or ceiling, of this metric."""
+        floor = self.reference.halves_floor if self.reference is not None else None
+        if floor is None:
+            return {}
+        return {"real_halves": choose(floor), "real_half_samples": floor.count}
 
     def _key(self, metric: str, *facts: str, reference: bool = True) -> str:
         assert self.extractor is not None

@@ -81,6 +81,11 @@ def test_every_metric_of_one_pass(extractor: DigitsExtractor, reference: Referen
     assert distance.detail["infinity"]["value"] < distance.value
     assert distance.interval == tuple(distance.detail["infinity"]["interval"])
     assert values["kd"].interval is not None
+    floor = reference.floor()
+    assert distance.detail["real_halves"] == floor.frechet
+    assert values["recall"].detail["real_halves"] == floor.manifold.recall
+    assert values["kd"].detail["real_halves"] == floor.kernel
+    assert values["density"].detail["real_half_samples"] == 150
     assert values["is"].detail["real"] == pytest.approx(reference.score.mean)
 
 

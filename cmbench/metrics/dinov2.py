@@ -1,0 +1,142 @@
+"""DINOv2 features for FD-DINOv2 (Stein et al. 2023), with dgm-eval's preprocessing.
+
+The network is timm's vision transformer with the weights as Meta publishes them; the position
+embedding is brought to 224 x 224 by DINOv2's own rule, which is not timm's. torch-fidelity has a
+DINOv2 too, but it downloads a repository's code, has no offline path, and resizes otherwise, so its
+distances compare with nobody's.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cmbench.errors import MissingError, UserError, unknown_name
+from cmbench.metrics._files import sha256_file
+from cmbench.metrics.extractor import Features
+from cmbench.metrics.inception import check_rgb, join
+from cmbench.metrics.precision import exact_float32, row_blocks
+from cmbench.metrics.weight_files import find_weights
+
+SIZE, PATCH = 224, 14
+#: Architecture -> (timm's name, feature width).
+ARCHITECTURES = {
+    "vits14": ("vit_small_patch14_dinov2", 384),
+    "vitb14": ("vit_base_patch14_dinov2", 768),
+    "vitl14": ("vit_large_patch14_dinov2", 1024),
+}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CPU_BLOCK = 8
+
+
+class DinoExtractor:
+    """Class-token features of DINOv2 (1,024 for ViT-L/14), no logits.
+
+    Args:
+        location: ``dinov2_vitl14_pretrain.pth`` as published; None looks in the usual places. The
+            publisher names no hash, so the file's own goes into the metric key.
+        architecture: "vitl14" (FD-DINOv2's), "vitb14" or "vits14".
+
+    Raises:
+        MissingError: timm or the weights are not there.
+        UserError: a file of another architecture, or no state dict.
+    """
+
+    preprocessing = "pil-bicubic-8bit"
+
+    def __init__(self, location: Path | str | None = None, *, architecture: str = "vitl14") -> None:
+        if architecture not in ARCHITECTURES:
+            raise unknown_name("dinov2 extractor", "architecture", architecture, ARCHITECTURES)
+        path = find_weights("dinov2", location)
+        self.weights_sha256 = sha256_file(path)
+        suffix = "" if architecture == "vitl14" else f"-{architecture}"
+        self.name = self.short_name = f"dinov2{suffix}"
+        timm_name, self.feature_dim = ARCHITECTURES[architecture]
+        self.network = _load(path, timm_name)
+        self.device = torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the network to ``device``."""
+        self.device = torch.device(device)
+        self.network.to(self.device)
+        return self
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Features:
+        """Return the features of RGB images ``[N, 3, H, W]``, uint8."""
+        check_rgb("dinov2 extractor", images)
+        if images.dtype != torch.uint8:
+            raise UserError(
+                "dinov2 extractor", f"images of {images.dtype}", allowed="uint8",
+                remedy="quantise the samples: its resizer is PIL's on bytes",
+            )  # fmt: skip
+        size = CPU_BLOCK if self.device.type == "cpu" else max(len(images), 1)
+        with exact_float32():
+            blocks = row_blocks(images, size)
+            return join([Features(self.network(self._prepared(block))) for block in blocks])
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        mean = torch.tensor(MEAN, device=self.device)[:, None, None]
+        std = torch.tensor(STD, device=self.device)[:, None, None]
+        return (resized(images).to(self.device) / 255 - mean) / std
+
+
+def resized(images: Tensor) -> Tensor:
+    """Return PIL's bicubic 224 x 224 of uint8 images, in bytes, as float32 (dgm-eval's default)."""
+    rows = []
+    for image in images.cpu().permute(0, 2, 3, 1).numpy():
+        picture = Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        rows.append(torch.from_numpy(np.array(picture)))
+    return torch.stack(rows).permute(0, 3, 1, 2).float()
+
+
+def interpolated_positions(positions: Tensor) -> Tensor:
+    """Return DINOv2's position embedding ``[1, 1 + M², D]`` for 224 x 224: ``[1, 257, D]``.
+
+    Bicubic without antialiasing, by the scale (16 + 0.1) / M: the offset is DINOv2's, and so the
+    samples lie elsewhere than for a resize to 16 x 16.
+    """
+    side, old = SIZE // PATCH, math.isqrt(positions.shape[1] - 1)
+    if old == side:
+        return positions
+    grid = positions[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    scale = (side + 0.1) / old
+    grid = functional.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
+    assert grid.shape[2:] == (side, side)
+    return torch.cat([positions[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], 1)
+
+
+def _load(path: Path, timm_name: str) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingError(
+            "dinov2 extractor", "timm is not installed", remedy="pip install timm"
+        ) from error
+    who, allowed = f"weights {path}", f"DINOv2's published state dict ({timm_name})"
+    remedy = "run `cmbench prepare dinov2`"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the zip, pickle and tensor readers raise many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(who, f"cannot be read: {reason}", allowed=allowed, remedy=remedy) from error
+    if not isinstance(state, dict) or "pos_embed" not in state:
+        raise UserError(who, "holds something else", allowed=allowed, remedy=remedy)
+    state.pop("mask_token", None)  # of pre-training only
+    state["pos_embed"] = interpolated_positions(state["pos_embed"].float())
+    network: nn.Module = timm.create_model(
+        timm_name, pretrained=False, img_size=SIZE, num_classes=0
+    )
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(who, reason, allowed=allowed, remedy=remedy) from error
+    return network.eval().requires_grad_(False)
