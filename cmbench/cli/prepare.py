@@ -11,8 +11,8 @@ import click
 from cmbench.cli.console import make_reporter
 from cmbench.data.custom import custom_path, custom_target, is_custom, resolve_dataset, slug
 from cmbench.data.locations import DATA_VARIABLE, DataLocations
-from cmbench.data.preparation import Progress, Request
-from cmbench.data.preparation import prepare as prepare_dataset
+from cmbench.data.preparation.run import Progress, Request
+from cmbench.data.preparation.run import prepare as prepare_dataset
 from cmbench.data.rules import RULES, Rule
 from cmbench.data.store import MANIFEST, Manifest, read_manifest
 from cmbench.data.transforms import TRANSFORMS

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -30,10 +28,6 @@ from cmbench.errors import MissingError, UserError
 
 FORMAT: Final = 1
 IMAGES, LABELS, BLOCKS, MANIFEST = "images.npy", "labels.npy", "blocks.sha256", "manifest.json"
-#: numpy's header for our shapes, whatever the count: it leaves room for the first axis to grow.
-HEADER_BYTES = 128
-_TARGET_BLOCK_BYTES = 4 << 20
-_MAX_BLOCK_IMAGES = 1024
 
 Array = npt.NDArray[Any]
 
@@ -82,51 +76,6 @@ class Manifest(BaseModel):
         return self.shape[0]
 
 
-class Layout(NamedTuple):
-    """Shape of one image and its type; what follows from them."""
-
-    data_shape: tuple[int, int, int]
-    dtype: str = "uint8"
-
-    @property
-    def image_bytes(self) -> int:
-        """Bytes of one image."""
-        return math.prod(self.data_shape) * np.dtype(self.dtype).itemsize
-
-    @property
-    def block_images(self) -> int:
-        """Images a block: about 4 MiB, at most 1,024; part of the format, never an option."""
-        return max(1, min(_MAX_BLOCK_IMAGES, _TARGET_BLOCK_BYTES // self.image_bytes))
-
-    def header(self, count: int) -> bytes:
-        """Return the ``.npy`` header for ``count`` images."""
-        import io
-
-        buffer = io.BytesIO()
-        description = {
-            "descr": np.lib.format.dtype_to_descr(np.dtype(self.dtype)),
-            "fortran_order": False,
-            "shape": (count, *self.data_shape),
-        }
-        np.lib.format.write_array_header_1_0(buffer, description)
-        header = buffer.getvalue()
-        assert len(header) == HEADER_BYTES, len(header)
-        return header
-
-    def blocks(self, count: int) -> int:
-        """Return the number of blocks of ``count`` images."""
-        return -(-count // self.block_images)
-
-    def block_range(self, block: int, count: int) -> tuple[int, int]:
-        """Return the first image of ``block`` and the one after its last."""
-        first = block * self.block_images
-        return first, min(first + self.block_images, count)
-
-    def offset(self, image: int) -> int:
-        """Return where ``image`` begins in ``images.npy``."""
-        return HEADER_BYTES + image * self.image_bytes
-
-
 def content_hash(shape: tuple[int, ...], dtype: str, blocks: list[str], labels: str) -> str:
     """Return the hash of a dataset's content: shape, type, block digests and labels digest."""
     images = hashlib.sha256(b"".join(bytes.fromhex(b) for b in blocks)).hexdigest()
@@ -137,14 +86,6 @@ def content_hash(shape: tuple[int, ...], dtype: str, blocks: list[str], labels: 
 def labels_hash(labels: npt.NDArray[np.int32] | None) -> str:
     """Return the SHA-256 of int32 little-endian labels, or "" without labels."""
     return "" if labels is None else hashlib.sha256(labels.astype("<i4").tobytes()).hexdigest()
-
-
-def hash_block(file: int, layout: Layout, block: int, count: int) -> str:
-    """Return the SHA-256 of a block of the images file open as descriptor ``file``."""
-    first, stop = layout.block_range(block, count)
-    wanted = (stop - first) * layout.image_bytes
-    data = os.pread(file, wanted, layout.offset(first))
-    return hashlib.sha256(data).hexdigest() if len(data) == wanted else "truncated"
 
 
 # ---- reading -----------------------------------------------------------------------------------

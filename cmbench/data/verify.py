@@ -7,12 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from cmbench.data.layout import Layout, hash_block
 from cmbench.data.store import (
     IMAGES,
-    Layout,
     Manifest,
     check_content_hash,
-    hash_block,
     open_store,
     read_blocks,
 )

@@ -49,7 +49,7 @@ def test_a_dataset_that_is_not_prepared_says_how_to_prepare_it(
 
 
 @pytest.mark.parametrize(
-    "module", ["cmbench.data.catalog", "cmbench.data.preparation", "cmbench.data.custom"]
+    "module", ["cmbench.data.catalog", "cmbench.data.preparation.run", "cmbench.data.custom"]
 )
 def test_listing_and_preparing_import_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -28,7 +28,8 @@ from PIL import Image
 
 from cmbench.data.catalog import BUILTIN_DATASETS
 from cmbench.data.locations import DataLocations
-from cmbench.data.preparation import Request, partial, prepare
+from cmbench.data.preparation import partial
+from cmbench.data.preparation.run import Request, prepare
 from cmbench.data.rules import RULES, Rule
 from cmbench.data.store import open_store
 from cmbench.data.verify import verify
@@ -279,7 +280,7 @@ def test_a_full_disk_is_found_out_first(
         raise OSError(28, "No space left on device", "images.npy")
 
     monkeypatch.undo()
-    monkeypatch.setattr(partial.os, "posix_fallocate", no_space)
+    monkeypatch.setattr("cmbench.data.preparation.decode.os.pwrite", no_space)
     check_refused(spec, rule, Request(path), locations, r"No space left on device: images.npy; .*")
 
 
@@ -409,7 +410,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from cmbench.data.locations import DataLocations
-from cmbench.data.preparation import Request, prepare
+from cmbench.data.preparation.run import Request, prepare
 from cmbench.data.rules import Rule
 from cmbench.plugin.specs import DatasetSpec
 import cmbench.data.preparation.run as run

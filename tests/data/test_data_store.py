@@ -10,10 +10,11 @@ from dataset_builders import class_folder, pictures
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cmbench.data.layout import Layout
 from cmbench.data.locations import DataLocations
-from cmbench.data.preparation import Request, prepare
+from cmbench.data.preparation.run import Request, prepare
 from cmbench.data.rules import Rule
-from cmbench.data.store import BLOCKS, IMAGES, LABELS, MANIFEST, Layout, open_store
+from cmbench.data.store import BLOCKS, IMAGES, LABELS, MANIFEST, open_store
 from cmbench.data.verify import verify
 from cmbench.errors import MissingError, UserError
 from cmbench.plugin.specs import DatasetSpec

@@ -14,7 +14,7 @@ from cmbench.data.base import load_dataset
 from cmbench.data.catalog import BUILTIN_DATASETS
 from cmbench.data.custom import custom_target, resolve_dataset, slug
 from cmbench.data.locations import DataLocations
-from cmbench.data.preparation import Request, prepare
+from cmbench.data.preparation.run import Request, prepare
 from cmbench.data.prepared import PreparedDataset, build
 from cmbench.data.rules import RULES, Rule
 from cmbench.data.streaming import DEPTH, Key, ReadAhead

@@ -1,5 +1,4 @@
-"""``cmbench prepare``: convert a source into the prepared format, once. Imports no torch."""
+"""``cmbench prepare``: convert a source into the prepared format, once. Imports no torch.
 
-from cmbench.data.preparation.run import Progress, Request, prepare
-
-__all__ = ["Progress", "Request", "prepare"]
+``run.prepare`` is the door. This file imports nothing, since every worker process imports it.
+"""

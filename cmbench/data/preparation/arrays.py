@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from cmbench.data.layout import Layout
 from cmbench.data.preparation.decode import BlockDone, write_all
 from cmbench.data.sources.base import Pixels
-from cmbench.data.store import Layout
 
 
 class ArrayBlocks:

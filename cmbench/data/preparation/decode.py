@@ -9,17 +9,18 @@ import hashlib
 import io
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import numpy.typing as npt
+from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
+from cmbench.data.layout import Layout
 from cmbench.data.sources.base import EncodedSource, Index, Reader
-from cmbench.data.store import Array, Layout
 from cmbench.data.transforms import TRANSFORMS
 from cmbench.errors import UserError
 
@@ -31,8 +32,19 @@ _UNDECODABLE = (
     ValueError,
     EOFError,
 )
+#: Decoded bytes that are handled at a time: they stay in the processor's cache.
+_GROUP_BYTES = 192 << 10
+#: As Pillow refuses by default.
+_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 27)
 _LOSSY = frozenset({"JPEG", "MPO", "WEBP"})
 _MODES = {1: "L", 3: "RGB"}
+#: The two formats that large datasets come in, by their first bytes. Opening them directly saves
+#: the search through all of Pillow's formats: a fifth of the time of a 32x32 image.
+_COMMON: tuple[tuple[bytes, Callable[[BinaryIO], Image.Image]], ...] = (
+    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
+)
+Array = npt.NDArray[Any]
 _GREY = frozenset({"1", "L", "LA", "I", "I;16", "F"})
 
 
@@ -90,17 +102,16 @@ class ImageDecoder:
         self.lossy = False
 
     def pixels(self, data: bytes, name: str) -> Array:
-        """Decode one image to ``[H, W, C]`` (``[H, W]`` for one channel)."""
+        """Decode one image to the bytes of ``[H, W, C]``."""
         try:
-            opened = Image.open(io.BytesIO(data))
-            image: Image.Image = opened
-            kind = opened.format
+            image = open_image(data)
+            kind = image.format
             if image.mode != self.mode:
                 self.converted[image.mode] = self.converted.get(image.mode, 0) + 1
                 image = image.convert(self.mode)
             if image.size != (self.width, self.height):
                 image = self.transform(image, self.width)
-            pixels = np.asarray(image)
+            pixels = np.frombuffer(image.tobytes(), np.uint8)  # half the cost of np.asarray
         except UserError as error:
             raise self._error(name, error.problem, error.allowed, error.remedy) from None
         except _UNDECODABLE as error:
@@ -140,19 +151,31 @@ class ImageDecoder:
             )
         return found
 
-    def block(self, names: Sequence[str], datas: Sequence[bytes]) -> Array:
-        """Decode a block to contiguous ``[n, C, H, W]``."""
+    def fill(self, out: Array, names: Sequence[str], datas: Sequence[bytes]) -> None:
+        """Decode images into ``out [n, C, H, W]``."""
+        if self.layout.dtype != "uint8" or names[0].endswith(".npy"):
+            for i, (name, data) in enumerate(zip(names, datas)):
+                out[i] = self.array(data, name)
+            return
         channels, height, width = self.layout.data_shape
-        if self.layout.dtype != "uint8" or (names and names[0].endswith(".npy")):
-            return np.stack([self.array(d, n) for n, d in zip(names, datas)])
-        rows = np.empty((len(names), height, width, channels), np.uint8)
-        flat = rows[..., 0] if channels == 1 else rows
+        rows = np.empty((len(names), height * width * channels), np.uint8)
         for i, (name, data) in enumerate(zip(names, datas)):
-            flat[i] = self.pixels(data, name)
-        return np.ascontiguousarray(rows.transpose(0, 3, 1, 2))
+            rows[i] = self.pixels(data, name)
+        out[...] = rows.reshape(-1, height, width, channels).transpose(0, 3, 1, 2)
 
     def _error(self, name: str, problem: str, allowed: str, remedy: str) -> UserError:
         return UserError(self.who, f"image {name!r} {problem}", allowed=allowed, remedy=remedy)
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Open an encoded image; raises what ``PIL.Image.open`` raises."""
+    for magic, opener in _COMMON:
+        if data.startswith(magic):
+            image = opener(io.BytesIO(data))
+            if image.width * image.height > _MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
+            return image
+    return Image.open(io.BytesIO(data))
 
 
 def peek(source: EncodedSource, index: Index) -> tuple[int, int, int]:
@@ -166,7 +189,7 @@ def peek(source: EncodedSource, index: Index) -> tuple[int, int, int]:
             if len(shape) == 3:
                 return (int(shape[0]), int(shape[1]), int(shape[2]))
             raise ValueError(f"an array of shape {shape}, not [C, H, W]")
-        image = Image.open(io.BytesIO(data))
+        image = open_image(data)
         return (1 if image.mode in _GREY else 3, image.height, image.width)
     except _UNDECODABLE as error:
         detail = " ".join(str(error).split())[:120]
@@ -188,23 +211,30 @@ class BlockWriter:
 
     def run(self, work: BlockWork) -> BlockDone:
         """Read, decode and write one block."""
-        job = self.job
-        decoder = ImageDecoder(job.layout, job.transform, job.source.who, lossless=job.lossless)
-        datas = []
-        for name, locator in zip(work.names, work.locators):
-            try:
-                datas.append(self.reader.read(locator))
-            except OSError as error:
-                raise UserError(
-                    job.source.who,
-                    f"image {name!r} cannot be read: {error.strerror or error}",
-                    remedy="restore the file and run the same command again to resume",
-                ) from None
-        block = decoder.block(work.names, datas)
-        first, _ = job.layout.block_range(work.block, job.count)
-        write_all(self.file, block, job.layout.offset(first))
-        digest = hashlib.sha256(block.data).hexdigest()
-        return BlockDone(work.block, digest, decoder.converted, decoder.lossy)
+        job, layout = self.job, self.job.layout
+        decoder = ImageDecoder(layout, job.transform, job.source.who, lossless=job.lossless)
+        digest = hashlib.sha256()
+        block = np.empty((len(work.names), *layout.data_shape), layout.dtype)
+        step = max(1, _GROUP_BYTES // layout.image_bytes)
+        for start in range(0, len(block), step):
+            part = slice(start, start + step)
+            datas = [self.read(n, k) for n, k in zip(work.names[part], work.locators[part])]
+            decoder.fill(block[part], work.names[part], datas)
+            digest.update(block[part].data)
+        first, _ = layout.block_range(work.block, job.count)
+        write_all(self.file, block, layout.offset(first))
+        return BlockDone(work.block, digest.hexdigest(), decoder.converted, decoder.lossy)
+
+    def read(self, name: str, locator: Any) -> bytes:
+        """Read one encoded image."""
+        try:
+            return self.reader.read(locator)
+        except OSError as error:
+            raise UserError(
+                self.job.source.who,
+                f"image {name!r} cannot be read: {error.strerror or error}",
+                remedy="restore the file and run the same command again to resume",
+            ) from None
 
     def close(self) -> None:
         """Close source and target."""

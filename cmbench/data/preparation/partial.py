@@ -19,8 +19,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from cmbench.data.layout import Layout, hash_block
 from cmbench.data.preparation.decode import BlockDone
-from cmbench.data.store import BLOCKS, IMAGES, LABELS, MANIFEST, Layout, hash_block
+from cmbench.data.store import BLOCKS, IMAGES, LABELS, MANIFEST
 from cmbench.errors import BusyError, UserError
 
 WHO = "cmbench prepare"
@@ -84,7 +85,10 @@ class Partial:
             journal.write(json.dumps(block._asdict()) + "\n")
 
     def allocate(self, layout: Layout, count: int) -> None:
-        """Reserve the whole images file, so that a full disk is found out now."""
+        """Make the images file at its full length if the disk has room for it.
+
+        It stays sparse: writing into reserved blocks costs five times as much.
+        """
         size = layout.offset(count)
         if self.images.exists() and self.images.stat().st_size == size:
             return
@@ -99,8 +103,7 @@ class Partial:
             )
         with open(self.images, "wb") as file:
             file.write(layout.header(count))
-            file.flush()
-            os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
 
     # ---- end -----------------------------------------------------------------------------------
 

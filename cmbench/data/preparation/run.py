@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from cmbench.data.layout import Layout
 from cmbench.data.locations import DataLocations
 from cmbench.data.preparation.arrays import ArrayBlocks
 from cmbench.data.preparation.checks import Labels, check_count, check_kind, check_labels
@@ -24,7 +25,6 @@ from cmbench.data.store import (
     BLOCKS,
     LABELS,
     MANIFEST,
-    Layout,
     Manifest,
     SourceNote,
     content_hash,
