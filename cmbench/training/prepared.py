@@ -29,7 +29,7 @@ def place(module: nn.Module, device: torch.device, *, channels_last: bool = Fals
     """
     if channels_last:
         # torch's overloads know no memory_format beside a device
-        return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return module.to(device).to(memory_format=torch.channels_last)
     return module.to(device)
 
 

@@ -27,6 +27,7 @@ class TrainingState:
         #: prepared networks outside ``modules`` whose evaluations count (a teacher's)
         self.observed: list[PreparedNetwork] = []
         self.phases: Sequence[Phase] = method.phases(modules)
+        self._parameters: dict[tuple[str, ...], list[nn.Parameter]] = {}
         self.phase_index = -1
         self.nimg = 0
         self.seen_nimg = 0
@@ -65,7 +66,12 @@ class TrainingState:
 
     def parameters(self, objective: Objective) -> list[nn.Parameter]:
         """Return the parameters that an objective moves, in a fixed order."""
-        return [p for name in objective.trains for p in self.modules[name].parameters()]
+        # Walking the modules takes longer than a small network's optimizer: once is enough.
+        if objective.trains not in self._parameters:
+            self._parameters[objective.trains] = [
+                p for name in objective.trains for p in self.modules[name].parameters()
+            ]
+        return self._parameters[objective.trains]
 
     # ---- to tensors and back -------------------------------------------------------------------
 
