@@ -1,10 +1,10 @@
 """What the harness adds to training: ``train_step`` against a bare loop, side by side.
 
-    python benchmarks/harness_overhead.py [--rounds 200]
+    python benchmarks/harness_overhead.py [--rounds 30]
 
-Both make the same step on the digits network: the same loss on the same images, the same fused Adam,
-the same exponential moving average. Blocks of steps alternate; the ratio is of the medians. Target: at
-most 1.03.
+Both make the same step on the digits network: the same loss on the same images, the same fused
+Adam, the same exponential moving average. Blocks of steps alternate; the ratio is of the medians.
+Target: at most 1.03.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def bare_step(stepper: Stepper) -> Callable[[], None]:
     average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.Adam(parameters, lr=config.optimizer.lr, fused=True)
     dataset = stepper.feed.dataset
-    images = torch.cat([b for b in dataset.reference_images()]).float() / 127.5 - 1
+    images = torch.cat(list(dataset.reference_images())).float() / 127.5 - 1
     labels = torch.arange(len(images)) % dataset.num_classes
     sigma_data = stepper.state.method.sigma_data
     model = EDMModel(network, sigma_data)
@@ -63,7 +63,8 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     folder = tempfile.mkdtemp(prefix="cmbench-overhead-")
-    context = Context(load_plugins(), Workspace(Path(folder)), device=torch.device("cpu"), threads=1)
+    cpu = torch.device("cpu")
+    context = Context(load_plugins(), Workspace(Path(folder)), device=cpu, threads=1)
     stepper = Stepper(context, "edm", BATCH)
     steps = {"bare loop": bare_step(stepper), "train_step": stepper.step}
     times: dict[str, list[float]] = {name: [] for name in steps}

@@ -1,9 +1,9 @@
 """What a training step of each method costs relative to a diffusion step, measured side by side.
 
-    python benchmarks/step_cost.py [--rounds 30] [--network channels=64]
+    python benchmarks/step_cost.py [--rounds 30]
 
-Same network, same batch, one thread; rounds are interleaved, so that a busy moment hits all alike, and
-medians are compared. Forward equivalents are counted by the engine (a backward pass is two).
+Same network, same batch, one thread; rounds are interleaved, so that a busy moment hits all alike,
+and medians are compared. Forward equivalents are counted by the engine (a backward pass is two).
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = tempfile.mkdtemp(prefix="cmbench-step-cost-")
-    context = Context(load_plugins(), Workspace(Path(folder)), device=torch.device("cpu"), threads=1)
+    cpu = torch.device("cpu")
+    context = Context(load_plugins(), Workspace(Path(folder)), device=cpu, threads=1)
     names = [BASE, *(n for n in context.plugins.methods.specs if n not in (BASE, "ict-deep"))]
     steppers = {n: Stepper(context, n, arguments.batch_size) for n in names}
     flops: dict[str, int] = {}

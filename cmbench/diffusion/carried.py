@@ -1,8 +1,8 @@
 """The derivative of a consistency function along a trajectory, from its network's own tangent.
 
-``f = c_skip x + c_out F(c_in x, c_noise)``. A network that carries tangents gives ``F`` (graded) and
-``dF`` (detached) in one pass; the scalings' derivatives are closed forms. Arbitrary functions go
-through :func:`cmbench.diffusion.tangent.consistency_tangent`.
+``f = c_skip x + c_out F(c_in x, c_noise)``. A network that carries tangents gives ``F`` (graded)
+and ``dF`` (detached) in one pass; the scalings' derivatives are closed forms. Arbitrary functions
+go through :func:`cmbench.diffusion.tangent.consistency_tangent`.
 """
 
 from __future__ import annotations
