@@ -102,20 +102,28 @@ def table_columns(
     return columns + [_extra_column(title, path) for title, path in extra.items()]
 
 
+#: Order of the metrics after those that rows are ranked by; others follow by name.
+_METRIC_ORDER = ("fid", "is", "precision", "recall", "kid", "kd", "density", "coverage")
+#: Metrics that are visible before the reader chooses.
+_METRICS_SHOWN = 4
+
+
 def _metric_columns(rows: Sequence[Row]) -> list[Column]:
-    """One column per metric, the rank metrics first; more than six start hidden."""
+    """One column per metric, the rank metrics first, then in the order papers print them."""
     first: dict[str, Measurement] = {}
     ranked = list(dict.fromkeys(row.rank_metric for row in rows if row.rank_metric))
     for row in rows:
         for name, measurement in row.measurements.items():
             first.setdefault(name, measurement)
-    names = [n for n in ranked if n in first] + [n for n in first if n not in ranked]
+    known = {name: place for place, name in enumerate(_METRIC_ORDER)}
+    others = sorted(set(first) - set(ranked), key=lambda n: (known.get(n, len(known)), n))
+    names = [n for n in ranked if n in first] + others
     return [
         Column(
             f"metric:{name}",
             f"{metric_title(name)} {'↑' if first[name].higher_is_better else '↓'}",
             lambda r, n=name: _measured(r.measurements.get(n)),  # type: ignore[misc]
-            numeric=True, shown=index < 6, metric=name,
+            numeric=True, shown=index < _METRICS_SHOWN, metric=name,
             higher_is_better=first[name].higher_is_better,
             help=f"{metric_title(name)}: mean and 95 % interval over seeds; "
             f"{'higher' if first[name].higher_is_better else 'lower'} is better",
@@ -124,7 +132,7 @@ def _metric_columns(rows: Sequence[Row]) -> list[Column]:
     ]  # fmt: skip
 
 
-_TITLES = {"fid": "FID", "is": "IS", "kid": "KID", "isc": "IS"}
+_TITLES = {"fid": "FID", "sfid": "sFID", "is": "IS", "kid": "KID", "kd": "KD"}
 
 
 def metric_title(name: str) -> str:

@@ -26,6 +26,7 @@ from jinja2 import (
     TemplateSyntaxError,
     Undefined,
 )
+from markupsafe import Markup, escape
 
 from cmbench.errors import UserError
 from cmbench.leaderboard.export import spreadsheet_safe
@@ -43,6 +44,7 @@ _TEX = {
     "↓": r"$\downarrow$", "↑": r"$\uparrow$", "−": r"$-$", "…": r"\ldots{}",
     "†": r"\textdagger{}",
 }  # fmt: skip
+_CODE = re.compile(r"`([^`\n]+)`")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$])")
 
 
@@ -59,15 +61,29 @@ def escape_markdown(value: object) -> str:
     """Return ``value`` as one line of Markdown text that is safe in a table cell."""
     if isinstance(value, Raw):
         return value
-    text = "".join(c if c.isprintable() else " " for c in str(value))
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split())).replace(r"\<", "&lt;").replace(
-        r"\>", "&gt;"
-    )
+    return " ".join(_plain_markdown(str(value)).split())
+
+
+def _plain_markdown(text: str) -> str:
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return _MARKDOWN.sub(r"\\\1", text).replace(r"\<", "&lt;").replace(r"\>", "&gt;")
 
 
 def markdown_code(value: object) -> Raw:
     """Return ``value`` for use between backticks."""
     return Raw(" ".join(str(value).replace("`", "'").split()))
+
+
+def html_prose(value: object) -> Markup:
+    """Return plain text as HTML; only code between backticks is marked up."""
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(str(value)))))
+
+
+def markdown_prose(value: object) -> Raw:
+    """Return plain text as Markdown; only code between backticks is marked up."""
+    parts = _CODE.split(str(value))
+    pieces = [f"`{p}`" if i % 2 else _plain_markdown(p) for i, p in enumerate(parts)]
+    return Raw(" ".join("".join(pieces).split()))
 
 
 def csv_line(cells: list[object]) -> Raw:
@@ -110,6 +126,7 @@ class Templates:
         environment.filters["csv_line"] = csv_line
         environment.filters["raw"] = Raw
         environment.filters["code"] = markdown_code
+        environment.filters["prose"] = html_prose if autoescape else markdown_prose
         return environment
 
     def asset(self, name: str) -> str:

@@ -104,6 +104,7 @@ def row_payload(
         "kind": row.kind,
         "family": row.family or "other",
         "conditional": row.conditional,
+        "method": row.label,
         "label": label,
         "series": pool.add([label, row.recipe, row.sampler, row.conditional, row.kind, section,
                             row.details.get("table", ""), list(row.marks)]),

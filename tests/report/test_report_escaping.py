@@ -22,7 +22,14 @@ from record_factory import on_disk, png, record, sweep, with_artifact
 from cmbench.bench.record import Artifact
 from cmbench.report import render
 from cmbench.report.artifacts import ArtifactError, parse_curve, picture, read_artifact
-from cmbench.report.environment import csv_line, escape_markdown, escape_tex, markdown_code
+from cmbench.report.environment import (
+    csv_line,
+    escape_markdown,
+    escape_tex,
+    html_prose,
+    markdown_code,
+    markdown_prose,
+)
 from cmbench.report.numbers import format_count, format_mean, format_number
 from cmbench.report.payload import script_json
 from cmbench.report.sanitize import sanitize_chart, sanitize_svg
@@ -74,6 +81,12 @@ def test_json_in_a_script_is_inert_and_comes_back(text: str) -> None:
 
 def test_code_spans_cannot_be_closed() -> None:
     assert markdown_code("a`b`\nc") == "a'b' c"
+
+
+def test_prose_marks_up_code_and_nothing_else() -> None:
+    text = "a `b<c>` *d* <script> `"
+    assert html_prose(text) == "a <code>b&lt;c&gt;</code> *d* &lt;script&gt; `"
+    assert markdown_prose(text) == r"a `b<c>` \*d\* &lt;script&gt; \`"
 
 
 # ---- numbers ------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const SHAPES = ["circle", "square", "triangle", "diamond", "cross", "star"];
-const COLOURS = 8;
+const COLOURS = 10;
 
 function svgElement(name, attributes, ...children) {
   const element = document.createElementNS(SVG, name);
@@ -125,7 +125,7 @@ function drawChart(spec, width) {
   const root = svgElement("svg", { class: "chart", role: "img", "aria-label": `${spec.title}. ${spec.summary}` });
   root.append(axes(x, y, box, spec, width), overlays(spec, x, y, box));
   for (const group of spec.groups) root.append(drawGroup(group, x, y, spec));
-  const entries = spec.groups.map((g) => ({ name: g.name, style: g.style, shape: g.shape, hollow: g.points.every((p) => p.hollow) }));
+  const entries = spec.groups.map((g) => ({ name: g.name, style: g.style, shape: g.shape, hollow: g.points.every((p) => p.hollow), rule: spec.dotless ? "line" : undefined }));
   for (const rule of spec.rules.slice(0, 1)) entries.push({ name: rule.label, style: "", rule: "rule" });
   if (spec.front && spec.front.length > 1) entries.push({ name: spec.frontLabel, style: "", rule: "front" });
   for (const entry of spec.legend || []) entries.push(entry);

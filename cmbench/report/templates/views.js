@@ -6,16 +6,24 @@ const isReported = (row) => row.kind === "reported";
 const isApart = (row) => row.section > 0 && !isReported(row);
 const rowById = new Map(data.rows.map((r) => [r.id, r]));
 
-// Up to ten series get a style each; more are coloured by family so that the legend stays readable.
-function styleGroups(rows) {
-  const labels = new Set(rows.map((r) => r.label));
-  const by = labels.size <= 10 ? (r) => r.label : (r) => r.family;
-  const names = [...new Set(data.rows.map(by))];
+// A method has a colour on every chart, a series of it (another sampler or recipe) its own mark.
+// With more methods than a legend can hold, families take their place.
+const METHODS_IN_LEGEND = 16;
+const indexOf = (values) => new Map([...new Set(values)].map((value, i) => [value, i]));
+const methodIndex = indexOf(data.rows.map((r) => r.method));
+const labelIndex = indexOf(data.rows.map((r) => r.label));
+const familyIndex = indexOf(data.rows.map((r) => r.family));
+
+function styleGroups(rows, nameOf = (r) => r.label) {
+  const few = new Set(rows.map((r) => r.method)).size <= METHODS_IN_LEGEND;
   const groups = new Map();
   for (const row of rows) {
-    const name = by(row);
-    const i = names.indexOf(name);
-    if (!groups.has(name)) groups.set(name, { name, style: `s${i % COLOURS}`, shape: SHAPES[i % SHAPES.length], rows: [], points: [] });
+    const name = few ? nameOf(row) : row.family;
+    if (!groups.has(name)) {
+      const colour = few ? methodIndex.get(row.method) : familyIndex.get(row.family);
+      const shape = few ? labelIndex.get(row.label) : colour;
+      groups.set(name, { name, style: `s${colour % COLOURS}`, shape: SHAPES[shape % SHAPES.length], rows: [], points: [] });
+    }
     groups.get(name).rows.push(row);
   }
   return [...groups.values()];
@@ -122,7 +130,7 @@ function curveChart(rows) {
   const parts = scalarParts(state.scalar);
   const shown = new Set(rows.map((r) => r.id));
   const curves = data.curves.filter((c) => shown.has(c.row) && parts.some(([name]) => c.scalars[name]));
-  const groups = styleGroups(curves.map((c) => rowById.get(c.row)));
+  const groups = styleGroups(curves.map((c) => rowById.get(c.row)), (r) => r.method);
   for (const group of groups) {
     const ids = new Set(group.rows.map((r) => r.id));
     group.points = curves.filter((c) => ids.has(c.row)).flatMap((c) => parts.flatMap(([name, dash]) => (c.scalars[name] || [])
