@@ -20,6 +20,8 @@ from cmbench.bench.context import Context
 from cmbench.bench.reporter import Reporter
 from cmbench.bench.workspace import Workspace
 from cmbench.cli.main import main
+from cmbench.plugin import manager as manager_module
+from cmbench.plugin.discovery import EntryPoint, Source, installed_sources
 from cmbench.plugin.manager import PluginManager, load_plugins
 
 torch.set_num_threads(1)
@@ -111,3 +113,14 @@ def toys(context: Context) -> Context:
     """The context with the tests' own method ``toy`` and dataset ``toys``."""
     add_toys(context.plugins)
     return context
+
+
+@pytest.fixture
+def cmbench_with_toys(
+    cmbench: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Outcome]:
+    """The command line with the tests' own plugin installed."""
+    source = Source(EntryPoint("toys", "toy:PLUGIN"), "toy-distribution", "1.2.3")
+    sources = [*installed_sources(), source]
+    monkeypatch.setattr(manager_module, "installed_sources", lambda: sources)
+    return cmbench

@@ -51,11 +51,14 @@ def list_(kind: str, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=1))
         return
     columns = COLUMNS[kind]
-    cells = [[_text(row.get(column, "")) for column in columns] for row in rows]
+    cells = [[_cell(row, column) for column in columns] for row in rows]
     widths = [max([len(c), *(len(line[i]) for line in cells)]) for i, c in enumerate(columns)]
     for line in [[c.upper() for c in columns], *cells]:
         click.echo("  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip())
 
 
-def _text(value: Any) -> str:
+def _cell(row: dict[str, Any], column: str) -> str:
+    value = row.get(column, "")
+    if column == "title" and row.get("default"):
+        return f"{value} (default)"
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmbench.errors import NonFiniteError, PluginError
 from cmbench.plugin.method import Batch, Objective, Progress
@@ -122,6 +122,8 @@ def train_step(
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
+        for name in objective.trains:
+            project_weights(state.modules[name])
     state.nimg += batch_size
     state.seen_nimg += batch_size
     if phase.after_step is not None:
@@ -130,6 +132,14 @@ def train_step(
     for average in state.averages:
         average.update(batch_size=batch_size, nimg=state.nimg)
     meter.see_step(progress, nets)
+
+
+def project_weights(module: nn.Module) -> None:
+    """Put weights back on their constraint, for networks that have one (EDM2's unit norms)."""
+    normalize = getattr(module, "normalize_weights", None)
+    if normalize is not None:
+        with torch.no_grad():
+            normalize()
 
 
 def accumulate(

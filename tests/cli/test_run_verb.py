@@ -1,0 +1,367 @@
+"""``cmbench run``, in process: what it prints where, its exit codes, and bad input in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cmbench.bench.workspace import Workspace
+from cmbench.cli import run as run_module
+from cmbench.cli.run import parse_numbers, parse_seeds, parse_sigmas, stop_asker
+from cmbench.errors import UserError
+
+Command = Callable[..., Any]
+TOYS = ("run", "-m", "toy", "-d", "toys", "--no-report")
+
+
+def one_line(outcome: Any, code: int, start: str) -> str:
+    """Check that a command failed with one line on standard error, and return it."""
+    assert outcome.code == code, outcome.err
+    lines = [x for x in outcome.err.splitlines() if x.startswith("error: ")]
+    assert len(lines) == 1, outcome.err
+    assert lines[0].startswith(start), lines[0]
+    assert "Traceback" not in outcome.err
+    return str(lines[0])
+
+
+# ---- a good sweep -------------------------------------------------------------------------------
+
+
+def test_results_go_to_stdout_and_talk_to_stderr(
+    cmbench_with_toys: Command, workspace: Workspace
+) -> None:
+    done = cmbench_with_toys("run", "-m", "toy", "-d", "toys")
+    assert done.code == 0
+    table, report = done.out.splitlines()[:3], done.out.splitlines()[3:]
+    assert [line.split() for line in table[:1]] == [
+        ["method", "seed", "NFE", "fd-pixels", "images/s", "status"]
+    ]
+    assert [line.split()[-1] for line in table[1:]] == ["finished", "finished"]
+    assert report == [f"report: {workspace.reports / 'toys.html'}"]
+    assert (workspace.reports / "toys.html").is_file()
+    talk = done.err.splitlines()
+    assert talk[0].startswith("train toy-demo-s0-")
+    assert sum(line.startswith("sample toy-demo-s0-nfe") for line in talk) == 2
+    assert len(list(workspace.records("toys").glob("*.json"))) == 2
+
+
+def test_a_second_run_finds_every_cell_done(cmbench_with_toys: Command) -> None:
+    first = cmbench_with_toys(*TOYS)
+    second = cmbench_with_toys(*TOYS)
+    assert (second.code, second.out, second.err) == (0, first.out, "")
+
+
+def test_quiet_says_nothing(cmbench_with_toys: Command) -> None:
+    done = cmbench_with_toys(*TOYS, "--quiet", "--nfe", "1")
+    assert (done.code, done.err) == (0, "")
+
+
+def test_columns_follow_the_protocol_fresh_or_read_back(cmbench: Command) -> None:
+    arguments = ("run", "-m", "edm", "-r", "smoke", "--nfe", "1", "--samples", "20", "--no-report",
+                 "-o", "duration_kimg=0.032", "-o", "batch_size=32")  # fmt: skip
+    fresh, again = cmbench(*arguments), cmbench(*arguments)
+    assert fresh.out.split()[:7] == [
+        "method", "seed", "NFE", "fd-digits", "precision", "recall", "density"
+    ]  # fmt: skip
+    assert again.out == fresh.out
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(
+    cmbench_with_toys: Command, workspace: Workspace
+) -> None:
+    plan = cmbench_with_toys(*TOYS, "--dry-run", "--seeds", "2", "--nfe", "1,3")
+    assert plan.code == 0
+    text = plan.out
+    assert text.splitlines()[0] == "runs"
+    assert text.count(" to train\n") == 2
+    assert text.count(" to do\n") == 2
+    assert text.count("declined: the toy takes one or two steps") == 2
+    assert " 320 " in text
+    assert "64" in text
+    assert not workspace.root.exists()
+    cmbench_with_toys(*TOYS, "--nfe", "1")
+    text = cmbench_with_toys(*TOYS, "--dry-run", "--nfe", "1,2").out
+    assert [line.split()[-1] for line in text.splitlines() if "toy-demo" in line] == [
+        "done", "done", "do"
+    ]  # fmt: skip
+
+
+def test_dry_run_names_the_teacher_first(cmbench: Command) -> None:
+    done = cmbench("run", "--recipe", "smoke", "--dry-run")
+    assert done.code == 0, done.err
+    rows = [line.split()[0] for line in done.out.splitlines() if line.startswith("digits/")]
+    assert len(rows) == 2
+    assert rows[0].startswith("digits/edm-")
+
+
+def test_dry_run_shows_what_can_be_resumed(
+    cmbench_with_toys: Command, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        assert cmbench_with_toys(*TOYS, "--quiet").code == 75
+    newest = max(workspace.root.glob("runs/toys/*/checkpoints/*.json"))
+    (newest.parent / "notes.json").write_text("{}")
+    line = cmbench_with_toys(*TOYS, "--dry-run").out.splitlines()[2]
+    assert line.endswith(f"resume at {int(newest.stem)} images")
+
+
+# ---- options ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("1", (1,)), ("1,2,4", (1, 2, 4)), ("4,1,4", (4, 1)), (None, None)]
+)
+def test_numbers(text: str | None, expected: object) -> None:
+    assert parse_numbers(text, "--nfe") == expected
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1,0", "x", "", ",", "1.5", "1,,2"])
+def test_what_is_no_list_of_numbers(text: str) -> None:
+    with pytest.raises(UserError, match=r"--nfe: .*; allowed: positive whole numbers, for example"):
+        parse_numbers(text, "--nfe")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1", (0,)), ("3", (0, 1, 2)), ("0,2", (0, 2)), ("7,", (7,)), ("3-5", (3, 4, 5)),
+     ("2,2", (2,))],
+)  # fmt: skip
+def test_seeds(text: str, expected: object) -> None:
+    assert parse_seeds(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "x", "", ",", "-1", "5-3", "1-2-3", "1.5", "²", "999999999999", "0-999999999"]
+)
+def test_what_are_no_seeds(text: str) -> None:
+    with pytest.raises(UserError, match=r"--seeds: .*; allowed: a count \(3\), a list \(0,2\) or"):
+        parse_seeds(text)
+
+
+def test_noise_levels() -> None:
+    assert parse_sigmas("80,0.8") == (80.0, 0.8)
+    assert parse_sigmas(None) is None
+    for text in ("", "x", "1,2", "1,1", "0", "-1", "nan", "inf", "inf,1", "80,nan", "2,0"):
+        with pytest.raises(UserError, match=r"--sigmas: .*; allowed: descending positive"):
+            parse_sigmas(text)
+
+
+BAD_INPUT = [
+    (("-m", "tyo"), "error: cmbench run: unknown method 'tyo'; allowed: ", "did you mean 'toy'?"),
+    (("-m", ","), "error: --method: names no method; see", "`cmbench list methods`"),
+    (("-m", ""), "error: --method: names no method; see", "`cmbench list methods`"),
+    (("-d", "toy"), "error: cmbench run: unknown dataset 'toy'; ", "did you mean 'toys'?"),
+    (("-d", "gmm"), "error: method 'toy': has no recipe for dataset 'gmm'; allowed: toys", ""),
+    (("-r", "dmeo"), "error: method 'toy' on 'toys': unknown recipe 'dmeo'; allowed: classes, "
+     "demo, staged", "did you mean 'demo'?"),
+    (("-r", "gone.toml:x"), "error: recipe file gone.toml: cannot be read (No such file", ""),
+    (("-o", "lr"), "error: -o: 'lr' is not key=value; allowed: for example -o optimizer.lr=1e-4",
+     ""),
+    (("-o", "batch_sise=3"), "error: recipe toy/toys.demo: batch_sise: unknown key; allowed: keys ",
+     "did you mean 'batch_size'?"),
+    (("-o", "batch_size=0"), "error: recipe toy/toys.demo: batch_size: Input should be greater "
+     "than 0, got 0; ", "mend the recipe or the -o override of 'batch_size'"),
+    (("-o", "optimizer.lr=nan"), "error: recipe toy/toys.demo: optimizer.lr: Input should be a "
+     "finite number", ""),
+    (("-o", "optimizer.name=sgd"), "error: recipe toy/toys.demo: optimizer.name: Input should be "
+     "'adam', 'adamw' or 'radam', got 'sgd'", ""),
+    (("-o", "network.name=mpl"), "error: cmbench: unknown network 'mpl'; ", "did you mean 'mlp'?"),
+    (("--nfe", "0"), "error: --nfe: '0'; allowed: positive whole numbers, for example 1,2,4", ""),
+    (("--seeds", "x"), "error: --seeds: 'x'; allowed: a count (3), a list (0,2) or a range", ""),
+    (("--sigmas", "1,2"), "error: --sigmas: '1,2'; allowed: descending positive noise levels", ""),
+    (("--ema", "best"), "error: --ema: 'best' is not kept by this run; allowed: raw, h", ""),
+    (("--device", "gpu"), "error: --device: 'gpu'; allowed: auto, cpu, cuda", ""),
+    (("--executor", "grid"), "error: cmbench: unknown executor 'grid'; allowed: ", ""),
+    (("-w", "/dev/null/below"), "error: workspace /dev/null/below: cannot be written (", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "start", "end"), BAD_INPUT, ids=lambda x: str(x)[:40])
+def test_bad_input_is_one_line_and_leaves_nothing(
+    cmbench_with_toys: Command, workspace: Workspace, arguments: tuple[str, ...], start: str,
+    end: str,
+) -> None:  # fmt: skip
+    line = one_line(cmbench_with_toys(*TOYS, *arguments), 2, start)
+    assert line.endswith(end)
+    assert not workspace.records("toys").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--samples", "1"), ("--samples", "many"), ("--batch-size", "0"), ("--threads", "0"),
+     ("--time-limit", "0"), ("--no-such-option",), ("surplus",)],
+)  # fmt: skip
+def test_what_click_refuses_has_its_exit_code(
+    cmbench_with_toys: Command, arguments: tuple[str, ...]
+) -> None:
+    done = cmbench_with_toys(*TOYS, *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert "Error: " in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_gpu_that_is_not_there_is_exit_4(cmbench_with_toys: Command) -> None:
+    one_line(cmbench_with_toys(*TOYS, "--device", "cuda:77"), 4, "error: --device: 'cuda:77': ")
+
+
+def test_too_few_samples_are_refused_in_words(cmbench: Command) -> None:
+    """Two images are too few for neighbours: a reason, no crash."""
+    done = cmbench("run", "-m", "edm", "-r", "smoke", "--nfe", "1", "--samples", "2", "--no-report",
+                   "-o", "duration_kimg=0.032", "-o", "batch_size=32")  # fmt: skip
+    line = one_line(done, 1, "error: 1 cell(s) failed: precision and recall: 2 samples; allowed: ")
+    assert line.endswith("evaluate more samples")
+
+
+# ---- failures -----------------------------------------------------------------------------------
+
+
+def test_failed_cells_are_exit_1_with_one_line_a_reason(cmbench_with_toys: Command) -> None:
+    done = cmbench_with_toys(*TOYS, "-o", "trouble=nan-loss", "--seeds", "2")
+    line = one_line(done, 1, "error: 4 cell(s) failed: training phase 'part-0': the loss is not ")
+    assert "at 0 images seen" in line
+    assert [row.split()[-1] for row in done.out.splitlines()[1:]] == ["failed"] * 4
+
+
+def test_a_broken_plugin_leaves_the_others(cmbench_with_toys: Command) -> None:
+    done = cmbench_with_toys("run", "-m", "broken-toy,toy", "-d", "toys", "--no-report")
+    line = one_line(done, 1, "error: plugin 'toys' (toy-distribution 1.2.3): cannot import ")
+    assert line.endswith("fix or reinstall that distribution")
+    assert [row.split()[-1] for row in done.out.splitlines()[1:]] == ["finished"] * 2
+    alone = cmbench_with_toys("run", "-m", "broken-toy", "-d", "toys", "--no-report")
+    one_line(alone, 2, "error: plugin 'toys' (toy-distribution 1.2.3): cannot import ")
+    assert alone.out == ""
+
+
+def test_debug_shows_the_traceback_of_a_method(cmbench_with_toys: Command) -> None:
+    done = cmbench_with_toys(*TOYS, "-o", "trouble=raise", "--nfe", "1", "--debug")
+    assert done.code == 1
+    assert "Traceback" in done.err
+    assert 'raise RuntimeError("the toy' in done.err
+
+
+@pytest.mark.parametrize("text", ["{", '{"schema_version": 99}'])
+def test_a_corrupt_record_is_one_line(
+    cmbench_with_toys: Command, workspace: Workspace, text: str
+) -> None:
+    cmbench_with_toys(*TOYS, "--nfe", "1")
+    path, = workspace.records("toys").glob("*.json")
+    path.write_text(text)
+    one_line(cmbench_with_toys(*TOYS, "--nfe", "1"), 2, f"error: record {path}: ")
+    path.unlink()
+    assert cmbench_with_toys(*TOYS, "--nfe", "1").code == 0
+
+
+def test_a_corrupt_result_is_one_line(cmbench_with_toys: Command, workspace: Workspace) -> None:
+    cmbench_with_toys(*TOYS, "--nfe", "1")
+    path, = workspace.root.glob("runs/toys/*/result.json")
+    path.write_text("{")
+    done = cmbench_with_toys(*TOYS, "--nfe", "1,2")
+    one_line(done, 1, f"error: 1 cell(s) failed: run file {path}: cannot be read (")
+    one_line(cmbench_with_toys(*TOYS, "--nfe", "1,2", "--dry-run"), 2, f"error: run file {path}: ")
+
+
+def test_an_unexpected_error_is_one_line_too(
+    cmbench_with_toys: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise AssertionError("an\ninvariant")
+
+    monkeypatch.setattr(run_module, "sweep", broken)
+    line = one_line(cmbench_with_toys(*TOYS), 2, "error: unexpected AssertionError: an invariant; ")
+    assert line.endswith("run again with --debug for the traceback and report it")
+
+
+# ---- stopping -----------------------------------------------------------------------------------
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let the time limit be over after that many questions."""
+    clock = iter(range(10**9))
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: next(clock))
+    whole = run_module.stop_asker
+    monkeypatch.setattr(run_module, "stop_asker", lambda _: whole(step - 0.5))
+
+
+def test_the_time_limit_saves_and_says_start_again(
+    cmbench_with_toys: Command, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        done = cmbench_with_toys(*TOYS, "--quiet")
+    line = one_line(done, 75, "error: run toys/toy-demo-s0-")
+    assert "stopped by the time limit of 4.5 s after " in line
+    assert line.endswith("checkpoint saved; start the same command again to go on")
+    assert done.out == ""
+    again = cmbench_with_toys(*TOYS)
+    assert again.code == 0
+    assert ", resumed at " in again.err
+
+
+def test_signals_ask_to_stop_and_their_handlers_are_given_back() -> None:
+    before = {number: signal.getsignal(number) for number in run_module.STOP_SIGNALS}
+    with stop_asker(None) as ask:
+        assert ask() is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ask() == "stopped by SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert {number: signal.getsignal(number) for number in run_module.STOP_SIGNALS} == before
+
+
+def test_an_interrupt_is_exit_130(
+    cmbench_with_toys: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "sweep", interrupted)
+    done = cmbench_with_toys(*TOYS)
+    assert (done.code, done.err.strip()) == (130, "interrupted")
+
+
+# ---- real processes -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toys_installed(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process in which the toys are an installed distribution."""
+    info = tmp_path / "site" / "toys-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "entry_points.txt").write_text("[cmbench]\ntoys = toy:PLUGIN\n")
+    (info / "METADATA").write_text("Name: toys\nVersion: 1.0\n")
+    tests = str(Path(__file__).parents[1])
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(info.parent), tests])}
+
+
+def test_sigterm_and_a_second_process(
+    toys_installed: dict[str, str], workspace: Workspace, cmbench_with_toys: Command
+) -> None:
+    """While one process trains, another is told so; SIGTERM saves; a third goes on to the end."""
+    long = ("-o", "duration_kimg=1000", "-o", "checkpoint_kimg=0.32")
+    command = [sys.executable, "-m", "cmbench", *TOYS, "--nfe", "1", *long]
+    first = subprocess.Popen(command, env=toys_installed, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True)  # fmt: skip
+    while not list(workspace.root.glob("runs/toys/*/checkpoints/*.json")):
+        assert first.poll() is None, first.communicate()[1]
+        signal.sigtimedwait([], 0.05)
+    busy = cmbench_with_toys(*TOYS, "--nfe", "1", *long)
+    one_line(busy, 5, "error: run toys/toy-demo-s0-")
+    assert "another process is training it (lock " in busy.err
+    first.send_signal(signal.SIGTERM)
+    out, err = first.communicate()
+    assert (first.returncode, out) == (75, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("error: run toys/toy-demo-s0-")
+    assert "stopped by SIGTERM after " in last
+    newest = max(workspace.root.glob("runs/toys/*/checkpoints/*.json"))
+    seen = json.loads(newest.read_text())["meta"]["state"]["seen_nimg"]
+    assert f"after {seen} images; checkpoint saved" in last

@@ -1,0 +1,262 @@
+"""``list``, ``plugins``, ``status``, ``show``, ``env``, ``completion`` and what ``--help`` says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cmbench import __version__
+from cmbench.bench.workspace import Workspace
+from cmbench.cli.listing import KINDS
+from cmbench.cli.main import COMMANDS
+from cmbench.plugin.manager import PluginManager
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture
+def swept(cmbench_with_toys: Command) -> Command:
+    """A workspace with one finished, one declined and one failed cell."""
+    toys = ("run", "-m", "toy", "-d", "toys", "--no-report", "-q")
+    cmbench_with_toys(*toys, "--nfe", "1,3")
+    cmbench_with_toys(*toys, "--nfe", "1", "-o", "trouble=nan-images")
+    return cmbench_with_toys
+
+
+def cell(workspace: Workspace, status: str) -> str:
+    names = [p.stem for p in workspace.records("toys").glob("*.json")
+             if json.loads(p.read_text())["status"] == status]  # fmt: skip
+    assert len(names) == 1
+    return names[0]
+
+
+# ---- help ---------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_verb_with_its_line_and_the_exit_codes(cmbench: Command) -> None:
+    for flag in ("--help", "-h"):
+        done = cmbench(flag)
+        assert (done.code, done.err) == (0, "")
+        for verb, (_, line) in COMMANDS.items():
+            assert re.search(rf"^  {verb} +{re.escape(line)}$", done.out, re.MULTILINE), verb
+        assert "Exit codes: 0 done; 1 some cells failed" in done.out
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_verb_has_help_and_its_options_a_description(cmbench: Command, verb: str) -> None:
+    done = cmbench(verb, "--help")
+    assert done.code == 0
+    assert done.out.startswith(f"Usage: cmbench {verb} ")
+
+
+def test_without_a_verb_help_is_shown(cmbench: Command) -> None:
+    done = cmbench()
+    assert done.code == 2
+    assert "Usage: cmbench" in done.out + done.err
+
+
+@pytest.mark.parametrize("arguments", [("rnu",), ("run", "--nope"), ("list",), ("list", "models")])
+def test_what_is_no_command_is_exit_2(cmbench: Command, arguments: tuple[str, ...]) -> None:
+    done = cmbench(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert "Error: " in done.err
+    assert "Traceback" not in done.err
+
+
+def test_version_names_the_plugins(cmbench_with_toys: Command) -> None:
+    done = cmbench_with_toys("--version")
+    assert done.code == 0
+    assert done.out.splitlines() == [
+        f"cmbench {__version__}",
+        f"plugin cmbench-builtins from cmbench {__version__}",
+        "plugin toys from toy-distribution 1.2.3",
+    ]
+
+
+# ---- list and plugins ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_listings_as_a_table_and_as_json(cmbench: Command, kind: str) -> None:
+    plain, data = cmbench("list", kind), cmbench("list", kind, "--json")
+    assert plain.code == data.code == 0
+    assert plain.err == data.err == ""
+    rows = json.loads(data.out)
+    assert len(rows) == len(plain.out.splitlines()) - 1 > 0
+    first = plain.out.splitlines()[0].split()
+    assert first[0] == ("METHOD" if kind == "recipes" else "NAME")
+
+
+def test_listed_methods_say_where_they_come_from(
+    cmbench_with_toys: Command, plugins: PluginManager
+) -> None:
+    rows = {r["name"]: r for r in json.loads(cmbench_with_toys("list", "methods", "--json").out)}
+    assert rows["toy"]["plugin"] == "toy-distribution"
+    assert rows.keys() == plugins.methods.specs.keys() | {"toy", "broken-toy"}
+    recipes = json.loads(cmbench_with_toys("list", "recipes", "--json").out)
+    assert {"method": "toy", "dataset": "toys", "recipe": "staged"} in recipes
+
+
+def test_a_listing_marks_the_default_method(cmbench: Command, plugins: PluginManager) -> None:
+    marked = [line for line in cmbench("list", "methods").out.splitlines() if "(default)" in line]
+    assert len(marked) == 1
+    assert marked[0].split()[0] == plugins.default_method
+
+
+def test_plugins_in_words_and_as_json(cmbench_with_toys: Command) -> None:
+    lines = cmbench_with_toys("plugins").out.splitlines()
+    assert [line.split()[:4] for line in lines] == [
+        ["cmbench-builtins", "cmbench", __version__, "ok"],
+        ["toys", "toy-distribution", "1.2.3", "ok"],
+    ]
+    data = json.loads(cmbench_with_toys("plugins", "--json").out)
+    assert data[1] == {
+        "name": "toys", "module": "toy:PLUGIN", "distribution": "toy-distribution",
+        "version": "1.2.3", "status": "ok", "error": "",
+        "hooks": ["cmbench_register_datasets", "cmbench_register_methods"],
+    }  # fmt: skip
+
+
+# ---- status and show ----------------------------------------------------------------------------
+
+
+def test_status_counts_and_names_trouble(swept: Command, workspace: Workspace) -> None:
+    done = swept("status")
+    assert done.code == 1
+    lines = done.out.splitlines()
+    assert lines[0] == f"workspace {workspace.root}"
+    runs = [line for line in lines if line.startswith("run  toys/toy-demo-s0-")]
+    assert len(runs) == 2
+    assert all(line.endswith("trained, 320 images") for line in runs)
+    assert any(re.fullmatch(r"failed  toy-demo-.*: method Toy, sample hook: 1 of 64 .*", x)
+               for x in lines)  # fmt: skip
+    assert any(x.endswith(": the toy takes one or two steps") for x in lines)
+    assert lines[-1] == "records  toys  1 failed, 1 finished, 1 skipped"
+
+
+def test_status_of_good_and_empty_workspaces_is_exit_0(
+    cmbench_with_toys: Command, workspace: Workspace, tmp_path: Path
+) -> None:
+    assert cmbench_with_toys("status", "-w", str(tmp_path / "nothing")).code == 0
+    cmbench_with_toys("run", "-m", "toy", "-d", "toys", "--no-report", "-q", "--nfe", "1")
+    assert cmbench_with_toys("status").code == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "found"),
+    [
+        ("runs/toys/*/result.json", "{", "result.json cannot be read: delete it to finish the run"),
+        ("runs/toys/*/result.json", '{"images_seen": "many"}', "result.json cannot be read"),
+        ("runs/toys/*/result.json", "[1]", "result.json cannot be read"),
+        ("records/toys/*.json", "{", "unreadable  record "),
+    ],
+)
+def test_status_survives_corrupt_files(
+    cmbench_with_toys: Command, workspace: Workspace, file: str, text: str, found: str
+) -> None:
+    cmbench_with_toys("run", "-m", "toy", "-d", "toys", "--no-report", "-q", "--nfe", "1")
+    path, = workspace.root.glob(file)
+    path.write_text(text)
+    done = cmbench_with_toys("status")
+    assert found in done.out
+    assert "unexpected" not in done.err
+    assert done.code == (1 if "records" in file else 0)
+
+
+def test_status_of_a_run_that_was_interrupted(swept: Command, workspace: Workspace) -> None:
+    first, second = sorted((workspace.root / "runs" / "toys").iterdir())
+    (first / "result.json").unlink()
+    (first / "checkpoints" / "notes.json").write_text("{}")
+    (second / "result.json").unlink()
+    shutil.rmtree(second / "checkpoints")
+    text = swept("status").out
+    assert f"{first.name}  unfinished, checkpoint at 320 images" in text
+    assert f"{second.name}  not started" in text
+
+
+def test_show_a_record_in_words_and_as_json(swept: Command, workspace: Workspace) -> None:
+    name = cell(workspace, "finished")
+    done = swept("show", name)
+    assert done.code == 0
+    assert f"cell         {name}\n" in done.out
+    assert "method       toy (toy-distribution 1.2.3)\n" in done.out
+    assert "sampling     NFE 1 (counted 1.0), toy at 2, 64 images, seed 0\n" in done.out
+    assert re.search(r"^  fd-pixels +\d", done.out, re.MULTILINE)
+    path = workspace.records("toys") / f"{name}.json"
+    assert done.out.endswith(f"file         {path}\n")
+    assert swept("show", name, "--json").out == path.read_text()
+    assert swept("show", str(path)).out == done.out
+    failed = swept("show", cell(workspace, "failed")).out
+    assert "status       failed: method Toy, sample hook: 1 of 64 images have NaN" in failed
+
+
+def test_show_takes_the_start_of_one_name(swept: Command, workspace: Workspace) -> None:
+    name = cell(workspace, "skipped")
+    assert f"cell         {name}\n" in swept("show", "toy-demo-s0-nfe3").out
+    several = swept("show", "toy")
+    assert several.code == 2
+    assert several.err.startswith("error: cmbench show: 'toy' fits 3 records; allowed: toy-demo-")
+    none = swept("show", "nothing")
+    assert none.code == 2
+    assert "no record 'nothing'" in none.err
+    assert none.err.endswith("give a cell's full name, see `cmbench status`\n")
+
+
+def test_show_without_records(cmbench: Command) -> None:
+    done = cmbench("show", "x")
+    assert (done.code, done.out) == (2, "")
+    assert "no record 'x'; allowed: no records yet; " in done.err
+
+
+def test_show_a_corrupt_record_is_one_line(swept: Command, workspace: Workspace) -> None:
+    name = cell(workspace, "finished")
+    path = workspace.records("toys") / f"{name}.json"
+    path.write_text("{")
+    done = swept("show", name)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: record {path}: is not JSON (")
+    assert len(done.err.splitlines()) == 1
+
+
+def test_a_record_cannot_move_the_cursor(swept: Command, workspace: Workspace) -> None:
+    path = workspace.records("toys") / f"{cell(workspace, 'failed')}.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {"reason": "\x1b[2J\x1b[31mred\r\nline"}))
+    out = swept("show", path.stem).out
+    assert "status       failed: ?[2J?[31mred??line\n" in out
+
+
+# ---- env and completion -------------------------------------------------------------------------
+
+
+def test_env(cmbench: Command, workspace: Workspace) -> None:
+    data = json.loads(cmbench("env", "--json").out)
+    assert data["cmbench"] == __version__
+    assert data["workspace"] == str(workspace.root)
+    assert data["packages"]["torch"]
+    assert data["threads"] == 1
+    plain = cmbench("env")
+    assert plain.code == 0
+    assert [line.split()[0] for line in plain.out.splitlines()] == list(data)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(cmbench: Command, shell: str) -> None:
+    done = cmbench("completion", shell)
+    assert done.code == 0
+    assert "_CMBENCH_COMPLETE" in done.out
+    if path := shutil.which(shell):
+        checked = subprocess.run([path, "-n"], input=done.out, text=True, capture_output=True,
+                                 check=False)  # fmt: skip
+        assert checked.returncode == 0, checked.stderr
+
+
+def test_an_unknown_shell_is_exit_2(cmbench: Command) -> None:
+    assert cmbench("completion", "tcsh").code == 2
