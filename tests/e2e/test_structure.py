@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cmbench"
 #: From the top down: a layer imports only those after it (and itself).
 LAYERS = (
-    "cli", "report", "leaderboard", "bench", "importers", "metrics", "training", "sampling", "networks",
-    "diffusion", "data", "plugin",
+    "cli", "report", "leaderboard", "bench", "importers", "metrics", "training", "sampling",
+    "networks", "diffusion", "data", "plugin",
 )  # fmt: skip
 #: Modules that belong to no layer: everybody may use them.
 COMMON = {"errors", "files", "seeds", "__init__"}
