@@ -24,7 +24,20 @@ from cmbench.plugin.specs import DatasetSpec
 #: Targets that are no datasets: name -> (``module:function``, what it is). The function is called
 #: as ``function(source, locations, reporter)`` with ``source`` a path or None, and returns the line
 #: to print.
-WEIGHTS: dict[str, tuple[str, str]] = {}
+WEIGHTS: dict[str, tuple[str, str]] = {
+    "inception": (
+        "cmbench.metrics.weight_files:prepare_inception",
+        "2015 Inception as torch-fidelity publishes it: fid, is, kid, sfid",
+    ),
+    "clean-fid": (
+        "cmbench.metrics.weight_files:prepare_clean_fid",
+        "NVIDIA's TorchScript Inception: fid-clean, fid-legacy-tensorflow",
+    ),
+    "dinov2": (
+        "cmbench.metrics.weight_files:prepare_dinov2",
+        "DINOv2 ViT-L/14 as Meta publishes it: fd-dinov2",
+    ),
+}
 
 
 class ReporterProgress:
@@ -55,8 +68,8 @@ class ReporterProgress:
 
 @click.command()
 @click.argument("target", required=False)
-@click.option("--source", type=click.Path(path_type=Path), metavar="PATH",
-              help="Archive, folder or database to convert.")
+@click.option("--source", "--from", "source", type=click.Path(path_type=Path), metavar="PATH",
+              help="Archive, folder or database to convert; or a file of weights.")
 @click.option("--split", default="", metavar="NAME", help="Part of the source.  [default: train]")
 @click.option("--transform", type=click.Choice(list(TRANSFORMS)), default=None,
               help="Crop and resize, for folder:PATH and zip:PATH.")

@@ -222,16 +222,33 @@ def load_pytorch_fid(path: Path) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def clean(location: Path | str | None = None) -> CleanFidExtractor:
+def clean(
+    location: Path | str | None = None,
+    *,
+    implementation: Implementation = "auto",
+    trust: bool = False,
+) -> CleanFidExtractor:
     """Return clean-fid's ``clean`` extractor."""
-    return CleanFidExtractor("clean", location)
+    return CleanFidExtractor("clean", location, implementation=implementation, trust=trust)
 
 
-def legacy_tensorflow(location: Path | str | None = None) -> CleanFidExtractor:
+def legacy_tensorflow(
+    location: Path | str | None = None,
+    *,
+    implementation: Implementation = "auto",
+    trust: bool = False,
+) -> CleanFidExtractor:
     """Return clean-fid's ``legacy_tensorflow`` extractor, which is EDM's detector."""
-    return CleanFidExtractor("legacy-tensorflow", location)
+    return CleanFidExtractor(
+        "legacy-tensorflow", location, implementation=implementation, trust=trust
+    )
 
 
-def legacy_pytorch(location: Path | str | None = None) -> CleanFidExtractor:
+def legacy_pytorch(
+    location: Path | str | None = None,
+    *,
+    implementation: Implementation = "auto",
+    trust: bool = False,
+) -> CleanFidExtractor:
     """Return clean-fid's ``legacy_pytorch`` extractor."""
-    return CleanFidExtractor("legacy-pytorch", location)
+    return CleanFidExtractor("legacy-pytorch", location, implementation=implementation, trust=trust)

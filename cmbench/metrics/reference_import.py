@@ -254,11 +254,16 @@ def with_reference_images(
     The moments stay those of the file (the whole training set); precision, recall and KID compare
     with these images. ``images`` are uint8 batches ``[N, 3, H, W]``.
     """
-    if reference.key.extractor != extractor.name:
+    key = reference.key
+    if key.extractor != extractor.name or not extractor.weights_sha256.startswith(
+        key.extractor_sha256
+    ):
         raise UserError(
-            f"reference {reference.key.source!r}", f"the extractor is {extractor.name!r}",
-            allowed=repr(reference.key.extractor),
-        )  # fmt: skip
+            f"reference {key.source!r}",
+            f"the extractor is {extractor.name!r} with weights {extractor.weights_sha256[:8]}",
+            allowed=f"{key.extractor!r} with weights {key.extractor_sha256[:8]}",
+            remedy="import it without its images",
+        )
     census, pool = CensusTaker(), []
     for batch in images:
         census.update(batch)

@@ -41,14 +41,20 @@ class Comparison:
 
 
 class ReferenceStore:
-    """Reference files in one folder: computed ones (which can be made again) and imported ones."""
+    """Reference files: imported ones in ``folder``, computed ones in ``caches`` beside it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *caches: Path) -> None:
+        self.folder, self.caches = folder, caches
+
+    def paths(self) -> list[Path]:
+        """Return all files in name order."""
+        folders = (self.folder, *self.caches)
+        found = [path for folder in folders for path in folder.glob("*.safetensors")]
+        return sorted(found, key=lambda path: path.name)
 
     def entries(self) -> Iterator[Entry]:
         """Yield every file in name order; a damaged one with its problem."""
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in self.paths():
             try:
                 yield Entry(path, load_reference(path))
             except UserError as error:
@@ -62,7 +68,7 @@ class ReferenceStore:
         """
         if Path(name).is_file():
             return load_reference(Path(name))
-        paths = sorted(self.folder.glob("*.safetensors"))
+        paths = self.paths()
         exact = [path for path in paths if path.stem == name]
         matches = exact or [path for path in paths if path.stem.startswith(name)]
         if len(matches) != 1:

@@ -178,3 +178,26 @@ def _verify(file: WeightsFile, path: Path) -> None:
             allowed=f"{file.sha256}…" if len(file.sha256) < 64 else file.sha256,
             remedy=f"fetch {file.url} again; nothing was installed",
         )
+
+
+def prepare_target(name: str, source: Path | None) -> str:
+    """Install a weights file and return the line that ``cmbench prepare`` prints."""
+    path = prepare_weights(name, source)
+    found = sha256_file(path)
+    state = "verified" if weights_file(name).verifies(found) else "no published hash to verify"
+    return f"{name}: {path} (sha256 {found}, {state})"
+
+
+def prepare_inception(source: Path | None, locations: object, reporter: object) -> str:
+    """``cmbench prepare inception``."""
+    return prepare_target("inception", source)
+
+
+def prepare_clean_fid(source: Path | None, locations: object, reporter: object) -> str:
+    """``cmbench prepare clean-fid``."""
+    return prepare_target("clean-fid", source)
+
+
+def prepare_dinov2(source: Path | None, locations: object, reporter: object) -> str:
+    """``cmbench prepare dinov2``."""
+    return prepare_target("dinov2", source)

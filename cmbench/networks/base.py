@@ -38,7 +38,7 @@ class Network(nn.Module):
     def body(
         self, x: Value, c_noise: Value, labels: Tensor | None, augment_labels: Tensor | None
     ) -> Value:
-        """Compute the output ``[N, C, H, W]``."""
+        """Compute the output ``[N, C, H, W]``, in any memory layout."""
 
     def forward(
         self,
@@ -61,7 +61,7 @@ class Network(nn.Module):
         if tangents is None:
             y = self.body(x, c_noise, labels, augment_labels)
             assert isinstance(y, Tensor)
-            return y.to(x.dtype)
+            return y.to(x.dtype).contiguous()
         dx, dc_noise = tangents
         dual = self.body(
             make_dual(x, dx, tangent_dtype),
@@ -70,7 +70,8 @@ class Network(nn.Module):
             augment_labels,
         )
         assert isinstance(dual, Dual)
-        return dual.primal.to(x.dtype), dual.tangent.to(x.dtype)
+        y, dy = (v.to(x.dtype).contiguous() for v in (dual.primal, dual.tangent))
+        return y, dy
 
     def forward_with_tangent(
         self,

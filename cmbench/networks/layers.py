@@ -88,6 +88,26 @@ class Resample(nn.Module):
         return F.conv_transpose2d(x, kernel * 4.0, stride=2, padding=pad, groups=channels)
 
 
+def favour_layout(x: Tensor) -> Tensor:
+    """Return ``x`` in the memory layout that its device convolves fastest.
+
+    On the CPU that is channels-last, which oneDNN takes without reordering (about 1.3x on forward
+    and backward). On a GPU the caller's layout stands: it depends on precision and compiler.
+    """
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    """Return a convolution of stride 1; 1x1 on channels-last CPU tensors is a matrix product.
+
+    (PyTorch sends the latter to a slow im2col kernel.)
+    """
+    pixelwise = weight.shape[-1] == 1 and x.device.type == "cpu"
+    if pixelwise and x.is_contiguous(memory_format=torch.channels_last):
+        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return F.conv2d(x, weight, bias, padding=padding)
+
+
 class Conv2d(nn.Module):
     """A square convolution of stride 1, after an optional resampling."""
 
@@ -110,7 +130,7 @@ class Conv2d(nn.Module):
         init_weight(self.weight, init)
 
     def _conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, padding=self.padding)
+        return convolve(x, weight, bias, self.padding)
 
     def forward(self, x: Value) -> Value:
         """Map ``[N, inputs, H, W]`` to ``[N, outputs, H', W']``."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cmbench.networks import ops
 from cmbench.networks.dual import Value
+from cmbench.networks.layers import convolve
 
 #: The paper's eps in normalisations.
 EPS = 1e-4
@@ -40,7 +41,7 @@ class MPConv(nn.Module):
     def _apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if weight.ndim == 2:
             return F.linear(x, weight)
-        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        return convolve(x, weight, None, weight.shape[-1] // 2)
 
     def forward(self, x: Value, gain: Tensor | None = None) -> Value:
         """Map ``x`` with the normalised weights, times a scalar ``gain`` where given."""

@@ -12,7 +12,7 @@ from torch import nn
 from cmbench.networks import ops
 from cmbench.networks.blocks import Stage, run_block
 from cmbench.networks.dual import Value
-from cmbench.networks.layers import ResampleMode
+from cmbench.networks.layers import ResampleMode, favour_layout
 
 Part = Literal["encoder", "decoder"]
 
@@ -122,8 +122,8 @@ class UNetBody(nn.Module):
 
     def forward(self, x: Value, emb: Value, *, checkpointing: bool = False) -> Value:
         """Map the input ``[N, C, H, W]`` to ``[N, widths[0], H, W]``."""
-        aux: Value = x
-        h: Value = self.stem(x)
+        aux: Value = ops.linear_map(favour_layout, x)
+        h: Value = self.stem(aux)
         skips: list[Value] = [h]
         for level, stage in enumerate(self.encoder):
             if level:

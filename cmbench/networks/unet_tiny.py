@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,7 +14,7 @@ from cmbench.networks.blocks import BlockStyle, Stage, UNetBlock
 from cmbench.networks.config import UNetTinyConfig
 from cmbench.networks.dual import Value
 from cmbench.networks.embedding import NoiseLabelEmbedding
-from cmbench.networks.layers import Conv2d, GroupNorm, Init, ResampleMode
+from cmbench.networks.layers import Conv2d, GroupNorm, Init, ResampleMode, favour_layout
 
 
 class UNetTiny(Network):
@@ -91,13 +90,11 @@ class UNetTiny(Network):
 
     def _fold(self, x: Tensor) -> Tensor:
         patch = self.config.patch_size
-        x = F.pixel_unshuffle(x, patch) if patch > 1 else x
-        # oneDNN works on channels-last tensors without reordering them (about 1.3x on the CPU).
-        return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+        return favour_layout(F.pixel_unshuffle(x, patch) if patch > 1 else x)
 
     def _unfold(self, y: Tensor) -> Tensor:
         patch = self.config.patch_size
-        return (F.pixel_shuffle(y, patch) if patch > 1 else y).contiguous()
+        return F.pixel_shuffle(y, patch) if patch > 1 else y
 
 
 def _style(config: UNetTinyConfig) -> BlockStyle:

@@ -98,7 +98,9 @@ class TestFormats:
         assert whole.features is not None
         assert len(whole.features) == 12
         assert whole.moments is bare.moments
-        with pytest.raises(UserError, match="the extractor is 'inception-clean'; allowed: 'incept"):
+        with pytest.raises(
+            UserError, match=r"is 'inception-clean' with weights .*allowed: 'inception' w"
+        ):
             with_reference_images(bare, [images], StandIn("inception-clean"))
 
     def test_torch_fidelity(self, tmp_path: Path) -> None:

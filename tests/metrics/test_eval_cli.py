@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cmbench.bench.record import read_record
+from cmbench.bench.workspace import Workspace
+from cmbench.data.digits import read_digits
+
+Cmbench = Callable[..., Any]
+DIM = 4
+
+
+@pytest.fixture
+def noisy(tmp_path: Path) -> Path:
+    """Real digits with noise, as an OpenAI sample batch with labels."""
+    pixels, labels = read_digits()
+    noise = np.random.RandomState(0).randn(*pixels.shape) * 20
+    images = np.clip(pixels + noise, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    np.savez(tmp_path / "noisy.npz", images[:400], labels[:400])
+    return tmp_path / "noisy.npz"
+
+
+def write_statistics(path: Path, shift: float = 0.0) -> Path:
+    rows = np.random.RandomState(0).randn(50, DIM) + shift
+    np.savez(path, mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
+    return path
+
+
+class TestEval:
+    def test_table_record_and_second_run(
+        self, cmbench: Cmbench, noisy: Path, workspace: Workspace
+    ) -> None:
+        options = ("--dataset", "digits", "--label", "my model", "--nfe", "2", "-q")
+        first = cmbench("eval", str(noisy), *options)
+        assert first.code == 0, first.err
+        assert "my-model: 400 samples on digits" in first.out
+        assert "fd-digits" in first.out
+        assert "400 samples instead of the protocol's 2000" in first.err
+        (path,) = workspace.records("digits").glob("*.json")
+        assert f"record: {path}" in first.out
+        record = read_record(path)
+        assert record.kind == "scored samples"
+        assert record.method == "my-model"
+        assert record.sampling.nfe == 2
+        assert record.rank_metric == "fd-digits"
+        assert record.metrics["fd-digits"].detail["samples"] == 400
+        assert record.metrics["fd-digits"].detail["real_halves"] > 0
+        assert record.dataset.reference_count == 1797
+        before = path.read_bytes()
+        again = cmbench("eval", str(noisy), *options)
+        assert again.code == 0, again.err
+        assert path.read_bytes() == before
+        assert len(list(workspace.records("digits").glob("*.json"))) == 1
+
+    def test_json_goes_to_stdout_alone(self, cmbench: Cmbench, noisy: Path) -> None:
+        found = cmbench("eval", str(noisy), "-d", "digits", "--metrics", "pr", "--json", "-q")
+        assert set(json.loads(found.out)["metrics"]) == {"precision", "recall"}
+        assert "network evaluations a sample are not stated" in found.err
+
+    def test_another_source_as_reference(
+        self, cmbench: Cmbench, noisy: Path, workspace: Workspace
+    ) -> None:
+        found = cmbench(
+            "eval", str(noisy), "--reference", str(noisy), "--extractor", "digits-cnn",
+            "--metrics", "fd-digits", "--no-record", "--json", "-q",
+        )  # fmt: skip
+        assert found.code == 0, found.err
+        value = json.loads(found.out)["metrics"]["fd-digits"]["value"]
+        assert abs(value) < 1e-9
+        assert "400 of 400 samples equal a reference image" in found.err
+        assert not workspace.all_records.exists()
+
+    def test_inception_with_weights_from_a_file(
+        self, cmbench: Cmbench, tmp_path: Path, inception_weights: Path
+    ) -> None:
+        for name, seed in (("a", 0), ("b", 1)):
+            random = np.random.RandomState(seed)
+            np.save(tmp_path / f"{name}.npy", random.randint(0, 256, (5, 9, 9, 3)).astype(np.uint8))
+        common = (
+            "eval", str(tmp_path / "a.npy"), "--reference", str(tmp_path / "b.npy"),
+            "--weights", str(inception_weights), "--no-record", "-q",
+        )  # fmt: skip
+        refused = cmbench(*common, "--metrics", "fid")
+        assert refused.code == 2
+        assert "ask for 'fd-inception-unverified' instead" in refused.err
+        found = cmbench(*common, "--metrics", "fd-inception-unverified,is", "--json")
+        assert found.code == 0, found.err
+        record = json.loads(found.out)
+        detail = record["metrics"]["fd-inception-unverified"]["detail"]
+        assert detail["extractor_implementation"] == "fast"
+        assert detail["extractor_deviation"] < 1e-5
+        assert "rank-deficient" in "\n".join(record["warnings"])
+
+    def test_mistakes_are_one_line(
+        self, cmbench: Cmbench, noisy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CMBENCH_WEIGHTS", str(tmp_path / "none"))
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
+        cases: list[tuple[tuple[str, ...], int, str]] = [
+            ((str(noisy),), 2, "nothing to compare with"),
+            (("absent", "-d", "digits"), 4, "does not exist"),
+            ((str(noisy), "-d", "digits", "--metrics", "fid"), 4, "cmbench prepare inception"),
+            ((str(noisy), "-d", "digits", "--metrics", "fod"), 2, "unknown metric 'fod'"),
+            ((str(noisy), "-d", "nodata"), 2, "unknown dataset 'nodata'"),
+            ((str(noisy), "--reference", "nowhere", "--metrics", "kd", "--extractor",
+              "digits-cnn"), 2, "reference 'nowhere': does not exist"),
+            ((str(noisy), "-d", "digits", "--metrics", "fid,fd-digits", "--weights", str(noisy)), 2,
+             "metrics of one extractor"),
+            ((str(noisy), "-d", "digits", "--quantize", "maybe"), 2, "'maybe'"),
+        ]  # fmt: skip
+        for arguments, code, words in cases:
+            found = cmbench("eval", *arguments, "-q")
+            assert found.code == code, found.err
+            assert words in found.err
+            assert "Traceback" not in found.err
+            assert found.out == ""
+
+
+class TestRefs:
+    def test_import_list_show_compare_export(
+        self, cmbench: Cmbench, tmp_path: Path, workspace: Workspace
+    ) -> None:
+        first = write_statistics(tmp_path / "one.npz")
+        second = write_statistics(tmp_path / "two.npz", shift=1.0)
+        for path in (first, second):
+            done = cmbench("refs", "import", str(path), "--count", "50")
+            assert done.code == 0, done.err
+            assert str(workspace.root / "references") in done.out
+        listed = cmbench("refs", "list")
+        assert "one-inception-legacy-tensorflow" in listed.out
+        assert "edm" in listed.out
+        found = json.loads(cmbench("refs", "list", "--json").out)
+        assert [entry["count"] for entry in found] == [50, 50]
+        shown = json.loads(cmbench("refs", "show", "one", "--json").out)
+        assert shown["origin"] == "edm"
+        assert shown["dimensions"] == DIM
+        assert "dimensions       4" in cmbench("refs", "show", "one").out
+        compared = json.loads(cmbench("refs", "compare", "one", "two", "--json").out)
+        assert compared["frechet"] == pytest.approx(DIM)
+        assert "Fréchet distance 4 " in cmbench("refs", "compare", "one", "two").out
+        assert cmbench("refs", "export", "one", str(tmp_path / "out.npz")).code == 0
+        with np.load(tmp_path / "out.npz") as exported, np.load(first) as given:
+            np.testing.assert_allclose(exported["mu"], given["mu"])
+
+    def test_a_damaged_file_is_listed_as_such(self, cmbench: Cmbench, workspace: Workspace) -> None:
+        folder = workspace.root / "references"
+        folder.mkdir(parents=True)
+        (folder / "broken.safetensors").write_bytes(b"x")
+        listed = cmbench("refs", "list")
+        assert listed.code == 0
+        assert "damaged" in listed.out
+        assert "cannot be read" in listed.err
+
+    def test_mistakes_are_one_line(self, cmbench: Cmbench, tmp_path: Path) -> None:
+        unknown = cmbench("refs", "show", "nothing")
+        assert unknown.code == 2
+        assert "'nothing': does not exist; allowed: none yet" in unknown.err
+        missing = cmbench("refs", "import", str(tmp_path / "absent.npz"))
+        assert missing.code == 2
+        assert "no such file" in missing.err
+
+
+def test_prepare_installs_only_verified_weights(
+    cmbench: Cmbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMBENCH_WEIGHTS", str(tmp_path / "weights"))
+    (tmp_path / "file").write_bytes(b"not the weights")
+    refused = cmbench("prepare", "inception", "--from", str(tmp_path / "file"))
+    assert refused.code == 2
+    assert "nothing was installed" in refused.err
+    # DINOv2's publisher names no hash: the file is taken, and its own hash is printed.
+    taken = cmbench("prepare", "dinov2", "--from", str(tmp_path / "file"))
+    assert taken.code == 0, taken.err
+    assert "no published hash to verify" in taken.out
+    assert "inception" in cmbench("prepare").out
