@@ -56,8 +56,15 @@ class StepDraws:
 
 
 def seed_global(*names: int | str) -> None:
-    """Seed torch's global generators (dropout, initial weights) from names."""
-    torch.manual_seed(derive_seed(*names))
+    """Seed torch's global generators (dropout, initial weights) from names.
+
+    As ``torch.manual_seed``, without its queue of lazy calls for devices that are not in use: that
+    formats three tracebacks a call and keeps every one of them.
+    """
+    seed = derive_seed(*names)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
 
 
 @dataclass(frozen=True)
