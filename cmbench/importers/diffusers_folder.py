@@ -1,0 +1,81 @@
+"""diffusers' U-Net folders: ``config.json`` beside ``diffusion_pytorch_model.safetensors``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cmbench.data.pickles import BROKEN, broken_error
+from cmbench.errors import UserError
+from cmbench.importers.imported import Found
+from cmbench.importers.inert import plain_facts
+from cmbench.importers.torch_file import load_tensors
+from cmbench.networks.diffusers_names import recognize_diffusers, to_openai_names
+
+_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+
+def find_unet(path: Path) -> Path | None:
+    """Return the folder of the U-Net: ``path``, or ``path/unet`` of a pipeline."""
+    for folder in (path, path / "unet"):
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
+def weights_file(folder: Path) -> Path:
+    """Return the file with the weights, the safe one first."""
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(
+        f"diffusers folder {folder}",
+        "has a config.json but no weights",
+        allowed=" or ".join(_WEIGHTS),
+        remedy="download the whole folder",
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"diffusers folder {folder}",
+            f"its config.json cannot be read: {error}",
+            remedy="download it again",
+        ) from None
+    if not isinstance(config, dict) or "sample_size" not in config:
+        raise UserError(
+            f"diffusers folder {folder}",
+            "its config.json describes no U-Net",
+            allowed="a UNet2DModel's config with sample_size",
+            remedy="give the folder `unet`",
+        )
+    return config
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, *BROKEN) as error:
+        raise broken_error(f"checkpoint {path}", error) from None
+
+
+def read_diffusers_folder(folder: Path) -> Found:
+    """Read a U-Net folder whose network is an ADM."""
+    config, weights = _config(folder), weights_file(folder)
+    raw = load_safetensors(weights) if weights.suffix == ".safetensors" else load_tensors(weights)
+    state = to_openai_names(config, raw)
+    return Found(
+        "diffusers",
+        state,
+        recognize_diffusers(config, state),
+        description={"config": plain_facts(config)},
+    )

@@ -1,0 +1,104 @@
+"""The ``.pkl`` files of EDM, EDM2, ECT and TCM: a dict with a pickled network under ``ema``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cmbench.errors import UserError
+from cmbench.importers.imported import Found, Preconditioning
+from cmbench.importers.inert import (
+    InertObject,
+    is_module,
+    load_network_pickle,
+    plain_facts,
+    state_dict,
+    walk,
+)
+from cmbench.networks.recognize import recognize
+
+#: The classes that hold the network, and what they make of its output. ``Precond`` is EDM2's.
+_PRECONDITIONING: Mapping[str, Preconditioning] = {
+    "EDMPrecond": "edm",
+    "Precond": "edm",
+    "ECMPrecond": "boundary",
+    "ECTPrecond": "boundary",
+}
+#: Classes whose network takes another time than ln(sigma) / 4 or other scalings of its input.
+_OTHER = ("VPPrecond", "VEPrecond", "iDDPMPrecond")
+
+
+def read_edm_pickle(path: Path, part: str = "ema", preconditioning: Preconditioning = "") -> Found:
+    """Read the network under ``part`` of a pickle.
+
+    ``preconditioning`` says what the network's output means where its class is unknown here.
+    """
+    module = _choose(load_network_pickle(path), part, path)
+    meaning = preconditioning or _meaning(module, path)
+    tensors = state_dict(module)
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    head = _channels_per_head(module)
+    found = recognize(shapes, **({"channels_per_head": head} if head else {}))
+    if head:
+        told = {k: v for k, v in found.assumed.items() if k != "channels_per_head"}
+        found = found._replace(assumed=told)
+    state = module.state
+    return Found(
+        "edm-pickle",
+        tensors,
+        found,
+        meaning,
+        _number(state.get("sigma_data")),
+        _number(state.get("sigma_min")) if meaning == "boundary" else None,
+        {
+            "class": module.class_name,
+            "part": part,
+            "arguments": plain_facts(state.get("_init_kwargs", {})),
+        },
+    )
+
+
+def _choose(data: Any, part: str, path: Path) -> InertObject:
+    """Return the network under ``part``, or the pickled network itself."""
+    if is_module(data):
+        return data  # type: ignore[no-any-return]
+    names = [k for k, v in data.items() if is_module(v)] if isinstance(data, dict) else []
+    if part in names:
+        return data[part]  # type: ignore[no-any-return]
+    what = type(data).__name__ if not isinstance(data, dict) else f"{', '.join(map(str, data))}"
+    raise UserError(
+        f"checkpoint {path}",
+        f"holds no network {part!r} (it holds {what})",
+        allowed=", ".join(map(str, names)) or "a pickled network",
+        remedy="choose one of them with --part" if names else "give a network snapshot",
+    )
+
+
+def _meaning(module: InertObject, path: Path) -> Preconditioning:
+    name = module.class_name.rpartition(".")[2]
+    if name in _PRECONDITIONING:
+        return _PRECONDITIONING[name]
+    known = name in _OTHER
+    raise UserError(
+        f"checkpoint {path}",
+        f"its network is wrapped as {name!r}"
+        + (", which gives it other inputs than EDM's" if known else ", which is unknown"),
+        allowed=", ".join(_PRECONDITIONING),
+        remedy="it cannot be imported"
+        if known
+        else "if it scales like EDM, say so with --preconditioning edm or boundary",
+    )
+
+
+def _channels_per_head(module: InertObject) -> int | None:
+    """Return the width of an attention head, which blocks with attention remember."""
+    for _, part in walk(module):
+        heads, width = part.state.get("num_heads"), part.state.get("out_channels")
+        if type(heads) is int and type(width) is int and heads > 1 and width % heads == 0:
+            return width // heads
+    return None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None

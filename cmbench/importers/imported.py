@@ -1,0 +1,168 @@
+"""What a checkpoint from elsewhere becomes: one of our networks with its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cmbench.errors import UserError
+from cmbench.networks.base import Network
+from cmbench.networks.catalog import NETWORKS
+from cmbench.networks.official_names import from_official
+from cmbench.networks.recognize import Recognized
+from cmbench.plugin.specs import load_object
+from cmbench.training.checkpoint import file_sha256, save_checkpoint
+
+#: ``edm``: ``D = c_skip x + c_out F``, zero noise at sigma = 0 (a denoiser, or ECM in training).
+#: ``boundary``: the same with f(x, sigma_min) = x. Empty: the file does not say.
+Preconditioning = Literal["edm", "boundary", ""]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A network in the words of where it comes from, before it is ours."""
+
+    format: str
+    state: Mapping[str, Tensor]
+    recognized: Recognized
+    preconditioning: Preconditioning = ""
+    sigma_data: float | None = None
+    sigma_min: float | None = None
+    description: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ImportedNetwork:
+    """A network of ours with imported weights.
+
+    Attributes:
+        network: name in the catalogue.
+        options: of the network's own config.
+        data_shape: ``(C, H, W)`` of an image.
+        num_classes: 0 when unconditional.
+        state: our state dict, float32.
+        format: which reader read it.
+        assumed: options that the file does not tell and the published models have.
+        preconditioning: what the raw output means, where the file tells.
+        sigma_data: standard deviation of the data that it was trained for, where it tells.
+        sigma_min: boundary of a consistency function, where it tells.
+        description: what else the file said of itself, as plain data.
+        source_name: name of the file or folder.
+        source_sha256: of the file with the weights.
+    """
+
+    network: str
+    options: Mapping[str, Any]
+    data_shape: tuple[int, int, int]
+    num_classes: int
+    state: Mapping[str, Tensor]
+    format: str
+    assumed: Mapping[str, Any]
+    preconditioning: Preconditioning
+    sigma_data: float | None
+    sigma_min: float | None
+    description: Mapping[str, Any]
+    source_name: str
+    source_sha256: str
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """The network as a recipe's ``network`` table."""
+        return {"name": self.network, **self.options}
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, computed constants not counted."""
+        return sum(t.numel() for t in self.state.values())
+
+    def build(self) -> Network:
+        """Return the network with its weights, in evaluation mode."""
+        module = build_network(self.network, self.options, self.data_shape, self.num_classes)
+        module.load_state_dict(dict(self.state))
+        return module.eval()
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything but the weights, as plain data."""
+        return {
+            "network": {k: list(v) if isinstance(v, tuple) else v for k, v in self.table.items()},
+            "data_shape": list(self.data_shape),
+            "num_classes": self.num_classes,
+            "format": self.format,
+            "assumed": dict(self.assumed),
+            "preconditioning": self.preconditioning,
+            "sigma_data": self.sigma_data,
+            "sigma_min": self.sigma_min,
+            "description": dict(self.description),
+            "source": {"name": self.source_name, "sha256": self.source_sha256},
+        }
+
+    def save(self, path: Path) -> str:
+        """Write ``path`` (``.safetensors``) and its manifest; return the hash."""
+        return save_checkpoint(path, dict(self.state), {"imported": self.facts()})
+
+
+def build_network(
+    name: str, options: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int
+) -> Network:
+    """Build one of our networks from its catalogue name and options."""
+    cls: Any = load_object({entry.name: entry.factory for entry in NETWORKS}[name])
+    network: Network = cls(cls.Config(**options), shape, num_classes)
+    return network
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in options.items()) or "what its shapes say"
+
+
+def to_ours(found: Found, path: Path, weights: Path) -> ImportedNetwork:
+    """Rename and convert the weights; names and shapes must agree to the last one.
+
+    ``path`` names the source in messages, ``weights`` is the file that is hashed.
+    """
+    known = found.recognized
+    state = {
+        name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+        for name, tensor in found.state.items()
+    }
+    try:
+        with torch.device("meta"):
+            network = build_network(
+                known.network, known.options, known.data_shape, known.num_classes
+            )
+        ours = from_official(network, state, known.family)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"checkpoint {path}",
+            f"its tensors do not fit a {known.network} with {_words(known.assumed)} ({detail})",
+            allowed="the published networks' settings",
+            remedy="say what shapes cannot tell: --channels-per-head, --resolution",
+        ) from None
+    bad = [name for name, tensor in ours.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise UserError(
+            f"checkpoint {path}",
+            f"{len(bad)} tensors are not finite, the first being {bad[0]!r}",
+            allowed="finite numbers",
+            remedy="the training that made it diverged, or the file is damaged: get another one",
+        )
+    return ImportedNetwork(
+        network=known.network,
+        options=known.options,
+        data_shape=known.data_shape,
+        num_classes=known.num_classes,
+        state={name: tensor.contiguous() for name, tensor in ours.items()},
+        format=found.format,
+        assumed=known.assumed,
+        preconditioning=found.preconditioning,
+        sigma_data=found.sigma_data,
+        sigma_min=found.sigma_min,
+        description=found.description,
+        source_name=path.name,
+        source_sha256=file_sha256(weights),
+    )

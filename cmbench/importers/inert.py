@@ -1,0 +1,209 @@
+"""A restricted unpickler for networks: tensors, primitives, and inert descriptions of classes.
+
+EDM's ``.pkl`` files (and EDM2's, ECT's, TCM's) pickle whole ``torch.nn.Module`` objects together
+with their source code, which loading is meant to execute. Here nothing is imported and nothing is
+executed: a module becomes an :class:`InertObject`, its source code an unread string, and a name
+that is in no table is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from cmbench.data.pickles import (
+    BROKEN,
+    PLAIN_NAMES,
+    Function,
+    RefusedName,
+    RestrictedUnpickler,
+    Sealed,
+    broken_error,
+    refused_error,
+    unshell,
+)
+
+#: Modules whose classes may be described (never used): torch's layers, and EDM's persistence.
+_LAYERS = re.compile(r"torch\.nn\.modules\.\w+\.[A-Za-z_]\w*")
+_PERSISTENT = re.compile(r"(\w+\.)*torch_utils\.persistence\._reconstruct_persistent_obj")
+_EASY_DICT = re.compile(r"(\w+\.)*dnnlib\.util\.EasyDict")
+
+
+class InertObject(metaclass=Sealed):
+    """What a pickle said about an object: its class's name and its state. It does nothing."""
+
+    class_name = "?"
+
+    def __init__(self, *_: object) -> None:
+        self.state: dict[str, Any] = {}
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state if isinstance(state, dict) else {"state": state}
+
+
+class _Dict(dict[str, Any], metaclass=Sealed):
+    """Stands for a dict with attribute access."""
+
+    def __setstate__(self, state: object) -> None:
+        """Ignore what the class would keep beside its items."""
+
+
+def _layer(name: str) -> type[InertObject]:
+    return type("InertLayer", (InertObject,), {"class_name": name})
+
+
+def _persistent(meta: object, *_: object) -> InertObject:
+    """Describe an object that EDM's persistence would rebuild from its own source code."""
+    if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
+        raise RefusedName("a persistent object without a state")
+    described = _layer(str(meta.get("class_name", "?")))()
+    described.state = meta["state"]
+    return described
+
+
+def _storage(data: bytes) -> Tensor:
+    """Return a pickled storage as a flat tensor, through torch's own restricted loader."""
+    loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if isinstance(loaded, Tensor):
+        raise RefusedName("a tensor in the place of a storage")
+    untyped, dtype = loaded._untyped_storage, loaded.dtype
+    flat: Tensor = torch.empty(0, dtype=dtype).set_(untyped)
+    return flat
+
+
+def _tensor(
+    storage: object, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
+) -> Tensor:
+    """Rebuild a tensor and check that it lies within its storage."""
+    if not isinstance(storage, Tensor):
+        raise RefusedName("a tensor without a storage")
+    if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
+        raise ValueError(f"a tensor of size {size}, stride {stride}, offset {offset}")
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride))
+    if all(size) and (last >= storage.numel() or math.prod(size) > storage.numel()):
+        raise ValueError(f"a tensor of size {size} that ends at {last} of {storage.numel()}")
+    return torch.as_strided(storage, size, stride, offset).clone()
+
+
+def _parameter(data: object, *_: object) -> Tensor:
+    if not isinstance(data, Tensor):
+        raise RefusedName("a parameter without a tensor")
+    return data
+
+
+_TENSOR, _PARAMETER = Function(_tensor), Function(_parameter)
+
+
+def _from_type(rebuild: object, _type: object, arguments: tuple[Any, ...], *_: object) -> Tensor:
+    """Rebuild a tensor that carried attributes; only our own stand-ins can be named."""
+    if rebuild is not _TENSOR and rebuild is not _PARAMETER:
+        raise RefusedName("a tensor of unknown make")
+    result: Tensor = (_TENSOR if rebuild is _TENSOR else _PARAMETER)(*arguments)
+    return result
+
+
+class _Word(metaclass=Sealed):
+    """Stands for a name without consequence: a dtype, a device, a class beside a tensor."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.arguments = arguments
+
+
+_NAMES: Mapping[str, Callable[..., Any]] = {
+    **PLAIN_NAMES,
+    "collections.OrderedDict": OrderedDict,
+    "torch._utils._rebuild_tensor": _TENSOR,
+    "torch._utils._rebuild_tensor_v2": _TENSOR,
+    "torch._utils._rebuild_parameter": _PARAMETER,
+    "torch._utils._rebuild_parameter_with_state": _PARAMETER,
+    "torch._tensor._rebuild_from_type_v2": Function(_from_type),
+    "torch.storage._load_from_bytes": Function(_storage),
+    "torch.device": _Word,
+    "torch.Size": tuple,
+    "torch.Tensor": _Word,
+    "torch.nn.parameter.Parameter": _Word,
+    **{f"torch.{name}": _Word for name in ("float16", "bfloat16", "float32", "float64", "int64")},
+}
+
+
+class NetworkUnpickler(RestrictedUnpickler):
+    """Builds tensors, primitives and inert descriptions."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, _NAMES)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in for ``module.name``; refuse every other name."""
+        full = f"{module}.{name}"
+        if _PERSISTENT.fullmatch(full):
+            return Function(_persistent)
+        if _EASY_DICT.fullmatch(full):
+            return _Dict
+        if _LAYERS.fullmatch(full):
+            return _layer(full)
+        return super().find_class(module, name)
+
+
+def load_network_pickle(path: Path) -> Any:
+    """Read a pickle of networks.
+
+    Raises ``UserError`` if it is truncated or corrupt, or names anything but tensors, plain data,
+    layers of torch and EDM's persistent objects. Nothing of the file is executed.
+    """
+    who = f"checkpoint {path}"
+    try:
+        with open(path, "rb") as file:
+            return unshell(NetworkUnpickler(file).load())
+    except RefusedName as refused:
+        raise refused_error(who, refused) from None
+    except (*BROKEN, RuntimeError) as error:
+        raise broken_error(who, error) from None
+
+
+# ---- what an inert module holds ----------------------------------------------------------------
+
+
+def is_module(value: object) -> bool:
+    """Return whether ``value`` describes a ``torch.nn.Module``."""
+    return isinstance(value, InertObject) and isinstance(value.state.get("_parameters"), dict)
+
+
+def walk(module: InertObject, prefix: str = "") -> Iterator[tuple[str, InertObject]]:
+    """Yield a described module and everything below it, by name."""
+    yield prefix, module
+    for name, child in (module.state.get("_modules") or {}).items():
+        if isinstance(child, InertObject):
+            yield from walk(child, f"{prefix}{name}.")
+
+
+def state_dict(module: InertObject) -> dict[str, Tensor]:
+    """Return the state dict that the described module would have."""
+    tensors: dict[str, Tensor] = {}
+    for prefix, part in walk(module):
+        hidden = part.state.get("_non_persistent_buffers_set") or ()
+        for kind in ("_parameters", "_buffers"):
+            for name, value in (part.state.get(kind) or {}).items():
+                if isinstance(value, Tensor) and name not in hidden:
+                    tensors[f"{prefix}{name}"] = value
+    return tensors
+
+
+def plain_facts(value: Any, depth: int = 4) -> Any:
+    """Return what of ``value`` can be written as JSON, for the record; the rest by its type."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value if not isinstance(value, str) else value[:500]
+    if isinstance(value, dict) and depth:
+        return {str(k): plain_facts(v, depth - 1) for k, v in value.items()}
+    if isinstance(value, (list, tuple)) and depth:
+        return [plain_facts(v, depth - 1) for v in value[:100]]
+    if isinstance(value, InertObject):
+        return value.class_name
+    return type(value).__name__

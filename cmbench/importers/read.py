@@ -1,0 +1,112 @@
+"""Which reader a checkpoint wants, and the whole way from a file to one of our networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cmbench.errors import MissingError, UserError
+from cmbench.importers.diffusers_folder import (
+    find_unet,
+    load_safetensors,
+    read_diffusers_folder,
+    weights_file,
+)
+from cmbench.importers.edm_pickle import read_edm_pickle
+from cmbench.importers.flax_file import is_flax, read_flax_file
+from cmbench.importers.imported import Found, ImportedNetwork, Preconditioning, to_ours
+from cmbench.importers.torch_file import read_torch_file
+from cmbench.networks.recognize import recognize
+
+_ALLOWED = (
+    "EDM/EDM2/ECT/TCM .pkl, OpenAI .pt, a diffusers U-Net folder, OpenAI's JAX checkpoint_N, "
+    ".safetensors under official names"
+)
+
+
+def read_checkpoint(
+    path: Path,
+    *,
+    part: str = "ema",
+    preconditioning: Preconditioning = "",
+    channels_per_head: int | None = None,
+    resolution: int | None = None,
+) -> ImportedNetwork:
+    """Read a checkpoint from elsewhere and recognise its network from the contents.
+
+    Args:
+        path: the file, or a diffusers folder.
+        part: which network of a file with several.
+        preconditioning: what the network's output means, where the file's own class is unknown.
+        channels_per_head: width of an attention head, where shapes cannot tell and it is not 64.
+        resolution: side of the images, where shapes cannot tell.
+
+    Raises:
+        MissingError: there is no such file.
+        UserError: it is damaged, hostile, or of an unknown network; nothing of it was executed.
+    """
+    if not path.exists():
+        raise MissingError(
+            "cmbench import", f"{path} does not exist", remedy="give the path of the checkpoint"
+        )
+    try:
+        return _read(path, part, preconditioning, channels_per_head, resolution)
+    except MissingError:
+        raise
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        what = error.problem if error.who == "checkpoint" else f"{error.who}: {error.problem}"
+        raise UserError(
+            f"checkpoint {path}", what, allowed=error.allowed, remedy=error.remedy
+        ) from None
+
+
+def _read(
+    path: Path,
+    part: str,
+    preconditioning: Preconditioning,
+    channels_per_head: int | None,
+    resolution: int | None,
+) -> ImportedNetwork:
+    if path.is_dir():
+        folder = find_unet(path)
+        if folder is None:
+            raise UserError(
+                "cmbench import",
+                f"{path} is a folder without config.json",
+                allowed=_ALLOWED,
+                remedy="give the checkpoint itself",
+            )
+        return to_ours(read_diffusers_folder(folder), path, weights_file(folder))
+    found = _read_file(path, part, preconditioning, channels_per_head, resolution)
+    return to_ours(found, path, path)
+
+
+def _read_file(
+    path: Path,
+    part: str,
+    preconditioning: Preconditioning,
+    channels_per_head: int | None,
+    resolution: int | None,
+) -> Found:
+    with path.open("rb") as file:
+        head = file.read(16)
+    if not head:
+        raise UserError(f"checkpoint {path}", "is empty", remedy="download it again")
+    if path.suffix == ".safetensors":
+        tensors = load_safetensors(path)
+        shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+        given = {"channels_per_head": channels_per_head} if channels_per_head else {}
+        return Found("safetensors", tensors, recognize(shapes, resolution=resolution, **given))
+    if head[:2] == b"PK" or path.suffix in (".pt", ".pth", ".bin"):
+        return read_torch_file(path, channels_per_head=channels_per_head, resolution=resolution)
+    if head[:1] == b"\x80":
+        return read_edm_pickle(path, part, preconditioning)
+    if is_flax(head):
+        return read_flax_file(path, part, resolution)
+    raise UserError(
+        f"checkpoint {path}",
+        f"is of no known kind (it begins with {head[:4].hex(' ')})",
+        allowed=_ALLOWED,
+        remedy="give the checkpoint as it was published",
+    )

@@ -1,0 +1,60 @@
+"""State dicts that ``torch.save`` wrote (OpenAI's ``.pt``), by torch's own restricted loader."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmbench.data.pickles import BROKEN, RefusedName, broken_error, refused_error
+from cmbench.errors import UserError
+from cmbench.importers.imported import Found
+from cmbench.networks.recognize import recognize
+
+_REFUSED = re.compile(
+    r"GLOBAL ([\w.]+)|[Uu]nsupported (?:global|class|operand)[^\n]*?([\w.]+\.\w+)"
+)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the state dict in a ``torch.save`` file; nothing of the file is executed.
+
+    Raises ``UserError`` if it is truncated, or holds anything but tensors and plain data.
+    """
+    who = f"checkpoint {path}"
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of old protocols: they change nothing
+            data: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (*BROKEN, RuntimeError) as error:
+        text = str(error)
+        refused = _REFUSED.search(text)
+        if refused and "corrupt" not in text:
+            raise refused_error(who, RefusedName(refused[1] or refused[2])) from None
+        raise broken_error(who, error) from None
+    if isinstance(data, dict) and isinstance(data.get("state_dict"), dict):
+        data = data["state_dict"]
+    if not isinstance(data, dict) or not all(isinstance(v, Tensor) for v in data.values()):
+        names = list(map(str, data))[:5] if isinstance(data, dict) else [type(data).__name__]
+        what = ", ".join(names)
+        raise UserError(
+            who,
+            f"holds no state dict (it holds {what})",
+            allowed="tensors by name",
+            remedy="save the network's state_dict() alone",
+        )
+    return data
+
+
+def read_torch_file(
+    path: Path, *, channels_per_head: int | None = None, resolution: int | None = None
+) -> Found:
+    """Read a state dict of an OpenAI (or EDM, EDM2) network."""
+    tensors = load_tensors(path)
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    given = {"channels_per_head": channels_per_head} if channels_per_head else {}
+    found = recognize(shapes, resolution=resolution, **given)
+    return Found("torch", tensors, found)
