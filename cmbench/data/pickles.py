@@ -17,7 +17,7 @@ import numpy as np
 from cmbench.errors import UserError
 
 #: What a broken or hostile pickle makes the opcode machine raise.
-_BROKEN = (
+BROKEN = (
     pickle.UnpicklingError,
     EOFError,
     ValueError,
@@ -41,7 +41,33 @@ class RefusedName(Exception):
         self.name = name
 
 
-class DTypeShell:
+class Sealed(type):
+    """Metaclass of stand-ins: a pickle may set attributes of what it names, but not of these."""
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        """Refuse."""
+        raise RefusedName(f"a change of {cls.__name__}.{name}")
+
+
+class Function:
+    """A stand-in for a function: can be called, and nothing else can be done to it."""
+
+    __slots__ = ("_call",)
+    _call: Callable[..., Any]
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_call", call)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call it."""
+        return self._call(*arguments)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse."""
+        raise RefusedName(f"a change of a function's {name}")
+
+
+class DTypeShell(metaclass=Sealed):
     """Stands for ``numpy.dtype``: plain numbers only, never objects or records."""
 
     def __init__(self, code: object, *_: object) -> None:
@@ -60,7 +86,7 @@ class DTypeShell:
 _PLAIN_DTYPES = frozenset(f"{kind}{n}" for kind in "iuf" for n in (1, 2, 4, 8)) | {"b1"}
 
 
-class ArrayShell:
+class ArrayShell(metaclass=Sealed):
     """Stands for ``numpy.ndarray`` while its state is read; :attr:`array` is the result."""
 
     array: np.ndarray[Any, Any]
@@ -118,18 +144,21 @@ PLAIN_NAMES: Mapping[str, Callable[..., Any]] = {
             ("set", set),
             ("frozenset", frozenset),
             ("complex", complex),
-            ("bytes", _empty_bytes),
+            ("bytes", Function(_empty_bytes)),
         )
     },
-    "_codecs.encode": _encode,
+    "_codecs.encode": Function(_encode),
     "numpy.ndarray": ArrayShell,
     "numpy.dtype": DTypeShell,
     **{
-        f"numpy.{core}.multiarray.{name}": stand_in
+        f"numpy.{core}.{name}": stand_in
         for core in ("core", "_core")
-        for name, stand_in in (("_reconstruct", ArrayShell), ("scalar", _scalar))
+        for name, stand_in in (
+            ("multiarray._reconstruct", ArrayShell),
+            ("multiarray.scalar", Function(_scalar)),
+            ("numeric._frombuffer", Function(_frombuffer)),
+        )
     },
-    **{f"numpy.{core}.numeric._frombuffer": _frombuffer for core in ("core", "_core")},
 }
 
 
@@ -180,7 +209,7 @@ def load_plain_pickle(file: BinaryIO | bytes, who: str) -> Any:
         return unshell(RestrictedUnpickler(stream).load())
     except RefusedName as refused:
         raise refused_error(who, refused) from None
-    except _BROKEN as error:
+    except BROKEN as error:
         raise broken_error(who, error) from None
 
 

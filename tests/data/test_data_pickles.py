@@ -86,6 +86,22 @@ def test_nothing_of_the_file_runs(tmp_path: Path, protocol: int) -> None:
         assert not flag.exists()
 
 
+@pytest.mark.parametrize("name", ["numpy.ndarray", "numpy.dtype", "_codecs.encode"])
+@pytest.mark.parametrize("attribute", ["__setstate__", "__init__", "__call__", "_call", "x"])
+def test_what_a_pickle_names_it_cannot_change(name: str, attribute: str) -> None:
+    # BUILD with a pair as state sets attributes of whatever lies on the stack.
+    before = load_plain_pickle(pickle.dumps(np.arange(3)), "file")
+    module, _, member = name.rpartition(".")
+    stolen = b"c" + module.encode() + b"\n" + member.encode() + b"\n"
+    data = stolen + b"(N}V" + attribute.encode() + b"\nK\x01stb."
+    with pytest.raises(UserError, match=r"refused: the pickle asks for a change of|corrupt"):
+        load_plain_pickle(data, "file")
+    plain = stolen + b"}V" + attribute.encode() + b"\nK\x01sb."
+    with pytest.raises(UserError, match=r"refused|corrupt"):
+        load_plain_pickle(plain, "file")
+    assert np.array_equal(load_plain_pickle(pickle.dumps(np.arange(3)), "file"), before)
+
+
 @pytest.mark.parametrize(
     ("data", "name"),
     [
