@@ -36,7 +36,7 @@ Family = Literal[
 ]  # fmt: skip
 Mark = Literal[
     "synthetic pairs", "LPIPS-trained", "re-implementation", "teacher", "adversarial",
-    "sample figure", "secondary source",
+    "sample figure", "secondary source", "starred",
 ]  # fmt: skip
 Text = Annotated[str, Field(max_length=400)]
 #: A number as printed, or nothing.
@@ -57,7 +57,9 @@ class PublishedRow(BaseModel):
     method: Text = Field(min_length=1, description="as printed")
     joins: Text = Field(description="name of the cmbench method that does the same; may be empty")
     reference: Text = Field(description="authors and year as printed")
-    year: int = Field(ge=1990, le=2100)
+    year: Annotated[int, Field(ge=1990, le=2100)] | None = Field(
+        description="empty where the source does not say"
+    )
     family: Family
     conditioning: Literal["conditional", "unconditional", ""] = Field(
         description="empty where the source does not say"
@@ -80,6 +82,11 @@ class PublishedRow(BaseModel):
     @classmethod
     def _split_marks(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(";")] if value else []
+
+    @field_validator("year", mode="before")
+    @classmethod
+    def _no_year(cls, value: Any) -> Any:
+        return None if value == "" else value
 
     @model_validator(mode="after")
     def _plausible(self) -> PublishedRow:
@@ -174,7 +181,7 @@ class Published:
             title=row.method,
             family=row.family,
             reference=row.reference,
-            year=row.year,
+            year=row.year or 0,
             conditional={"conditional": True, "unconditional": False}.get(row.conditioning),
             nfe=row.nfe_total,
             nfe_text=row.nfe.replace("x", "×"),
