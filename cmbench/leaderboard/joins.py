@@ -1,7 +1,7 @@
 """Beside a measured row stands what was reported for the same method, and the difference.
 
 The difference is only formed where the metric keys are equal; elsewhere the reported number is
-shown and the difference is withheld.
+shown, both keys are spelled out and the difference is withheld.
 """
 
 from __future__ import annotations
@@ -17,15 +17,33 @@ from cmbench.leaderboard.rows import REPORTED, Row
 class Reported:
     """What was reported for a measured row's method at its NFE and conditioning."""
 
+    #: The published rows, in the order of their board.
     rows: tuple[Row, ...]
+    #: Metric and key of the measured row; the key may be empty.
+    metric: str
+    key: str
     #: Measured minus reported, where the metric keys are equal.
     difference: float | None
+    #: Why there is no difference, in a word for a cell; empty if there is one.
+    withheld: str = ""
 
     @property
     def text(self) -> str:
         """The reported numbers as printed, each once: ``7.85; 7.80``."""
         found = [row.rank_measurement for row in self.rows]
         return "; ".join(dict.fromkeys(m.text for m in found if m is not None and m.text))
+
+    @property
+    def under(self) -> str:
+        """The protocols of the reported numbers with their keys, each once."""
+        return "; ".join(dict.fromkeys(protocol_text(row) for row in self.rows))
+
+
+def protocol_text(row: Row) -> str:
+    """Return what a published row was measured under, and its metric key if the board has one."""
+    found = row.rank_measurement
+    key = found.key if found is not None else ""
+    return f"{row.protocol[0] or 'no protocol named'} ({f'key {key}' if key else 'no metric key'})"
 
 
 def join_reported(rows: Iterable[Row]) -> dict[str, Reported]:
@@ -46,18 +64,26 @@ def join_reported(rows: Iterable[Row]) -> dict[str, Reported]:
                 if p.conditional in (None, row.conditional)
             ]  # fmt: skip
             if found:
-                result[row.id] = Reported(tuple(found), _difference(row, found))
+                result[row.id] = _joined(row, found)
     return result
 
 
-def _difference(row: Row, published: Sequence[Row]) -> float | None:
+def _joined(row: Row, published: Sequence[Row]) -> Reported:
     own = row.rank_measurement
-    if own is None or not own.key:
-        return None
+    key = own.key if own is not None else ""
     values = {
         other.mean
         for p in published
-        if (other := p.measurements.get(own.name)) is not None and other.key == own.key
+        if own is not None and (other := p.measurements.get(own.name)) and key and other.key == key
     }
-    # Sources that disagree leave no single number to compare with.
-    return own.mean - values.pop() if len(values) == 1 else None
+    if own is None:
+        difference, withheld = None, "not measured"
+    elif not values:
+        difference, withheld = None, "keys differ"
+    elif len(values) > 1:  # no single number to compare with
+        difference, withheld = None, "sources disagree"
+    elif not row.full_samples:
+        difference, withheld = None, "fewer samples"
+    else:
+        difference, withheld = own.mean - values.pop(), ""
+    return Reported(tuple(published), row.rank_metric, key, difference, withheld)

@@ -187,7 +187,7 @@ class Published:
             nfe_text=row.nfe.replace("x", "×"),
             parameters=row.parameter_count,
             rank_metric=self.board.rank_metric,
-            measurements=_measurements(row, protocol.key),
+            measurements=_measurements(row, self.board.rank_metric, protocol.key),
             marks=row.marks,
             note=row.note,
             protocol=(protocol.title, protocol.reason),
@@ -205,7 +205,7 @@ def _identity(dataset: str, row: PublishedRow) -> str:
     return hashlib.sha256("|".join(decides).encode()).hexdigest()[:12]
 
 
-def _measurements(row: PublishedRow, key: str) -> dict[str, Measurement]:
+def _measurements(row: PublishedRow, rank_metric: str, key: str) -> dict[str, Measurement]:
     printed = {"fid": row.fid, "is": row.is_, "precision": row.precision, "recall": row.recall}
     found = {}
     for name, text in printed.items():
@@ -213,7 +213,7 @@ def _measurements(row: PublishedRow, key: str) -> dict[str, Measurement]:
             value = float(text)
             interval = Interval(value, None, None, 0, "one seed")
             # The key of the rank metric says nothing about the other metrics' protocols.
-            own = key if name == "fid" else ""
+            own = key if name == rank_metric else ""
             units = (Unit(0, 0, value),)
             found[name] = Measurement(name, own, METRICS[name], interval, units, text=text)
     return found

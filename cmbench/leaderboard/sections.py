@@ -80,7 +80,7 @@ def _ranked(groups: dict[str, list[Row]]) -> list[Section]:
             "Another metric key than the first section: another reference, sample count, "
             "extractor or implementation, so the numbers do not compare with it."
         )
-        kind = "Reported" if all(row.kind == REPORTED for row in rows) else "Measured"
+        kind = _kind({row.kind == REPORTED for row in rows})
         result.append(
             Section(
                 f"ranked-{index}", kind if index == 0 else f"{kind} under another protocol",
@@ -88,6 +88,12 @@ def _ranked(groups: dict[str, list[Row]]) -> list[Section]:
             )
         )
     return result
+
+
+def _kind(reported: set[bool]) -> str:
+    if len(reported) > 1:
+        return "Measured and reported, equal metric keys"
+    return "Reported" if True in reported else "Measured"
 
 
 def _best_first(row: Row) -> tuple[Any, ...]:

@@ -69,6 +69,9 @@ def table_columns(
         Column("difference", "Difference", lambda r: _difference(findings.reported.get(r.id)),
                numeric=True, shown=bool(findings.reported),
                help="measured minus reported, where the metric keys are equal"),
+        Column("reported_under", "Reported under",
+               lambda r: _under(findings.reported.get(r.id)), shown=False,
+               help="protocols of the reported numbers with their metric keys"),
         Column("kind", "Kind", lambda r: _text(r.kind), shown=published and measured,
                help="measured by this harness, imported checkpoint, scored samples or reported"),
         Column("family", "Family", lambda r: _text(r.family), shown=published),
@@ -158,8 +161,12 @@ def _difference(found: Reported | None) -> Cell:
     if found is None:
         return Cell()
     if found.difference is None:
-        return Cell("keys differ")
+        return Cell(found.withheld)
     return Cell(f"{found.difference:+.3g}", found.difference)
+
+
+def _under(found: Reported | None) -> Cell:
+    return _text(found.under if found is not None else "")
 
 
 def _text(value: str) -> Cell:

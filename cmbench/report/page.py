@@ -10,7 +10,7 @@ from cmbench import __version__
 from cmbench.bench.record import Record
 from cmbench.errors import UserError
 from cmbench.leaderboard.best import best_values
-from cmbench.leaderboard.joins import join_reported
+from cmbench.leaderboard.joins import Reported, join_reported
 from cmbench.leaderboard.published import Board, Published
 from cmbench.leaderboard.ranking import rank_all
 from cmbench.leaderboard.rows import Row, aggregate, unfinished
@@ -64,6 +64,7 @@ class Page:
     floors: Sequence[float]
     rank_metric: str
     command: str
+    reported: Mapping[str, Reported]
     board: Board | None = None
     version: str = __version__
 
@@ -130,7 +131,8 @@ def build_page(
     if published is not None:
         rows += published.as_rows(dataset)
     parts = sections(rows)
-    columns = table_columns(rows, extra_columns, Findings(rank_all(parts), join_reported(rows)))
+    reported = join_reported(rows)
+    columns = table_columns(rows, extra_columns, Findings(rank_all(parts), reported))
     labels = series_labels(rows)
     ranked = [row.rank_metric for row in rows if row.rank_metric]
     return Page(
@@ -144,6 +146,7 @@ def build_page(
         floors=_floors(rows),
         rank_metric=max(set(ranked), key=ranked.count) if ranked else "",
         command=command,
+        reported=reported,
         board=published.board if published is not None else None,
     )
 

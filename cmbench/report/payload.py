@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cmbench.bench.record import Record
+from cmbench.leaderboard.joins import Reported, protocol_text
 from cmbench.leaderboard.rows import Row
 from cmbench.report.columns import (
     Column,
@@ -63,7 +64,10 @@ def page_payload(page: Page, tables: Mapping[str, str]) -> dict[str, Any]:
     """
     pool = Interner()
     rows = [
-        row_payload(line, page.labels[line.row.id], page.columns, position, pool)
+        row_payload(
+            line, page.labels[line.row.id], page.columns, position, pool,
+            page.reported.get(line.row.id),
+        )
         for position, section in enumerate(page.sections)
         for line in section.lines
     ]
@@ -94,7 +98,8 @@ def page_payload(page: Page, tables: Mapping[str, str]) -> dict[str, Any]:
 
 
 def row_payload(
-    line: Line, label: str, columns: Sequence[Column], section: int, pool: Interner
+    line: Line, label: str, columns: Sequence[Column], section: int, pool: Interner,
+    reported: Reported | None,
 ) -> dict[str, Any]:
     """Return one row for the page's JSON."""
     row = line.row
@@ -120,7 +125,26 @@ def row_payload(
             for name, m in row.measurements.items()
         },
         "provenance": provenance(row, pool),
+        "reported": beside(reported, pool) if reported is not None else [],
     }  # fmt: skip
+
+
+def beside(reported: Reported, pool: Interner) -> list[int]:
+    """Return what the drawer says about the reported numbers: key and value indices into ``pool``.
+
+    Both metric keys are spelled out, so that a reader sees why there is or is not a difference.
+    """
+    pairs: list[tuple[str, Any]] = [
+        ("difference", reported.withheld if reported.difference is None
+         else float(f"{reported.difference:.6g}")),
+        (f"metric key of {reported.metric} here", reported.key or "none"),
+    ]  # fmt: skip
+    for row in reported.rows:
+        found = row.measurements.get(reported.metric)
+        known = (row.label, row.reference, row.details.get("source"), row.details.get("place"))
+        said = f"{found.text if found is not None else 'no value'}; {protocol_text(row)}"
+        pairs.append((", ".join(part for part in known if part), said))
+    return [pool.add(x) for pair in pairs for x in pair]
 
 
 def public_row(row: Row) -> dict[str, Any]:

@@ -32,7 +32,7 @@ function selectedJson() {
     id: row.id, section: data.sections[row.section], label: row.label, kind: row.kind, family: row.family,
     conditional: row.conditional, nfe: row.nfe, parameters: row.parameters,
     metrics: Object.fromEntries(Object.entries(row.metrics).map(([name, [mean, low, high]]) => [name, { mean, low, high }])),
-    provenance: pairs(row.provenance.common), cells: row.provenance.cells.map(pairs),
+    reported: pairs(row.reported), provenance: pairs(row.provenance.common), cells: row.provenance.cells.map(pairs),
   }));
   return JSON.stringify({ dataset: data.dataset, rows }, null, 1) + "\n";
 }

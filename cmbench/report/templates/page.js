@@ -37,6 +37,7 @@ function openDrawer(row) {
   const { common, cells } = row.provenance;
   const commands = [...new Set([common, ...cells].map((flat) => find(flat, "command")).filter(Boolean))];
   const made = commands.length ? [element("h3", "Reproduce"), block(commands.join("\n"))] : [];
+  if (row.reported.length) made.push(element("h3", "Reported by others"), definitions(row.reported));
   made.push(element("h3", isReported(row) ? "Source" : cells.length > 1 ? "Equal for all seeds" : "Record"), definitions(common));
   cells.forEach((cell, i) => {
     if (!cell.length) return;
