@@ -259,7 +259,11 @@ def base_record(
         ),
         sampling=sampling_record(cell, spec, None),
         rank_metric=spec.metrics[0],
-        environment=environment(int(result.get("threads", context.threads)), context.gpu),
+        environment=environment(
+            int(result.get("threads", context.threads)),
+            context.gpu,
+            int(result.get("world_size", context.world.size)),
+        ),
     )
 
 

@@ -16,10 +16,28 @@ from cmbench.errors import MissingError, PluginError, UserError
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.reference import Floor, Reference
 from cmbench.plugin.manager import PluginManager
+from cmbench.training.distributed import World
 
 
-def choose_device(asked: str = "auto") -> torch.device:
-    """Return the device asked for, or the GPU if there is one, or the CPU."""
+def choose_device(asked: str = "auto", local_rank: int | None = None) -> torch.device:
+    """Return the device asked for, or the GPU if there is one, or the CPU.
+
+    ``local_rank`` is this process's number on the machine where several train together: each takes
+    the GPU of that number.
+
+    Raises:
+        UserError: a device that does not exist, or one GPU named for several processes.
+        MissingError: fewer GPUs than asked for.
+    """
+    if local_rank is not None and asked.startswith("cuda:"):
+        raise UserError(
+            "--device", f"{asked!r} for several processes", allowed="auto, cpu, cuda",
+            remedy="name no number: each process takes the GPU of its LOCAL_RANK",
+        )
+    if local_rank is not None and asked == "auto" and torch.cuda.is_available():
+        asked = "cuda"
+    if local_rank is not None and asked == "cuda":
+        asked = f"cuda:{local_rank}"
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = asked.partition(":")
@@ -50,6 +68,8 @@ class Context:
     compile: bool = False
     should_stop: Callable[[], str | None] = lambda: None
     debug: bool = False
+    #: this process among those that train together; only its leader writes
+    world: World = field(default_factory=World)
     #: by dataset, opened once: the protocol's extractor with its reference, and the floor
     references: dict[str, tuple[Extractor, Reference]] = field(default_factory=dict)
     floors: dict[str, Floor] = field(default_factory=dict)
@@ -77,7 +97,9 @@ class Context:
         return self._datasets[name]
 
     def notify(self, hook: str, **arguments: Any) -> None:
-        """Call an observer hook; problems become warnings."""
+        """Call an observer hook, in the leading process only; problems become warnings."""
+        if not self.world.leads:
+            return
         for problem in self.plugins.notify(hook, **arguments):
             self.reporter.warn(problem)
 

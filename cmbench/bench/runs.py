@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,31 @@ def obtain_run(context: Context, plan: RunPlan) -> TrainedRun:
         NonFiniteError: the loss is not finite; the last good checkpoint is kept.
     """
     folder = context.workspace.run(plan.run_id)
-    done = read_result(plan, folder)
-    if done is not None:
-        return done
+    world = context.world
+    if world.lead(lambda: read_result(plan, folder) is not None):
+        return _finished(plan, folder)
     teacher = obtain_teacher(context, plan)
-    with locked(folder, plan):
-        done = read_result(plan, folder)
-        return done or _train(context, plan, folder, teacher)
+    with ExitStack() as held:
+        # The leader holds the lock for all of them, and all hear of it if it is taken.
+        world.lead(lambda: held.enter_context(locked(folder, plan)))
+        if world.lead(lambda: read_result(plan, folder) is not None):
+            return _finished(plan, folder)
+        return _train(context, plan, folder, teacher)
+
+
+def _finished(plan: RunPlan, folder: Path) -> TrainedRun:
+    done = read_result(plan, folder)
+    if done is None:
+        raise _not_shared(folder)
+    return done
+
+
+def _not_shared(folder: Path) -> UserError:
+    return UserError(
+        f"run folder {folder}", "looks different to two processes",
+        allowed="a workspace on a file system that all processes share",
+        remedy="choose one with --workspace",
+    )
 
 
 def read_result(plan: RunPlan, folder: Path) -> TrainedRun | None:
@@ -222,6 +240,7 @@ def load_weights(weights: Checkpoint, modules: dict[str, nn.Module], ema: str) -
 def _train(
     context: Context, plan: RunPlan, folder: Path, teacher: Teacher | None
 ) -> TrainedRun:
+    context.world.lead(lambda: bool(context.dataset(plan.dataset)))  # missing data: said once
     dataset = context.dataset(plan.dataset).to(context.device)
     checkpoints = folder / "checkpoints"
     latest, warnings = latest_checkpoint(checkpoints) if checkpoints.exists() else (None, [])
@@ -235,19 +254,28 @@ def _train(
         state.observed = _prepared_parts(teacher)
     if latest is not None:
         _restore(state, latest)
-    else:
-        _write_run_json(context, plan, folder, teacher, dataset)
-    log = _RunLog(folder / "log.jsonl", state.seen_nimg)
+    if context.world.lead(lambda: state.seen_nimg) != state.seen_nimg:
+        raise _not_shared(folder)
+    log = None
+    if context.world.leads:
+        if latest is None:
+            _write_run_json(context, plan, folder, teacher, dataset)
+        log = _RunLog(folder / "log.jsonl", state.seen_nimg)
     settings = Settings(
         seed=plan.seed,
         batch_size=plan.config.batch_size,
-        microbatch_size=plan.config.microbatch_size,
+        microbatch_size=shard_size(context, plan, latest),
         precision=plan.config.precision,
         compile=context.compile,
         checkpoint_nimg=_checkpoint_nimg(plan, state),
+        world=context.world,
     )
     exports: dict[str, Any] = dict(latest.meta["exports"]) if latest else {}
-    watchers = _watchers(context, plan, folder, log, exports, threads)
+    watchers = (
+        _watchers(context, plan, folder, log, exports, threads, settings)
+        if log is not None
+        else Watchers(should_stop=context.should_stop)
+    )
     total = sum(phase.images for phase in state.phases)
     context.notify("cmbench_run_started", run_id=plan.run_id, plan={"config": plan.table})
     context.reporter.task_started(plan.run_id, f"train {plan.name}", total, state.seen_nimg)
@@ -261,7 +289,41 @@ def _train(
             f"run {plan.run_id}", f"{stopped} after {state.seen_nimg} images; checkpoint saved",
             remedy="start the same command again to go on",
         )
-    return _finish(plan, folder, state, exports, threads, teacher)
+    # The others wait for the leader's last files.
+    world_size = context.world.size
+    context.world.lead(
+        lambda: _finish(folder, state, exports, threads, teacher, world_size)
+    )
+    return _finished(plan, folder)
+
+
+def shard_size(context: Context, plan: RunPlan, latest: Checkpoint | None) -> int | None:
+    """Return the images of a forward pass, and say what another number of processes changes.
+
+    A step's randomness belongs to its shards, so a resumed run keeps the shards it had wherever
+    they still divide each process's share.
+
+    Raises:
+        UserError: the batch does not divide evenly (on every process).
+    """
+    world, batch_size, wanted = context.world, plan.config.batch_size, plan.config.microbatch_size
+    world.lead(lambda: list(world.shards(batch_size, wanted)))
+    before = latest.meta.get("split") if latest is not None else None
+    if before is None or before["processes"] == world.size:
+        return wanted
+    shard, share = int(before["shard"]), batch_size // world.size
+    kept = share % shard == 0
+    consequence = (
+        f"still in shards of {shard} images: same randomness, same result to rounding"
+        if kept
+        else f"its shards of {shard} images do not fit a share of {share}: from here on the run "
+        "draws other random numbers of the same distribution"
+    )
+    context.reporter.warn(
+        f"run {plan.run_id}: was trained by {before['processes']} process(es) and goes on with "
+        f"{world.size}, {consequence}"
+    )
+    return shard if kept else wanted
 
 
 def _restore(state: TrainingState, checkpoint: Checkpoint) -> None:
@@ -296,7 +358,12 @@ def _watchers(
     log: _RunLog,
     exports: dict[str, Any],
     threads: int,
+    settings: Settings,
 ) -> Watchers:
+    share = settings.batch_size // settings.world.size
+    split = {"processes": settings.world.size,
+             "shard": min(settings.microbatch_size or share, share)}
+
     def on_log(state: TrainingState, scalars: Mapping[str, float]) -> None:
         if not scalars:
             return
@@ -308,7 +375,7 @@ def _watchers(
 
     def on_checkpoint(state: TrainingState) -> None:
         meta = {"state": state.meta(), "threads": threads, "exports": exports,
-                "run": plan.run_id}
+                "run": plan.run_id, "split": split}
         path = folder / "checkpoints" / f"{state.seen_nimg:014d}.safetensors"
         save_checkpoint(path, state.tensors(), meta)
         prune_checkpoints(folder / "checkpoints")
@@ -343,22 +410,22 @@ def _write_run_json(
 
 
 def _finish(
-    plan: RunPlan,
     folder: Path,
     state: TrainingState,
     exports: dict[str, Any],
     threads: int,
     teacher: Teacher | None,
-) -> TrainedRun:
+    world_size: int,
+) -> None:
     result = {
         "exports": exports,
         "parameters": sum(p.numel() for p in state.modules["model"].parameters()),
         "images_seen": state.seen_nimg,
         "threads": threads,
+        "world_size": world_size,
         "teacher": teacher.name if teacher else None,
     }
     write_atomically(folder / "result.json", json.dumps(result, indent=1, sort_keys=True).encode())
-    return TrainedRun(plan, folder, result)
 
 
 class _RunLog:

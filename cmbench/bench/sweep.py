@@ -14,7 +14,7 @@ from cmbench.bench.failures import method_failure
 from cmbench.bench.planning import CellPlan, RunPlan, SampleSettings, plan_cells, plan_run
 from cmbench.bench.record import Record, read_record, write_record
 from cmbench.bench.runs import TrainedRun, obtain_run, read_result
-from cmbench.errors import BusyError, InterruptedRunError, PluginError, UserError
+from cmbench.errors import BusyError, InterruptedRunError, NonFiniteError, PluginError, UserError
 
 
 @dataclass(frozen=True)
@@ -96,19 +96,25 @@ def execute(
 ) -> list[Record]:
     """Carry out what is not done; return the record of every cell, in the plan's order.
 
+    Of several processes the leader writes and returns the records, the others return none.
+
     Raises:
         BusyError: another process holds one of the runs; all other cells are done.
         InterruptedRunError: a stop was asked for; cells that were finished have their records.
     """
-    context.workspace.require_writable()
-    records: dict[str, Record] = {name: read_record(path) for name, path in plan.done.items()}
+    context.world.lead(context.workspace.require_writable)
+    # What is done is for the leader to say: another process may have looked a moment later.
+    done = set(context.world.lead(lambda: sorted(plan.done)))
+    leads = context.world.leads
+    records: dict[str, Record] = {n: read_record(plan.done[n]) for n in done if leads}
     busy: list[BusyError] = []
 
     def work(job: Job) -> None:
-        open_cells = [cell for cell in job if cell.cell not in plan.done]
+        open_cells = [cell for cell in job if cell.cell not in done]
         try:
             for record in outcomes(context, request, open_cells):
-                records[record.cell] = keep(context, request, record)
+                if leads:
+                    records[record.cell] = keep(context, request, record)
         except BusyError as error:
             context.reporter.warn(str(error))
             busy.append(error)
@@ -116,6 +122,8 @@ def execute(
     executor.run(plan.jobs, work)
     if busy:
         raise busy[0]
+    if not leads:
+        return []
     return [records[cell.cell] for cell in plan.cells]
 
 
@@ -135,11 +143,23 @@ def outcomes(context: Context, request: SweepRequest, cells: Job) -> Iterator[Re
     except (BusyError, InterruptedRunError):
         raise  # nothing is wrong with the cells: they are for later
     except (Exception, SystemExit) as error:
+        if context.world.size > 1 and not isinstance(error, NonFiniteError):
+            raise  # perhaps in this process only: the launcher ends the others
         reason = reason_of(context, wanted[0].run, "training", error)
         context.reporter.warn(reason)
         yield from (failed_record(context, cell, reason) for cell in wanted)
     else:
-        yield from (attempt(context, request, trained, cell) for cell in wanted)
+        for cell in wanted:
+            yield from measured(context, request, trained, cell)
+
+
+def measured(
+    context: Context, request: SweepRequest, trained: TrainedRun, cell: CellPlan
+) -> Iterator[Record]:
+    """Yield the cell's record in the leading process; the others wait for it, and yield none."""
+    made: list[Record] = []
+    context.world.lead(lambda: made.append(attempt(context, request, trained, cell)))
+    yield from made
 
 
 def attempt(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cmbench.bench.context import Context
     from cmbench.bench.sweep import SweepRequest
     from cmbench.plugin.manager import PluginManager
+    from cmbench.training.distributed import Place
 
 DEFAULT_DATASET = "digits"
 #: More seeds in one command are a typing error.
@@ -84,16 +85,21 @@ def parse_sigmas(text: str | None) -> tuple[float, ...] | None:
 
 
 @contextmanager
-def stop_asker(time_limit_s: float | None) -> Iterator[Callable[[], str | None]]:
+def stop_asker(
+    time_limit_s: float | None, *, patient: bool = False
+) -> Iterator[Callable[[], str | None]]:
     """Give a function that says why to stop: a signal arrived, or the time limit is over.
 
-    A second signal interrupts at once.
+    A second signal interrupts at once; if ``patient`` it must be SIGINT, because launchers pass on
+    the SIGTERM that a cluster also sends to every process itself.
     """
     reasons: list[str] = []
 
     def on_signal(number: int, frame: Any) -> None:
-        if reasons:
+        if reasons and (number == signal.SIGINT or not patient):
             raise KeyboardInterrupt
+        if reasons:
+            return
         reasons.append(f"stopped by {signal.Signals(number).name}")
 
     began = time.monotonic()
@@ -163,8 +169,33 @@ def run(ctx: click.Context, /, **options: Any) -> int:
     options["debug"] = bool((ctx.obj or {}).get("debug"))
     plugins = load_plugins()
     request = make_request(options, plugins)
-    with stop_asker(options["time_limit"]) as should_stop:
-        return sweep(options, request, make_context(options, plugins, should_stop))
+    from cmbench.training.distributed import Place, joined
+
+    place = Place.from_environment()
+    with stop_asker(options["time_limit"], patient=place.size > 1) as should_stop:
+        context = make_context(options, plugins, should_stop, place)
+        if options["dry_run"] or place.size == 1:
+            return sweep(options, request, context) if place.rank == 0 else EXIT_OK
+        with joined(place, context.device) as world:
+            context.world = world
+            context.threads = world.lead(lambda: context.threads)
+            return together(options, request, context)
+
+
+def together(options: dict[str, Any], request: SweepRequest, context: Context) -> int:
+    """Run a sweep in one of several processes; what all of them meet is said by the leader only."""
+    if context.world.leads:
+        return sweep(options, request, context)
+    from cmbench.errors import InterruptedRunError
+    from cmbench.training.distributed import RELAYED
+
+    try:
+        return sweep(options, request, context)
+    except UserError as error:
+        relayed = RELAYED in getattr(error, "__notes__", ())
+        if relayed or isinstance(error, InterruptedRunError):
+            return error.exit_code
+        raise
 
 
 def sweep(options: dict[str, Any], request: SweepRequest, context: Context) -> int:
@@ -172,14 +203,18 @@ def sweep(options: dict[str, Any], request: SweepRequest, context: Context) -> i
     from cmbench.bench.sweep import execute, plan_sweep
     from cmbench.cli.results import print_plan, print_table
 
+    if context.world.size > 1:
+        context.world.lead(lambda: bool(plan_sweep(context, request)))  # bad input: said once
     plan = plan_sweep(context, request)
-    for line in plan.refused:
+    for line in plan.refused if context.world.leads else ():
         click.echo(f"error: {line}", err=True)
     if options["dry_run"]:
         print_plan(context, plan)
         return EXIT_CELLS_FAILED if plan.refused else EXIT_OK
     executor: Any = context.plugins.executors.load(options["executor"])()
     records = execute(context, request, plan, executor)
+    if not context.world.leads:
+        return EXIT_OK
     print_table(records, context.plugins.datasets.get(request.dataset).metrics)
     if not options["no_report"]:
         click.echo(f"report: {render_page(context, request)}")
@@ -216,25 +251,35 @@ def make_context(
     options: Mapping[str, Any],
     plugins: PluginManager | None = None,
     should_stop: Callable[[], str | None] = lambda: None,
+    place: Place | None = None,
 ) -> Context:
     """Choose device, threads and reporter; warn of plugins that failed.
 
     Of ``options`` only ``workspace`` must be there.
     """
+    import torch
+
     from cmbench.bench.context import Context, choose_device
+    from cmbench.bench.reporter import Reporter
     from cmbench.bench.threads import choose_threads, use_threads
     from cmbench.bench.workspace import Workspace
     from cmbench.cli.console import make_reporter
     from cmbench.plugin.manager import load_plugins
 
     plugins = plugins or load_plugins()
-    reporter = make_reporter(options.get("quiet", False))
+    several = place is not None and place.size > 1
+    leads = place is None or place.rank == 0
+    reporter = make_reporter(options.get("quiet", False)) if leads else Reporter()
     for info in plugins.plugins:
         if info.status != "ok":
             who = f"plugin {info.name!r} ({info.distribution} {info.version})"
             reporter.warn(f"{who}: {info.error}")
-    device = choose_device(options.get("device", "auto"))
-    threads = options.get("threads") or choose_threads()
+    local_rank = place.local_rank if place is not None and several else None
+    device = choose_device(options.get("device", "auto"), local_rank)
+    if device.type == "cuda" and several:
+        torch.cuda.set_device(device)
+    local_size = place.local_size if place is not None else 1
+    threads = options.get("threads") or max(choose_threads() // local_size, 1)
     use_threads(threads)
     compiled = options.get("compiled")
     return Context(

@@ -149,7 +149,7 @@ def test_weights_of_another_network_are_one_line(toys: Context) -> None:
 def test_an_unknown_variant_is_one_line(toys: Context) -> None:
     trained = obtain_run(toys, planned(toys, recipe="staged"))
     assert trained.weights("part-0").meta["seen_nimg"] == 320
-    with pytest.raises(UserError, match="has no variant 'part-9'; allowed: part-0, final"):
+    with pytest.raises(UserError, match="has no variant 'part-9'; allowed: final, part-0"):
         trained.weights("part-9")
 
 

@@ -1,0 +1,260 @@
+"""``cmbench run`` as a launcher starts it: two processes over gloo, one workspace."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Outcome
+from safetensors.torch import load_file
+from toy import Toy
+
+from cmbench.cli.main import main
+from cmbench.errors import EXIT_BROKEN_RUN, EXIT_CELLS_FAILED, EXIT_REQUEUE, EXIT_USAGE
+from cmbench.training import loop
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+#: Adam turns the rounding of a tiny gradient into a whole step, unless eps is large.
+RUN = ("run", "-m", "toy", "-d", "toys", "--nfe", "1", "--samples", "16", "--device", "cpu",
+       "--no-report", "-o", "optimizer.eps=1.0", "-o", "optimizer.lr=0.1")  # fmt: skip
+Trouble = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one process ended; code -9 is SIGKILL."""
+
+    code: int
+    out: str
+    err: str
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def child(rank: int, size: int, port: int, folder: Path, words: tuple[str, ...],
+          trouble: Trouble | None) -> None:  # fmt: skip
+    for name, descriptor in (("out", 1), ("err", 2)):
+        os.dup2(os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo",
+    )  # fmt: skip
+    if trouble is not None:
+        trouble(rank)
+    code = 70
+    try:
+        main(words)
+    except SystemExit as stopped:
+        code = stopped.code if isinstance(stopped.code, int) else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def together(
+    folder: Path, *options: str, trouble: Trouble | None = None, size: int = 2
+) -> list[Ended]:
+    """Run ``cmbench run`` in ``size`` processes; ``trouble`` may change each one first."""
+    folder.mkdir(parents=True)
+    torch.set_num_threads(1)
+    fork, port, words = get_context("fork"), free_port(), (*RUN, *options)
+    started: list[BaseProcess] = []
+    for rank in range(size):
+        arguments = (rank, size, port, folder, words, trouble)
+        started.append(fork.Process(target=child, args=arguments))
+        started[-1].start()
+    try:
+        for process in started:
+            process.join(60)
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
+    return [
+        Ended(p.exitcode if p.exitcode is not None else -1,
+              (folder / f"out-{rank}").read_text(), (folder / f"err-{rank}").read_text())
+        for rank, p in enumerate(started)
+    ]  # fmt: skip
+
+
+def at_step(number: int, act: Callable[[], None]) -> None:
+    """Do something in this process before its step ``number``."""
+    step, calls = loop.train_step, iter(range(10**6))
+
+    def stepping(*arguments: Any) -> None:
+        if next(calls) == number:
+            act()
+        step(*arguments)
+
+    loop.train_step = stepping
+
+
+def weights(workspace: Path) -> Mapping[str, torch.Tensor]:
+    (path,) = workspace.glob("runs/toys/*/weights-final.safetensors")
+    return load_file(path)
+
+
+def assert_same_weights(one: Path, other: Path, *, atol: float = 1e-6) -> None:
+    expected, found = weights(one), weights(other)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=atol)
+
+
+@pytest.fixture(autouse=True)
+def _toys_in_children(cmbench_with_toys: object) -> None:
+    """What is patched before a fork is patched in the child."""
+
+
+@pytest.fixture
+def alone(cmbench_with_toys: Callable[..., Outcome], tmp_path: Path) -> Path:
+    """The workspace of one process that accumulates two shards."""
+    folder = tmp_path / "alone"
+    assert cmbench_with_toys(*RUN, "-o", "microbatch_size=16", "-w", str(folder)).code == 0
+    return folder
+
+
+def test_two_processes_make_what_one_makes(alone: Path, tmp_path: Path) -> None:
+    workspace = tmp_path / "two"
+    first, second = together(tmp_path / "talk", "-o", "microbatch_size=16", "-w", str(workspace))
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert_same_weights(alone, workspace)
+    assert "finished" in first.out
+    assert (second.out, second.err) == ("", ""), "only the leader talks"
+    (path,) = workspace.glob("records/toys/*.json")
+    record = json.loads(path.read_text())
+    assert record["environment"]["world_size"] == 2
+    (expected,) = alone.glob("records/toys/*.json")
+    assert record["metrics"]["fd-pixels"]["value"] == pytest.approx(
+        json.loads(expected.read_text())["metrics"]["fd-pixels"]["value"], rel=1e-4
+    )
+    assert list(workspace.rglob("*.tmp")) == []
+
+
+def stop_second(rank: int) -> None:
+    if rank == 1:
+        at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def test_sigterm_to_one_process_saves_and_asks_for_requeue_then_one_process_goes_on(
+    alone: Path, tmp_path: Path, cmbench_with_toys: Callable[..., Outcome]
+) -> None:
+    workspace = tmp_path / "two"
+    options = ("-o", "microbatch_size=16", "-w", str(workspace))
+    first, second = together(tmp_path / "talk", *options, trouble=stop_second)
+    assert (first.code, second.code) == (EXIT_REQUEUE, EXIT_REQUEUE), first.err + second.err
+    assert first.err.splitlines()[-1].endswith(
+        "stopped by another process after 128 images; checkpoint saved; "
+        "start the same command again to go on"
+    )
+    assert second.err == ""
+    resumed = cmbench_with_toys(*RUN, *options)
+    assert resumed.code == 0, resumed.err
+    assert "was trained by 2 process(es) and goes on with 1, still in shards of 16" in resumed.err
+    assert_same_weights(alone, workspace)
+
+
+def test_the_shards_of_two_processes_are_kept_by_one(
+    alone: Path, tmp_path: Path, cmbench_with_toys: Callable[..., Outcome]
+) -> None:
+    workspace = tmp_path / "two"
+    options = ("-w", str(workspace))  # no microbatch_size: each process takes half a batch at once
+    ended = together(tmp_path / "talk", *options, trouble=stop_second)
+    assert [e.code for e in ended] == [EXIT_REQUEUE] * 2
+    assert cmbench_with_toys(*RUN, *options).code == 0
+    assert_same_weights(alone, workspace)
+
+
+def test_shards_that_two_processes_cannot_keep_are_said(
+    tmp_path: Path, cmbench_with_toys: Callable[..., Outcome]
+) -> None:
+    workspace = tmp_path / "grown"
+    options = ("-w", str(workspace))
+
+    def stop(rank: int) -> None:
+        at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+    (one,) = together(tmp_path / "first", *options, trouble=stop, size=1)
+    assert one.code == EXIT_REQUEUE, one.err
+    first, second = together(tmp_path / "second", *options)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert "its shards of 32 images do not fit a share of 16" in first.err
+    assert second.err == ""
+
+
+def test_the_time_limit_stops_both(tmp_path: Path) -> None:
+    def slow(rank: int) -> None:
+        if rank == 1:
+            at_step(2, lambda: time.sleep(1.2))
+
+    ended = together(tmp_path / "talk", "-w", str(tmp_path / "w"), "--time-limit", "1",
+                     trouble=slow)  # fmt: skip
+    assert [e.code for e in ended] == [EXIT_REQUEUE] * 2, ended
+    assert "checkpoint saved" in ended[0].err
+
+
+def test_a_lost_process_is_one_clear_line(tmp_path: Path) -> None:
+    def die(rank: int) -> None:
+        if rank == 1:
+            at_step(5, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+    workspace = tmp_path / "two"
+    first, second = together(tmp_path / "talk", "-w", str(workspace), trouble=die)
+    assert second.code == -signal.SIGKILL
+    assert first.code == EXIT_BROKEN_RUN, first.err
+    line = first.err.splitlines()[-1]
+    assert line.startswith("error: rank 0 of 2: lost another process (")
+    assert line.endswith("training resumes from the last good checkpoint")
+    assert "Traceback" not in first.err
+    assert len(list(workspace.glob("runs/toys/*/checkpoints/*.json"))) >= 1
+    assert list(workspace.glob("records/toys/*.json")) == []
+
+
+def test_nan_in_one_process_stops_both_and_is_recorded_once(tmp_path: Path) -> None:
+    def poison(rank: int) -> None:
+        if rank == 1:
+            Toy.misbehave = lambda self, loss: loss * math.nan  # type: ignore[method-assign]
+
+    workspace = tmp_path / "two"
+    first, second = together(tmp_path / "talk", "-w", str(workspace), trouble=poison)
+    assert first.code == EXIT_CELLS_FAILED, first.err
+    assert second.code == 0, second.err
+    assert second.err == ""
+    (path,) = workspace.glob("records/toys/*.json")
+    record = json.loads(path.read_text())
+    assert record["status"] == "failed"
+    assert "loss is not finite at 0 images seen" in record["reason"]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("-o", "batch_size=33"), "batch_size: 33 images do not split evenly over 2 process(es)"),
+        (("-o", "batch_sise=32"), "batch_sise"),
+    ],
+)
+def test_bad_input_is_said_by_the_leader_only(
+    tmp_path: Path, options: tuple[str, ...], line: str
+) -> None:
+    first, second = together(tmp_path / "talk", "-w", str(tmp_path / "two"), *options)
+    assert (first.code, second.code) == (EXIT_USAGE, EXIT_USAGE), first.err + second.err
+    assert line in first.err
+    assert second.err == ""
