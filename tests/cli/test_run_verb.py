@@ -288,7 +288,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     clock = iter(range(10**9))
     monkeypatch.setattr(run_module.time, "monotonic", lambda: next(clock))
     whole = run_module.stop_asker
-    monkeypatch.setattr(run_module, "stop_asker", lambda _: whole(step - 0.5))
+    monkeypatch.setattr(run_module, "stop_asker", lambda _, **options: whole(step - 0.5))
 
 
 def test_the_time_limit_saves_and_says_start_again(
