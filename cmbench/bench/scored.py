@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import re
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from cmbench.bench.cells import metric_record
 from cmbench.bench.context import Context
-from cmbench.bench.provenance import environment
-from cmbench.bench.record import (
-    DatasetRecord,
-    PluginRecord,
-    Record,
-    SamplingRecord,
-    TrainingRecord,
-)
-from cmbench.errors import UserError, unknown_name
-from cmbench.metrics.evaluation import Evaluation, evaluate, plan_metrics, protocol_warnings
+from cmbench.bench.record import Record
+from cmbench.bench.run_samples import find_run, open_run, run_dataset
+from cmbench.bench.scored_record import Scored, ScoreRequest, record_of
+from cmbench.data.base import Dataset
+from cmbench.errors import MissingError, UserError, unknown_name
+from cmbench.metrics.evaluation import Evaluation, evaluate, plan_metrics
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.quantize import RULES
 from cmbench.metrics.reference import Reference
@@ -38,32 +31,7 @@ from cmbench.metrics.scores import is_spatial, needs
 from cmbench.metrics.suite import MetricSuite
 from cmbench.plugin.specs import DatasetSpec
 
-_NOT_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 _STATISTICS = {".safetensors", ".pt", ".pkl"}
-
-
-@dataclass(frozen=True)
-class ScoreRequest:
-    """What ``cmbench eval`` was asked for.
-
-    ``dataset`` gives the protocol and, without ``reference``, the real images. ``reference`` is a
-    saved reference, a file of reference statistics, or a source of images.
-    """
-
-    samples: str
-    dataset: str | None = None
-    reference: str | None = None
-    metrics: tuple[str, ...] = ()
-    extractor: str | None = None
-    weights: Path | None = None
-    library: bool = False
-    trust: bool = False
-    label: str | None = None
-    nfe: int = 0
-    seed: int = 0
-    quantize: str | None = None
-    read: ReadOptions = field(default_factory=ReadOptions)
-    batch_size: int = 250
 
 
 def score(context: Context, request: ScoreRequest) -> Record:
@@ -73,22 +41,29 @@ def score(context: Context, request: ScoreRequest) -> Record:
         UserError: anything about the samples, the reference, the weights or the metrics that
             cannot be.
     """
+    trained = find_run(context, request.samples)
+    if trained is not None and request.dataset is None and request.reference is None:
+        request = replace(request, dataset=run_dataset(trained))
     spec = context.plugins.datasets.get(request.dataset) if request.dataset else None
     if spec is None and request.reference is None:
         raise UserError(
             "cmbench eval", "nothing to compare with", allowed="--dataset or --reference",
             remedy="name a dataset, or give real images or reference statistics",
         )  # fmt: skip
-    rule = request.quantize or (spec.quantize if spec else "round")
+    # A run says by its dataset what its samples are, whatever they are compared with.
+    own = context.plugins.datasets.get(run_dataset(trained)) if trained else None
+    known = spec or own
+    rule = request.quantize or (known.quantize if known else "round")
     if rule not in RULES:
         raise unknown_name("--quantize", "quantization rule", rule, RULES)
-    plan = plan_of(request, spec)
+    plan = plan_of(request, known)
     extractors = {
         name: open_extractor(context, request, name, spatial=any(map(is_spatial, metrics)))
         for name, metrics in plan.items()
     }
-    read = replace(request.read, channels=channels_of(spec, extractors))
-    source = open_samples(request.samples, read)
+    read = replace(request.read, channels=channels_of(known, extractors))
+    dataset = dataset_of(context, request, spec)
+    source = open_source(context, request.samples, read, request.nfe)
     suites = []
     for name, metrics in plan.items():
         reference = None
@@ -97,13 +72,13 @@ def score(context: Context, request: ScoreRequest) -> Record:
         suites.append(
             MetricSuite(
                 metrics, extractor=extractors[name], reference=reference, quantization=rule,
-                class_counts=class_counts(context, spec),
+                class_counts=dataset.class_counts if dataset is not None else (),
             )
         )  # fmt: skip
     began = time.perf_counter()
     found = run(context, source, suites, request.batch_size)
     seconds = time.perf_counter() - began
-    return record_of(context, request, spec, source, suites, found, rule, seconds)
+    return record_of(context, request, Scored(spec, dataset, source, suites, found, rule, seconds))
 
 
 def plan_of(request: ScoreRequest, spec: DatasetSpec | None) -> dict[str, list[str]]:
@@ -145,11 +120,18 @@ def channels_of(spec: DatasetSpec | None, extractors: dict[str, Extractor]) -> i
     return 1 if set(extractors) == {"digits-cnn"} else 3
 
 
-def class_counts(context: Context, spec: DatasetSpec | None) -> Sequence[int]:
-    """Return the real images a class, where the dataset has classes and is here."""
-    if spec is None or not spec.num_classes:
-        return ()
-    return context.dataset(spec.name).class_counts
+def dataset_of(
+    context: Context, request: ScoreRequest, spec: DatasetSpec | None
+) -> Dataset | None:
+    """Return the dataset; None where there is none, or none is needed and it is not here."""
+    if spec is None:
+        return None
+    try:
+        return context.dataset(spec.name)
+    except MissingError:
+        if request.reference is None:
+            raise
+        return None
 
 
 def open_reference(
@@ -170,12 +152,12 @@ def open_reference(
             quantization=rule, folder=cache,
         )  # fmt: skip
         return reference.to(context.device)
-    saved = saved_reference(context, request.reference, extractor)
-    if saved is not None:
-        return saved.to(context.device)
-    images = open_samples(
-        request.reference, ReadOptions(channels=read.channels, value_range=read.value_range)
-    )
+    if find_run(context, request.reference) is None:
+        saved = saved_reference(context, request.reference)
+        if saved is not None:
+            return saved.to(context.device)
+    options = ReadOptions(channels=read.channels, value_range=read.value_range)
+    images = open_source(context, request.reference, options)
 
     def batches() -> Iterator[Tensor]:
         for batch, _ in images.batches(request.batch_size):
@@ -188,7 +170,17 @@ def open_reference(
     return reference.to(context.device)
 
 
-def saved_reference(context: Context, given: str, extractor: Extractor) -> Reference | None:
+def open_source(
+    context: Context, given: str, options: ReadOptions, nfe: int = 0
+) -> SampleSource:
+    """Return the samples that ``given`` means: a run of this harness, or what others made."""
+    trained = find_run(context, given)
+    if trained is None:
+        return open_samples(given, options)
+    return open_run(context, trained, nfe or None, options.seed, options)
+
+
+def saved_reference(context: Context, given: str) -> Reference | None:
     """Return reference statistics that ``given`` means, or None if it means images."""
     path = Path(given)
     if path.suffix in _STATISTICS and path.is_file():
@@ -233,68 +225,3 @@ def run(
         return evaluate(source, suites, batch_size=batch_size, progress=progress)
     finally:
         context.reporter.task_finished(task)
-
-
-def record_of(
-    context: Context,
-    request: ScoreRequest,
-    spec: DatasetSpec | None,
-    source: SampleSource,
-    suites: list[MetricSuite],
-    found: Evaluation,
-    rule: str,
-    seconds: float,
-) -> Record:
-    """Return the record of scored samples."""
-    label = as_name(request.label or Path(source.name.partition(":")[0]).stem)
-    keys = "\n".join([found.sha256, *(m.key for m in found.metrics.values())])
-    digest = hashlib.sha256(keys.encode()).hexdigest()
-    protocol = spec.num_samples if spec else found.count
-    first = suites[0]
-    assert first.extractor is not None
-    reference = first.reference
-    dataset = context.dataset(spec.name) if spec is not None else None
-    name = spec.name if spec else as_name(reference.key.source if reference else "none")
-    kept_labels = ", ".join(f"{k}: {n}" for k, n in list(found.class_counts.items())[:20])
-    warnings = [*found.warnings, *protocol_warnings(found.count, protocol)]
-    if not request.nfe:
-        warnings.append("network evaluations a sample are not stated: give --nfe to say them")
-    return Record(
-        cell=f"{label}-n{found.count}-{digest[:10]}",
-        status="finished",
-        kind="scored samples",
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=context.command,
-        method=label,
-        title=f"samples from {source.kind}",
-        family="scored samples",
-        plugin=PluginRecord(name="scored samples", distribution="none", version=""),
-        conditional=bool(found.class_counts),
-        dataset=DatasetRecord(
-            name=name,
-            revision=dataset.revision if dataset else "",
-            sha256=dataset.sha256 if dataset else "",
-            reference_count=reference.count if reference else None,
-            reference_sha256=reference.sha256 if reference else "",
-            extractor=first.extractor.name,
-            extractor_sha256=first.extractor.weights_sha256,
-        ),
-        training=TrainingRecord(
-            run=f"samples/{found.sha256[:16]}", seed=request.seed, recipe="", config={},
-            config_sha256="", parameters=0, images_seen=0,
-        ),
-        sampling=SamplingRecord(
-            nfe=request.nfe, sampler=source.kind, seed=request.seed, num_samples=found.count,
-            protocol_samples=protocol, batch_size=request.batch_size, quantize=rule,
-            labels=f"counts by class: {kept_labels}" if kept_labels else "", seconds=seconds,
-        ),
-        rank_metric=next(iter(found.metrics)),
-        metrics={n: metric_record(context, n, v) for n, v in found.metrics.items()},
-        environment=environment(context.threads, context.gpu),
-        warnings=warnings,
-    )  # fmt: skip
-
-
-def as_name(text: str) -> str:
-    """Return ``text`` in the alphabet of names."""
-    return _NOT_A_NAME.sub("-", text).strip("-._+")[:100] or "samples"

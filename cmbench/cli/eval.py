@@ -30,7 +30,7 @@ if TYPE_CHECKING:
               help="Run a TorchScript file whose hash is not the pinned one.")
 @click.option("--label", metavar="NAME", default=None, help="Name of the row.")
 @click.option("--nfe", type=click.IntRange(min=1), metavar="N", default=None,
-              help="Network evaluations a sample took, for the row.")
+              help="Network evaluations a sample took, for the row; of a run, those to spend.")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", default=0, show_default=True,
               help="Seed of a generator, and of the row.")
 @click.option("--limit", type=click.IntRange(min=2), metavar="N", default=None,
@@ -54,16 +54,18 @@ if TYPE_CHECKING:
 def eval_(samples: str, **options: Any) -> None:
     """Score SAMPLES that any generator made.
 
-    SAMPLES is a folder of images, a .zip, .npz or .npy, a diffusers pipeline, or a Python
-    generator as module:function.
+    SAMPLES is a folder of images, a .zip, .npz or .npy, a run of this harness (its id, folder or a
+    checkpoint), a diffusers pipeline, or a Python generator as module:function.
 
     \b
     cmbench eval samples/ --dataset cifar10
     cmbench eval batch.npz --reference VIRTUAL_imagenet64_labeled.npz --metrics fid,sfid
     cmbench eval mymodel:generate --dataset digits --limit 2000 --label mymodel --nfe 1
+    cmbench eval cmbench-out/runs/digits/RUN --nfe 2 --reference other-samples/
     """
     from cmbench.bench.record import write_record
-    from cmbench.bench.scored import ScoreRequest, score
+    from cmbench.bench.scored import score
+    from cmbench.bench.scored_record import ScoreRequest
     from cmbench.cli.run import make_context
     from cmbench.metrics.sample_sources import ReadOptions
 
