@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cmbench.bench.context import Context
+from cmbench.bench.extractors import custom_metrics, load_extractor
 from cmbench.bench.gallery import grid_png, save_pngs
 from cmbench.bench.planning import CellPlan
 from cmbench.bench.provenance import environment
@@ -37,6 +38,7 @@ from cmbench.files import write_atomically
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.reference import Floor, Reference
 from cmbench.metrics.reference_cache import cached_reference
+from cmbench.metrics.scores import check_metric
 from cmbench.metrics.suite import MetricSuite
 from cmbench.metrics.values import MetricValue
 from cmbench.plugin.specs import DatasetSpec
@@ -62,7 +64,7 @@ def measure_cell(
     dataset = context.dataset(cell.run.dataset)
     extractor, reference = open_reference(context, spec, dataset)
     sampler = open_sampler(context, trained, cell, dataset)
-    suite = open_suite(spec, dataset, extractor, reference, cell)
+    suite = open_suite(context, spec, dataset, extractor, reference, cell)
     task = f"sample {cell.cell}"
     context.reporter.task_started(task, task, cell.num_samples)
     shown: list[Tensor] = []
@@ -108,6 +110,19 @@ def require_time(context: Context, cell: CellPlan) -> None:
 # ---- opening ------------------------------------------------------------------------------------
 
 
+def require_metrics(context: Context, name: str) -> None:
+    """Open everything that a dataset's metrics need, before any training or sampling.
+
+    Raises:
+        MissingError: data or weights are not here; the message says how to get them.
+        UserError: a metric that the extractor or the reference cannot serve.
+    """
+    spec = context.plugins.datasets.get(name)
+    extractor, reference = open_reference(context, spec, context.dataset(name))
+    for metric in spec.metrics:
+        check_metric(metric, extractor, reference, custom_metrics(context))
+
+
 def open_reference(
     context: Context, spec: DatasetSpec, dataset: Dataset
 ) -> tuple[Extractor, Reference]:
@@ -115,8 +130,7 @@ def open_reference(
     opened = context.references.get(spec.name)
     if opened is not None:
         return opened
-    factory: Any = context.plugins.extractors.load(spec.extractor)
-    extractor: Extractor = factory(None).to(context.device)
+    extractor = load_extractor(context, spec.extractor, spec.metrics).to(context.device)
     reference = cached_reference(
         dataset.reference_images,
         extractor,
@@ -147,7 +161,12 @@ def open_sampler(
 
 
 def open_suite(
-    spec: DatasetSpec, dataset: Dataset, extractor: Extractor, reference: Reference, cell: CellPlan
+    context: Context,
+    spec: DatasetSpec,
+    dataset: Dataset,
+    extractor: Extractor,
+    reference: Reference,
+    cell: CellPlan,
 ) -> MetricSuite:
     """Return the suite of the protocol's metrics."""
     analytic = getattr(dataset, "mixture", None) is not None
@@ -166,6 +185,8 @@ def open_suite(
         quantization=spec.quantize,
         exact=exact if analytic else None,
         data_std=dataset.sigma_data,
+        class_counts=dataset.class_counts,
+        custom=custom_metrics(context),
     )
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from cmbench.bench.context import Context
+from cmbench.bench.extractors import custom_metrics, load_extractor
 from cmbench.bench.record import Record
 from cmbench.bench.run_samples import find_run, open_run, run_dataset
 from cmbench.bench.scored_record import Scored, ScoreRequest, record_of
@@ -27,7 +26,7 @@ from cmbench.metrics.reference_import import import_reference
 from cmbench.metrics.reference_store import ReferenceStore
 from cmbench.metrics.sample_open import open_samples
 from cmbench.metrics.sample_sources import ReadOptions, SampleSource
-from cmbench.metrics.scores import is_spatial, needs
+from cmbench.metrics.scores import needs
 from cmbench.metrics.suite import MetricSuite
 from cmbench.plugin.specs import DatasetSpec
 
@@ -56,23 +55,26 @@ def score(context: Context, request: ScoreRequest) -> Record:
     rule = request.quantize or (known.quantize if known else "round")
     if rule not in RULES:
         raise unknown_name("--quantize", "quantization rule", rule, RULES)
-    plan = plan_of(request, known)
+    plan = plan_of(context, request, known)
     extractors = {
-        name: open_extractor(context, request, name, spatial=any(map(is_spatial, metrics)))
+        name: load_extractor(
+            context, name, metrics, request.weights, library=request.library, trust=request.trust
+        ).to(context.device)
         for name, metrics in plan.items()
     }
     read = replace(request.read, channels=channels_of(known, extractors))
     dataset = dataset_of(context, request, spec)
     source = open_source(context, request.samples, read, request.nfe)
+    custom = custom_metrics(context)
     suites = []
     for name, metrics in plan.items():
         reference = None
-        if any(needs(metric) != "logits" for metric in metrics) or spec is not None:
+        if any(needs(metric, custom) != "logits" for metric in metrics) or spec is not None:
             reference = open_reference(context, request, spec, extractors[name], rule, read)
         suites.append(
             MetricSuite(
                 metrics, extractor=extractors[name], reference=reference, quantization=rule,
-                class_counts=dataset.class_counts if dataset is not None else (),
+                class_counts=dataset.class_counts if dataset is not None else (), custom=custom,
             )
         )  # fmt: skip
     began = time.perf_counter()
@@ -81,36 +83,22 @@ def score(context: Context, request: ScoreRequest) -> Record:
     return record_of(context, request, Scored(spec, dataset, source, suites, found, rule, seconds))
 
 
-def plan_of(request: ScoreRequest, spec: DatasetSpec | None) -> dict[str, list[str]]:
+def plan_of(
+    context: Context, request: ScoreRequest, spec: DatasetSpec | None
+) -> dict[str, list[str]]:
     """Return the metrics by extractor; the protocol's where none were asked for."""
     default = request.extractor or (spec.extractor if spec else "inception")
+    custom = custom_metrics(context)
     asked = request.metrics
     if not asked and spec is not None:
-        asked = tuple(metric for metric in spec.metrics if needs(metric) != "flow map")
-    plan = plan_metrics(asked or ("fid", "is", "pr", "kid"), default)
+        asked = tuple(metric for metric in spec.metrics if needs(metric, custom) != "flow map")
+    plan = plan_metrics(asked or ("fid", "is", "pr", "kid"), default, custom)
     if request.weights is not None and len(plan) > 1:
         raise UserError(
             "--weights", f"one file for the extractors {', '.join(plan)}",
             allowed="metrics of one extractor", remedy="run once for each extractor",
         )  # fmt: skip
     return plan
-
-
-def open_extractor(
-    context: Context, request: ScoreRequest, name: str, *, spatial: bool
-) -> Extractor:
-    """Return an extractor on the device, with the options that it knows."""
-    factory: Any = context.plugins.extractors.load(name)
-    known = inspect.signature(factory).parameters
-    options: dict[str, Any] = {}
-    if "implementation" in known and request.library:
-        options["implementation"] = "library"
-    if "spatial" in known and spatial:
-        options["spatial"] = True
-    if "trust" in known and request.trust:
-        options["trust"] = True
-    extractor: Extractor = factory(request.weights, **options).to(context.device)
-    return extractor
 
 
 def channels_of(spec: DatasetSpec | None, extractors: dict[str, Extractor]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cmbench.bench.cells import failed_record, measure_cell, skipped_record
+from cmbench.bench.cells import failed_record, measure_cell, require_metrics, skipped_record
 from cmbench.bench.context import Context
 from cmbench.bench.executors import Executor, Job
 from cmbench.bench.failures import method_failure
@@ -106,6 +106,8 @@ def execute(
     # What is done is for the leader to say: another process may have looked a moment later.
     done = set(context.world.lead(lambda: sorted(plan.done)))
     leads = context.world.leads
+    if any(cell.sampling is not None and cell.cell not in done for cell in plan.cells):
+        context.world.lead(lambda: require_metrics(context, request.dataset))
     records: dict[str, Record] = {n: read_record(plan.done[n]) for n in done if leads}
     busy: list[BusyError] = []
 

@@ -88,7 +88,7 @@ def eval_(samples: str, **options: Any) -> None:
             quantize=options["quantize"],
             read=ReadOptions(
                 value_range=options["value_range"], limit=options["limit"], seed=options["seed"],
-                steps=options["steps"],
+                steps=options["steps"], device=str(context.device),
             ),
             batch_size=options["batch_size"],
         ),

@@ -9,6 +9,7 @@ from itertools import chain
 
 from cmbench.errors import UserError
 from cmbench.metrics.catalog import EXTRACTORS, METRICS
+from cmbench.metrics.custom import CustomMetric
 from cmbench.metrics.reference import Reference
 from cmbench.metrics.sample_sources import SampleSource, prefetched
 from cmbench.metrics.scores import needs
@@ -47,11 +48,13 @@ class Evaluation:
     warnings: tuple[str, ...]
 
 
-def plan_metrics(names: Sequence[str], default: str) -> dict[str, list[str]]:
+def plan_metrics(
+    names: Sequence[str], default: str, custom: Mapping[str, CustomMetric] | None = None
+) -> dict[str, list[str]]:
     """Return the metrics asked for by the extractor that computes them.
 
-    Groups ("pr", "prdc") are expanded; what names no extractor (precision, is, kd …) goes to
-    ``default``.
+    Groups ("pr", "prdc") are expanded; what names no extractor (precision, is, kd, a plugin's)
+    goes to ``default``.
 
     Raises:
         UserError: an unknown metric, or no metric.
@@ -61,7 +64,7 @@ def plan_metrics(names: Sequence[str], default: str) -> dict[str, list[str]]:
         raise UserError("--metrics", "no metric", allowed=", ".join(spec.name for spec in METRICS))
     plan: dict[str, list[str]] = {}
     for metric in metrics:
-        if needs(metric) == "flow map":
+        if needs(metric, custom) == "flow map":
             raise UserError(
                 f"metric {metric!r}", "stored samples have no noise to compare with",
                 allowed="a metric of features", remedy="it is measured by `cmbench run`",

@@ -29,6 +29,8 @@ _CHECKED = 4
 class GeneratorSamples(SampleSource):
     """Images of a function, checked for range, repeatability and independence of the batch."""
 
+    _interface = "a function of (indices, seed) that returns images"
+
     def __init__(self, name: str, generate: Generate, options: ReadOptions) -> None:
         super().__init__(name, options)
         self._generate = generate
@@ -86,8 +88,15 @@ class GeneratorSamples(SampleSource):
             yield images, labels
 
     def _call(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        with torch.inference_mode():
-            found = self._generate(indices, self.options.seed)
+        try:
+            with torch.inference_mode():
+                found = self._generate(indices, self.options.seed)
+        except Exception as error:  # somebody else's program
+            reason = " ".join(str(error).split())[:300]
+            raise self.error(
+                f"raised {type(error).__name__} for {len(indices)} samples: {reason}",
+                allowed=self._interface,
+            ) from error
         images, labels = found if isinstance(found, tuple) else (found, None)
         if not isinstance(images, Tensor):
             raise self.error(
@@ -148,6 +157,8 @@ class GeneratorSamples(SampleSource):
 class DiffusersSamples(GeneratorSamples):
     """A diffusers pipeline from a folder: nothing is downloaded, safetensors only."""
 
+    _interface = "a pipeline that is called without a prompt or a class"
+
     @classmethod
     def load(cls, entry: str | Path, options: ReadOptions) -> Self:
         """Open the pipeline; image i starts from a generator seeded with (seed, "noise", i)."""
@@ -168,6 +179,8 @@ class DiffusersSamples(GeneratorSamples):
                 allowed="a diffusers pipeline folder with safetensors weights",
             ) from error  # fmt: skip
         pipeline.set_progress_bar_config(disable=True)
+        if options.device != "cpu":
+            pipeline.to(options.device)
         return cls(str(entry), cls._caller(pipeline, options), options)
 
     @staticmethod

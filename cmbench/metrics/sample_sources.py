@@ -28,6 +28,7 @@ class ReadOptions:
         limit: read at most this many samples.
         seed: of the generator, where samples are made.
         steps: network evaluations a sample, for diffusers pipelines.
+        device: where a diffusers pipeline runs.
     """
 
     channels: int = 3
@@ -35,6 +36,7 @@ class ReadOptions:
     limit: int | None = None
     seed: int = 0
     steps: int | None = None
+    device: str = "cpu"
 
 
 @dataclass

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from functools import cached_property
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cmbench.errors import UserError, unknown_name
 from cmbench.metrics.catalog import METRICS
+from cmbench.metrics.custom import CustomMetric
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.flow_map import FlowMapError
 from cmbench.metrics.frechet import FrechetReference, half_split_infinity
@@ -62,8 +63,13 @@ def is_fid(extractor: Extractor) -> bool:
     return extractor.short_name == "fid" or extractor.short_name.startswith("fid-")
 
 
-def needs(metric: str) -> str:
-    """Return what ``metric`` is computed from: features, logits, spatial or flow map."""
+def needs(metric: str, custom: Mapping[str, CustomMetric] | None = None) -> str:
+    """Return what ``metric`` is computed from: features, logits, spatial or flow map.
+
+    ``custom`` are the metrics that plugins bring.
+    """
+    if custom and metric in custom:
+        return custom[metric].spec.needs
     if metric in FLOW_MAP:
         return "flow map"
     if metric == "is":
@@ -72,19 +78,27 @@ def needs(metric: str) -> str:
         return "spatial"
     if is_distance(metric) or metric in MANIFOLD or metric in ("kid", "kd"):
         return "features"
-    raise unknown_name("metrics", "metric", metric, [spec.name for spec in METRICS])
+    known = [*(spec.name for spec in METRICS), *(custom or ())]
+    raise unknown_name("metrics", "metric", metric, known)
 
 
-def check_metric(metric: str, extractor: Extractor | None, reference: Reference | None) -> None:
+def check_metric(
+    metric: str,
+    extractor: Extractor | None,
+    reference: Reference | None,
+    custom: Mapping[str, CustomMetric] | None = None,
+) -> None:
     """Refuse a metric that this extractor or reference cannot serve, before any sampling.
 
     A Fréchet distance carries its extractor's name, see :func:`distance_name`.
     """
-    need = needs(metric)
+    need = needs(metric, custom)
     if need == "flow map":
         return
     if extractor is None:
         raise UserError(f"metric {metric!r}", "no extractor", allowed="a feature extractor")
+    if custom and metric in custom:  # what it makes of the reference is its own business
+        return
     own = {
         distance_name(extractor): is_distance(metric),
         spatial_name(extractor): is_spatial(metric),
@@ -121,12 +135,15 @@ class Scores:
         reference: Reference | None,
         quantization: str,
         flow: FlowMapError | None,
+        custom: Mapping[str, CustomMetric] | None = None,
     ) -> None:
         self.samples, self.extractor, self.reference = samples, extractor, reference
-        self.quantization, self._flow = quantization, flow
+        self.quantization, self._flow, self._custom = quantization, flow, custom or {}
 
     def value(self, metric: str) -> MetricValue:
         """Return one metric by name."""
+        if metric in self._custom:
+            return self._of_plugin(self._custom[metric])
         if metric in FLOW_MAP:
             return self._flow_map(metric)
         if metric == "is":
@@ -229,6 +246,14 @@ class Scores:
             result.standard_error, normal_interval(result.value, result.standard_error), detail,
         )  # fmt: skip
 
+    def _of_plugin(self, metric: CustomMetric) -> MetricValue:
+        assert self.extractor is not None
+        wanted = {"features": "pool"}.get(metric.spec.needs, metric.spec.needs)
+        self._rows(getattr(self.samples, wanted))
+        key = self._key(metric.spec.name, metric.version)
+        found = metric.evaluate(self.samples, self.reference, self.extractor, key)
+        return replace(found, detail=self._counts() | dict(found.detail))
+
     def _flow_map(self, metric: str) -> MetricValue:
         assert self._flow is not None
         mean = metric == "flow-map-mean"
@@ -274,7 +299,9 @@ class Scores:
 
     def _key(self, metric: str, *facts: str, reference: bool = True) -> str:
         assert self.extractor is not None
-        kind = "fd" if is_distance(metric) else "sfd" if needs(metric) == "spatial" else metric
+        kind = metric
+        if metric not in self._custom:
+            kind = "fd" if is_distance(metric) else "sfd" if is_spatial(metric) else metric
         if reference and self.reference is not None:
             facts = (*facts, f"ref={self.reference.key.digest[:8]}")
         return metric_key(

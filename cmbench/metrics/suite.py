@@ -13,13 +13,14 @@ the result does not depend on how the samples were divided.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from cmbench.errors import UserError
 from cmbench.metrics.census import Census, CensusTaker, census_warnings, class_warnings
+from cmbench.metrics.custom import CustomMetric
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.flow_map import ExactFlowMap, FlowMapAccumulator
 from cmbench.metrics.quantize import quantize
@@ -40,6 +41,7 @@ class MetricSuite:
         exact: the dataset's exact flow map, for the flow-map metrics.
         data_std: standard deviation of the data, the unit of the flow-map metrics.
         class_counts: real images a class; labels that do not follow them are a warning.
+        custom: metrics that plugins bring, by name.
 
     Raises:
         UserError: an unknown metric, one that the extractor or reference cannot serve, or a
@@ -56,21 +58,23 @@ class MetricSuite:
         exact: ExactFlowMap | None = None,
         data_std: float = 1.0,
         class_counts: Sequence[int] = (),
+        custom: Mapping[str, CustomMetric] | None = None,
     ) -> None:
         self.metrics = tuple(dict.fromkeys(metrics))
         self.extractor, self.reference = extractor, reference
         self.quantization = quantization
         for metric in self.metrics:
-            check_metric(metric, extractor, reference)
+            check_metric(metric, extractor, reference, custom)
         if extractor is not None and reference is not None:
             check_reference(extractor, reference, quantization)
-        wanted = {needs(metric) for metric in self.metrics}
+        wanted = {needs(metric, custom) for metric in self.metrics}
         self._extracts = bool(wanted - {"flow map"})
         self._flow = _flow_accumulator(exact, data_std) if "flow map" in wanted else None
         self._collector = SampleCollector()
         self._census = CensusTaker()
         self._labels: Counter[int] = Counter()
         self._class_counts = tuple(class_counts)
+        self._custom = custom
 
     @property
     def count(self) -> int:
@@ -119,8 +123,9 @@ class MetricSuite:
         """Return every metric by name, in the order asked for."""
         flow = self._flow.result() if self._flow is not None else None
         scores = Scores(
-            self._collector.samples(), self.extractor, self.reference, self.quantization, flow
-        )
+            self._collector.samples(), self.extractor, self.reference, self.quantization, flow,
+            self._custom,
+        )  # fmt: skip
         return {metric: scores.value(metric) for metric in self.metrics}
 
     @property

@@ -77,7 +77,12 @@ class ExtractorSpec(NamedTuple):
 
 
 class MetricSpec(NamedTuple):
-    """One number of a cell."""
+    """One number of a cell.
+
+    ``needs`` says what it is computed from: "features", "logits" or "spatial" features of the
+    extractor. ``factory`` points at the function of a plugin's own metric, see
+    :mod:`cmbench.metrics.custom`; the built-in ones have none.
+    """
 
     name: str
     title: str
@@ -85,6 +90,7 @@ class MetricSpec(NamedTuple):
     needs: str
     reference: str = ""
     unit: str = ""
+    factory: str = ""
 
 
 class ExecutorSpec(NamedTuple):
@@ -114,7 +120,8 @@ def spec_problem(spec: Any) -> str:
     if not isinstance(spec.title, str):
         return f"{name!r}: title {spec.title!r} (allowed: a string)"
     factory = getattr(spec, "factory", "module:Object")
-    if not (isinstance(factory, str) and _FACTORY.fullmatch(factory)):
+    optional = isinstance(spec, MetricSpec) and factory == ""
+    if not optional and not (isinstance(factory, str) and _FACTORY.fullmatch(factory)):
         return f"{name!r}: factory {factory!r} (allowed: 'package.module:Object')"
     recipes = getattr(spec, "recipes", None)
     if not isinstance(recipes, Path | None):

@@ -231,8 +231,8 @@ def test_a_dataset_that_cannot_be_opened_is_named(toys: Context) -> None:
     own.parent.mkdir(parents=True)
     own.write_text('[bad-toys.x]\nnetwork = { name = "mlp" }\nduration_kimg = 0.1\n')
     asked = SweepRequest(("toy",), "bad-toys", recipe=f"{own}:x", nfes=(1,))
-    record, = execute(toys, asked, plan_sweep(toys, asked), Local())
-    assert record.reason.startswith("dataset 'bad-toys': cannot be opened: TypeError: ")
+    with pytest.raises(PluginError, match="dataset 'bad-toys': cannot be opened: TypeError: "):
+        execute(toys, asked, plan_sweep(toys, asked), Local())
 
 
 # ---- stopping, and others at work ---------------------------------------------------------------

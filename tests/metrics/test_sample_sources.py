@@ -282,6 +282,10 @@ class TestGenerators:
         with pytest.raises(UserError, match=words):
             self.read(name)
 
+    def test_what_it_raises_is_one_line(self) -> None:
+        with pytest.raises(UserError, match=r"raised RuntimeError for 4 samples: out of luck; all"):
+            self.read("raises")
+
     def test_divergence_has_its_own_kind(self) -> None:
         with pytest.raises(NonFiniteError):
             self.read("diverged")
@@ -297,6 +301,22 @@ class TestDiffusers:
         (tmp_path / "model_index.json").write_text("{}")
         with pytest.raises(MissingError, match=r"diffusers is not installed.*pip install"):
             open_samples(str(tmp_path))
+
+    def test_a_real_pipeline(self, tmp_path: Path) -> None:
+        diffusers = pytest.importorskip("diffusers", reason="needs the extra `diffusers`")
+        blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+        network = diffusers.UNet2DModel(
+            sample_size=8, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
+            **blocks,
+        )  # fmt: skip
+        scheduler = diffusers.DDIMScheduler(num_train_timesteps=20)
+        diffusers.DDIMPipeline(network, scheduler).save_pretrained(tmp_path)
+        options = ReadOptions(limit=5, steps=2)
+        found, _, notes = read(tmp_path, options, batch=2)
+        again, _, _ = read(tmp_path, options, batch=5)
+        torch.testing.assert_close(found, again, rtol=0, atol=1e-5)
+        assert found.shape == (5, 3, 8, 8)
+        assert notes == []
 
     def test_its_interface(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A stand-in with diffusers' documented interface; image i follows its own generator."""

@@ -1,0 +1,176 @@
+"""A plugin's own metric, in a sweep and in an evaluation of samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import toy_metric
+from toy import TOYS
+
+from cmbench.bench.context import Context
+from cmbench.bench.executors import Local
+from cmbench.bench.extractors import custom_metrics
+from cmbench.bench.record import Record
+from cmbench.bench.sweep import SweepRequest, execute, plan_sweep
+from cmbench.errors import PluginError
+from cmbench.plugin import manager as manager_module
+from cmbench.plugin.discovery import EntryPoint, Source, installed_sources
+from cmbench.plugin.manager import PluginInfo
+from cmbench.plugin.specs import DatasetSpec, MetricSpec
+
+
+@pytest.fixture
+def measured(toys: Context) -> Callable[..., Record]:
+    """Run the toy method under a protocol with these metrics."""
+    toys.plugins.register(toy_metric.PLUGIN, PluginInfo("gaps", "toy_metric", "gap-tools", "2.0"))
+
+    def run(*metrics: str) -> Record:
+        toys.plugins.datasets.specs["toys"] = TOYS._replace(metrics=metrics)
+        request = SweepRequest(("toy",), "toys", nfes=(1,))
+        return execute(toys, request, plan_sweep(toys, request), Local())[0]
+
+    return run
+
+
+def test_it_is_measured_and_named_with_its_distribution(measured: Callable[..., Record]) -> None:
+    record = measured("fd-pixels", "mean-gap", "mean-gap-sure")
+    gap, sure = record.metrics["mean-gap"], record.metrics["mean-gap-sure"]
+    assert gap.value is not None
+    assert gap.value > 0
+    assert (gap.unit, gap.higher_is_better, gap.standard_error) == ("levels", False, None)
+    assert gap.key.startswith("mean-gap:pixels@")
+    assert "gap-tools-2.0" in gap.key
+    assert gap.detail["samples"] == 64
+    assert (sure.value, sure.standard_error) == (gap.value, 0.5)
+    assert sure.interval == (gap.value - 1, gap.value + 1)
+    assert sure.higher_is_better is False, "the direction is the spec's"
+    assert sure.detail["who"] == "toy"
+    assert sure.key.startswith("mean-gap-sure:")
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("gap-breaks", "metric 'gap-breaks': raised RuntimeError: out of luck; fix the plugin"),
+        ("gap-nonsense", "metric 'gap-nonsense': returned str; allowed: a number"),
+        ("gap-nan", "metric 'gap-nan': returned NaN"),
+        ("gap-logits", "the extractor 'pixels' gave no such features"),
+    ],
+)
+def test_a_broken_one_fails_its_cell_only(
+    measured: Callable[..., Record], metric: str, words: str
+) -> None:
+    record = measured("fd-pixels", metric)
+    assert record.status == "failed"
+    assert words in record.reason
+
+
+def test_samples_of_others_are_scored_with_it(
+    cmbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = Source(EntryPoint("gaps", "toy_metric:PLUGIN"), "gap-tools", "2.0")
+    sources = [*installed_sources(), source]
+    monkeypatch.setattr(manager_module, "installed_sources", lambda: sources)
+    images = np.random.RandomState(0).randint(0, 256, (40, 8, 8)).astype(np.uint8)
+    np.save(tmp_path / "noise.npy", images)
+    found = cmbench("eval", str(tmp_path / "noise.npy"), "-d", "digits", "--metrics", "mean-gap",
+                    "--json", "-q")  # fmt: skip
+    assert found.code == 0, found.err
+    (metric,) = json.loads(found.out)["metrics"].values()
+    assert metric["value"] > 0
+    assert "mean-gap" in cmbench("list", "metrics").out
+    unknown = cmbench("eval", str(tmp_path / "noise.npy"), "-d", "digits", "--metrics", "mean-gup")
+    assert unknown.code == 2
+    assert "did you mean 'mean-gap'" in unknown.err
+
+
+def test_bad_specs_are_named(toys: Context) -> None:
+    class Plugin:
+        @staticmethod
+        def give(spec: MetricSpec) -> object:
+            from cmbench.plugin import hookimpl
+
+            class Made:
+                @hookimpl
+                def cmbench_register_metrics(self) -> list[MetricSpec]:
+                    return [spec]
+
+            return Made()
+
+    bad = toy_metric.spec("bad", "mean_gap")._replace(factory="no colon")
+    info = toys.plugins.register(Plugin.give(bad), PluginInfo("a", "a", "a", "1"))
+    assert info.status == "failed"
+    assert "factory 'no colon'" in info.error
+    other = toy_metric.spec("pixels-please", "mean_gap", "pixels")
+    toys.plugins.register(Plugin.give(other), PluginInfo("b", "b", "b", "1"))
+    with pytest.raises(PluginError, match="needs 'pixels'; allowed: features, logits, spatial"):
+        custom_metrics(toys)
+
+
+class TestFailAtOnce:
+    """What an evaluation needs is opened before any training."""
+
+    @pytest.fixture
+    def refused(
+        self, toys: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> Callable[..., str]:
+        monkeypatch.setenv("CMBENCH_WEIGHTS", str(tmp_path / "none"))
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
+
+        def run(**changes: Any) -> str:
+            toys.plugins.datasets.specs["toys"] = TOYS._replace(**changes)
+            request = SweepRequest(("toy",), "toys", nfes=(1,))
+            with pytest.raises(Exception) as raised:
+                execute(toys, request, plan_sweep(toys, request), Local())
+            assert not (toys.workspace.root / "runs").exists(), "nothing was trained"
+            assert not toys.workspace.all_records.exists()
+            return str(raised.value)
+
+        return run
+
+    def test_without_weights(self, refused: Callable[..., str]) -> None:
+        said = refused(extractor="inception", metrics=("fid",))
+        assert "run `cmbench prepare inception`" in said
+        assert "\n" not in said
+
+    def test_without_data(self, refused: Callable[..., str]) -> None:
+        said = refused(factory="test_custom_metrics:no_data")
+        assert said == "dataset 'toys': is not here; run `cmbench prepare toys`"
+
+    def test_a_metric_that_the_extractor_cannot_serve(self, refused: Callable[..., str]) -> None:
+        assert "ask for 'fd-pixels' instead" in refused(metrics=("fd-pixels", "fid"))
+
+    def test_an_extractor_that_breaks(self, toys: Context, refused: Callable[..., str]) -> None:
+        specs = toys.plugins.extractors.specs
+        specs["pixels"] = specs["pixels"]._replace(factory="test_custom_metrics:broken_extractor")
+        said = refused()
+        assert said.startswith("extractor 'pixels': cannot be opened: KeyError: 'weights'; fix")
+
+
+def no_data(spec: DatasetSpec, locations: object) -> object:
+    from cmbench.errors import MissingError
+
+    raise MissingError(f"dataset {spec.name!r}", "is not here", remedy="run `cmbench prepare toys`")
+
+
+def broken_extractor(location: object) -> object:
+    raise KeyError("weights")
+
+
+def test_labels_that_do_not_follow_the_data_are_a_warning(
+    toys: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    dataset = toys.dataset("toys")
+    monkeypatch.setattr(
+        dataset, "labels_for", lambda count, seed, start=0: torch.zeros(count, dtype=torch.int64)
+    )
+    request = SweepRequest(("toy",), "toys", recipe="classes", nfes=(1,))
+    record = execute(toys, request, plan_sweep(toys, request), Local())[0]
+    assert "2 of 3 classes have no sample: draw labels from all classes" in record.warnings
