@@ -20,9 +20,11 @@ from cmbench.plugin.specs import (
     MethodSpec,
     MetricSpec,
     NetworkSpec,
+    StudySpec,
 )
 
 _RECIPES = Path(__file__).parent / "recipes"
+_STUDIES = Path(__file__).parent / "studies"
 
 
 def _method(name: str, factory: str, title: str, **facts: Any) -> MethodSpec:
@@ -119,3 +121,22 @@ def cmbench_register_metrics() -> list[MetricSpec]:
 def cmbench_register_executors() -> list[ExecutorSpec]:
     """Return the built-in executors."""
     return [ExecutorSpec("local", "cmbench.bench.executors:Local", "this process, cell by cell")]
+
+
+#: Name and title of every file in ``studies/``: the ablations of the papers.
+STUDIES = [
+    ("discretisation", "Discrete-time consistency against the number of noise levels"),
+    ("tangent-normalisation", "Tangent normalised, clipped or as it is"),
+    ("adaptive-weighting", "Learned weight over time, or none"),
+    ("target-ema", "Target network: the student itself, or its moving average"),
+    ("pseudo-huber", "Pseudo-Huber distance against squared l2"),
+    ("noise-levels", "Noise levels from a lognormal or uniformly from the grid"),
+    ("curriculum", "Number of noise levels: few, doubling, or many from the start"),
+    ("time-embedding", "Fourier features, positional embedding and TrigFlow time"),
+]
+
+
+@hookimpl
+def cmbench_register_studies() -> list[StudySpec]:
+    """Return the built-in studies."""
+    return [StudySpec(name, title, _STUDIES / f"{name}.toml") for name, title in STUDIES]

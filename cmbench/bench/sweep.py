@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cmbench.bench.cells import failed_record, measure_cell, require_metrics, skipped_record
 from cmbench.bench.context import Context
@@ -26,7 +27,7 @@ class SweepRequest:
     recipe: str | None = None
     nfes: Sequence[int] | None = None
     seeds: Sequence[int] = (0,)
-    overrides: Sequence[str] = ()
+    overrides: Sequence[str] | Mapping[str, Any] = ()
     sampling: SampleSettings = field(default_factory=SampleSettings)
     save_samples: bool = False
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 
 from cmbench.plugin.manager import PluginManager, load_plugins
 
-KINDS = ("methods", "datasets", "metrics", "networks", "recipes", "extractors", "executors")
+KINDS = (
+    "methods", "datasets", "metrics", "networks", "recipes", "extractors", "executors", "studies",
+)  # fmt: skip
 
 #: Columns of the plain table of each kind.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -20,6 +23,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "recipes": ("method", "dataset", "recipe"),
     "extractors": ("name", "title", "reference"),
     "executors": ("name", "title"),
+    "studies": ("name", "title"),
 }
 
 
@@ -36,7 +40,7 @@ def rows_of(kind: str, manager: PluginManager) -> list[dict[str, Any]]:
     registry = getattr(manager, kind)
     rows = []
     for name, spec in registry.specs.items():
-        row = {k: str(v) if k == "recipes" else v for k, v in spec._asdict().items()}
+        row = {k: str(v) if isinstance(v, Path) else v for k, v in spec._asdict().items()}
         rows.append({**row, "plugin": registry.owners[name].distribution})
     return rows
 
@@ -45,7 +49,7 @@ def rows_of(kind: str, manager: PluginManager) -> list[dict[str, Any]]:
 @click.argument("kind", type=click.Choice(KINDS))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(kind: str, as_json: bool) -> None:
-    """List methods, datasets, metrics, networks, recipes, extractors or executors."""
+    """List methods, datasets, metrics, networks, recipes, extractors, executors or studies."""
     rows = rows_of(kind, load_plugins())
     if as_json:
         click.echo(json.dumps(rows, indent=1))

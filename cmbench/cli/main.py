@@ -14,6 +14,7 @@ from cmbench.errors import EXIT_USAGE, UserError
 #: verb -> (module:command, one line of help). Kept here so that ``--help`` loads no verb.
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("cmbench.cli.run:run", "Train, sample and measure every cell of a sweep."),
+    "study": ("cmbench.cli.study:study", "Repeat a comparison of named arms, with plots."),
     "report": ("cmbench.cli.report:report", "Render records as pages, Markdown, CSV and LaTeX."),
     "compare": ("cmbench.cli.compare:compare_", "Compare two methods, paired over seeds."),
     "leaderboard": ("cmbench.cli.leaderboard:leaderboard", "Published rows: list, show, validate."),

@@ -20,6 +20,7 @@ from cmbench.plugin.specs import (
     MethodSpec,
     MetricSpec,
     NetworkSpec,
+    StudySpec,
 )
 
 if TYPE_CHECKING:  # pragma: no cover
@@ -83,6 +84,15 @@ class CmbenchHooks:
 
         Returns:
             One :class:`~cmbench.plugin.specs.ExecutorSpec` per executor.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def cmbench_register_studies(self) -> Sequence[StudySpec]:
+        """Return the studies (comparisons of named arms) that ``cmbench study`` repeats.
+
+        Returns:
+            One :class:`~cmbench.plugin.specs.StudySpec` per study, with the path of its TOML file.
         """
         raise NotImplementedError
 

@@ -27,6 +27,7 @@ from cmbench.plugin.specs import (
     MetricSpec,
     NetworkSpec,
     Spec,
+    StudySpec,
     load_object,
     spec_problem,
 )
@@ -99,6 +100,7 @@ _REGISTRATION: dict[str, tuple[str, type[Any]]] = {
     "cmbench_register_extractors": ("extractors", ExtractorSpec),
     "cmbench_register_metrics": ("metrics", MetricSpec),
     "cmbench_register_executors": ("executors", ExecutorSpec),
+    "cmbench_register_studies": ("studies", StudySpec),
 }
 
 
@@ -115,6 +117,7 @@ class PluginManager:
         self.extractors: Registry[ExtractorSpec] = Registry("extractor")
         self.metrics: Registry[MetricSpec] = Registry("metric")
         self.executors: Registry[ExecutorSpec] = Registry("executor")
+        self.studies: Registry[StudySpec] = Registry("study")
         self._warned_observers: set[str] = set()
 
     # ---- loading -------------------------------------------------------------------------------

@@ -101,7 +101,17 @@ class ExecutorSpec(NamedTuple):
     title: str
 
 
-Spec = MethodSpec | DatasetSpec | NetworkSpec | ExtractorSpec | MetricSpec | ExecutorSpec
+class StudySpec(NamedTuple):
+    """A comparison that anybody can repeat: ``file`` is its TOML, see ``docs/plugins.md``."""
+
+    name: str
+    title: str
+    file: Path
+
+
+Spec = (
+    MethodSpec | DatasetSpec | NetworkSpec | ExtractorSpec | MetricSpec | ExecutorSpec | StudySpec
+)
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,59}")
@@ -126,6 +136,9 @@ def spec_problem(spec: Any) -> str:
     recipes = getattr(spec, "recipes", None)
     if not isinstance(recipes, Path | None):
         return f"{name!r}: recipes {recipes!r} (allowed: a pathlib.Path or None)"
+    file = getattr(spec, "file", Path())
+    if not isinstance(file, Path):
+        return f"{name!r}: file {file!r} (allowed: a pathlib.Path)"
     problem = _dataset_problem(spec) if isinstance(spec, DatasetSpec) else ""
     return f"{name!r}: {problem}" if problem else ""
 
