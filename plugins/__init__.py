@@ -23,6 +23,7 @@ from cmbench.plugin.specs import (
     StudySpec,
 )
 
+_CONSISTENCY = {"boundary": dict[str, Any]()}
 _RECIPES = Path(__file__).parent / "recipes"
 _STUDIES = Path(__file__).parent / "studies"
 
@@ -37,17 +38,19 @@ METHODS = [
     _method(
         "edm", "edm:EDM", "Diffusion model, sampled by an ODE solver",
         reference="Karras et al. 2022, arXiv:2206.00364", year=2022, family="diffusion",
-        is_teacher=True,
+        is_teacher=True, samples_imported={"edm": {"parameterization": "edm"}},
     ),
     _method(
         "cd", "cm:CD", "Consistency distillation",
         reference="Song et al. 2023, arXiv:2303.01469", year=2023, family="distillation",
         needs_teacher=True,
+        samples_imported=_CONSISTENCY,
     ),
     _method(
         "ct", "cm:CT", "Consistency training",
         reference="Song et al. 2023, arXiv:2303.01469", year=2023,
         family="consistency training",
+        samples_imported=_CONSISTENCY,
     ),
     _method(
         "cct", "cct:CCT", "Continuous-time consistency training of 2023",
@@ -58,16 +61,19 @@ METHODS = [
         "ict", "ict:ICT", "Improved consistency training",
         reference="Song & Dhariwal 2023, arXiv:2310.14189", year=2023,
         family="consistency training",
+        samples_imported=_CONSISTENCY,
     ),
     _method(
         "ict-deep", "ict:ICT", "Improved consistency training, network twice as deep",
         reference="Song & Dhariwal 2023, arXiv:2310.14189", year=2023,
         family="consistency training",
+        samples_imported=_CONSISTENCY,
     ),
     _method(
         "ect", "ect:ECT", "Easy consistency tuning",
         reference="Geng et al. 2024, arXiv:2406.14548", year=2024,
         family="consistency training", needs_teacher=True,
+        samples_imported=_CONSISTENCY,
     ),
     _method(
         "sct", "scm:SCT", "Simplified continuous-time consistency training",

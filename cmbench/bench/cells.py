@@ -60,7 +60,7 @@ def measure_cell(
     """
     assert cell.sampling is not None
     use_threads(int(trained.result.get("threads", context.threads)))
-    spec = context.plugins.datasets.get(cell.run.dataset)
+    spec = context.dataset_spec(cell.run.dataset)
     dataset = context.dataset(cell.run.dataset)
     extractor, reference = open_reference(context, spec, dataset)
     sampler = open_sampler(context, trained, cell, dataset)
@@ -244,13 +244,14 @@ def base_record(
     context: Context, cell: CellPlan, status: Status, trained: TrainedRun | None, reason: str = ""
 ) -> Record:
     """Return what every record has, whatever became of the cell."""
-    run, spec = cell.run, context.plugins.datasets.get(cell.run.dataset)
+    run, spec = cell.run, context.dataset_spec(cell.run.dataset)
     owner = context.plugins.methods.owners[run.spec.name]
     result: Mapping[str, Any] = trained.result if trained else {}
     made = export_of(cell, result)
     return Record(
         cell=cell.cell,
         status=status,
+        kind="measured" if run.imported is None else "imported checkpoint",
         reason=reason,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=context.command,

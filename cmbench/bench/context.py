@@ -12,10 +12,12 @@ from cmbench.bench.reporter import Reporter
 from cmbench.bench.threads import choose_threads
 from cmbench.bench.workspace import Workspace
 from cmbench.data.base import DataLocations, Dataset, load_dataset
+from cmbench.data.custom import resolve_dataset
 from cmbench.errors import MissingError, PluginError, UserError
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.reference import Floor, Reference
 from cmbench.plugin.manager import PluginManager
+from cmbench.plugin.specs import DatasetSpec, load_object
 from cmbench.training.distributed import World
 
 
@@ -80,11 +82,19 @@ class Context:
         # and makes records of two GPUs differ. Speed comes from precision = "bf16".
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
+    def dataset_spec(self, name: str, who: str = "cmbench") -> DatasetSpec:
+        """Return the spec of a registered dataset, of ``folder:PATH``, ``zip:PATH`` or a name that
+        was prepared here. Its own name is what runs and records are filed under.
+        """
+        registered = self.plugins.datasets.specs
+        return registered.get(name) or resolve_dataset(name, registered, self.locations, who)
+
     def dataset(self, name: str) -> Dataset:
         """Return the dataset, loaded once."""
         if name not in self._datasets:
-            spec = self.plugins.datasets.get(name)
-            factory = self.plugins.datasets.load(name)
+            spec = self.dataset_spec(name)
+            ours = spec.name in self.plugins.datasets.specs
+            factory = self.plugins.datasets.load(name) if ours else load_object(spec.factory)
             try:
                 self._datasets[name] = load_dataset(spec, factory, self.locations)
             except UserError:

@@ -11,14 +11,22 @@ from typing import Any
 
 from cmbench.bench.context import Context
 from cmbench.bench.failures import method_failure
+from cmbench.bench.imported import (
+    PREFIX,
+    ImportedModel,
+    open_imported,
+    with_imported_teacher,
+)
 from cmbench.bench.recipes import (
     default_recipe,
     merge,
     parse_overrides,
     recipe_table,
+    sampling_table,
 )
 from cmbench.bench.validation import validate
 from cmbench.errors import Declined, PluginError, UserError
+from cmbench.importers.imported import Preconditioning
 from cmbench.plugin.config import MethodConfig
 from cmbench.plugin.method import Method, Problem, SamplingPlan
 from cmbench.plugin.specs import MethodSpec
@@ -39,11 +47,14 @@ class RunPlan:
     config: MethodConfig
     teacher: RunPlan | None
     method_class: type[Method]
+    #: The checkpoint from elsewhere that is sampled; nothing is trained then.
+    imported: ImportedModel | None = None
 
     @property
     def table(self) -> dict[str, Any]:
         """The resolved configuration as plain data."""
-        return self.config.model_dump(mode="json")
+        table: dict[str, Any] = self.config.model_dump(mode="json")
+        return table if self.imported is None else {**table, "imported": self.imported.table}
 
     @property
     def config_sha256(self) -> str:
@@ -64,7 +75,7 @@ class RunPlan:
 
     def problem(self, context: Context) -> Problem:
         """Return what the method is asked to model."""
-        spec = context.plugins.datasets.get(self.dataset)
+        spec = context.dataset_spec(self.dataset)
         sigma_data = self.config.sigma_data or spec.sigma_data
         classes = spec.num_classes if self.config.conditional else 0
         bounded = spec.quantize != "none"
@@ -129,15 +140,76 @@ def plan_run(
 ) -> RunPlan:
     """Resolve and validate one run and, recursively, its teacher."""
     spec = context.plugins.methods.get(method, "cmbench run")
-    context.plugins.datasets.get(dataset, "cmbench run")
+    data = context.dataset_spec(dataset, "cmbench run")
+    dataset = data.name
     method_class = _method_class(context, spec)
     recipe = recipe or default_recipe(spec, dataset)
     extra = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     table = merge(recipe_table(spec, dataset, recipe), extra)
+    table = with_imported_teacher(context, table, extra, data)
     config = validate(method_class.Config, table, f"recipe {method}/{dataset}.{recipe}")
     config = _with_network_options(context, config)
     teacher = _plan_teacher(context, config, dataset)
     return RunPlan(spec, dataset, recipe, seed, config, teacher, method_class)
+
+
+def plan_imported_run(
+    context: Context,
+    checkpoint: str,
+    method: str | None,
+    dataset: str,
+    recipe: str | None,
+    seed: int,
+    overrides: Sequence[str] = (),
+) -> RunPlan:
+    """Plan the sampling of an imported checkpoint by a method that can read it.
+
+    Without ``method`` the first that can is taken. Options of sampling come from ``recipe``, or
+    from the method's ``paper`` recipe for the dataset where there is one; the network, its classes
+    and its constants from the checkpoint. ``seed`` is that of sampling.
+    """
+    data = context.dataset_spec(dataset, "cmbench run")
+    model = open_imported(context.workspace, checkpoint)
+    model.require_data(data)
+    spec, meaning = _sampling_method(context, model, method)
+    method_class = _method_class(context, spec)
+    extra = parse_overrides(overrides)
+    if "network" in extra:
+        raise UserError("-o network", "a checkpoint brings its network", remedy="leave it out")
+    facts = model.facts
+    table: dict[str, Any] = {
+        **merge(sampling_table(spec, data.name, recipe), extra),
+        **spec.samples_imported[meaning],
+        "network": facts.network, "conditional": facts.num_classes > 0, "teacher": None,
+        "duration_kimg": 0.0, "ema": (), "augment": 0.0,
+    }
+    for key in ("sigma_data", "sigma_min"):
+        told = getattr(facts, key)
+        if told is not None and key not in extra and key in method_class.Config.model_fields:
+            table[key] = told
+    config = validate(method_class.Config, table, f"imported checkpoint {model.name}")
+    config = _with_network_options(context, config)
+    return RunPlan(spec, data.name, model.name, seed, config, None, method_class, model)
+
+
+def _sampling_method(
+    context: Context, model: ImportedModel, method: str | None
+) -> tuple[MethodSpec, Preconditioning]:
+    """Return the method that samples an imported model, and what the model's output means."""
+    specs = context.plugins.methods.specs
+    if method is not None:
+        spec = context.plugins.methods.get(method, "cmbench run")
+        read = dict.fromkeys(spec.samples_imported, f"what {method} samples")
+        if not read:
+            able = ", ".join(n for n, s in specs.items() if s.samples_imported)
+            raise UserError("--method", f"{method!r} samples no imported checkpoint",
+                            allowed=able, remedy="choose one of them, or leave --method out")
+        return spec, model.require_meaning("--method", read)
+    by_meaning = {m: s for s in reversed(specs.values()) for m in s.samples_imported}
+    meaning = model.require_meaning(
+        "cmbench run", {m: f"sampled by {s.name}" for m, s in by_meaning.items()}
+    )
+    return by_meaning[meaning], meaning
 
 
 def _method_class(context: Context, spec: MethodSpec) -> type[Method]:
@@ -172,7 +244,7 @@ def _with_network_options(context: Context, config: MethodConfig) -> MethodConfi
 def _plan_teacher(context: Context, config: MethodConfig, dataset: str) -> RunPlan | None:
     """Plan the teacher that ``METHOD:RECIPE`` names, with the student's architecture and labels."""
     named = config.teacher
-    if named is None or named == ANALYTIC or named.startswith("run:"):
+    if named is None or named == ANALYTIC or named.startswith(("run:", PREFIX)):
         return None
     method, _, recipe = named.partition(":")
     spec = context.plugins.methods.get(method, "teacher")
@@ -200,7 +272,7 @@ def plan_cells(
     settings: SampleSettings,
 ) -> list[CellPlan]:
     """Return the cells of a run's sweep; a method's refusal or failure is part of the plan."""
-    spec = context.plugins.datasets.get(run.dataset)
+    spec = context.dataset_spec(run.dataset)
     ema = settings.ema or (run.config.ema[0].label if run.config.ema else "raw")
     known = ["raw", *(e.label for e in run.config.ema)]
     if ema not in known:

@@ -79,12 +79,17 @@ def default_recipe(spec: MethodSpec, dataset: str) -> str:
         f"method {spec.name!r}",
         f"has no recipe for dataset {dataset!r}",
         allowed=", ".join(others) or "none",
-        remedy=f"add [{dataset}.NAME] to a recipe file and name it with --recipe FILE:NAME",
+        remedy=f"add [{dataset}.NAME] to a recipe file and name it with --recipe FILE:NAME, "
+        "or take another dataset's with --recipe DATASET.NAME",
     )
 
 
 def recipe_table(spec: MethodSpec, dataset: str, recipe: str) -> Table:
-    """Return a recipe's merged table; ``recipe`` may be ``FILE.toml:NAME`` for a file of yours."""
+    """Return a recipe's merged table.
+
+    ``recipe`` may be ``FILE.toml:NAME`` for a file of yours, or, on a dataset that has none,
+    ``DATASET.NAME`` for another dataset's.
+    """
     file, colon, name = recipe.rpartition(":")
     if colon and file.endswith(".toml"):
         own = read_recipe_file(Path(file))
@@ -95,7 +100,24 @@ def recipe_table(spec: MethodSpec, dataset: str, recipe: str) -> Table:
             raise UserError(f"method {spec.name!r}", "has no recipe file",
                             remedy="give your own with --recipe FILE.toml:NAME")
         name, tables = recipe, read_recipe_file(spec.recipes)
+        other, dot, rest = name.partition(".")
+        if dot and dataset not in tables and other in tables:
+            dataset, name = other, rest  # a dataset without recipes borrows another's
     return _resolve(spec, tables, dataset, name, ())
+
+
+def sampling_table(spec: MethodSpec, dataset: str, recipe: str | None) -> Table:
+    """Return the options under which an imported checkpoint is sampled.
+
+    Those of ``recipe``, or of ``paper`` where the method has it for the dataset, or what all of the
+    method's recipes share.
+    """
+    if recipe is not None:
+        return recipe_table(spec, dataset, recipe)
+    if (dataset, "paper") in recipe_names(spec, dataset):
+        return recipe_table(spec, dataset, "paper")
+    shared = read_recipe_file(spec.recipes).get(BASE, {}) if spec.recipes is not None else {}
+    return dict(shared)
 
 
 def _resolve(

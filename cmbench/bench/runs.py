@@ -20,6 +20,7 @@ from torch import nn
 from cmbench.bench.context import Context
 from cmbench.bench.failures import one_line
 from cmbench.bench.feed import DatasetFeed
+from cmbench.bench.imported import PREFIX, open_imported
 from cmbench.bench.kit import TrainingKit
 from cmbench.bench.planning import ANALYTIC, RunPlan
 from cmbench.bench.threads import use_threads
@@ -58,6 +59,8 @@ class TrainedRun:
                 f"run {self.plan.run_id}", f"has no variant {name!r}",
                 allowed=", ".join(self.result["exports"]), remedy="choose an NFE it supports",
             )
+        if self.plan.imported is not None:
+            return self.plan.imported.export()
         return load_checkpoint(
             weights_file(self.folder, name),
             remedy=f"restore the file, or delete {self.folder} to train the run again",
@@ -78,6 +81,8 @@ def obtain_run(context: Context, plan: RunPlan) -> TrainedRun:
         NonFiniteError: the loss is not finite; the last good checkpoint is kept.
     """
     folder = context.workspace.run(plan.run_id)
+    if plan.imported is not None:
+        return TrainedRun(plan, folder, plan.imported.result(context, MAIN))
     world = context.world
     if world.lead(lambda: read_result(plan, folder) is not None):
         return _finished(plan, folder)
@@ -172,6 +177,9 @@ def obtain_teacher(context: Context, plan: RunPlan) -> Teacher | None:
             )
         sigma_data = plan.problem(context).sigma_data
         return Teacher(ANALYTIC, MixtureModel(mixture.to(context.device), sigma_data), None)
+    if named is not None and named.startswith(PREFIX):
+        model = open_imported(context.workspace, named)
+        return model.teacher(context, plan.problem(context).sigma_data, plan.config.precision)
     if named is not None and named.startswith("run:"):
         return _teacher_from_folder(context, plan, Path(named.removeprefix("run:")))
     return None

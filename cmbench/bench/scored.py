@@ -43,7 +43,7 @@ def score(context: Context, request: ScoreRequest) -> Record:
     trained = find_run(context, request.samples)
     if trained is not None and request.dataset is None and request.reference is None:
         request = replace(request, dataset=run_dataset(trained))
-    spec = context.plugins.datasets.get(request.dataset) if request.dataset else None
+    spec = context.dataset_spec(request.dataset, "cmbench eval") if request.dataset else None
     if spec is None and request.reference is None:
         raise UserError(
             "cmbench eval", "nothing to compare with", allowed="--dataset or --reference",

@@ -12,7 +12,14 @@ from cmbench.bench.cells import failed_record, measure_cell, require_metrics, sk
 from cmbench.bench.context import Context
 from cmbench.bench.executors import Executor, Job
 from cmbench.bench.failures import method_failure
-from cmbench.bench.planning import CellPlan, RunPlan, SampleSettings, plan_cells, plan_run
+from cmbench.bench.planning import (
+    CellPlan,
+    RunPlan,
+    SampleSettings,
+    plan_cells,
+    plan_imported_run,
+    plan_run,
+)
 from cmbench.bench.record import Record, read_record, write_record
 from cmbench.bench.runs import TrainedRun, obtain_run, read_result
 from cmbench.errors import BusyError, InterruptedRunError, NonFiniteError, PluginError, UserError
@@ -30,6 +37,8 @@ class SweepRequest:
     overrides: Sequence[str] | Mapping[str, Any] = ()
     sampling: SampleSettings = field(default_factory=SampleSettings)
     save_samples: bool = False
+    #: Name or path of an imported checkpoint to sample; ``methods`` may be empty then.
+    checkpoint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,15 +77,15 @@ def plan_sweep(context: Context, request: SweepRequest) -> SweepPlan:
     Raises:
         UserError: the input is bad, or no method of the sweep can be planned.
     """
-    spec = context.plugins.datasets.get(request.dataset, "cmbench run")
+    spec = context.dataset_spec(request.dataset, "cmbench run")
     jobs: list[Job] = []
     refused: list[PluginError] = []
-    for name in request.methods:
+    methods: Sequence[str | None] = request.methods
+    if request.checkpoint is not None and not methods:
+        methods = [None]
+    for name in methods:
         try:
-            runs = [
-                plan_run(context, name, request.dataset, request.recipe, seed, request.overrides)
-                for seed in request.seeds
-            ]
+            runs = [_plan(context, request, name, seed) for seed in request.seeds]
         except PluginError as error:
             refused.append(error)
             continue
@@ -86,10 +95,21 @@ def plan_sweep(context: Context, request: SweepRequest) -> SweepPlan:
         raise refused[0]
     done = {}
     for cell in (cell for job in jobs for cell in job):
-        path = context.workspace.records(request.dataset) / f"{cell.cell}.json"
+        path = context.workspace.records(spec.name) / f"{cell.cell}.json"
         if path.exists() and read_record(path).status == "finished":
             done[cell.cell] = path
     return SweepPlan(tuple(jobs), done, tuple(map(str, refused)))
+
+
+def _plan(context: Context, request: SweepRequest, method: str | None, seed: int) -> RunPlan:
+    """Plan a training, or the sampling of a checkpoint from elsewhere."""
+    if request.checkpoint is not None:
+        return plan_imported_run(
+            context, request.checkpoint, method, request.dataset, request.recipe, seed,
+            request.overrides,
+        )
+    assert method is not None
+    return plan_run(context, method, request.dataset, request.recipe, seed, request.overrides)
 
 
 def execute(
@@ -117,7 +137,7 @@ def execute(
         try:
             for record in outcomes(context, request, open_cells):
                 if leads:
-                    records[record.cell] = keep(context, request, record)
+                    records[record.cell] = keep(context, record)
         except BusyError as error:
             context.reporter.warn(str(error))
             busy.append(error)
@@ -190,9 +210,9 @@ def reason_of(
     return method_failure(run.spec.name, stage, error)
 
 
-def keep(context: Context, request: SweepRequest, record: Record) -> Record:
+def keep(context: Context, record: Record) -> Record:
     """Write a record as soon as it is there, so that a later kill loses nothing."""
-    folder = context.workspace.records(request.dataset)
+    folder = context.workspace.records(record.dataset.name)
     path = folder / f"{record.cell}.json"
     if path.exists():
         there = read_record(path)
@@ -206,4 +226,6 @@ def keep(context: Context, request: SweepRequest, record: Record) -> Record:
 
 def is_trained(context: Context, run: RunPlan) -> bool:
     """Say whether a run is complete."""
+    if run.imported is not None:
+        return True
     return read_result(run, context.workspace.run(run.run_id)) is not None

@@ -1,6 +1,7 @@
 """The workspace: everything that cmbench makes lies under one folder.
 
 ``runs/<dataset>/<run>/`` trainings, ``records/<dataset>/<cell>.json`` records with their artifacts,
+``imported/<name>`` checkpoints from elsewhere,
 ``reports/`` pages, ``cache/`` what can be computed again, ``samples/`` pictures if asked for.
 """
 
@@ -36,6 +37,11 @@ class Workspace:
     def cache(self) -> Path:
         """Folder of reference statistics and other things that can be computed again."""
         return self.root / "cache"
+
+    @property
+    def imported(self) -> Path:
+        """Folder of checkpoints from elsewhere."""
+        return self.root / "imported"
 
     @property
     def all_records(self) -> Path:

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "submit": ("cmbench.cli.submit:submit", "Pack records so that others can verify them."),
     "export": ("cmbench.cli.export:export", "Write rows as CSV, Parquet, LaTeX or JSON."),
     "prepare": ("cmbench.cli.prepare:prepare", "Convert a dataset into the prepared format."),
+    "import": ("cmbench.cli.importing:import_", "Read a checkpoint from elsewhere."),
     "eval": ("cmbench.cli.eval:eval_", "Score samples that any generator made."),
     "refs": ("cmbench.cli.refs:refs", "List, show, import and compare reference statistics."),
     "status": ("cmbench.cli.status:status", "Show what the workspace holds and what is missing."),

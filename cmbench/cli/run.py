@@ -122,9 +122,11 @@ def stop_asker(
 @click.option("--method", "-m", "methods", metavar="M[,M…]", default=None,
               help="Methods, see `cmbench list methods`.  [default: the one marked there]")
 @click.option("--dataset", "-d", metavar="D", default=DEFAULT_DATASET, show_default=True,
-              help="Dataset, see `cmbench list datasets`.")
+              help="Dataset, see `cmbench list datasets`, or folder:PATH or zip:PATH.")
 @click.option("--recipe", "-r", metavar="R", default=None,
               help="Recipe, or FILE.toml:NAME.  [default: demo, else paper]")
+@click.option("--checkpoint", metavar="NAME", default=None,
+              help="Sample this imported checkpoint instead of training, see `cmbench import`.")
 @click.option("--nfe", metavar="N[,N…]", default=None,
               help="Network evaluations an image.  [default: the dataset's sweep]")
 @click.option("--seeds", metavar="COUNT|LIST", default="1", show_default=True,
@@ -215,7 +217,7 @@ def sweep(options: dict[str, Any], request: SweepRequest, context: Context) -> i
     records = execute(context, request, plan, executor)
     if not context.world.leads:
         return EXIT_OK
-    print_table(records, context.plugins.datasets.get(request.dataset).metrics)
+    print_table(records, context.dataset_spec(request.dataset).metrics)
     if not options["no_report"]:
         click.echo(f"report: {render_page(context, request)}")
     reasons = Counter(r.reason for r in records if r.status == "failed")
@@ -229,9 +231,11 @@ def make_request(options: dict[str, Any], plugins: PluginManager) -> SweepReques
     nfes = parse_numbers(options["nfe"], "--nfe")
     seeds = parse_seeds(options["seeds"])
     sigmas = parse_sigmas(options["sigmas"])
-    named = options["methods"] if options["methods"] is not None else plugins.default_method
+    checkpoint = options["checkpoint"]
+    default = plugins.default_method if checkpoint is None else ""
+    named = options["methods"] if options["methods"] is not None else default
     methods = [part.strip() for part in named.split(",") if part.strip()]
-    if not methods:
+    if not methods and not (checkpoint and options["methods"] is None):
         raise UserError("--method", "names no method", remedy="see `cmbench list methods`")
     from cmbench.bench.planning import SampleSettings
     from cmbench.bench.sweep import SweepRequest
@@ -243,7 +247,7 @@ def make_request(options: dict[str, Any], plugins: PluginManager) -> SweepReques
         nfes = (len(sigmas),)
     return SweepRequest(
         tuple(dict.fromkeys(methods)), options["dataset"], options["recipe"], nfes, seeds,
-        options["overrides"], settings, options["save_samples"],
+        options["overrides"], settings, options["save_samples"], checkpoint,
     )
 
 
@@ -315,4 +319,5 @@ def render_page(context: Context, request: SweepRequest) -> str:
     """Render the dataset's pages and return the path of the HTML one."""
     from cmbench.cli.report import render_workspace
 
-    return str(render_workspace(context.workspace, [request.dataset], context.plugins)[0])
+    name = context.dataset_spec(request.dataset).name
+    return str(render_workspace(context.workspace, [name], context.plugins)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from cmbench.errors import MissingError, UserError
@@ -49,7 +50,8 @@ def read_checkpoint(
             "cmbench import", f"{path} does not exist", remedy="give the path of the checkpoint"
         )
     try:
-        return _read(path, part, preconditioning, channels_per_head, resolution)
+        found = _read(path, part, preconditioning, channels_per_head, resolution)
+        return found if found.preconditioning else replace(found, preconditioning=preconditioning)
     except MissingError:
         raise
     except UserError as error:

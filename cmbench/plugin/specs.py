@@ -7,9 +7,10 @@ imported when it is first used, so that listing plugins never imports torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -20,6 +21,8 @@ class MethodSpec(NamedTuple):
     TOML file with its recipes. ``needs_teacher`` says that training starts from or distils a
     diffusion model (the recipe names which). ``reference`` cites the paper. ``default`` marks the
     method that ``cmbench run`` takes when none is named; of several, the first that is loaded.
+    ``samples_imported`` says which imported networks the method can sample: preconditioning of the
+    network (``"edm"``, ``"boundary"``) -> the options under which the method reads it so.
     """
 
     name: str
@@ -32,6 +35,7 @@ class MethodSpec(NamedTuple):
     needs_teacher: bool = False
     is_teacher: bool = False
     default: bool = False
+    samples_imported: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 class DatasetSpec(NamedTuple):

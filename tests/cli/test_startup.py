@@ -62,10 +62,10 @@ def test_commands_without_tensors_import_no_torch(arguments: tuple[str, ...]) ->
 #: What scripts may rely on. A name may be added here; taking one away breaks somebody.
 OPTIONS = {
     "run": (
-        "--batch-size", "--compile", "--dataset", "--device", "--dry-run", "--ema", "--executor",
-        "--help", "--method", "--nfe", "--no-compile", "--no-report", "--option", "--quiet",
-        "--recipe", "--sampler", "--samples", "--save-samples", "--seeds", "--sigmas", "--threads",
-        "--time-limit", "--workspace", "-d", "-h", "-m", "-o", "-q", "-r", "-w",
+        "--batch-size", "--checkpoint", "--compile", "--dataset", "--device", "--dry-run", "--ema",
+        "--executor", "--help", "--method", "--nfe", "--no-compile", "--no-report", "--option",
+        "--quiet", "--recipe", "--sampler", "--samples", "--save-samples", "--seeds", "--sigmas",
+        "--threads", "--time-limit", "--workspace", "-d", "-h", "-m", "-o", "-q", "-r", "-w",
     ),
     "status": ("--help", "--workspace", "-h", "-w"),
     "show": ("--help", "--json", "--workspace", "-h", "-w", "CELL"),

@@ -1,0 +1,156 @@
+"""``cmbench import``."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cmbench.cli.main import workspace_option
+from cmbench.errors import UserError
+
+if TYPE_CHECKING:
+    from cmbench.importers.imported import ImportedNetwork
+
+_NOT_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
+
+
+@click.command("import")
+@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="FILE")
+@click.option("--to", "-o", "to", metavar="NAME|PATH", default=None,
+              help="Its name in the workspace, or a .safetensors file.  [default: the file's name]")
+@click.option("--part", metavar="NAME", default="ema", show_default=True,
+              help="Which network of a file with several.")
+@click.option("--preconditioning", type=click.Choice(["edm", "boundary"]), default=None,
+              help="What the output means, where the file does not say: a denoiser (edm) or a "
+              "consistency function (boundary).")
+@click.option("--sigma-data", type=click.FloatRange(0, min_open=True), metavar="X", default=None,
+              help="Standard deviation of its data, where the file does not say.")
+@click.option("--sigma-min", type=click.FloatRange(0), metavar="X", default=None,
+              help="Noise level of the boundary, where the file does not say.")
+@click.option("--channels-per-head", type=click.IntRange(1), metavar="N", default=None,
+              help="Width of an attention head, where shapes cannot tell.  [default: 64]")
+@click.option("--resolution", type=click.IntRange(1), metavar="PIXELS", default=None,
+              help="Side of the images, where shapes cannot tell.")
+@click.option("--force", is_flag=True, help="Replace another checkpoint of that name.")
+@workspace_option
+def import_(checkpoint: Path, workspace: str | None, force: bool, **options: Any) -> None:
+    """Read a checkpoint from elsewhere, without running anything of its own.
+
+    FILE is a .pkl of EDM, EDM2, ECT or TCM, a .pt of OpenAI's consistency models, a diffusers
+    U-Net folder, OpenAI's JAX checkpoint_N, or .safetensors under official names.
+
+    \b
+    cmbench import edm-cifar10-32x32-uncond-vp.pkl --to edm-cifar10
+    cmbench import cd_imagenet64_l2.pt --preconditioning boundary --sigma-min 0.002
+    cmbench run --checkpoint edm-cifar10 --dataset cifar10 --nfe 17,35
+    cmbench run --dataset cifar10 -o teacher=import:edm-cifar10
+    """
+    from cmbench.bench.imported import path_of
+    from cmbench.bench.workspace import Workspace
+    from cmbench.importers.read import read_checkpoint
+
+    place = Workspace.choose(workspace)
+    target = path_of(place, options["to"] or default_name(checkpoint))
+    found = read_checkpoint(
+        checkpoint,
+        part=options["part"],
+        preconditioning=options["preconditioning"] or "",
+        channels_per_head=options["channels_per_head"],
+        resolution=options["resolution"],
+    )
+    found = with_told(found, options["sigma_data"], options["sigma_min"])
+    for line in describe(found):
+        click.echo(line)
+    sha256 = keep(found, target, force)
+    inside = target.parent == place.imported
+    name = target.stem if inside else str(target)
+    click.echo(f"written          {target} (sha256 {sha256[:16]})")
+    if found.preconditioning:
+        click.echo(f"sample it with   cmbench run --checkpoint {name} --dataset DATASET")
+    if found.preconditioning == "edm":
+        click.echo(f"start from it    cmbench run --method METHOD -o teacher=import:{name}")
+
+
+def default_name(path: Path) -> str:
+    """Return the name of a checkpoint as it may stand in file names and run ids."""
+    stem = path.resolve().name if path.is_dir() else path.stem
+    return _NOT_A_NAME.sub("-", stem).strip("-._+")[:40] or "imported"
+
+
+def with_told(
+    found: ImportedNetwork, sigma_data: float | None, sigma_min: float | None
+) -> ImportedNetwork:
+    """Return what was found with the constants that the file leaves open."""
+    from dataclasses import replace
+
+    told = {"sigma_data": sigma_data, "sigma_min": sigma_min}
+    for key, value in told.items():
+        there = getattr(found, key)
+        if value is not None and there not in (None, value):
+            raise UserError(f"--{key.replace('_', '-')}", f"{value:g}: the file says {there:g}",
+                            remedy="leave it out")
+    return replace(
+        found,
+        sigma_data=found.sigma_data if sigma_data is None else sigma_data,
+        sigma_min=found.sigma_min if sigma_min is None else sigma_min,
+    )
+
+
+def keep(found: ImportedNetwork, target: Path, force: bool) -> str:
+    """Write weights and manifest and return the hash; another checkpoint there is kept."""
+    from cmbench.training.checkpoint import load_checkpoint
+
+    manifest = target.with_suffix(".json")
+    if manifest.exists() and not force:
+        there = load_checkpoint(target, remedy="import it again with --force")
+        if there.meta == json.loads(json.dumps({"imported": found.facts()})):
+            return there.sha256
+        raise UserError(
+            "cmbench import", f"{target} holds another checkpoint or other facts about it",
+            allowed="a new name", remedy="choose one with --to, or replace it with --force",
+        )  # fmt: skip
+    manifest.unlink(missing_ok=True)  # without it the old file is none, whenever this stops
+    return found.save(target)
+
+
+def describe(found: ImportedNetwork) -> list[str]:
+    """Return what was recognised as lines for a person."""
+    import torch
+
+    from cmbench.importers.imported import build_network
+    from cmbench.networks.base import num_parameters
+
+    with torch.device("meta"):
+        network = build_network(
+            found.network, found.options, found.data_shape, found.num_classes
+        )
+    said = [str(found.description[key]) for key in ("class", "part") if key in found.description]
+    options = ", ".join(f"{k} {_plain(v)}" for k, v in found.options.items())
+    meaning = {
+        "edm": "edm (a denoiser)", "boundary": "boundary (a consistency function)",
+    }.get(found.preconditioning, "not told: say it with --preconditioning before it is used")
+    constants = [
+        f"{name} {value:g}" for name, value in
+        (("sigma_data", found.sigma_data), ("sigma_min", found.sigma_min)) if value is not None
+    ]
+    lines = [
+        f"format           {found.format}" + (f" ({', '.join(said)})" if said else ""),
+        f"network          {found.network}: {options}",
+        f"parameters       {num_parameters(network):,}",
+        f"images           {'x'.join(map(str, found.data_shape))}",
+        f"classes          {found.num_classes or 'none (unconditional)'}",
+        f"preconditioning  {', '.join([meaning, *constants])}",
+    ]
+    if found.assumed:
+        assumed = ", ".join(f"{k} {_plain(v)}" for k, v in found.assumed.items())
+        lines.append(f"assumed          {assumed} (shapes do not tell)")
+    # Names come from the file: nothing in them may move the terminal's cursor or colours.
+    return ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
+
+
+def _plain(value: Any) -> str:
+    return "/".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

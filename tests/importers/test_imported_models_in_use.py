@@ -1,0 +1,293 @@
+"""Imported checkpoints as runs that are sampled and scored, as teachers, as initialisation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_builders import GOLDEN, write_edm
+from safetensors.torch import load_file
+
+from cmbench.bench import runs
+from cmbench.bench.context import Context
+from cmbench.bench.executors import Local
+from cmbench.bench.imported import open_imported
+from cmbench.bench.planning import SampleSettings, plan_imported_run, plan_run
+from cmbench.bench.record import Record
+from cmbench.bench.runs import build_modules, obtain_run, obtain_teacher
+from cmbench.bench.sweep import SweepRequest, execute, is_trained, plan_sweep
+from cmbench.data.locations import DataLocations
+from cmbench.data.stored import ArrayDataset
+from cmbench.errors import MissingError, UserError
+from cmbench.importers.read import read_checkpoint
+from cmbench.leaderboard.verify import _check_config
+from cmbench.plugin import hookimpl
+from cmbench.plugin.manager import PluginInfo
+from cmbench.plugin.specs import DatasetSpec
+
+PATCHES = DatasetSpec(
+    name="patches", factory="test_imported_models_in_use:build_patches", title="Noise in colour",
+    data_shape=(3, 16, 16), num_classes=10, extractor="pixels", metrics=("fd-pixels",),
+    nfe=(1, 2), num_samples=12, embedded=True,
+)  # fmt: skip
+
+RECIPES = """
+[base]
+batch_size = 4
+duration_kimg = 0.008
+network = { name = "unet-tiny", dropout = 0.1 }
+
+[patches.tiny]
+teacher = "import:m"
+"""
+
+
+def build_patches(spec: DatasetSpec, locations: DataLocations) -> ArrayDataset:
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (40, 3, 16, 16), dtype=np.uint8)
+    return ArrayDataset(spec, pixels, np.arange(40) % 10, sha256="1" * 64, revision="1")
+
+
+class Patches:
+    @hookimpl
+    def cmbench_register_datasets(self) -> list[DatasetSpec]:
+        return [PATCHES]
+
+
+@pytest.fixture
+def patches(context: Context) -> Context:
+    """A context with a dataset of the golden networks' shape."""
+    context.plugins.register(Patches(), PluginInfo("patches", "patches", "tests", "1"))
+    return context
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "own.toml"
+    path.write_text(RECIPES)
+    return f"{path}:tiny"
+
+
+def bring(
+    context: Context, folder: Path, name: str = "m", golden: str = "edm-ddpmpp-cond",
+    class_name: str = "EDMPrecond", **attributes: Any,
+) -> dict[str, torch.Tensor]:
+    """Import a checkpoint in EDM's format; return its state."""
+    weights = load_file(GOLDEN / f"{golden}.weights.safetensors")
+    path = write_edm(folder / f"{name}.pkl", weights, class_name, **attributes)
+    found = read_checkpoint(path)
+    found.save(context.workspace.imported / f"{name}.safetensors")
+    return dict(found.state)
+
+
+def sampled(context: Context, **options: Any) -> list[Record]:
+    asked = SweepRequest((), "patches", checkpoint="m", **options)
+    return execute(context, asked, plan_sweep(context, asked), Local())
+
+
+# ---- as a run ------------------------------------------------------------------------------------
+
+
+def test_a_denoiser_is_swept_with_a_named_solver(patches: Context, tmp_path: Path) -> None:
+    bring(patches, tmp_path)
+    records = sampled(patches, nfes=(3, 4), sampling=SampleSettings(sampler="heun"))
+    for record, nfe in zip(records, (3, 4), strict=True):
+        assert (record.status, record.kind) == ("finished", "imported checkpoint"), record.reason
+        assert (record.method, record.sampling.sampler) == ("edm", "heun")
+        assert record.sampling.nfe_measured == nfe
+        assert record.metrics["fd-pixels"].value is not None
+        assert (record.conditional, record.training.images_seen) == (True, 0)
+        told = record.training.config["imported"]
+        assert told["source"]["name"] == "m.pkl"
+        assert told["sha256"] == record.training.checkpoint_sha256
+        assert told["network"]["name"] == "ddpmpp"
+        assert record.training.parameters == 189_523
+        assert _check_config(record).state == "ok"
+    assert not patches.workspace.run(records[0].training.run).exists(), "nothing was trained"
+    asked = SweepRequest((), "patches", checkpoint="m", nfes=(3, 4),
+                         sampling=SampleSettings(sampler="heun"))
+    plan = plan_sweep(patches, asked)
+    assert plan.done.keys() == {r.cell for r in records}
+    assert all(is_trained(patches, run) for run in plan.runs)
+
+
+def test_the_images_are_the_official_networks(patches: Context, tmp_path: Path) -> None:
+    """One Euler step from sigma_max is the denoiser there: compare with the network itself."""
+    state = bring(patches, tmp_path)
+    run = plan_imported_run(patches, "m", None, "patches", None, 0)
+    method, modules = build_modules(patches, run, None)
+    runs.load_weights(obtain_run(patches, run).weights(), modules, "raw")
+    assert all(torch.equal(modules["model"].state_dict()[n], t) for n, t in state.items())
+    plan = method.plan_sampling(1, None, "euler")
+    noise, labels = torch.randn(2, 3, 16, 16), torch.tensor([1, 7])
+    with torch.no_grad():
+        made = method.sample(modules, noise, labels, plan, None)  # type: ignore[arg-type]
+        x, root = 80.0 * noise.double(), (80.0**2 + 0.25) ** 0.5
+        level = torch.full((2,), 80.0).log() / 4
+        raw = modules["model"]((x / root).float(), level, labels)
+    expected = 0.25 / root**2 * x + 0.5 * 80.0 / root * raw
+    torch.testing.assert_close(made.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_consistency_function_is_sampled_as_one(patches: Context, tmp_path: Path) -> None:
+    bring(patches, tmp_path, golden="edm-ddpmpp-uncond", class_name="ECMPrecond", sigma_min=0.003)
+    (record,) = sampled(patches, nfes=(2,), overrides=("mid_sigmas=[0.821]",))
+    assert record.status == "finished", record.reason
+    assert record.sampling.sampler == "multistep"
+    assert record.sampling.times == [80.0, 0.821]
+    assert record.training.config["sigma_min"] == 0.003, "the checkpoint's boundary"
+    assert not record.conditional
+    with pytest.raises(UserError, match=r"--method: imported checkpoint m has the precondition"):
+        plan_imported_run(patches, "m", "edm", "patches", None, 0)
+    named = plan_imported_run(patches, "m", "ect", "patches", None, 0)
+    assert (named.spec.name, named.config.model_dump()["sigma_min"]) == ("ect", 0.003)
+
+
+def test_another_content_is_another_run(patches: Context, tmp_path: Path) -> None:
+    bring(patches, tmp_path)
+    first = plan_imported_run(patches, "m", None, "patches", None, 0)
+    bring(patches, tmp_path, golden="edm-ncsnpp-cond")
+    second = plan_imported_run(patches, "m", None, "patches", None, 0)
+    assert first.run_id != second.run_id
+    with pytest.raises(UserError, match="was replaced meanwhile"):
+        obtain_run(patches, first).weights()
+
+
+# ---- as a teacher and as initialisation ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides"),
+    [("cd", ()), ("ect", ()), ("sct", ("parameterization=edm",)),
+     ("scd", ("parameterization=edm",))],
+)  # fmt: skip
+def test_students_start_from_it(
+    patches: Context, tmp_path: Path, recipe: str, method: str, overrides: tuple[str, ...]
+) -> None:
+    state = bring(patches, tmp_path)
+    plan = plan_run(patches, method, "patches", recipe, 0, overrides)
+    assert plan.config.teacher == open_imported(patches.workspace, "m").title
+    assert plan.config.network["name"] == "ddpmpp", "the architecture is the teacher's"
+    assert plan.config.network["dropout"] == 0.1, "the dropout is the student's"
+    assert (plan.config.conditional, plan.config.sigma_data) == (True, 0.5)
+    teacher = obtain_teacher(patches, plan)
+    assert teacher is not None
+    _, modules = build_modules(patches, plan, teacher)
+    assert all(torch.equal(modules["model"].state_dict()[n], t) for n, t in state.items())
+    x, sigma, labels = torch.randn(2, 3, 16, 16), torch.tensor([0.5, 20.0]), torch.tensor([0, 9])
+    io = load_file(GOLDEN / "edm-ddpmpp-cond.io.safetensors")
+    with torch.no_grad():
+        assert teacher.model.denoise(x, sigma, labels).shape == x.shape
+        found = teacher.model.denoise(io["in.x"], io["in.sigma"], io["in.labels"].argmax(1))
+    torch.testing.assert_close(found, io["out.denoised"], rtol=1e-4, atol=1e-5)
+
+
+def test_distillation_from_it_ends_as_a_record(
+    patches: Context, tmp_path: Path, recipe: str
+) -> None:
+    bring(patches, tmp_path)
+    asked = SweepRequest(("cd",), "patches", recipe, nfes=(1,), overrides=("n_points=3",))
+    (record,) = execute(patches, asked, plan_sweep(patches, asked), Local())
+    assert (record.status, record.kind) == ("finished", "measured"), record.reason
+    model = open_imported(patches.workspace, "m")
+    assert record.training.teacher == model.title
+    assert record.training.config["teacher"] == model.title
+    assert _check_config(record).state == "ok"
+
+
+def test_the_teachers_content_is_part_of_the_students_identity(
+    patches: Context, tmp_path: Path, recipe: str
+) -> None:
+    bring(patches, tmp_path)
+    first = plan_run(patches, "cd", "patches", recipe, 0)
+    again = plan_run(patches, "cd", "patches", recipe, 0, (f"teacher={first.config.teacher}",))
+    assert again.run_id == first.run_id
+    bring(patches, tmp_path, golden="edm-ncsnpp-cond")
+    assert plan_run(patches, "cd", "patches", recipe, 0).run_id != first.run_id
+    with pytest.raises(UserError, match=r"'m': has the hash \w+; allowed: \w+"):
+        plan_run(patches, "cd", "patches", recipe, 0, (f"teacher={first.config.teacher}",))
+
+
+# ---- bad input -----------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_used_is_one_line(
+    patches: Context, tmp_path: Path, recipe: str
+) -> None:
+    def sample(name: str = "m", method: str | None = None, dataset: str = "patches") -> None:
+        plan_imported_run(patches, name, method, dataset, None, 0)
+
+    with pytest.raises(MissingError, match=r"'m': is not in .*run `cmbench import FILE --to m`"):
+        sample()
+    with pytest.raises(MissingError, match="allowed: none yet"):
+        plan_run(patches, "cd", "patches", recipe, 0)
+    bring(patches, tmp_path)
+    with pytest.raises(MissingError, match="allowed: m;"):
+        sample("n")
+    with pytest.raises(UserError, match=r"name '\.\./m'"):
+        sample("../m")
+    with pytest.raises(UserError, match=r"makes images of 3x16x16, dataset 'digits' has 1x8x8"):
+        sample(dataset="digits")
+    with pytest.raises(UserError, match=r"'sct' samples no imported checkpoint; allowed: edm, cd"):
+        sample(method="sct")
+    with pytest.raises(UserError, match="-o conditional: False: the teacher m knows classes"):
+        plan_run(patches, "cd", "patches", recipe, 0, ("conditional=false",))
+    bring(patches, tmp_path, "f", "edm-ddpmpp-uncond", "ECMPrecond", sigma_min=0.003)
+    with pytest.raises(UserError, match=r"teacher: imported checkpoint f has the preconditioning"):
+        plan_run(patches, "cd", "patches", recipe, 0, ("teacher=import:f",))
+    patches.plugins.datasets.specs["patches"] = PATCHES._replace(num_classes=4)
+    with pytest.raises(UserError, match=r"knows 10 classes, dataset 'patches' has 4"):
+        sample()
+
+
+def test_another_architecture_is_refused_before_training(
+    patches: Context, tmp_path: Path, recipe: str
+) -> None:
+    bring(patches, tmp_path)
+    plan = plan_run(patches, "cd", "patches", recipe, 0, ("network.channels=32",))
+    with pytest.raises(UserError, match="its network differs from teacher import:m@"):
+        build_modules(patches, plan, obtain_teacher(patches, plan))
+
+
+def test_a_checkpoint_that_does_not_say_what_it_is(patches: Context, tmp_path: Path) -> None:
+    path = tmp_path / "cd.pt"
+    torch.save(load_file(GOLDEN / "openai-adm-cond.weights.safetensors"), path)
+    found = read_checkpoint(path, channels_per_head=16, resolution=16)
+    target = patches.workspace.imported / "m.safetensors"
+    found.save(target)
+    with pytest.raises(UserError, match=r"does not say what .*; import it again with --precond"):
+        plan_imported_run(patches, "m", None, "patches", None, 0)
+    replace(found, preconditioning="boundary").save(target)
+    assert plan_imported_run(patches, "m", None, "patches", None, 0).spec.name == "cd"
+
+
+def test_a_damaged_manifest_is_one_line(patches: Context, tmp_path: Path) -> None:
+    bring(patches, tmp_path)
+    manifest = patches.workspace.imported / "m.json"
+    data = json.loads(manifest.read_text())
+    data["meta"]["imported"]["num_classes"] = -1
+    for text in ("{", "[]", json.dumps(data)):
+        manifest.write_text(text)
+        with pytest.raises(UserError, match="its manifest cannot be read"):
+            open_imported(patches.workspace, "m")
+
+
+def test_on_the_command_line(
+    cmbench: Callable[..., Any], patches: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring(patches, tmp_path)
+    monkeypatch.setattr("cmbench.plugin.manager.load_plugins", lambda: patches.plugins)
+    command = ("run", "--checkpoint", "m", "-d", "patches", "--nfe", "1", "--no-report")
+    plan = cmbench(*command, "--dry-run")
+    assert plan.code == 0, plan.err
+    assert "189,523" in plan.out
+    done = cmbench(*command, "--sampler", "euler")
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[1].split()[-1] == "finished"
+    assert cmbench(*command, "-m", ",").code == 2
