@@ -117,7 +117,7 @@ def require_metrics(context: Context, name: str) -> None:
         MissingError: data or weights are not here; the message says how to get them.
         UserError: a metric that the extractor or the reference cannot serve.
     """
-    spec = context.plugins.datasets.get(name)
+    spec = context.dataset_spec(name)
     extractor, reference = open_reference(context, spec, context.dataset(name))
     for metric in spec.metrics:
         check_metric(metric, extractor, reference, custom_metrics(context))

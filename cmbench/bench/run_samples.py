@@ -151,7 +151,7 @@ def _choose_cell(
     context: Context, plan: RunPlan, nfe: int | None, seed: int, options: ReadOptions
 ) -> CellPlan:
     """Return the cell at ``nfe``, or the first of the protocol that can be sampled."""
-    spec = context.plugins.datasets.get(plan.dataset)
+    spec = context.dataset_spec(plan.dataset)
     settings = SampleSettings(num_samples=options.limit)
     cells = plan_cells(context, plan, [nfe] if nfe else sorted(spec.nfe), seed, settings)
     for cell in cells:

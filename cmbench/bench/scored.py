@@ -50,7 +50,7 @@ def score(context: Context, request: ScoreRequest) -> Record:
             remedy="name a dataset, or give real images or reference statistics",
         )  # fmt: skip
     # A run says by its dataset what its samples are, whatever they are compared with.
-    own = context.plugins.datasets.get(run_dataset(trained)) if trained else None
+    own = context.dataset_spec(run_dataset(trained)) if trained else None
     known = spec or own
     rule = request.quantize or (known.quantize if known else "round")
     if rule not in RULES:

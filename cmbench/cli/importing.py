@@ -45,7 +45,7 @@ def import_(checkpoint: Path, workspace: str | None, force: bool, **options: Any
 
     \b
     cmbench import edm-cifar10-32x32-uncond-vp.pkl --to edm-cifar10
-    cmbench import cd_imagenet64_l2.pt --preconditioning boundary --sigma-min 0.002
+    cmbench import imagenet64.pt --preconditioning boundary --sigma-min 0.002
     cmbench run --checkpoint edm-cifar10 --dataset cifar10 --nfe 17,35
     cmbench run --dataset cifar10 -o teacher=import:edm-cifar10
     """
