@@ -160,7 +160,7 @@ def plan_imported_run(
     dataset: str,
     recipe: str | None,
     seed: int,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | Mapping[str, Any] = (),
 ) -> RunPlan:
     """Plan the sampling of an imported checkpoint by a method that can read it.
 
@@ -173,7 +173,7 @@ def plan_imported_run(
     model.require_data(data)
     spec, meaning = _sampling_method(context, model, method)
     method_class = _method_class(context, spec)
-    extra = parse_overrides(overrides)
+    extra = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     if "network" in extra:
         raise UserError("-o network", "a checkpoint brings its network", remedy="leave it out")
     facts = model.facts
