@@ -38,7 +38,7 @@ from cmbench.training.checkpoint import (
 )
 from cmbench.training.loop import Settings, Watchers, fit
 from cmbench.training.prepared import PreparedNetwork, place
-from cmbench.training.state import TrainingState
+from cmbench.training.state import OtherNetworkError, TrainingState
 
 MAIN = "final"
 
@@ -338,6 +338,13 @@ def _restore(state: TrainingState, checkpoint: Checkpoint) -> None:
     """Load a checkpoint into freshly built modules."""
     try:
         state.load(checkpoint.tensors, checkpoint.meta["state"])
+    except OtherNetworkError as error:
+        raise UserError(
+            f"checkpoint {checkpoint.path}", str(error),
+            allowed="the network that the recipe describes",
+            remedy=f"put the run's own checkpoints back, or delete {checkpoint.path.parent.parent} "
+            "to train the run from the start",
+        ) from error
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"checkpoint {checkpoint.path}",

@@ -112,16 +112,18 @@ def train_step(
         if step % objective.every:
             continue
         optimizer = state.optimizers[index]
+        scaler = state.scaler(index)
         optimizer.zero_grad(set_to_none=True)
         loss = accumulate(state, nets, objective, index, feed, settings, progress)
         meter.see_loss(loss)
         lr = learning_rate(
             objective.optimizer, nimg=state.nimg, total_nimg=phase.images, batch_size=batch_size
         )
-        meter.see_gradient(clip(state, objective))
+        scaler.unscale(optimizer)
+        meter.see_gradient(scaler.blameless(clip(state, objective)), scaler.scale())
         for group in optimizer.param_groups:
             group["lr"] = lr
-        optimizer.step()
+        scaler.step(optimizer)
         for name in objective.trains:
             project_weights(state.modules[name])
     state.nimg += batch_size
@@ -161,7 +163,7 @@ def accumulate(
         per_image = objective.loss(nets, batch, draws, progress)
         require_one_per_image(state, per_image, count)
         loss = per_image.sum() / settings.batch_size
-        loss.backward()  # type: ignore[no-untyped-call]
+        state.scaler(index).scaled(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     settings.world.sum_gradients(state.parameters(objective))
     return settings.world.sum(total)
@@ -203,6 +205,7 @@ def clip(state: TrainingState, objective: Objective) -> Tensor:
 
 def prepare(state: TrainingState, settings: Settings) -> dict[str, Any]:
     """Wrap every module that a loss may call for precision, compilation and counting."""
+    state.scales_loss = settings.precision == "fp16"
     nets = {
         name: PreparedNetwork(module, settings.precision, settings.compile)
         for name, module in state.modules.items()
@@ -232,10 +235,12 @@ class Meter:
         self._add("loss", loss)
         self._refuse("loss", loss)
 
-    def see_gradient(self, norm: Tensor) -> None:
+    def see_gradient(self, norm: Tensor, scale: Tensor | None = None) -> None:
         """Refuse a non-finite gradient, which a finite loss can have; log its norm."""
         self._add("grad_norm", norm.detach())
         self._refuse("gradient", norm.detach())
+        if scale is not None:
+            self._add("loss_scale", scale)
 
     def _refuse(self, what: str, value: Tensor) -> None:
         """Raise if ``value`` is not finite: at once on the CPU, at the interval's end on a GPU.

@@ -12,6 +12,11 @@ from cmbench.plugin.method import Method, Objective, Phase
 from cmbench.training.ema import WeightAverage
 from cmbench.training.optimizers import load_state_tensors, make_optimizer, state_tensors
 from cmbench.training.prepared import PreparedNetwork
+from cmbench.training.scaling import LossScaler, scaler_states
+
+
+class OtherNetworkError(ValueError):
+    """A checkpoint holds other tensors than the modules that were built."""
 
 
 class TrainingState:
@@ -35,6 +40,10 @@ class TrainingState:
         self.seconds: dict[str, float] = {}
         self.optimizers: list[torch.optim.Optimizer] = []
         self.averages: list[WeightAverage] = []
+        #: whether losses are scaled (fp16); the loop sets it before the first step
+        self.scales_loss = False
+        self._scalers: list[LossScaler] = []
+        self._scaler_states: list[dict[str, Any]] = []
 
     @property
     def phase(self) -> Phase:
@@ -63,6 +72,14 @@ class TrainingState:
             for objective in phase.objectives
         ]
         self.averages = [WeightAverage(config, self.modules["model"]) for config in phase.ema]
+        self._scalers, self._scaler_states = [], []
+
+    def scaler(self, index: int) -> LossScaler:
+        """Return the loss scaler of optimizer ``index``, made at its first use."""
+        if not self._scalers:
+            saved = self._scaler_states or [{}] * len(self.optimizers)
+            self._scalers = [LossScaler(self.device, self.scales_loss, s) for s in saved]
+        return self._scalers[index]
 
     def parameters(self, objective: Objective) -> list[nn.Parameter]:
         """Return the parameters that an objective moves, in a fixed order."""
@@ -92,7 +109,8 @@ class TrainingState:
 
     def meta(self) -> dict[str, Any]:
         """Return the counters."""
-        return {
+        scales = scaler_states(self._scalers) or self._scaler_states
+        return ({"loss_scalers": scales} if scales else {}) | {
             "phase": self.phase.name,
             "phase_index": self.phase_index,
             "nimg": self.nimg,
@@ -102,7 +120,13 @@ class TrainingState:
         }
 
     def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Restore a state saved by :meth:`tensors` and :meth:`meta`."""
+        """Restore a state saved by :meth:`tensors` and :meth:`meta`.
+
+        Raises:
+            OtherNetworkError: the tensors are another network's; nothing has been restored.
+        """
+        for name, module in self.modules.items():
+            _require_same(name, module, _under(tensors, f"nets.{name}."))
         for name, module in self.modules.items():
             module.load_state_dict(_under(tensors, f"nets.{name}."))
         self.nimg, self.seen_nimg = int(meta["nimg"]), int(meta["seen_nimg"])
@@ -113,6 +137,7 @@ class TrainingState:
             load_state_tensors(optimizer, _under(tensors, f"optimizer.{index}."))
         for index, average in enumerate(self.averages):
             average.load(_under(tensors, f"ema.{index}."))
+        self._scaler_states = list(meta.get("loss_scalers", []))
 
     def export(self) -> dict[str, Tensor]:
         """Return what sampling needs: each average of the model, and the other modules.
@@ -124,6 +149,18 @@ class TrainingState:
             label = average.config.label
             out |= {f"{label}/model.{k}": v for k, v in average.state_dict().items()}
         return out
+
+
+def _require_same(name: str, module: nn.Module, found: dict[str, Tensor]) -> None:
+    theirs = {key: tuple(value.shape) for key, value in found.items()}
+    ours = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    differing = [key for key in sorted(ours | theirs) if ours.get(key) != theirs.get(key)]
+    if differing:
+        first = differing[0]
+        raise OtherNetworkError(
+            f"holds another network as {name!r}: {len(differing)} tensors differ, the first is "
+            f"{first}, {theirs.get(first, 'missing')} there and {ours.get(first, 'missing')} here"
+        )
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

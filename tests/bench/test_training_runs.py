@@ -131,7 +131,8 @@ def test_a_checkpoint_of_another_network_is_one_line(toys: Context) -> None:
     with pytest.raises(UserError) as raised:
         obtain_run(toys, planned(toys))
     text = str(raised.value)
-    assert "does not fit what the method builds (RuntimeError: Error(s) in loading" in text
+    assert "holds another network as 'model': " in text
+    assert "the first is " in text
     assert text.endswith(f"delete {folder} to train the run from the start")
     assert "\n" not in text
 
