@@ -149,6 +149,11 @@ def plan_run(
     table = with_imported_teacher(context, table, extra, data)
     config = validate(method_class.Config, table, f"recipe {method}/{dataset}.{recipe}")
     config = _with_network_options(context, config)
+    if config.conditional and not data.num_classes:
+        raise UserError(
+            "recipe, conditional", f"dataset {dataset!r} has no labels", allowed="false",
+            remedy="add -o conditional=false, or prepare it from a source with labels",
+        )
     teacher = _plan_teacher(context, config, dataset)
     return RunPlan(spec, dataset, recipe, seed, config, teacher, method_class)
 
