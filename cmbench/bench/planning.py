@@ -30,6 +30,7 @@ from cmbench.importers.imported import Preconditioning
 from cmbench.plugin.config import MethodConfig
 from cmbench.plugin.method import Method, Problem, SamplingPlan
 from cmbench.plugin.specs import MethodSpec
+from cmbench.training.augment import LABEL_DIM
 
 ANALYTIC = "analytic"
 #: Students of every seed share one teacher.
@@ -243,6 +244,14 @@ def _with_network_options(context: Context, config: MethodConfig) -> MethodConfi
     network_class: Any = context.plugins.networks.load(name)
     options = validate(network_class.Config, table, f"network {name!r}")
     full = {"name": name, **options.model_dump(mode="json")}
+    if config.augment > 0 and full.get("augment_dim") != LABEL_DIM:
+        raise UserError(
+            "recipe",
+            f"augment {config.augment:g} with a network that is not told of it "
+            f"(network.augment_dim {full.get('augment_dim')}): its samples would be augmented too",
+            allowed=f"network.augment_dim {LABEL_DIM}",
+            remedy=f"set network.augment_dim={LABEL_DIM}, or augment=0",
+        )
     return config.model_copy(update={"network": full})
 
 

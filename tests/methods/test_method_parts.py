@@ -278,7 +278,7 @@ def test_weights_of_another_parameterization_are_refused(name: str, teacher: str
 
 def test_augmented_students_are_refused() -> None:
     with pytest.raises(UserError, match=r"augment 0\.12.*augment the teacher only"):
-        build("ect", augment=0.12)
+        build("ect", augment=0.12, network={"augment_dim": 9})
 
 
 def test_a_teacher_of_unknown_kind_is_taken_at_its_word() -> None:

@@ -1,0 +1,254 @@
+"""EDM's augmentations: what each does, what the labels say, and that nothing leaks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cmbench.bench.context import Context
+from cmbench.bench.feed import DatasetFeed
+from cmbench.bench.planning import plan_run
+from cmbench.bench.runs import obtain_run
+from cmbench.errors import UserError
+from cmbench.training.augment import (
+    LABEL_DIM,
+    SYM6,
+    _resample,
+    augment,
+    flip,
+    inverse_matrix,
+    warp,
+)
+from cmbench.training.randomness import StepDraws
+
+X_FLIP, Y_FLIP, SCALE, COS, SIN, ALONG, ACROSS, MOVE_X, MOVE_Y = range(LABEL_DIM)
+
+
+def noise(n: int = 64, side: int = 16) -> Tensor:
+    return torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+
+
+def smooth(side: int = 32) -> Tensor:
+    """One image of long waves, ``[1, 2, side, side]``."""
+    at = torch.linspace(-1, 1, side)
+    wave = torch.sin(2.0 * at)[:, None] + torch.cos(1.5 * at)[None, :]
+    return torch.stack([wave, wave.flip(0) * at])[None] / 2
+
+
+def zeros() -> Tensor:
+    return torch.zeros(1)
+
+
+def centre(images: Tensor, margin: int = 10) -> Tensor:
+    return images[..., margin:-margin, margin:-margin]
+
+
+def test_the_filter_is_sym6() -> None:
+    """An orthogonal wavelet filter with six vanishing moments; there is no other of this shape."""
+    h = torch.tensor(SYM6, dtype=torch.float64)
+    assert float(h.sum()) == pytest.approx(math.sqrt(2), abs=1e-10)
+    for shift in range(6):
+        product = float((h[2 * shift :] * h[: len(h) - 2 * shift]).sum())
+        assert product == pytest.approx(1.0 if shift == 0 else 0.0, abs=1e-10)
+    sign = torch.tensor([(-1.0) ** i for i in range(12)], dtype=torch.float64)
+    at = torch.arange(12, dtype=torch.float64)
+    for moment in range(6):
+        assert float((sign * at**moment * h).sum()) == pytest.approx(0.0, abs=1e-6 * 11**moment)
+
+
+def test_doubling_and_halving_is_exact() -> None:
+    x = noise(4).double()
+    assert torch.equal(_resample(x, up=True).isfinite(), torch.ones(4, 3, 42, 42, dtype=torch.bool))
+    torch.testing.assert_close(_resample(_resample(x, up=True), up=False), x, rtol=0, atol=1e-9)
+
+
+def test_probability_zero_is_the_identity() -> None:
+    x = noise()
+    images, labels = augment(x, StepDraws(1, 0), 0.0)
+    assert images is x
+    assert labels.shape == (64, LABEL_DIM)
+    assert not labels.any()
+
+
+def test_a_tiny_probability_mirrors_exactly_and_says_so() -> None:
+    x = noise()
+    images, labels = augment(x, StepDraws(1, 0), 1e-9)
+    mirrored = labels[:, X_FLIP].bool()
+    assert 16 < int(mirrored.sum()) < 48
+    assert torch.equal(images, torch.where(mirrored[:, None, None, None], x.flip(3), x))
+    assert not labels[:, 1:].any()
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 2**31), probability=st.sampled_from([0.12, 0.5, 0.99]))
+def test_labels_are_zero_exactly_where_nothing_was_done(seed: int, probability: float) -> None:
+    x = noise(32)
+    draws = StepDraws(seed, 0)
+    images, labels = augment(x, draws, probability)
+    done = draws.uniform("augment-whether", x.new_empty(32, 5)) < probability
+    pairs = [(SCALE,), (COS, SIN), (ALONG, ACROSS), (MOVE_X, MOVE_Y)]
+    for gate, columns in enumerate(pairs, start=1):
+        assert torch.equal(labels[:, columns].abs().sum(1) > 0, done[:, gate])
+    assert not (labels[:, Y_FLIP].bool() & ~done[:, 0]).any()
+    exact = ~done[:, 1:].any(1)
+    expected = flip(flip(x, labels[:, X_FLIP], 3), labels[:, Y_FLIP], 2)
+    assert torch.equal(images[exact], expected[exact])
+    assert bool((images[~exact] - expected[~exact]).flatten(1).abs().amax(1).gt(1e-3).all())
+    assert images.isfinite().all()
+
+
+def test_frequencies_and_spreads_are_those_of_the_table() -> None:
+    x = torch.zeros(20_000, 1, 2, 2)
+    _, labels = augment(x, StepDraws(3, 0), 0.2)
+    done = (labels != 0).float().mean(0)
+    assert float(done[X_FLIP]) == pytest.approx(0.5, abs=0.015)
+    assert float(done[Y_FLIP]) == pytest.approx(0.1, abs=0.01)
+    for column in (SCALE, COS, SIN, ALONG, ACROSS, MOVE_X, MOVE_Y):
+        assert float(done[column]) == pytest.approx(0.2, abs=0.012)
+    for column in (SCALE, MOVE_X, MOVE_Y):
+        assert float(labels[labels[:, column] != 0, column].std()) == pytest.approx(1.0, abs=0.05)
+    turned = labels[labels[:, SIN] != 0]
+    torch.testing.assert_close((turned[:, COS] + 1) ** 2 + turned[:, SIN] ** 2,
+                               torch.ones(len(turned)), rtol=0, atol=1e-5)  # fmt: skip
+
+
+def test_draws_are_named_by_seed_and_position() -> None:
+    x = noise()
+    first, again, other = (augment(x, StepDraws(1, k), 0.5)[0] for k in (0, 0, 64))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_warp_by_nothing_changes_nothing() -> None:
+    x = noise(4)
+    eye = inverse_matrix(*(torch.zeros(4) for _ in range(4)))
+    torch.testing.assert_close(warp(x, eye, torch.zeros(4, 2)), x, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("log2", [-0.4, 0.3])
+def test_isotropic_scale_inverts(log2: float) -> None:
+    x = smooth()
+    there = warp(x, inverse_matrix(torch.tensor([log2]), zeros(), zeros(), zeros()),
+                 torch.zeros(1, 2))  # fmt: skip
+    back = warp(there, inverse_matrix(torch.tensor([-log2]), zeros(), zeros(), zeros()),
+                torch.zeros(1, 2))  # fmt: skip
+    assert float((centre(there) - centre(x)).abs().max()) > 0.02
+    torch.testing.assert_close(centre(back), centre(x), rtol=0, atol=3e-3)
+
+
+def test_scale_enlarges_about_the_centre() -> None:
+    """The wave's value at p is found at 2^0.5 p."""
+    at = (torch.arange(32) - 15.5) / 16
+    x = torch.sin(2 * at)[None, None, :, None].expand(1, 1, 32, 32)
+    enlarged = warp(x, inverse_matrix(torch.tensor([0.5]), zeros(), zeros(), zeros()),
+                    torch.zeros(1, 2))  # fmt: skip
+    expected = torch.sin(2 * at / math.sqrt(2))[None, None, :, None].expand(1, 1, 32, 32)
+    torch.testing.assert_close(centre(enlarged, 4), centre(expected, 4), rtol=0, atol=3e-3)
+
+
+def quarter_turn(x: Tensor) -> Tensor:
+    turn = inverse_matrix(zeros(), torch.tensor([math.pi / 2]), zeros(), zeros())
+    return warp(x, turn, torch.zeros(1, 2))
+
+
+def test_a_quarter_turn_is_a_permutation_of_pixels() -> None:
+    x = smooth()
+    expected = min(
+        (torch.rot90(x, k, (2, 3)) for k in (1, 3)),
+        key=lambda e: float((e - quarter_turn(x)).abs().max()),
+    )
+    torch.testing.assert_close(centre(quarter_turn(x), 4), centre(expected, 4), rtol=0, atol=3e-3)
+    four = quarter_turn(quarter_turn(quarter_turn(quarter_turn(x))))
+    torch.testing.assert_close(centre(four, 4), centre(x, 4), rtol=0, atol=1e-2)
+
+
+@given(
+    angle=st.floats(-3.1, 3.1), stretch=st.floats(-0.5, 0.5), axis=st.floats(-3.1, 3.1),
+    scale=st.floats(-0.5, 0.5),
+)  # fmt: skip
+def test_matrices(angle: float, stretch: float, axis: float, scale: float) -> None:
+    a, s, x, k = (torch.tensor([v], dtype=torch.float64) for v in (angle, stretch, axis, scale))
+    whole = inverse_matrix(k, a, s, x)[0]
+    assert float(torch.linalg.det(whole)) == pytest.approx(4.0**-scale, rel=1e-6)
+    stretched = inverse_matrix(0 * k, 0 * a, s, x)[0]
+    along = torch.tensor([math.cos(axis), math.sin(axis)], dtype=torch.float64)
+    torch.testing.assert_close(stretched @ along, along * 2.0**-stretch, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("shift", [(3.0, 0.0), (0.0, -2.0)])
+def test_whole_pixels_move_exactly(shift: tuple[float, float]) -> None:
+    x = noise(1)
+    eye = inverse_matrix(zeros(), zeros(), zeros(), zeros())
+    moved = warp(x, eye, torch.tensor([shift]))
+    expected = torch.roll(x, (int(shift[1]), int(shift[0])), (2, 3))
+    torch.testing.assert_close(centre(moved, 7), centre(expected, 7), rtol=0, atol=2e-5)
+
+
+def test_outside_is_reflected() -> None:
+    x = noise(1)
+    eye = inverse_matrix(zeros(), zeros(), zeros(), zeros())
+    moved = warp(x, eye, torch.tensor([[32.0, 0.0]]))  # two widths: once around the mirrors
+    torch.testing.assert_close(centre(moved, 6), centre(x, 6), rtol=0, atol=1e-4)
+    wave = smooth()
+    moved = warp(wave, eye, torch.tensor([[32.0, 0.0]]))
+    torch.testing.assert_close(centre(moved, 6), centre(wave.flip(3), 6), rtol=0, atol=3e-3)
+
+
+# ---- through the feed ----------------------------------------------------------------------------
+
+
+def test_the_feed_augments_and_a_run_trains(context: Context) -> None:
+    options = ("augment=0.3", "network.augment_dim=9", "duration_kimg=0.032", "batch_size=16",
+               "network.channels=8")  # fmt: skip
+    plan = plan_run(context, "edm", "digits", "smoke", 0, options)
+    dataset = context.dataset("digits")
+    batch = DatasetFeed(dataset, plan.config).batch(16, 16, 5)
+    plain = dataset.batch(16, 16, 5).images
+    assert batch.augment_labels is not None
+    assert batch.augment_labels.shape == (16, LABEL_DIM)
+    assert not torch.equal(batch.images, plain)
+    trained = obtain_run(context, plan)
+    weights = trained.weights().tensors
+    (name,) = [n for n in weights if n.startswith("raw/") and "embedding.augment.weight" in n]
+    assert weights[name].shape[1] == LABEL_DIM
+
+
+def test_without_the_networks_knowledge_it_would_leak(context: Context) -> None:
+    with pytest.raises(UserError, match=r"augment 0\.3 with a network that is not told of it .*"
+                       r"set network\.augment_dim=9, or augment=0"):  # fmt: skip
+        plan_run(context, "edm", "digits", "smoke", 0, ("augment=0.3",))
+
+
+@pytest.mark.cuda
+def test_on_cuda_without_waiting_and_equal_to_the_cpu() -> None:
+    class Given:
+        """The CPU's draws, on the GPU."""
+
+        def __init__(self) -> None:
+            self.cpu = StepDraws(1, 0)
+
+        def uniform(self, name: str, like: Tensor) -> Tensor:
+            return self.cpu.uniform(name, torch.empty(like.shape)).cuda()
+
+        def normal(self, name: str, like: Tensor) -> Tensor:
+            return self.cpu.normal(name, torch.empty(like.shape)).cuda()
+
+    x = noise()
+    augment(x.cuda(), StepDraws(2, 0), 0.5)
+    on_gpu, labels = augment(x.cuda(), Given(), 0.5)
+    on_cpu, expected = augment(x, StepDraws(1, 0), 0.5)
+    torch.testing.assert_close(labels.cpu(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=1e-3)
+    images = x.cuda()
+    run: Callable[[], object] = lambda: augment(images, StepDraws(3, 0), 0.5)  # noqa: E731
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
