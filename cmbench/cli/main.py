@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("cmbench.cli.export:export", "Write rows as CSV, Parquet, LaTeX or JSON."),
     "prepare": ("cmbench.cli.prepare:prepare", "Convert a dataset into the prepared format."),
     "import": ("cmbench.cli.importing:import_", "Read a checkpoint from elsewhere."),
+    "parity": ("cmbench.cli.parity:parity", "Compare an import with the official outputs."),
     "eval": ("cmbench.cli.eval:eval_", "Score samples that any generator made."),
     "refs": ("cmbench.cli.refs:refs", "List, show, import and compare reference statistics."),
     "status": ("cmbench.cli.status:status", "Show what the workspace holds and what is missing."),

@@ -1,0 +1,130 @@
+"""The parity check on files that the tests make from the official code's stored outputs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_builders import GOLDEN, write_edm
+from safetensors.torch import load_file, save_file
+
+from cmbench.importers.parity import compare, read_reference, seeded_inputs
+from cmbench.importers.read import read_checkpoint
+
+Command = Callable[..., Any]
+PICKLED = ["edm-ddpmpp-cond", "edm-ddpmpp-uncond", "edm-ncsnpp-cond", "edm-adm-cond"]
+
+
+def original(folder: Path, name: str) -> tuple[str, str]:
+    """Return a checkpoint in EDM's format and the official outputs for it."""
+    weights = load_file(GOLDEN / f"{name}.weights.safetensors")
+    return str(write_edm(folder / f"{name}.pkl", weights)), str(GOLDEN / f"{name}.io.safetensors")
+
+
+def error_of(outcome: Any) -> float:
+    found = re.search(r"largest relative error (\S+) over", outcome.out)
+    assert found, outcome.err
+    return float(found[1])
+
+
+@pytest.mark.parametrize("name", PICKLED)
+def test_the_official_outputs_agree(cmbench: Command, tmp_path: Path, name: str) -> None:
+    checkpoint, reference = original(tmp_path, name)
+    done = cmbench("parity", checkpoint, "--reference", reference)
+    assert done.code == 0, done.out
+    assert done.out.startswith("out.denoised: ")
+    assert done.out.endswith("at most 0.0001: agrees\n")
+    assert 0 < error_of(done) < 1e-5
+
+
+def test_openai_denoiser_and_consistency_function(cmbench: Command, tmp_path: Path) -> None:
+    torch.save(load_file(GOLDEN / "openai-adm-cond.weights.safetensors"), tmp_path / "cd.pt")
+    command = ("parity", str(tmp_path / "cd.pt"), "--channels-per-head", "16", "--resolution", "16",
+               "--reference", str(GOLDEN / "openai-adm-cond.io.safetensors"))
+    done = cmbench(*command, "--sigma-min", "0.002", "--float64")
+    assert done.code == 0, done.out
+    assert [line.split(":")[0] for line in done.out.splitlines()] == [
+        "out.denoised", "out.consistency"
+    ]  # fmt: skip
+    assert cmbench(*command).code == 2, "the boundary is not known"
+
+
+@pytest.mark.parametrize("change", ["outputs", "weights", "nan"])
+def test_a_difference_is_found(cmbench: Command, tmp_path: Path, change: str) -> None:
+    name = "edm-ddpmpp-uncond"
+    checkpoint, reference = original(tmp_path, name)
+    tensors = load_file(reference)
+    if change == "weights":
+        weights = load_file(GOLDEN / f"{name}.weights.safetensors")
+        key = "model.dec.16x16_aux_conv.bias"
+        checkpoint = str(write_edm(tmp_path / "b.pkl", weights | {key: weights[key] + 0.01}))
+    else:
+        wrong = 1.001 if change == "outputs" else torch.nan
+        tensors["out.denoised"][-1] *= wrong
+    save_file(tensors, tmp_path / "r.safetensors")
+    done = cmbench("parity", checkpoint, "--reference", str(tmp_path / "r.safetensors"))
+    assert done.code == 1
+    assert "DIFFERS" in done.out
+    assert not error_of(done) < 1e-4
+
+
+def test_inputs_are_seeded_and_complete(cmbench: Command, tmp_path: Path) -> None:
+    checkpoint, _ = original(tmp_path, "edm-ddpmpp-uncond")
+    for file, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        done = cmbench("parity", checkpoint, "--inputs", str(tmp_path / file), "--seed", seed)
+        assert done.code == 0, done.err
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    inputs, other = load_file(tmp_path / "a"), load_file(tmp_path / "c")
+    assert {name: tuple(t.shape) for name, t in inputs.items()} == {
+        "in.x": (8, 3, 16, 16), "in.sigma": (8,), "in.augment_labels": (8, 9)
+    }  # fmt: skip
+    assert not torch.equal(inputs["in.x"], other["in.x"])
+    assert inputs["in.sigma"][0] == pytest.approx(0.01)
+    assert inputs["in.sigma"][-1] == pytest.approx(80.0)
+
+
+def test_the_whole_procedure_with_a_stand_in_for_the_official_code(tmp_path: Path) -> None:
+    """Classes as indices and the raw network, as docs/parity.md writes them for diffusers."""
+    checkpoint, _ = original(tmp_path, "edm-ddpmpp-cond")
+    found = read_checkpoint(Path(checkpoint))
+    tensors = seeded_inputs(found, 3)
+    root = (tensors["in.sigma"] ** 2 + 0.25).sqrt()[:, None, None, None]
+    with torch.no_grad():
+        tensors["out.raw"] = found.build()(
+            tensors["in.x"] / root, tensors["in.sigma"].log() / 4, tensors["in.labels"]
+        )
+    save_file(tensors, tmp_path / "r.safetensors")
+    (agreement,) = compare(found, read_reference(tmp_path / "r.safetensors", found))
+    assert (agreement.output, agreement.images) == ("out.raw", 3)
+    assert agreement.error < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"out.denoised": None}, r"holds in.labels, in.sigma, in.x; allowed: in.x, in.sigma"),
+        ({"in.x": None}, r"; make it as docs/parity.md says"),
+        ({"in.x": torch.zeros(2, 3, 8, 8)}, r"in.x has shape \(2, 3, 8, 8\); allowed: \(\d, 3, 16"),
+        ({"in.labels": torch.zeros(2, 4)}, r"in.labels has shape \(2, 4\)"),
+        ({"in.augment_labels": torch.zeros(2, 9)}, r"no such tensor: the network takes none"),
+    ],
+)
+def test_references_that_do_not_fit(
+    cmbench: Command, tmp_path: Path, change: dict[str, torch.Tensor | None], problem: str
+) -> None:
+    checkpoint, reference = original(tmp_path, "edm-ddpmpp-cond")
+    tensors = {**load_file(reference), **change}
+    save_file({k: v for k, v in tensors.items() if v is not None}, tmp_path / "r.safetensors")
+    done = cmbench("parity", checkpoint, "--reference", str(tmp_path / "r.safetensors"))
+    assert done.code == 2
+    assert re.search(problem, done.err), done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_it_is_told_what_to_do(cmbench: Command, tmp_path: Path) -> None:
+    done = cmbench("parity", str(tmp_path / "a.pkl"))
+    assert (done.code, "--inputs or --reference" in done.err) == (2, True)
