@@ -19,6 +19,7 @@ from cmbench.data.base import Dataset
 from cmbench.errors import MissingError, UserError, unknown_name
 from cmbench.metrics.evaluation import Evaluation, evaluate, plan_metrics
 from cmbench.metrics.extractor import Extractor
+from cmbench.metrics.memorisation import Memorisation, memorisation
 from cmbench.metrics.quantize import RULES
 from cmbench.metrics.reference import Reference
 from cmbench.metrics.reference_cache import cached_reference
@@ -63,24 +64,46 @@ def score(context: Context, request: ScoreRequest) -> Record:
         for name, metrics in plan.items()
     }
     read = replace(request.read, channels=channels_of(known, extractors))
+    odd: list[str] = []
     dataset = dataset_of(context, request, spec)
     source = open_source(context, request.samples, read, request.nfe)
-    custom = custom_metrics(context)
-    suites = []
+    custom, suites = custom_metrics(context), []
     for name, metrics in plan.items():
         reference = None
         if any(needs(metric, custom) != "logits" for metric in metrics) or spec is not None:
-            reference = open_reference(context, request, spec, extractors[name], rule, read)
+            reference = open_reference(context, request, spec, extractors[name], rule, read, odd)
         suites.append(
             MetricSuite(
                 metrics, extractor=extractors[name], reference=reference, quantization=rule,
                 class_counts=dataset.class_counts if dataset is not None else (), custom=custom,
             )
         )  # fmt: skip
+    unseen = None
+    if request.held_out is not None:
+        first = next(iter(extractors.values()))
+        unseen = images_reference(context, request, request.held_out, first, rule, read, odd)
+        require_features(suites[0].reference)
     began = time.perf_counter()
     found = run(context, source, suites, request.batch_size)
     seconds = time.perf_counter() - began
-    return record_of(context, request, Scored(spec, dataset, source, suites, found, rule, seconds))
+    copied = None if unseen is None else check_memorised(suites[0], unseen)
+    notes = tuple(f"reference: {note}" for note in dict.fromkeys(odd))
+    scored = Scored(spec, dataset, source, suites, found, rule, seconds, notes, copied)
+    return record_of(context, request, scored)
+
+
+def require_features(reference: Reference | None) -> Tensor:
+    """Return the features of the real images, for the check of memorised ones."""
+    if reference is None:
+        raise UserError("--held-out", "no reference", allowed="a metric that has a reference")
+    return reference.with_features("memorisation")
+
+
+def check_memorised(suite: MetricSuite, unseen: Reference) -> Memorisation:
+    """Compare the samples' nearest real images with held-out ones."""
+    samples, train = suite.samples.pool, require_features(suite.reference)
+    assert samples is not None
+    return memorisation(samples, train, require_features(unseen).to(train.device))
 
 
 def plan_of(
@@ -129,32 +152,50 @@ def open_reference(
     extractor: Extractor,
     rule: str,
     read: ReadOptions,
+    odd: list[str],
 ) -> Reference:
-    """Return what the samples are compared with, from the cache where it is there."""
-    cache = context.workspace.cache / "references"
+    """Return what the samples are compared with, from the cache where it is there.
+
+    What was odd about real images that were read is added to ``odd``.
+    """
     if request.reference is None:
         assert spec is not None
         dataset = context.dataset(spec.name)
         reference = cached_reference(
             dataset.reference_images, extractor, source=spec.name, source_sha256=dataset.sha256,
-            quantization=rule, folder=cache,
+            quantization=rule, folder=context.workspace.cache / "references",
         )  # fmt: skip
         return reference.to(context.device)
     if find_run(context, request.reference) is None:
         saved = saved_reference(context, request.reference)
         if saved is not None:
             return saved.to(context.device)
+    return images_reference(context, request, request.reference, extractor, rule, read, odd)
+
+
+def images_reference(
+    context: Context,
+    request: ScoreRequest,
+    given: str,
+    extractor: Extractor,
+    rule: str,
+    read: ReadOptions,
+    odd: list[str],
+) -> Reference:
+    """Return the reference of the images that ``given`` means; their oddities go to ``odd``."""
     options = ReadOptions(channels=read.channels, value_range=read.value_range)
-    images = open_source(context, request.reference, options)
+    images = open_source(context, given, options)
 
     def batches() -> Iterator[Tensor]:
         for batch, _ in images.batches(request.batch_size):
             yield batch
 
     reference = cached_reference(
-        batches, extractor, source=Path(request.reference).stem, quantization=rule, folder=cache,
+        batches, extractor, source=Path(given).stem, quantization=rule,
+        folder=context.workspace.cache / "references",
         source_sha256=content_hash(images, request.batch_size),
     )  # fmt: skip
+    odd += images.notes
     return reference.to(context.device)
 
 

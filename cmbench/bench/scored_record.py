@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,10 +17,12 @@ from cmbench.bench.record import (
     Record,
     SamplingRecord,
     TrainingRecord,
+    read_records,
 )
 from cmbench.bench.run_samples import RunSamples
 from cmbench.data.base import Dataset
 from cmbench.metrics.evaluation import Evaluation, protocol_warnings
+from cmbench.metrics.memorisation import Memorisation
 from cmbench.metrics.sample_sources import ReadOptions, SampleSource
 from cmbench.metrics.suite import MetricSuite
 from cmbench.plugin.specs import DatasetSpec
@@ -34,7 +36,8 @@ class ScoreRequest:
 
     ``dataset`` gives the protocol and, without ``reference``, the real images. ``reference`` is a
     saved reference, a file of reference statistics, or a source of images. ``nfe`` is 0 where
-    nobody has said it; of a run, it is what to spend.
+    nobody has said it; of a run, it is what to spend. ``held_out`` is a source of real images that
+    the generator never saw, for the check of memorised ones.
     """
 
     samples: str
@@ -51,6 +54,7 @@ class ScoreRequest:
     quantize: str | None = None
     read: ReadOptions = field(default_factory=ReadOptions)
     batch_size: int = 250
+    held_out: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,9 @@ class Scored:
     found: Evaluation
     rule: str
     seconds: float
+    #: What was odd about the real images.
+    notes: tuple[str, ...] = ()
+    memorised: Memorisation | None = None
 
     @property
     def protocol(self) -> int:
@@ -91,10 +98,18 @@ def record_of(context: Context, request: ScoreRequest, scored: Scored) -> Record
         sampling, training = base.sampling, base.training
     keys = "\n".join([found.sha256, *(m.key for m in found.metrics.values())])
     digest = hashlib.sha256(keys.encode()).hexdigest()
-    warnings = [*found.warnings, *protocol_warnings(found.count, scored.protocol)]
+    rank = next(iter(found.metrics))
+    metrics = {n: metric_record(context, n, v) for n, v in found.metrics.items()}
+    if scored.memorised is not None:
+        detail = {**metrics[rank].detail, "memorisation": asdict(scored.memorised)}
+        metrics[rank] = metrics[rank].model_copy(update={"detail": detail})
+    warnings = [
+        *found.warnings, *scored.notes, *memorised_warning(scored.memorised),
+        *protocol_warnings(found.count, scored.protocol),
+    ]  # fmt: skip
     if not sampling.nfe:
         warnings.append("network evaluations a sample are not stated: give --nfe to say them")
-    return base.model_copy(
+    record = base.model_copy(
         update={
             "cell": f"{label}-n{found.count}-{digest[:10]}",
             "kind": "scored samples",
@@ -102,12 +117,44 @@ def record_of(context: Context, request: ScoreRequest, scored: Scored) -> Record
             "dataset": _dataset_record(scored),
             "sampling": sampling,
             "training": training,
-            "rank_metric": next(iter(found.metrics)),
-            "metrics": {n: metric_record(context, n, v) for n, v in found.metrics.items()},
+            "rank_metric": rank,
+            "metrics": metrics,
             "environment": environment(context.threads, context.gpu),
             "warnings": warnings,
         }
     )
+    return record.model_copy(update={"warnings": [*warnings, *looks_warning(context, record)]})
+
+
+def memorised_warning(found: Memorisation | None) -> list[str]:
+    """Return a warning if samples are nearer to the reference than chance allows."""
+    if found is None or not found.suspicious:
+        return []
+    return [
+        f"{found.train_share:.1%} of the samples are nearer to a reference image than to a held-out"
+        " one (50 % expected): memorised training images?"
+    ]
+
+
+def looks_warning(context: Context, record: Record) -> list[str]:
+    """Return a warning if other samples of this row were scored before, under the same seed.
+
+    Every look at a metric is a record; choosing among looks by their value biases the number.
+    """
+    looks = 0
+    for _, other in read_records(context.workspace.records(record.dataset.name)):
+        if isinstance(other, Record) and other.cell != record.cell:
+            looks += (
+                (other.kind, other.method, other.sampling.nfe, other.sampling.seed)
+                == (record.kind, record.method, record.sampling.nfe, record.sampling.seed)
+                and other.rank_metric == record.rank_metric
+            )
+    if not looks:
+        return []
+    return [
+        f"{looks} other set(s) of samples named {record.method!r} were scored here at this NFE and"
+        " seed: the best of several looks is biased; choose on other seeds than you report"
+    ]
 
 
 def _bare_record(context: Context, request: ScoreRequest, scored: Scored, label: str) -> Record:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
               help="Range of float samples: -1,1 or 0,1 or 0,255.")
 @click.option("--quantize", metavar="RULE", default=None,
               help="Float samples to bytes: round, truncate, none.  [default: the dataset's]")
+@click.option("--held-out", metavar="REF", default=None,
+              help="Real images never trained on: check whether samples copy the reference.")
 @click.option("--batch-size", metavar="N", type=click.IntRange(min=1), default=250,
               show_default=True, help="Images at a time; no effect on results.")
 @click.option("--device", metavar="DEVICE", default="auto", show_default=True,
@@ -91,6 +93,7 @@ def eval_(samples: str, **options: Any) -> None:
                 steps=options["steps"], device=str(context.device),
             ),
             batch_size=options["batch_size"],
+            held_out=options["held_out"],
         ),
     )
     for warning in record.warnings:  # said even when quiet: they decide what a number is worth
@@ -123,6 +126,12 @@ def print_scores(record: Record) -> None:
             " … ".join(f"{x:.5g}" for x in metric.interval) if metric.interval else "-",
             "-" if halves is None else f"{halves:.5g}",
         ])  # fmt: skip
+    copied = record.metrics[record.rank_metric].detail.get("memorisation")
+    if copied is not None:
+        click.echo(
+            f"nearest real image: a reference image for {copied['train_share']:.1%} of the samples"
+            f" (50 % expected), distance ratio {copied['distance_ratio']:.3f} (1 expected)"
+        )
     header = ["metric", "value", "standard error", "N → ∞", "95 % interval", "real halves"]
     title = f"{record.method}: {record.sampling.num_samples:,} samples on {record.dataset.name}"
     echo_table(header, rows, title=title)

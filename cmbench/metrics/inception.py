@@ -6,6 +6,7 @@ it ("fast"), whose features are compared with the library's on a probe batch at 
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,7 +18,7 @@ from cmbench.metrics._files import sha256_file
 from cmbench.metrics.extractor import Features
 from cmbench.metrics.inception_fast import SPATIAL_CHANNELS, FastInception
 from cmbench.metrics.precision import exact_float32, row_blocks
-from cmbench.metrics.probe import check_probe, probe_images, relative_error
+from cmbench.metrics.probe import check_probe, check_rounding, probe_images, relative_error
 from cmbench.metrics.quantize import to_float255
 from cmbench.metrics.weight_files import WEIGHTS, find_weights
 
@@ -97,6 +98,18 @@ class InceptionExtractor:
             self._probe()
         return self
 
+    def rounding(self, count: int = 4) -> float:
+        """Return how far the features are from float64's, relative, on ``count`` probe images.
+
+        float32 gives about 4e-6; TF32 that some setting has forced on gives 8e-3.
+        """
+        images = probe_images(count).to(self.device)
+        network = copy.deepcopy(self.fast or FastInception(self.library)).to(self.device).double()
+        last = "logits_unbiased" if self.layer == "2048" else self.layer
+        with torch.inference_mode():
+            exact = network(to_float255(images).double(), last)[self.layer]
+        return relative_error(self(images).pool, exact)
+
     def _probe(self) -> None:
         images = probe_images(3).to(self.device)
         with torch.inference_mode(), exact_float32():
@@ -106,6 +119,8 @@ class InceptionExtractor:
             check_probe(
                 "inception extractor", self.deviation, remedy="use implementation='library'"
             )
+            if self.device.type != "cpu":  # where TF32 exists, whatever the flags say
+                check_rounding("inception extractor", self.rounding())
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Features:

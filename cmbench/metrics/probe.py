@@ -12,6 +12,8 @@ from cmbench.seeds import derive_seed
 
 #: Largest relative difference of features at which an implementation counts as the library's.
 TOLERANCE = 1e-5
+#: Largest relative difference from float64 that float32 explains (measured 4e-6; TF32 8e-3).
+ROUNDING = 1e-4
 
 
 def probe_images(count: int, size: int = 40) -> Tensor:
@@ -38,6 +40,16 @@ def check_probe(who: str, error: float, *, remedy: str, tolerance: float = TOLER
         raise UserError(
             who, f"probe features differ from the library's by {error:.2g} relative",
             allowed=f"at most {tolerance:.0e}", remedy=remedy,
+        )  # fmt: skip
+
+
+def check_rounding(who: str, error: float) -> None:
+    """Refuse features that are further from float64's than float32 explains."""
+    if not error <= ROUNDING:
+        raise UserError(
+            who, f"features differ from float64's by {error:.2g} relative",
+            allowed=f"at most {ROUNDING:.0e}, float32's own rounding",
+            remedy="switch off TF32 and reduced precision (NVIDIA_TF32_OVERRIDE=0)",
         )  # fmt: skip
 
 

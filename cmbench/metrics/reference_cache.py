@@ -124,7 +124,9 @@ def _frechet_tensors(prefix: str, frechet: FrechetReference) -> dict[str, Tensor
 def _census_tensors(census: Census) -> dict[str, Tensor]:
     tensors = {"census_hashes": census.hashes, "census_shape": torch.tensor(census.shape)}
     if census.mean is not None and census.std is not None:
-        facts = [census.low, census.high, census.grey, census.flat]
+        facts = [
+            census.low, census.high, census.grey, census.flat, census.roughness, census.blocking,
+        ]  # fmt: skip
         tensors["census_mean"], tensors["census_std"] = census.mean, census.std
         tensors["census_facts"] = torch.tensor(facts, dtype=torch.float64)
     return tensors
@@ -136,9 +138,12 @@ def _read_census(tensors: dict[str, Tensor]) -> Census | None:
     shape = tuple(tensors["census_shape"].int().tolist())
     if "census_facts" not in tensors:
         return Census(tensors["census_hashes"], shape=shape)
-    low, high, grey, flat = tensors["census_facts"].tolist()
+    # Files of earlier versions end before the last two.
+    low, high, grey, flat, *texture = tensors["census_facts"].tolist()
     mean, std = tensors["census_mean"], tensors["census_std"]
-    return Census(tensors["census_hashes"], mean, std, int(low), int(high), grey, flat, shape)
+    return Census(
+        tensors["census_hashes"], mean, std, int(low), int(high), grey, flat, shape, *texture
+    )
 
 
 def _read_floor(text: str) -> Floor | None:

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import io
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from cmbench.metrics.census import (
     Census,
@@ -93,6 +98,72 @@ def test_each_mistake_speaks(make: object, words: str) -> None:
     images = make(pictures(100, 4)).to(torch.uint8)  # type: ignore[operator]
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(census_warnings(take(images), REAL))
+
+
+def photographs(count: int, seed: int, size: int = 32) -> Tensor:
+    """Return images with the spectrum of photographs, 1/f^1.5."""
+    random = np.random.RandomState(seed)
+    axis = np.fft.fftfreq(size)
+    frequency = np.sqrt(axis[:, None] ** 2 + axis[None] ** 2)
+    frequency[0, 0] = 1 / size
+    noise = np.fft.fft2(random.randn(count, 3, size, size)) / frequency**1.5
+    images = np.fft.ifft2(noise).real
+    images *= 45 / images.std()
+    return torch.from_numpy((images + 120).clip(0, 255).astype(np.uint8))
+
+
+def through_jpeg(images: Tensor, quality: int) -> Tensor:
+    rows = []
+    for image in images.permute(0, 2, 3, 1).numpy():
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        rows.append(torch.from_numpy(np.array(Image.open(file))))
+    return torch.stack(rows).permute(0, 3, 1, 2)
+
+
+def enlarged(images: Tensor, factor: float, mode: str) -> Tensor:
+    small = functional.interpolate(
+        images.float(), scale_factor=1 / factor, mode="bilinear", antialias=True
+    )
+    large = functional.interpolate(small, size=images.shape[2:], mode=mode)
+    return large.clamp(0, 255).to(torch.uint8)
+
+
+class TestTexture:
+    """What was done to files before they were stored shows in the differences of neighbours."""
+
+    REAL = take(photographs(200, 0))
+
+    def test_good_samples_raise_nothing(self) -> None:
+        for count in (20, 200):
+            assert census_warnings(take(photographs(count, 1)), self.REAL) == []
+
+    @pytest.mark.parametrize("quality", [90, 75])
+    def test_jpeg_behind_png(self, quality: int) -> None:
+        found = census_warnings(take(through_jpeg(photographs(200, 1), quality)), self.REAL)
+        assert "JPEG-compressed" in found[0]
+
+    @pytest.mark.parametrize(
+        ("factor", "mode", "words"),
+        [
+            (2, "bilinear", "resized or blurred"),
+            (4 / 3, "bicubic", "resized or blurred"),
+            (2, "nearest", "enlarged"),
+        ],
+    )
+    def test_enlarged_images(self, factor: float, mode: str, words: str) -> None:
+        found = census_warnings(take(enlarged(photographs(200, 1), factor, mode)), self.REAL)
+        assert words in found[0]
+
+    def test_division_into_batches_changes_nothing(self) -> None:
+        images = photographs(50, 2)
+        whole, parts = take(images, 50), take(images, 7)
+        assert (whole.roughness, whole.blocking) == (parts.roughness, parts.blocking)
+        first, second = CensusTaker(), CensusTaker()
+        first.update(images[:9])
+        second.update(images[9:])
+        first.merge(second)
+        assert first.result().roughness == whole.roughness
 
 
 class TestClasses:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cmbench.bench.record import read_record
 from cmbench.bench.workspace import Workspace
@@ -120,6 +121,76 @@ class TestEval:
             assert words in found.err
             assert "Traceback" not in found.err
             assert found.out == ""
+
+
+    def test_labels_and_real_images_are_checked_too(
+        self, cmbench: Cmbench, noisy: Path, tmp_path: Path
+    ) -> None:
+        pixels = read_digits()[0]
+        lossy = tmp_path / "lossy"
+        lossy.mkdir()
+        for number, image in enumerate(pixels[:60, 0].astype(np.uint8)):
+            Image.fromarray(image).save(lossy / f"{number:03}.jpg")
+        skewed = tmp_path / "skewed.npz"
+        with np.load(noisy) as arrays:
+            np.savez(skewed, arrays["arr_0"], np.zeros(400, np.int64))
+        found = cmbench("eval", str(skewed), "-d", "digits", "--reference", str(lossy), "--metrics",
+                        "fd-digits", "--no-record", "-q")  # fmt: skip
+        assert found.code == 0, found.err
+        assert "reference: 60 of 60 samples are JPEG or another lossy format" in found.err
+        assert "9 of 10 classes have no sample" in found.err
+
+    def test_memorised_images_when_asked(self, cmbench: Cmbench, tmp_path: Path) -> None:
+        pixels = read_digits()[0].astype(np.uint8)
+        for name, part in (("train", pixels[:600]), ("unseen", pixels[600:1200]),
+                           ("fresh", pixels[1200:1700])):  # fmt: skip
+            np.save(tmp_path / f"{name}.npy", part)
+        noise = np.random.RandomState(0).randint(-3, 4, (500, 1, 8, 8))
+        copies = (pixels[:500].astype(int) + noise).clip(0, 255).astype(np.uint8)
+        np.save(tmp_path / "copies.npy", copies)
+
+        def share(samples: str) -> tuple[float, str]:
+            found = cmbench(
+                "eval", str(tmp_path / samples), "--reference", str(tmp_path / "train.npy"),
+                "--held-out", str(tmp_path / "unseen.npy"), "--extractor", "digits-cnn",
+                "--metrics", "fd-digits", "--no-record", "--json", "-q",
+            )  # fmt: skip
+            assert found.code == 0, found.err
+            detail = json.loads(found.out)["metrics"]["fd-digits"]["detail"]
+            return detail["memorisation"]["train_share"], found.err
+
+        fair, said = share("fresh.npy")
+        assert 0.4 < fair < 0.6
+        assert "memorised" not in said
+        copied, said = share("copies.npy")
+        assert copied > 0.95
+        assert "are nearer to a reference image than to a held-out one" in said
+
+    def test_a_second_look_at_the_same_row_is_said(
+        self, cmbench: Cmbench, noisy: Path, tmp_path: Path
+    ) -> None:
+        common = ("-d", "digits", "--metrics", "fd-digits", "--label", "mine", "-q")
+        assert "other set(s) of samples" not in cmbench("eval", str(noisy), *common).err
+        fewer = cmbench("eval", str(noisy), "--limit", "300", *common)
+        assert "1 other set(s) of samples named 'mine' were scored here" in fewer.err
+        other_seed = cmbench("eval", str(noisy), "--limit", "200", "--seed", "1", *common)
+        assert "other set(s) of samples" not in other_seed.err
+
+    def test_statistics_need_no_dataset_here(
+        self, cmbench: Cmbench, tmp_path: Path, inception_weights: Path
+    ) -> None:
+        """`--dataset cifar10` without its images: the protocol, and a file of statistics."""
+        images = np.random.RandomState(0).randint(0, 256, (4, 32, 32, 3)).astype(np.uint8)
+        np.save(tmp_path / "a.npy", images)
+        rows = np.random.RandomState(0).randn(3000, 2048)
+        np.savez(tmp_path / "stats.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
+        found = cmbench(
+            "eval", str(tmp_path / "a.npy"), "-d", "cifar10", "--metrics", "is",
+            "--reference", str(tmp_path / "a.npy"), "--weights", str(inception_weights),
+            "--no-record", "--json", "-q",
+        )  # fmt: skip
+        assert found.code == 0, found.err
+        assert json.loads(found.out)["dataset"]["name"] == "cifar10"
 
 
 class TestRefs:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import copy
 import hashlib
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,13 @@ from cmbench.errors import MissingError, UserError
 from cmbench.metrics import weight_files
 from cmbench.metrics.inception import InceptionExtractor, load_library_network
 from cmbench.metrics.inception_fast import tf1_resize_matrix
-from cmbench.metrics.probe import batch_dependence, check_probe, probe_images, relative_error
+from cmbench.metrics.probe import (
+    batch_dependence,
+    check_probe,
+    check_rounding,
+    probe_images,
+    relative_error,
+)
 from cmbench.metrics.weight_files import WEIGHTS, find_weights, prepare_weights
 
 
@@ -80,6 +88,43 @@ def test_autocast_around_it_is_kept_out(fast: InceptionExtractor) -> None:
         inside = fast(images).pool
     assert inside.dtype == torch.float32
     assert torch.equal(inside, plain)
+
+
+def test_tf32_flags_are_off_inside_and_back_outside(
+    fast: InceptionExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    run, matmul, cudnn = fast._run, torch.backends.cuda.matmul, torch.backends.cudnn
+
+    def watch(*arguments: Any, **options: Any) -> Any:
+        seen.append((matmul.allow_tf32, cudnn.allow_tf32))
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(fast, "_run", watch)
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = True
+    try:
+        fast(probe_images(1))
+        assert seen == [(False, False)]
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == (True, True)
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def test_features_of_reduced_precision_are_refused(
+    fast: InceptionExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What TF32 does to one side of every product: ten bits of mantissa are left."""
+    error = fast.rounding(1)
+    assert error < 2e-5
+    check_rounding("inception extractor", error)
+    coarse = copy.deepcopy(fast.fast)
+    assert coarse is not None
+    for parameter in coarse.parameters():
+        parameter.data = (parameter.data.view(torch.int32) & ~0x1FFF).view(torch.float32)
+    monkeypatch.setattr(fast, "_run", coarse)
+    with pytest.raises(UserError, match=r"differ from float64's by .*switch off TF32"):
+        check_rounding("inception extractor", fast.rounding(1))
 
 
 def test_features_do_not_depend_on_the_batch(fast: InceptionExtractor) -> None:
