@@ -77,7 +77,7 @@ class TrainingRecord(Part):
 class SamplingRecord(Part):
     """How the images were made."""
 
-    nfe: int = Field(description="network evaluations an image, declared")
+    nfe: int = Field(description="network evaluations an image, declared; 0 if nobody has said")
     nfe_measured: float | None = Field(None, description="counted by wrapping the network")
     sampler: str = ""
     times: list[float] = Field(default_factory=list, description="noise levels sigma, descending")

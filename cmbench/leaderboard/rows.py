@@ -176,9 +176,10 @@ def _row(identity: str, members: Sequence[tuple[Path, Record]]) -> Row:
         conditional=first.conditional,
         recipe=first.training.recipe,
         sampler=first.sampling.sampler,
-        nfe=first.sampling.nfe,
-        nfe_text=str(first.sampling.nfe),
-        parameters=first.training.parameters,
+        # 0 stands for scored samples whose cost nobody has said.
+        nfe=first.sampling.nfe or None,
+        nfe_text=str(first.sampling.nfe or "not stated"),
+        parameters=first.training.parameters or None,
         num_samples=min(record.sampling.num_samples for _, record in members),
         protocol_samples=max(record.sampling.protocol_samples for _, record in members),
         rank_metric=first.rank_metric,

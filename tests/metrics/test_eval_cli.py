@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmbench.bench.context import Context
 from cmbench.bench.record import read_record
 from cmbench.bench.workspace import Workspace
+from cmbench.data.base import Dataset
 from cmbench.data.digits import read_digits
+from cmbench.errors import MissingError
+from cmbench.leaderboard.rows import aggregate
 
 Cmbench = Callable[..., Any]
 DIM = 4
@@ -63,6 +67,19 @@ class TestEval:
         found = cmbench("eval", str(noisy), "-d", "digits", "--metrics", "pr", "--json", "-q")
         assert set(json.loads(found.out)["metrics"]) == {"precision", "recall"}
         assert "network evaluations a sample are not stated" in found.err
+
+    def test_what_is_not_stated_is_not_shown_as_zero(
+        self, cmbench: Cmbench, noisy: Path, workspace: Workspace
+    ) -> None:
+        assert cmbench("eval", str(noisy), "-d", "digits", "--metrics", "fd-digits", "-q").code == 0
+        (path,) = workspace.records("digits").glob("*.json")
+        (row,) = aggregate([(path, read_record(path))])
+        assert (row.nfe, row.nfe_text, row.parameters) == (None, "not stated", None)
+        assert cmbench("report", "--dataset", "digits").code == 0
+        text = "".join(p.read_text() for p in workspace.reports.glob("*.md"))
+        assert "not stated" in text
+        csv = cmbench("export", "csv").out
+        assert ",0," not in csv.splitlines()[1]
 
     def test_another_source_as_reference(
         self, cmbench: Cmbench, noisy: Path, workspace: Workspace
@@ -176,21 +193,24 @@ class TestEval:
         other_seed = cmbench("eval", str(noisy), "--limit", "200", "--seed", "1", *common)
         assert "other set(s) of samples" not in other_seed.err
 
-    def test_statistics_need_no_dataset_here(
-        self, cmbench: Cmbench, tmp_path: Path, inception_weights: Path
+    def test_with_a_reference_the_dataset_need_not_be_here(
+        self, cmbench: Cmbench, noisy: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """`--dataset cifar10` without its images: the protocol, and a file of statistics."""
-        images = np.random.RandomState(0).randint(0, 256, (4, 32, 32, 3)).astype(np.uint8)
-        np.save(tmp_path / "a.npy", images)
-        rows = np.random.RandomState(0).randn(3000, 2048)
-        np.savez(tmp_path / "stats.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
-        found = cmbench(
-            "eval", str(tmp_path / "a.npy"), "-d", "cifar10", "--metrics", "is",
-            "--reference", str(tmp_path / "a.npy"), "--weights", str(inception_weights),
-            "--no-record", "--json", "-q",
-        )  # fmt: skip
+        """The protocol of a dataset without its images, against other images or statistics."""
+
+        def absent(self: Context, name: str) -> Dataset:
+            raise MissingError(f"dataset {name!r}", "is not here", remedy="run `cmbench prepare`")
+
+        monkeypatch.setattr(Context, "dataset", absent)
+        alone = cmbench("eval", str(noisy), "-d", "digits", "-q")
+        assert alone.code == 4
+        assert "run `cmbench prepare`" in alone.err
+        found = cmbench("eval", str(noisy), "-d", "digits", "--reference", str(noisy),
+                        "--metrics", "fd-digits", "--no-record", "--json", "-q")  # fmt: skip
         assert found.code == 0, found.err
-        assert json.loads(found.out)["dataset"]["name"] == "cifar10"
+        record = json.loads(found.out)
+        assert record["dataset"]["name"] == "digits"
+        assert record["sampling"]["protocol_samples"] == 2000
 
 
 class TestRefs:
