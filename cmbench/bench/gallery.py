@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from cmbench.bench.record import GRID_TILE
 from cmbench.errors import UserError
 from cmbench.metrics.quantize import quantize
 
@@ -17,7 +19,10 @@ PLOT_SIDE, PLOT_RANGE = 256, 1.2
 
 
 def grid_png(images: Tensor, columns: int = 8) -> bytes:
-    """Return a PNG of images ``[N, C, H, W]`` in [-1, 1] in rows; 2-D points as a scatter plot."""
+    """Return a PNG of images ``[N, C, H, W]`` in [-1, 1] in rows; 2-D points as a scatter plot.
+
+    The size of one image is written into the PNG (:data:`~cmbench.bench.record.GRID_TILE`); a scatter plot has none.
+    """
     if tuple(images.shape[1:]) == (2, 1, 1):
         return _png(_scatter(images.flatten(1)))
     if images.shape[1] not in (1, 3):  # latents: show the first three channels
@@ -29,7 +34,7 @@ def grid_png(images: Tensor, columns: int = 8) -> bytes:
     for index, picture in enumerate(pixels):
         y, x = divmod(index, columns)
         canvas[:, y * h : (y + 1) * h, x * w : (x + 1) * w] = picture
-    return _png(_picture(canvas))
+    return _png(_picture(canvas), f"{w}x{h}")
 
 
 def save_pngs(images: Tensor, first: int, folder: Path) -> None:
@@ -50,9 +55,12 @@ def _picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(picture: Image.Image, tile: str = "") -> bytes:
     out = io.BytesIO()
-    picture.save(out, "PNG", optimize=True)
+    info = PngInfo()
+    if tile:
+        info.add_text(GRID_TILE, tile)
+    picture.save(out, "PNG", optimize=True, pnginfo=info)
     return out.getvalue()
 
 

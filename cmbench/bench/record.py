@@ -20,6 +20,9 @@ from cmbench.errors import UserError
 from cmbench.files import write_atomically
 
 SCHEMA_VERSION = 1
+#: Text chunk of a sample grid's PNG: the size of one image, ``WIDTHxHEIGHT`` in pixels. Pages cut
+#: grids along it, so that one seed of several methods stands in one row.
+GRID_TILE = "tile"
 
 Status = Literal["finished", "failed", "skipped"]
 Kind = Literal["measured", "imported checkpoint", "scored samples"]

@@ -13,16 +13,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from cmbench.bench.record import Artifact
+from cmbench.bench.record import GRID_TILE, Artifact
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 #: Points of one embedded curve; longer ones are thinned evenly.
 CURVE_POINTS = 200
 #: Images of a grid that are shown side by side with other methods'.
 STRIP_IMAGES = 8
+#: Images of a strip are at most this wide or high, in pixels; larger ones are scaled down.
+STRIP_SIDE = 128
 MAX_PIXELS = 16_000_000
-#: Text chunk of a grid's PNG that gives the size of one image, ``WIDTHxHEIGHT`` in pixels.
-TILE_KEY = "tile"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def picture(data: bytes, file: str) -> tuple[bytes, bool]:
 
 
 def _tile(opened: Image.Image) -> tuple[int, int] | None:
-    width, _, height = str(opened.info.get(TILE_KEY, "")).partition("x")
+    width, _, height = str(opened.info.get(GRID_TILE, "")).partition("x")
     if not (width.isdecimal() and height.isdecimal()):
         return None
     w, h = int(width), int(height)
@@ -94,11 +94,16 @@ def _strip(grid: Image.Image, w: int, h: int) -> bytes:
     columns = grid.width // w
     count = min(STRIP_IMAGES, columns * (grid.height // h))
     mode = grid.mode if grid.mode in ("L", "RGB") else "RGB"
-    strip = Image.new(mode, (w, count * h))
+    shrink = min(1.0, STRIP_SIDE / max(w, h))
+    width, height = max(1, round(w * shrink)), max(1, round(h * shrink))
+    strip = Image.new(mode, (width, count * height))
     source = grid.convert(mode)
     for index in range(count):
         x, y = index % columns * w, index // columns * h
-        strip.paste(source.crop((x, y, x + w, y + h)), (0, index * h))
+        tile = source.crop((x, y, x + w, y + h))
+        if shrink < 1:
+            tile = tile.resize((width, height), Image.Resampling.LANCZOS)
+        strip.paste(tile, (0, index * height))
     out = io.BytesIO()
     strip.save(out, "PNG", optimize=True)
     return out.getvalue()

@@ -11,6 +11,7 @@ from cmbench.leaderboard.joins import Reported
 from cmbench.leaderboard.ranking import Rank
 from cmbench.leaderboard.rows import Measurement, Row
 from cmbench.report.numbers import format_count, format_mean, format_number
+from cmbench.report.paths import without_paths
 
 SortValue = float | str | None
 
@@ -276,4 +277,4 @@ def _joined(values: Iterable[Any]) -> Cell:
     if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in known):
         mean = sum(known) / len(known)
         return Cell(format_number(mean), float(mean))
-    return _text(", ".join(dict.fromkeys(str(v) for v in known)))
+    return _text(without_paths(", ".join(dict.fromkeys(str(v) for v in known))))

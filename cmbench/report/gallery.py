@@ -23,6 +23,8 @@ from cmbench.report.artifacts import (
 PAGE_BYTES = 2_800_000
 ROW_BYTES = 4_600
 LEAST_BYTES = 300_000
+#: Strips are shown about this wide, in CSS pixels.
+STRIP_WIDTH = 60
 #: One point of a training curve in the page's JSON.
 POINT_BYTES = 8
 
@@ -35,6 +37,9 @@ class Picture:
     label: str
     name: str
     uri: str
+    #: Width on the page in CSS pixels, for strips: a whole multiple of the image's, so that every
+    #: pixel is a square.
+    width: int = 0
 
 
 @dataclass
@@ -96,10 +101,16 @@ def _add_picture(
         uri = png_uri(data)
         gallery.picture_bytes -= len(uri)
         if gallery.picture_bytes > 0:
-            made = Picture(row.id, labels.get(row.id, row.label), name, uri)
+            width = _strip_width(data) if is_strip else 0
+            made = Picture(row.id, labels.get(row.id, row.label), name, uri, width)
             (panel.strips if is_strip else panel.grids).append(made)
             return
     gallery.left_out += 1
+
+
+def _strip_width(png: bytes) -> int:
+    pixels = int.from_bytes(png[16:20], "big")  # the header's width
+    return pixels * max(1, round(STRIP_WIDTH / pixels))
 
 
 def _add_curve(

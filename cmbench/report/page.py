@@ -18,6 +18,7 @@ from cmbench.leaderboard.sections import Section, sections
 from cmbench.report.columns import Cell, Column, Findings, conditioning, table_columns
 from cmbench.report.csvtable import csv_cells, csv_header
 from cmbench.report.gallery import Gallery, build_gallery, series_labels
+from cmbench.report.paths import without_paths
 
 #: What :func:`cmbench.bench.record.read_records` yields.
 Found = tuple[Path, Record | UserError]
@@ -123,8 +124,8 @@ def build_page(
     unreadable: list[tuple[Path, str]] = []
     for path, item in found:
         if isinstance(item, UserError):
-            # Pages are published: no absolute paths of the machine that made them.
-            unreadable.append((path, str(item).replace(str(path), path.name)))
+            told = str(item).replace(str(path), path.name)
+            unreadable.append((path, without_paths(told)))
         else:
             records.append((path, item))
     rows = aggregate(records)
@@ -139,13 +140,16 @@ def build_page(
         dataset=dataset,
         columns=columns,
         sections=_lines(parts, columns),
-        unfinished=unfinished(records),
+        unfinished=[
+            (path, record.model_copy(update={"reason": without_paths(record.reason)}))
+            for path, record in unfinished(records)
+        ],
         unreadable=unreadable,
         gallery=build_gallery(rows, labels),
         labels=labels,
         floors=_floors(rows),
         rank_metric=max(set(ranked), key=ranked.count) if ranked else "",
-        command=command,
+        command=without_paths(command),
         reported=reported,
         board=published.board if published is not None else None,
     )

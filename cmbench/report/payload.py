@@ -23,6 +23,7 @@ from cmbench.report.columns import (
     training_hours,
 )
 from cmbench.report.page import Line, Page
+from cmbench.report.paths import clean, without_paths
 
 #: Shown by other means, or too long for a drawer.
 _NOT_PROVENANCE = {"artifacts", "schema_version", "status"}
@@ -198,7 +199,7 @@ def flatten(record: Record, path: Path) -> dict[str, Any]:
             for key, inner in value.items():
                 walk(f"{prefix}.{key}" if prefix else key, inner)
         elif value not in ("", None, {}, []):
-            flat[prefix] = value
+            flat[without_paths(prefix)] = clean(value)
 
     walk("", record.model_dump(mode="json", exclude=_NOT_PROVENANCE))
     return flat

@@ -14,6 +14,7 @@ from cmbench.files import write_atomically
 from cmbench.leaderboard.published import Published
 from cmbench.report.environment import Templates
 from cmbench.report.page import Found, Page, build_page
+from cmbench.report.paths import clean, without_paths
 from cmbench.report.payload import page_payload, public_row, script_json
 from cmbench.report.sanitize import Chart, sanitize_chart
 
@@ -81,7 +82,7 @@ def _write_index(
     """Write the index; pages that lie in the folder from earlier are listed too."""
     names = {summary["dataset"] for summary in summaries}
     others = sorted(p.stem for p in out_dir.glob("*.html") if p.stem not in {*names, "index"})
-    context = {"pages": summaries, "others": others, "command": command}
+    context = {"pages": summaries, "others": others, "command": without_paths(command)}
     html = _with_csp(engine, "index.html.j2", context, scripts=())
     return _write(out_dir / "index.html", html)
 
@@ -102,9 +103,10 @@ def _write_page(page: Page, engine: Templates, out_dir: Path, charts: Charts | N
         "page": page,
         "data": script_json(page_payload(page, tables)),
         "hook_charts": [chart for chart in hooks if chart.uri],
-        "problems": [
-            *page.gallery.problems, *(f"chart {c.title!r}: {c.problem}" for c in hooks if c.problem)
-        ],
+        "problems": clean(
+            [*page.gallery.problems]
+            + [f"chart {chart.title!r}: {chart.problem}" for chart in hooks if chart.problem]
+        ),
     }  # fmt: skip
     html = _with_csp(engine, "page.html.j2", context, scripts=_SCRIPTS)
     return [_write(out_dir / f"{page.dataset}.html", html), *written]
