@@ -21,7 +21,7 @@ PLOT_SIDE, PLOT_RANGE = 256, 1.2
 def grid_png(images: Tensor, columns: int = 8) -> bytes:
     """Return a PNG of images ``[N, C, H, W]`` in [-1, 1] in rows; 2-D points as a scatter plot.
 
-    The size of one image is written into the PNG (:data:`~cmbench.bench.record.GRID_TILE`); a scatter plot has none.
+    The size of one image is written into the PNG (``GRID_TILE``); a scatter plot has none.
     """
     if tuple(images.shape[1:]) == (2, 1, 1):
         return _png(_scatter(images.flatten(1)))

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmbench.bench.record import Artifact, Record
-from cmbench.leaderboard.rows import Row
+from cmbench.leaderboard.rows import REPORTED, Row
 from cmbench.report.artifacts import (
+    STRIP_IMAGES,
     ArtifactError,
     Curve,
     is_curve,
@@ -40,6 +41,8 @@ class Picture:
     #: Width on the page in CSS pixels, for strips: a whole multiple of the image's, so that every
     #: pixel is a square.
     width: int = 0
+    #: Whether lines part its images: a full strip of square ones.
+    ruled: bool = False
 
 
 @dataclass
@@ -101,16 +104,17 @@ def _add_picture(
         uri = png_uri(data)
         gallery.picture_bytes -= len(uri)
         if gallery.picture_bytes > 0:
-            width = _strip_width(data) if is_strip else 0
-            made = Picture(row.id, labels.get(row.id, row.label), name, uri, width)
+            shown = _strip_shape(data) if is_strip else (0, False)
+            made = Picture(row.id, labels.get(row.id, row.label), name, uri, *shown)
             (panel.strips if is_strip else panel.grids).append(made)
             return
     gallery.left_out += 1
 
 
-def _strip_width(png: bytes) -> int:
-    pixels = int.from_bytes(png[16:20], "big")  # the header's width
-    return pixels * max(1, round(STRIP_WIDTH / pixels))
+def _strip_shape(png: bytes) -> tuple[int, bool]:
+    """Return a strip's width on the page and whether it is a full strip of square images."""
+    width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))  # the header's
+    return width * max(1, round(STRIP_WIDTH / width)), height == STRIP_IMAGES * width
 
 
 def _add_curve(
@@ -128,7 +132,8 @@ def _add_curve(
 def series_labels(rows: Iterable[Row]) -> dict[str, str]:
     """Return a name per row id that tells its series apart, without what all series share.
 
-    The method, then recipe, sampler and conditioning where a method comes with several.
+    The method, then recipe, sampler, conditioning and marks (tuned times) where a method comes
+    with several.
     """
     rows = list(rows)
 
@@ -138,6 +143,8 @@ def series_labels(rows: Iterable[Row]) -> dict[str, str]:
         if row.conditional is not None:
             yield "labels", "conditional" if row.conditional else "unconditional"
         yield "kind", row.kind
+        if row.kind != REPORTED:
+            yield "marks", ", ".join(row.marks)
 
     found: dict[tuple[str, str], set[str]] = {}
     for row in rows:

@@ -15,7 +15,14 @@ from cmbench.leaderboard.published import Board, Published
 from cmbench.leaderboard.ranking import rank_all
 from cmbench.leaderboard.rows import Row, aggregate, unfinished
 from cmbench.leaderboard.sections import Section, sections
-from cmbench.report.columns import Cell, Column, Findings, conditioning, table_columns
+from cmbench.report.columns import (
+    Cell,
+    Column,
+    Findings,
+    conditioning,
+    metric_title,
+    table_columns,
+)
 from cmbench.report.csvtable import csv_cells, csv_header
 from cmbench.report.gallery import Gallery, build_gallery, series_labels
 from cmbench.report.paths import without_paths
@@ -73,6 +80,7 @@ class Page:
         """What the index shows, without holding on to the page."""
         return {
             "dataset": self.dataset, "title": self.title, "rank_metric": self.rank_metric,
+            "rank_title": metric_title(self.rank_metric),
             "measured": sum(bool(line.row.cells) for line in self.lines),
             "reported": sum(not line.row.cells for line in self.lines),
             "unfinished": len(self.unfinished), "unreadable": len(self.unreadable),
@@ -82,6 +90,12 @@ class Page:
     def title(self) -> str:
         """The board's title, or the dataset's name."""
         return self.board.title if self.board is not None else self.dataset
+
+    @property
+    def paragraphs(self) -> list[str]:
+        """The board's description, split at blank lines."""
+        text = self.board.description if self.board is not None else ""
+        return [part.strip() for part in text.split("\n\n") if part.strip()]
 
     @property
     def csv_header(self) -> list[str]:
@@ -104,6 +118,7 @@ class Page:
         found = [
             Filter("family", "Family", sorted({row.family or "other" for row in rows})),
             Filter("kind", "Kind", sorted({row.kind for row in rows})),
+            Filter("table", "Source table", list(dict.fromkeys(source_table(row) for row in rows))),
             Filter("conditional", "Labels", sorted({conditioning_filter(row) for row in rows})),
             Filter("nfe", "NFE", [t for _, t in sorted({_nfe_filter(row) for row in rows})]),
         ]
@@ -185,6 +200,11 @@ def _floors(rows: Iterable[Row]) -> list[float]:
             if isinstance(floor, (int, float)) and floor > 0:
                 found.add(float(f"{floor:.6g}"))
     return sorted(found)
+
+
+def source_table(row: Row) -> str:
+    """Return the filter's word for the table that a reported row was read in."""
+    return row.details.get("table", "") or "none: measured"
 
 
 def conditioning_filter(row: Row) -> str:

@@ -22,7 +22,7 @@ from cmbench.report.columns import (
     row_mean,
     training_hours,
 )
-from cmbench.report.page import Line, Page
+from cmbench.report.page import Line, Page, source_table
 from cmbench.report.paths import clean, without_paths
 
 #: Shown by other means, or too long for a drawer.
@@ -109,6 +109,7 @@ def row_payload(
         "section": section,
         "kind": row.kind,
         "family": row.family or "other",
+        "table": source_table(row),
         "conditional": row.conditional,
         "method": row.label,
         "label": label,

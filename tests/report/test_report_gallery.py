@@ -14,8 +14,10 @@ from record_factory import on_disk, record, with_artifact
 
 from cmbench.bench.gallery import grid_png
 from cmbench.bench.record import read_records
+from cmbench.leaderboard.rows import aggregate
 from cmbench.report import render
 from cmbench.report.artifacts import STRIP_SIDE, picture
+from cmbench.report.gallery import series_labels
 
 
 def numbered(count: int, side: int, channels: int = 1) -> torch.Tensor:
@@ -57,8 +59,23 @@ def test_strips_of_one_seed_share_a_panel_and_have_one_size(tmp_path: Path) -> N
     on_disk(folder, items)
     render({"digits": read_records(folder)}, tmp_path)
     html = (tmp_path / "digits.html").read_text()
-    (panel,) = re.findall(r'<div class="strips".*?</div>', html, re.DOTALL)
+    (panel,) = re.findall(r'<div class="strips".*?</div>\n</div>', html, re.DOTALL)
     found = re.findall(r'base64,([^"]+)" width="(\d+)" alt="grid of (\w+)', panel)
     assert [(name, width) for _, width, name in found] == [("alpha", "64"), ("beta", "64")]
     sizes = {Image.open(io.BytesIO(base64.b64decode(text))).size for text, *_ in found}
     assert sizes == {(8, 64)}
+
+
+def test_tuned_cells_are_labelled_in_tables_and_series(tmp_path: Path) -> None:
+    found = {"tries": 9, "best": [80.0, 0.9]}
+    items = [
+        record("alpha", nfe=2, seed=seed, sampling={"tuned": tuned})
+        for seed in range(2)
+        for tuned in (None, found)
+    ]
+    rows = aggregate([(Path(f"{i}.json"), item) for i, item in enumerate(items)])
+    assert sorted(series_labels(rows).values()) == ["alpha", "alpha, tuned times"]
+    render({"digits": [(Path(f"{i}.json"), item) for i, item in enumerate(items)]}, tmp_path)
+    table = (tmp_path / "digits.md").read_text()
+    assert "| Marks |" in table
+    assert table.count("| tuned times |") == 1

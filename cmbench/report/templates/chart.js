@@ -127,7 +127,7 @@ function drawChart(spec, width) {
   for (const group of spec.groups) root.append(drawGroup(group, x, y, spec));
   const entries = spec.groups.map((g) => ({ name: g.name, style: g.style, shape: g.shape, hollow: g.points.every((p) => p.hollow), rule: spec.dotless ? "line" : undefined }));
   for (const rule of spec.rules.slice(0, 1)) entries.push({ name: rule.label, style: "", rule: "rule" });
-  if (spec.front && spec.front.length > 1) entries.push({ name: spec.frontLabel, style: "", rule: "front" });
+  if (spec.front && spec.front.length) entries.push({ name: spec.frontLabel, style: "", rule: "front" });
   for (const entry of spec.legend || []) entries.push(entry);
   const { group, bottom } = legend(entries, width - 8, height + 10, box.left - 40);
   root.append(group);
@@ -174,9 +174,10 @@ function overlays(spec, x, y, box) {
     const high = Math.min(x.high, y.high);
     if (low < high) group.append(svgElement("path", { class: "front", d: `M${x.at(low)},${y.at(low)}L${x.at(high)},${y.at(high)}` }));
   }
-  if (spec.front && spec.front.length > 1) {
+  if (spec.front && spec.front.length) {
+    // The front goes on to the right of its last point: nothing there is better for its cost.
     const steps = spec.front.map(([a, b], i) => (i ? `H${x.at(a)}V${y.at(b)}` : `M${x.at(a)},${y.at(b)}`));
-    group.append(svgElement("path", { class: "front", d: steps.join("") }));
+    group.append(svgElement("path", { class: "front", d: `${steps.join("")}H${box.right}` }));
   }
   return group;
 }
