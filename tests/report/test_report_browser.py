@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,18 +11,20 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from browser_tools import complaints, opened, requests, script
 from record_factory import metric, on_disk, png, record, sweep, with_artifact
 
 from cmbench.bench.record import read_records
-from cmbench.leaderboard.published import load_published
+from cmbench.leaderboard.published import (
+    Board,
+    Protocol,
+    Published,
+    PublishedRow,
+    Table,
+    load_published,
+)
 from cmbench.report import render
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-CHROME = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROME and DRIVER), reason="needs chromium and chromedriver (Debian's packages)"
-)
 BOARDS = Path(__file__).parents[2] / "leaderboards"
 
 #: Every way a string has been turned into a script; HIT is a server that must stay untouched.
@@ -54,19 +55,6 @@ HOSTILE_SVG = [
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROME
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
-                     "--disable-background-networking", "--window-size=1280,900"):  # fmt: skip
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield made
-    made.quit()
-
-
-@pytest.fixture(scope="module")
 def server() -> Iterator[tuple[str, list[str]]]:
     hits: list[str] = []
 
@@ -83,32 +71,6 @@ def server() -> Iterator[tuple[str, list[str]]]:
     threading.Thread(target=made.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{made.server_address[1]}", hits
     made.shutdown()
-
-
-def opened(browser: Any, path: Path, fragment: str = "") -> Any:
-    browser.get("about:blank")
-    browser.get_log("browser")
-    browser.get_log("performance")
-    browser.get(path.as_uri() + fragment)
-    return browser
-
-
-def requests(browser: Any) -> list[str]:
-    """Everything the page asked the network for, itself and its inline pictures aside."""
-    urls = []
-    for entry in browser.get_log("performance"):
-        message = json.loads(entry["message"])["message"]
-        if message["method"] == "Network.requestWillBeSent":
-            urls.append(message["params"]["request"]["url"])
-    return [u for u in urls if not u.startswith(("data:", "file:///", "about:"))]
-
-
-def complaints(browser: Any) -> list[str]:
-    return [e["message"] for e in browser.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
-
-
-def script(browser: Any, code: str, *arguments: object) -> Any:
-    return browser.execute_script(code, *arguments)
 
 
 # ---- hostile values -----------------------------------------------------------------------------
@@ -160,8 +122,33 @@ def hostile_page(server: tuple[str, list[str]], tmp_path_factory: pytest.TempPat
         return [{"title": t, "svg": SVG_START + body + "</svg>"} for t, body in zip(texts, bodies)]
 
     columns = dict.fromkeys(texts, "training.recipe")
-    render({"hostile": found}, root, extra_columns=columns, extra_charts=charts, command=texts[1])
+    boards = {"hostile": hostile_board(texts)}
+    render(
+        {"hostile": found}, root, extra_columns=columns, extra_charts=charts, command=texts[1],
+        published=boards,
+    )  # fmt: skip
     return root / "hostile.html"
+
+
+def hostile_board(texts: list[str]) -> Published:
+    """A board with the texts wherever a board takes any; a row of it stands beside a record."""
+    table = Table(title=texts[0], rows=len(texts))
+    protocol = Protocol(title=texts[1], reason=texts[2], key=texts[3])
+    board = Board(
+        schema_version=1, dataset="hostile", title=texts[0], rank_metric="fid",
+        description="\n\n".join(texts), notes=tuple(texts), tables={"t": table},
+        protocols={"p": protocol},
+    )  # fmt: skip
+    names = [field.alias or name for name, field in PublishedRow.model_fields.items()]
+    base = dict.fromkeys(names, "") | {
+        "table": "t", "protocol": "p", "year": "2024", "family": "GAN", "nfe": "1", "fid": "1.0",
+    }  # fmt: skip
+    texts_of = ("block", "method", "reference", "source", "place", "note")
+    rows = [
+        PublishedRow.model_validate(base | dict.fromkeys(texts_of, text) | {"joins": "alpha"})
+        for text in texts
+    ]
+    return Published(board, tuple(enumerate(rows, 2)))
 
 
 def test_hostile_values_stay_text_and_no_request_leaves_the_page(
