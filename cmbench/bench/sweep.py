@@ -22,6 +22,7 @@ from cmbench.bench.planning import (
 )
 from cmbench.bench.record import Record, read_record, write_record
 from cmbench.bench.runs import TrainedRun, obtain_run, read_result
+from cmbench.bench.tuned_times import with_tuned_times
 from cmbench.errors import BusyError, InterruptedRunError, NonFiniteError, PluginError, UserError
 
 
@@ -39,6 +40,8 @@ class SweepRequest:
     save_samples: bool = False
     #: Name or path of an imported checkpoint to sample; ``methods`` may be empty then.
     checkpoint: str | None = None
+    #: at the noise levels that `cmbench tune-times` found
+    tuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def plan_sweep(context: Context, request: SweepRequest) -> SweepPlan:
             refused.append(error)
             continue
         nfes = request.nfes or spec.nfe
-        jobs += [tuple(plan_cells(context, r, nfes, r.seed, request.sampling)) for r in runs]
+        jobs += [tuple(_cells_of(context, request, run, nfes)) for run in runs]
     if not jobs and refused:
         raise refused[0]
     done = {}
@@ -110,6 +113,18 @@ def _plan(context: Context, request: SweepRequest, method: str | None, seed: int
         )
     assert method is not None
     return plan_run(context, method, request.dataset, request.recipe, seed, request.overrides)
+
+
+def _cells_of(
+    context: Context, request: SweepRequest, run: RunPlan, nfes: Sequence[int]
+) -> Iterator[CellPlan]:
+    """Yield a run's cells; a record's sampling seed is its training seed."""
+    if not request.tuned:
+        yield from plan_cells(context, run, nfes, run.seed, request.sampling)
+        return
+    for nfe in nfes:
+        settings = with_tuned_times(context, run, nfe, request.sampling)
+        yield from plan_cells(context, run, [nfe], run.seed, settings)
 
 
 def execute(

@@ -15,6 +15,7 @@ from cmbench.errors import EXIT_USAGE, UserError
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("cmbench.cli.run:run", "Train, sample and measure every cell of a sweep."),
     "study": ("cmbench.cli.study:study", "Repeat a comparison of named arms, with plots."),
+    "tune-times": ("cmbench.cli.tune_times:tune_times", "Choose noise levels on held-out seeds."),
     "report": ("cmbench.cli.report:report", "Render records as pages, Markdown, CSV and LaTeX."),
     "compare": ("cmbench.cli.compare:compare_", "Compare two methods, paired over seeds."),
     "leaderboard": ("cmbench.cli.leaderboard:leaderboard", "Published rows: list, show, validate."),

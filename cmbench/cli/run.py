@@ -18,6 +18,7 @@ import click
 
 from cmbench.cli.main import workspace_option
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
+from cmbench.seeds import HELD_OUT_FROM
 
 if TYPE_CHECKING:
     from cmbench.bench.context import Context
@@ -49,8 +50,13 @@ def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     return numbers
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """Return ``3`` as seeds 0, 1, 2 and ``4,7`` or ``3-5`` as they are listed."""
+def parse_seeds(
+    text: str, option: str = "--seeds", *, held_out: bool = False
+) -> tuple[int, ...]:
+    """Return ``3`` as seeds 0, 1, 2 and ``4,7`` or ``3-5`` as they are listed.
+
+    Seeds that are ``held_out`` for `cmbench tune-times` are refused unless they are asked for.
+    """
     try:
         if text.isdecimal():
             seeds: tuple[int, ...] | range = range(int(text))
@@ -63,9 +69,12 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         seeds = ()
     if not 0 < len(seeds) <= MAX_SEEDS or min(seeds) < 0:
         raise UserError(
-            "--seeds", f"{text!r}",
+            option, f"{text!r}",
             allowed=f"a count (3), a list (0,2) or a range (3-5), of at most {MAX_SEEDS}",
         )
+    if max(seeds) >= HELD_OUT_FROM and not held_out:
+        raise UserError(option, f"{max(seeds)} is held out for `cmbench tune-times`",
+                        allowed=f"below {HELD_OUT_FROM:,}", remedy="choose smaller seeds")
     return tuple(seeds)
 
 
@@ -80,7 +89,7 @@ def parse_sigmas(text: str | None) -> tuple[float, ...] | None:
     descending = all(a > b for a, b in pairwise(sigmas))
     if not sigmas or not descending or not all(math.isfinite(s) and s > 0 for s in sigmas):
         raise UserError("--sigmas", f"{text!r}",
-                        allowed="descending positive noise levels, for example 80,0.8")
+                        allowed="descending positive noise levels, for example 80,0.8; or tuned")
     return sigmas
 
 
@@ -139,7 +148,7 @@ def stop_asker(
               show_default=True, help="Images sampled at a time; no effect on results.")
 @click.option("--sampler", metavar="NAME", default=None, help="Solver, where a method has several.")
 @click.option("--sigmas", metavar="S[,S…]", default=None,
-              help="Noise levels to evaluate at, descending; one an evaluation.")
+              help="Noise levels to evaluate at, descending; or `tuned`: those of tune-times.")
 @click.option("--ema", metavar="LABEL", default=None,
               help="Which average of the weights to sample.")
 @click.option("--save-samples", is_flag=True, help="Keep the images as PNG files.")
@@ -230,7 +239,8 @@ def make_request(options: dict[str, Any], plugins: PluginManager) -> SweepReques
     """Turn the options into a request; bad ones raise before anything heavy is imported."""
     nfes = parse_numbers(options["nfe"], "--nfe")
     seeds = parse_seeds(options["seeds"])
-    sigmas = parse_sigmas(options["sigmas"])
+    tuned = options["sigmas"] == "tuned"
+    sigmas = None if tuned else parse_sigmas(options["sigmas"])
     checkpoint = options["checkpoint"]
     default = plugins.default_method if checkpoint is None else ""
     named = options["methods"] if options["methods"] is not None else default
@@ -247,7 +257,7 @@ def make_request(options: dict[str, Any], plugins: PluginManager) -> SweepReques
         nfes = (len(sigmas),)
     return SweepRequest(
         tuple(dict.fromkeys(methods)), options["dataset"], options["recipe"], nfes, seeds,
-        options["overrides"], settings, options["save_samples"], checkpoint,
+        options["overrides"], settings, options["save_samples"], checkpoint, tuned,
     )
 
 

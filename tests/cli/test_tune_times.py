@@ -1,0 +1,162 @@
+"""``cmbench tune-times`` and ``cmbench run --sigmas tuned``, end to end on ``gmm``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cmbench.bench.record import read_record
+from cmbench.bench.tuned_times import read_tuned
+from cmbench.bench.tuning import objective_metric
+from cmbench.bench.workspace import Workspace
+from cmbench.errors import UserError
+from cmbench.plugin.manager import PluginManager
+from cmbench.seeds import HELD_OUT_FROM
+
+Command = Callable[..., Any]
+GMM = ("-m", "ict", "-d", "gmm", "-r", "smoke", "--samples", "200", "-q", "--threads", "1")
+TUNE = (*GMM, "--evaluations", "5", "--rounds", "1")
+
+
+@pytest.fixture
+def trained(cmbench: Command) -> Command:
+    assert cmbench("run", *GMM, "--nfe", "1", "--seeds", "2", "--no-report").code == 0
+    return cmbench
+
+
+def tuned_files(workspace: Workspace) -> list[Path]:
+    return sorted((workspace.root / "tuned").rglob("*.json"))
+
+
+def test_tuned_times_are_found_used_recorded_and_labelled(
+    trained: Command, workspace: Workspace
+) -> None:
+    done = trained("tune-times", *TUNE, "--nfe", "2,3")
+    assert done.code == 0, done.err
+    files = tuned_files(workspace)
+    assert [read_tuned(f).nfe for f in files] == [2, 3]
+    two, three = map(read_tuned, files)
+    assert (two.evaluations, two.samples, two.network_evaluations) == (6, 1200, 2400)
+    assert three.evaluations == 11
+    assert three.network_evaluations == 11 * 200 * 3
+    assert two.metric == "fd-pixels"
+    assert two.value < two.start_value
+    assert two.sigmas[0] == two.start_sigmas[0] == 80.0
+    assert two.held_out_seeds == (HELD_OUT_FROM,)
+
+    done = trained("run", *GMM, "--nfe", "1,2", "--seeds", "2", "--sigmas", "tuned")
+    assert done.code == 0, done.err
+    records = [read_record(p) for p in workspace.records("gmm").glob("*.json")]
+    tuned = [r for r in records if r.sampling.nfe == 2]
+    assert [r.sampling.tuned for r in records if r.sampling.nfe == 1] == [None, None]
+    assert sorted(r.training.seed for r in tuned) == [0, 1]
+    for record in tuned:
+        assert record.sampling.times == list(two.sigmas)
+        assert record.sampling.seed < HELD_OUT_FROM
+        facts = record.sampling.tuned
+        assert facts is not None
+        assert facts["held_out_seeds"] == [HELD_OUT_FROM]
+        assert facts["metric"] == "fd-pixels"
+        assert facts["run"].startswith("gmm/ict-smoke-s0-")
+        assert (facts["evaluations"], facts["samples"]) == (6, 1200)
+        assert facts["search"].startswith("golden section over ln sigma, 5 evaluations")
+    page = (workspace.reports / "gmm.md").read_text()
+    marked = [line for line in page.splitlines() if "tuned times" in line]
+    assert len(marked) == 1
+    assert "| 2 |" in marked[0]
+
+
+def test_the_objective_is_what_a_record_measures_on_those_seeds(
+    trained: Command, workspace: Workspace
+) -> None:
+    trained("tune-times", *TUNE, "--nfe", "2")
+    found = read_tuned(tuned_files(workspace)[0])
+    again = trained("tune-times", *TUNE, "--nfe", "2", "--batch-size", "77")
+    assert again.code == 0
+    same = read_tuned(tuned_files(workspace)[0])
+    assert same.sigmas == pytest.approx(found.sigmas)
+    assert same.value == pytest.approx(found.value, rel=1e-6)
+    # two seeds: the mean of what each of them says
+    trained("tune-times", *TUNE, "--nfe", "2", "--held-out-seeds", f"{HELD_OUT_FROM + 1}")
+    other = read_tuned(tuned_files(workspace)[0])
+    trained("tune-times", *TUNE, "--nfe", "2",
+            "--held-out-seeds", f"{HELD_OUT_FROM}-{HELD_OUT_FROM + 1}")
+    both = read_tuned(tuned_files(workspace)[0])
+    assert both.start_value == pytest.approx((found.start_value + other.start_value) / 2, rel=1e-6)
+    assert both.samples == 2 * found.samples
+
+
+# ---- bad input ----------------------------------------------------------------------------------
+
+
+def failure(cmbench: Command, *arguments: str) -> str:
+    done = cmbench(*arguments)
+    assert done.code in (2, 4)
+    assert done.out == ""
+    assert done.err.count("\n") == 1, done.err
+    return str(done.err)
+
+
+def test_what_cannot_be_tuned_is_said_in_one_line(trained: Command, workspace: Workspace) -> None:
+    said = failure(trained, "tune-times", *TUNE, "--nfe", "2,1")
+    assert "no intermediate noise level, so there is nothing to tune" in said
+    said = failure(trained, "tune-times", *TUNE, "--held-out-seeds", "0")
+    assert "0 is a seed that records may use: not held out" in said
+    said = failure(trained, "tune-times", *TUNE, "--held-out-seeds", "5-8")
+    assert "5 is a seed that records may use" in said
+    said = failure(trained, "tune-times", *TUNE, "--metric", "flow-map-mean")
+    assert "'flow-map-mean' cannot be tuned by" in said
+    said = failure(trained, "tune-times", *TUNE, "--sampler", "heun")
+    assert "multistep only" in said
+    assert tuned_files(workspace) == []
+
+
+def test_a_run_that_is_not_trained_is_not_tuned(cmbench: Command, workspace: Workspace) -> None:
+    said = failure(cmbench, "tune-times", *TUNE)
+    assert "is not trained" in said
+    assert "cmbench run" in said
+    assert not (workspace.root / "runs").exists()
+
+
+def test_a_record_with_a_held_out_seed_is_noticed(trained: Command, workspace: Workspace) -> None:
+    path = next(workspace.records("gmm").glob("*.json"))
+    data = json.loads(path.read_text())
+    data["sampling"]["seed"] = HELD_OUT_FROM
+    path.write_text(json.dumps(data))
+    assert f"{HELD_OUT_FROM} is the seed of record" in failure(trained, "tune-times", *TUNE)
+
+
+def test_runs_do_not_use_held_out_seeds(cmbench: Command) -> None:
+    said = failure(cmbench, "run", *GMM, "--seeds", f"0,{HELD_OUT_FROM}")
+    assert "held out for `cmbench tune-times`" in said
+
+
+def test_untuned_and_damaged_times_are_refused(trained: Command, workspace: Workspace) -> None:
+    said = failure(trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned")
+    assert "no tuned times of ict on gmm, recipe smoke, NFE 2" in said
+    trained("tune-times", *TUNE)
+    path = tuned_files(workspace)[0]
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "sigmas": [1.0, 2.0]}))
+    assert "positive and descending" in failure(
+        trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned")
+    path.write_text(json.dumps({**data, "more": 1}))
+    assert "field 'more'" in failure(trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned")
+    path.write_text("{")
+    assert "cannot be read" in failure(trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned")
+
+
+def test_the_metric_is_the_first_that_scores_samples(plugins: PluginManager) -> None:
+    gmm = plugins.datasets.get("gmm")
+    context: Any = type("C", (), {"plugins": plugins})
+    assert gmm.metrics[0] == "flow-map-mean"
+    assert objective_metric(context, gmm, None) == "fd-pixels"
+    assert objective_metric(context, plugins.datasets.get("digits"), None) == "fd-digits"
+    with pytest.raises(UserError, match="name a metric of the dataset's protocol"):
+        objective_metric(context, gmm, "fid")
+    with pytest.raises(UserError, match="measures no metric of samples"):
+        objective_metric(context, gmm._replace(metrics=("flow-map-mean",)), None)
