@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,16 @@ def rows_of(kind: str, manager: PluginManager) -> list[dict[str, Any]]:
     registry = getattr(manager, kind)
     rows = []
     for name, spec in registry.specs.items():
-        row = {k: str(v) if isinstance(v, Path) else v for k, v in spec._asdict().items()}
+        row = {k: _plain(v) for k, v in spec._asdict().items()}
         rows.append({**row, "plugin": registry.owners[name].distribution})
     return rows
+
+
+def _plain(value: Any) -> Any:
+    """Return a spec's field as JSON has it."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return str(value) if isinstance(value, Path) else value
 
 
 @click.command("list")
