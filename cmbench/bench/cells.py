@@ -30,7 +30,8 @@ from cmbench.bench.record import (
     TrainingRecord,
     finite_or_none,
 )
-from cmbench.bench.runs import MAIN, TrainedRun, build_modules, load_weights, read_log
+from cmbench.bench.run_log import read_log
+from cmbench.bench.runs import MAIN, TrainedRun, build_modules, load_weights
 from cmbench.bench.threads import use_threads
 from cmbench.data.base import Dataset
 from cmbench.errors import InterruptedRunError

@@ -27,10 +27,11 @@ from cmbench.bench.recipes import (
 from cmbench.bench.validation import validate
 from cmbench.errors import Declined, PluginError, UserError
 from cmbench.importers.imported import Preconditioning
-from cmbench.plugin.config import MethodConfig
+from cmbench.plugin.config import EMAConfig, MethodConfig
 from cmbench.plugin.method import Method, Problem, SamplingPlan
 from cmbench.plugin.specs import MethodSpec
 from cmbench.training.augment import LABEL_DIM
+from cmbench.training.posthoc import asked_width
 
 ANALYTIC = "analytic"
 #: Students of every seed share one teacher.
@@ -289,7 +290,10 @@ def plan_cells(
     spec = context.dataset_spec(run.dataset)
     ema = settings.ema or (run.config.ema[0].label if run.config.ema else "raw")
     known = ["raw", *(e.label for e in run.config.ema)]
-    if ema not in known:
+    width = asked_width(ema)
+    if width is not None and any(e.sigma_rel is not None for e in run.config.ema):
+        ema = EMAConfig(sigma_rel=width).label  # one name for 0.1 and .10
+    elif ema not in known:
         raise UserError("--ema", f"{ema!r} is not kept by this run", allowed=", ".join(known))
     cells = []
     for nfe in nfes:

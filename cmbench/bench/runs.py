@@ -23,6 +23,7 @@ from cmbench.bench.feed import DatasetFeed
 from cmbench.bench.imported import PREFIX, open_imported
 from cmbench.bench.kit import TrainingKit
 from cmbench.bench.planning import ANALYTIC, RunPlan
+from cmbench.bench.run_log import RunLog
 from cmbench.bench.threads import use_threads
 from cmbench.data.base import Dataset
 from cmbench.diffusion.models import MixtureModel
@@ -36,11 +37,14 @@ from cmbench.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from cmbench.training.loop import Settings, Watchers, fit
+from cmbench.training.loop import Settings, Watchers, checkpoint_due, fit
+from cmbench.training.posthoc import asked_width, reconstruct, save_snapshot
 from cmbench.training.prepared import PreparedNetwork, place
 from cmbench.training.state import OtherNetworkError, TrainingState
 
 MAIN = "final"
+#: Folder of the power-function averages that others are reconstructed from.
+SNAPSHOTS = "snapshots"
 
 
 @dataclass(frozen=True)
@@ -229,10 +233,18 @@ def build_modules(
 
 
 def load_weights(weights: Checkpoint, modules: dict[str, nn.Module], ema: str) -> None:
-    """Load an export into freshly built modules; ``ema`` names the average, or ``raw``."""
+    """Load an export into freshly built modules; ``ema`` names the average, or ``raw``.
+
+    A power-function average that was not kept is reconstructed from the run's snapshots.
+    """
     prefix = f"{ema}/model."
     state = {k.removeprefix(prefix): v for k, v in weights.tensors.items() if k.startswith(prefix)}
     model = modules["model"]
+    width = asked_width(ema)
+    if not state and width is not None and weights.path.stem == f"weights-{MAIN}":
+        raw = "raw/model."
+        state = {k.removeprefix(raw): v for k, v in weights.tensors.items() if k.startswith(raw)}
+        state |= reconstruct(weights.path.parent / SNAPSHOTS, width)
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     if {k: tuple(v.shape) for k, v in state.items()} != expected:
         raise UserError(
@@ -268,7 +280,7 @@ def _train(
     if context.world.leads:
         if latest is None:
             _write_run_json(context, plan, folder, teacher, dataset)
-        log = _RunLog(folder / "log.jsonl", state.seen_nimg)
+        log = RunLog(folder / "log.jsonl", state.seen_nimg)
     settings = Settings(
         seed=plan.seed,
         batch_size=plan.config.batch_size,
@@ -370,7 +382,7 @@ def _watchers(
     context: Context,
     plan: RunPlan,
     folder: Path,
-    log: _RunLog,
+    log: RunLog,
     exports: dict[str, Any],
     threads: int,
     settings: Settings,
@@ -391,6 +403,9 @@ def _watchers(
     def on_checkpoint(state: TrainingState) -> None:
         meta = {"state": state.meta(), "threads": threads, "exports": exports,
                 "run": plan.run_id, "split": split}
+        # First, and not at a stop: a run that was disturbed has the snapshots of one that was not.
+        if checkpoint_due(state, settings) or state.nimg >= state.phase.images:
+            save_snapshot(folder / SNAPSHOTS, state)
         path = folder / "checkpoints" / f"{state.seen_nimg:014d}.safetensors"
         save_checkpoint(path, state.tensors(), meta)
         prune_checkpoints(folder / "checkpoints")
@@ -441,53 +456,6 @@ def _finish(
         "teacher": teacher.name if teacher else None,
     }
     write_atomically(folder / "result.json", json.dumps(result, indent=1, sort_keys=True).encode())
-
-
-class _RunLog:
-    """``log.jsonl``: one line a logging interval; lines past the resumed position are dropped."""
-
-    def __init__(self, path: Path, nimg: int) -> None:
-        self.path = path
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    if json.loads(line)["nimg"] <= nimg:
-                        kept.append(line)
-                except (ValueError, KeyError, TypeError):
-                    continue  # a line cut off by a kill
-        write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
-
-    def add(self, state: TrainingState, scalars: Mapping[str, float]) -> None:
-        """Append one line."""
-        row = {"nimg": state.seen_nimg, "phase": state.phase.name} | {
-            k: float(f"{v:.6g}") for k, v in scalars.items()
-        }
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.path}", error.strerror or str(error),
-                remedy="free space, then start again: training resumes from the last checkpoint",
-            ) from error
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Return the logged rows of a run."""
-    try:
-        text = (folder / "log.jsonl").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    rows = []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
 
 
 def device_of(modules: Mapping[str, nn.Module]) -> torch.device:

@@ -71,9 +71,13 @@ class WeightAverage:
         decay = ema_decay(self.config, batch_size=batch_size, nimg=nimg)
         torch._foreach_lerp_(self.average, self._source, 1 - decay)
 
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the averaged parameters, under the module's names."""
+        return {n: self.average[i] for n, i in self._places.items()}
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averaged parameters and the module's buffers, under the module's names."""
-        return {n: self.average[i] for n, i in self._places.items()} | self._buffers
+        return self.parameters() | self._buffers
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the averaged parameters."""

@@ -15,7 +15,8 @@ import torch
 from cmbench.bench import runs
 from cmbench.bench.context import Context, choose_device
 from cmbench.bench.planning import RunPlan, plan_run
-from cmbench.bench.runs import TrainedRun, obtain_run, read_log, read_result
+from cmbench.bench.run_log import read_log
+from cmbench.bench.runs import TrainedRun, obtain_run, read_result
 from cmbench.errors import BusyError, InterruptedRunError, MissingError, PluginError, UserError
 from cmbench.training.checkpoint import load_checkpoint
 

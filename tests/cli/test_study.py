@@ -13,7 +13,7 @@ import pytest
 from cmbench.bench.context import Context
 from cmbench.bench.executors import Local
 from cmbench.bench.record import read_record
-from cmbench.bench.runs import read_log
+from cmbench.bench.run_log import read_log
 from cmbench.bench.studies import curves_of, load_study, plan_study, read_study, run_study
 from cmbench.bench.workspace import Workspace
 from cmbench.errors import UserError

@@ -1,0 +1,146 @@
+"""Power-function averages chosen after training, from snapshots of others.
+
+Karras et al. 2023, EDM2 (arXiv:2312.02696), Sec. 3.2 and Algorithm 3: an average with exponent
+``gamma`` at time ``t`` is the integral of the weights' path with the profile
+``p(s) = (gamma + 1) s^gamma / t^(gamma + 1)`` on ``[0, t]``. Any other profile is approximated by
+the least-squares combination of the stored ones, and the same combination of the stored averages
+approximates that average. Profiles are those of continuous time, as in the paper.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cmbench.errors import UserError
+from cmbench.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from cmbench.training.ema import power_exponent
+from cmbench.training.state import TrainingState
+
+#: A profile that misses the wanted one by more than this share of its norm is not offered as it.
+TOLERANCE = 0.1
+_LABEL = re.compile(r"power-(0?\.\d+)")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a power-function average gives each moment of the training: ``sigma_rel`` at ``nimg``.
+
+    ``nimg`` is any measure of time since training began, one for all profiles.
+    """
+
+    sigma_rel: float
+    nimg: float
+
+
+def inner_products(one: Sequence[Profile], other: Sequence[Profile]) -> npt.NDArray[np.float64]:
+    """Return the integrals of products of profiles, ``[len(one), len(other)]`` (closed form)."""
+    a, s = _columns(one)
+    b, t = _columns(other)
+    a, s = a[:, None], s[:, None]
+    earlier, later = np.minimum(s, t), np.maximum(s, t)
+    exponent = np.where(s <= t, b, a)  # of the profile that goes on after the other has ended
+    ratio: npt.NDArray[np.float64] = (earlier / later) ** exponent
+    return (a + 1) * (b + 1) / ((a + b + 1) * later) * ratio
+
+
+def _columns(
+    profiles: Sequence[Profile],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    exponents = [power_exponent(profile.sigma_rel) for profile in profiles]
+    return np.array(exponents), np.array([float(profile.nimg) for profile in profiles])
+
+
+def coefficients(
+    stored: Sequence[Profile], wanted: Profile
+) -> tuple[npt.NDArray[np.float64], float]:
+    """Return one factor for each stored profile, and the relative L2 error of their sum.
+
+    Raises:
+        ValueError: nothing is stored.
+    """
+    if not stored:
+        raise ValueError("no stored profiles")
+    products = inner_products(stored, stored)
+    norms = np.sqrt(np.diag(products))
+    right = inner_products(stored, [wanted])[:, 0]
+    norm = float(inner_products([wanted], [wanted])[0, 0])
+    # In units of each profile's norm: neighbours are nearly parallel, and so is their matrix.
+    factors = np.linalg.lstsq(products / np.outer(norms, norms), right / norms, rcond=1e-12)[0]
+    found: npt.NDArray[np.float64] = factors / norms
+    missed = norm - 2 * float(found @ right) + float(found @ products @ found)
+    return found, float(np.sqrt(max(missed, 0.0) / norm))
+
+
+def combine(
+    averages: Sequence[Mapping[str, Tensor]], factors: Sequence[float]
+) -> dict[str, Tensor]:
+    """Return the sum of averages times factors, in their own dtype, added up in float64."""
+    return {
+        name: sum(
+            (f * average[name].double() for f, average in zip(factors, averages, strict=True)),
+            start=torch.zeros(value.shape, dtype=torch.float64),
+        ).to(value.dtype)
+        for name, value in averages[0].items()
+    }
+
+
+def asked_width(label: str) -> float | None:
+    """Return sigma_rel of a label such as ``power-0.08``, or None if it is no such label."""
+    found = _LABEL.fullmatch(label)
+    width = float(found.group(1)) if found else 0.0
+    return width if 0 < width < 0.28 else None
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def save_snapshot(folder: Path, state: TrainingState) -> None:
+    """Write the power-function averages of the last phase to ``folder``; nothing if it has none."""
+    kept = [average for average in state.averages if average.config.sigma_rel is not None]
+    if not kept or state.phase_index != len(state.phases) - 1 or state.nimg == 0:
+        return
+    tensors = {f"{a.config.label}/{k}": v for a in kept for k, v in a.parameters().items()}
+    meta = {"nimg": state.nimg, "sigma_rel": {a.config.label: a.config.sigma_rel for a in kept}}
+    save_checkpoint(folder / f"{state.nimg:014d}.safetensors", tensors, meta)
+
+
+def reconstruct(folder: Path, sigma_rel: float) -> dict[str, Tensor]:
+    """Return the averaged parameters of width ``sigma_rel`` at the newest snapshot in ``folder``.
+
+    Raises:
+        UserError: the snapshots are missing or damaged, or do not determine this width to within
+            :data:`TOLERANCE`.
+    """
+    who = f"average power-{sigma_rel:g} of {folder.parent}"
+    files = sorted(folder.glob("*.safetensors"))
+    remedy = "choose an average that the recipe keeps"
+    if not files:
+        raise UserError(who, "no snapshots to reconstruct it from", remedy=remedy)
+    stored: list[Profile] = []
+    averages: list[Mapping[str, Tensor]] = []
+    for snapshot in (load_checkpoint(file, remedy) for file in files):
+        for label, width in snapshot.meta["sigma_rel"].items():
+            stored.append(Profile(float(width), float(snapshot.meta["nimg"])))
+            averages.append(_under(snapshot, label))
+    wanted = Profile(sigma_rel, max(profile.nimg for profile in stored))
+    factors, error = coefficients(stored, wanted)
+    if error > TOLERANCE:
+        raise UserError(
+            who, f"its profile is missed by {error:.0%} from {len(stored)} stored averages",
+            allowed=f"errors up to {TOLERANCE:.0%}: widths near the stored ones",
+            remedy="keep two widths around it, and more checkpoints (checkpoint_kimg)",
+        )
+    return combine(averages, [float(f) for f in factors])
+
+
+def _under(snapshot: Checkpoint, label: str) -> dict[str, Tensor]:
+    prefix = f"{label}/"
+    return {k.removeprefix(prefix): v for k, v in snapshot.tensors.items() if k.startswith(prefix)}

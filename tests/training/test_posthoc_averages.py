@@ -1,0 +1,211 @@
+"""Averages reconstructed after training, against profiles, and against averages that were kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Outcome
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from scipy.integrate import quad
+from torch import nn
+
+from cmbench.bench.context import Context
+from cmbench.bench.planning import RunPlan, plan_run
+from cmbench.bench.runs import TrainedRun, build_modules, load_weights, obtain_run
+from cmbench.errors import InterruptedRunError, UserError
+from cmbench.plugin.config import EMAConfig
+from cmbench.training.ema import WeightAverage, power_exponent
+from cmbench.training.posthoc import (
+    Profile,
+    asked_width,
+    coefficients,
+    combine,
+    inner_products,
+    reconstruct,
+)
+
+WIDTHS = st.floats(0.03, 0.25)
+
+
+def value(profile: Profile, at: float) -> float:
+    gamma = power_exponent(profile.sigma_rel)
+    if at > profile.nimg:
+        return 0.0
+    return (gamma + 1) * at**gamma / profile.nimg ** (gamma + 1)
+
+
+@given(a=WIDTHS, b=WIDTHS, s=st.floats(0.3, 1.0), t=st.floats(0.3, 1.0))
+def test_inner_products_are_integrals(a: float, b: float, s: float, t: float) -> None:
+    one, other = Profile(a, s), Profile(b, t)
+    expected = quad(lambda at: value(one, at) * value(other, at), 0, min(s, t))[0]
+    assert inner_products([one], [other])[0, 0] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def stored(count: int) -> list[Profile]:
+    return [Profile(w, 1000.0 * (i + 1)) for i in range(count) for w in (0.05, 0.10)]
+
+
+@pytest.mark.parametrize("which", [0, 7, 15])
+def test_a_stored_profile_is_itself(which: int) -> None:
+    profiles = stored(8)
+    factors, error = coefficients(profiles, profiles[which])
+    assert error < 1e-6
+    np.testing.assert_allclose(factors, np.eye(16)[which], atol=1e-5)
+
+
+@given(width=st.floats(0.045, 0.15))
+def test_the_reported_error_is_the_profiles(width: float) -> None:
+    profiles, wanted = stored(6), Profile(width, 6000.0)
+    factors, error = coefficients(profiles, wanted)
+
+    def missed(at: float) -> float:
+        made = sum(f * value(p, at) for f, p in zip(factors, profiles, strict=True))
+        return (made - value(wanted, at)) ** 2
+
+    breaks = [1000.0 * i for i in range(7)]
+    total = sum(
+        quad(missed, a, b, limit=200)[0] for a, b in pairwise(breaks)
+    )
+    norm = quad(lambda at: value(wanted, at) ** 2, 0, 6000)[0]
+    assert error == pytest.approx(math.sqrt(total / norm), rel=1e-2, abs=1e-4)
+    assert sum(factors) == pytest.approx(1.0, abs=0.05)
+
+
+def test_more_snapshots_miss_less() -> None:
+    errors = [coefficients([Profile(p.sigma_rel, p.nimg / n) for p in stored(n)],
+                           Profile(0.15, 1000.0))[1] for n in (2, 4, 8, 16)]  # fmt: skip
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.02
+
+
+def test_against_an_average_that_was_tracked() -> None:
+    """On a random walk of weights, three further widths."""
+    module = nn.Linear(64, 1, bias=False).double()
+    kept = {w: WeightAverage(EMAConfig(sigma_rel=w), module) for w in (0.05, 0.10)}
+    direct = {w: WeightAverage(EMAConfig(sigma_rel=w), module) for w in (0.06, 0.08, 0.12)}
+    random = torch.Generator().manual_seed(0)
+    profiles: list[Profile] = []
+    averages: list[dict[str, torch.Tensor]] = []
+    for step in range(1, 4097):
+        with torch.no_grad():
+            module.weight += torch.randn(1, 64, generator=random, dtype=torch.float64)
+        for average in (*kept.values(), *direct.values()):
+            average.update(batch_size=1, nimg=step)
+        if step % 256 == 0:
+            for width, average in kept.items():
+                profiles.append(Profile(width, step))
+                averages.append({k: v.clone() for k, v in average.parameters().items()})
+    for width, average in direct.items():
+        factors, error = coefficients(profiles, Profile(width, 4096))
+        assert error < 0.02
+        (found,) = combine(averages, factors.tolist()).values()
+        expected = average.average[0]
+        nearest = min(float((k.average[0] - expected).norm()) for k in kept.values())
+        assert float((found - expected).norm()) < 0.05 * nearest, "far nearer than what was kept"
+
+
+@pytest.mark.parametrize(
+    ("label", "width"),
+    [("power-0.08", 0.08), ("power-.1", 0.1), ("power-0.3", None), ("power-0", None),
+     ("raw", None), ("power-0.1x", None), ("halflife-500kimg", None)],
+)  # fmt: skip
+def test_labels(label: str, width: float | None) -> None:
+    assert asked_width(label) == width
+
+
+# ---- through runs --------------------------------------------------------------------------------
+
+
+def planned(context: Context, widths: Sequence[float], **more: Any) -> RunPlan:
+    table = {"ema": [{"sigma_rel": w} for w in widths], "duration_kimg": 4.096,
+             "checkpoint_kimg": 0.512, "optimizer": {"lr": 0.02}, **more}  # fmt: skip
+    return plan_run(context, "toy", "toys", "demo", 0, table)
+
+
+def loaded(context: Context, trained: TrainedRun, label: str) -> dict[str, torch.Tensor]:
+    _, modules = build_modules(context, trained.plan, None)
+    load_weights(trained.weights(), modules, label)
+    return {k: v.clone() for k, v in modules["model"].state_dict().items()}
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return math.sqrt(sum(float((one[k] - other[k]).square().sum()) for k in one))
+
+
+def test_a_run_gives_widths_that_it_did_not_keep(toys: Context) -> None:
+    trained = obtain_run(toys, planned(toys, [0.05, 0.10]))
+    reference = obtain_run(toys, planned(toys, [0.05, 0.08, 0.10]))
+    assert len(list((trained.folder / "snapshots").glob("*.safetensors"))) == 8
+    expected = loaded(toys, reference, "power-0.08")
+    found = loaded(toys, trained, "power-0.08")
+    nearest = min(distance(loaded(toys, trained, w), expected) for w in ("power-0.05", "power-0.1"))
+    assert 0 < distance(found, expected) < 0.1 * nearest
+    again = reconstruct(trained.folder / "snapshots", 0.05)
+    kept = loaded(toys, trained, "power-0.05")
+    assert all(torch.allclose(again[k], kept[k], rtol=0, atol=1e-5) for k in again)
+
+
+def test_a_stop_leaves_no_other_snapshots(toys: Context) -> None:
+    plan = planned(toys, [0.05, 0.10], duration_kimg=0.64, checkpoint_kimg=0.128)
+    whole = obtain_run(toys, plan).folder / "snapshots"
+    there = {p.name: load_file(p) for p in whole.glob("*.safetensors")}
+    elsewhere = Context(toys.plugins, type(toys.workspace)(toys.workspace.root / "other"),
+                        threads=1, device=toys.device)  # fmt: skip
+    asked = iter([None] * 6)
+    elsewhere.should_stop = lambda: next(asked, "stopped")
+    with pytest.raises(InterruptedRunError):
+        obtain_run(elsewhere, plan)
+    elsewhere.should_stop = lambda: None
+    folder = obtain_run(elsewhere, plan).folder / "snapshots"
+    assert {p.name for p in folder.glob("*.safetensors")} == set(there)
+    for name, tensors in there.items():
+        assert all(torch.equal(v, load_file(folder / name)[k]) for k, v in tensors.items())
+
+
+def test_a_width_that_snapshots_do_not_determine_is_refused(toys: Context) -> None:
+    trained = obtain_run(toys, planned(toys, [0.10], checkpoint_kimg=2.048))
+    with pytest.raises(UserError, match=r"power-0\.02 of .*: its profile is missed by \d+%"):
+        loaded(toys, trained, "power-0.02")
+
+
+def test_missing_snapshots_are_one_line(toys: Context) -> None:
+    trained = obtain_run(toys, planned(toys, [0.05, 0.10], duration_kimg=0.128))
+    for file in (trained.folder / "snapshots").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match="no snapshots to reconstruct it from"):
+        loaded(toys, trained, "power-0.07")
+
+
+def test_on_the_command_line(
+    cmbench_with_toys: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    toy = ("run", "-m", "toy", "-d", "toys", "--nfe", "1", "--samples", "16", "--no-report", "-q",
+           "-w", str(tmp_path / "w"))  # fmt: skip
+    keeps = ("-o", "ema=[{sigma_rel=0.05},{sigma_rel=0.1}]")
+    for label in ("power-0.05", "power-0.07", "power-.07"):
+        done = cmbench_with_toys(*toy, *keeps, "--ema", label)
+        assert done.code == 0, done.err
+    assert len(list((tmp_path / "w").glob("records/toys/*.json"))) == 2
+    assert len(list((tmp_path / "w").glob("runs/toys/*/result.json"))) == 1
+    refused = cmbench_with_toys(*toy, "--ema", "power-0.07")
+    assert "--ema: 'power-0.07' is not kept by this run" in refused.err
+
+
+def test_averages_of_several_kinds_at_once(toys: Context) -> None:
+    kinds = [{"halflife_kimg": 0.1}, {"decay": 0.97}, {"sigma_rel": 0.1}]
+    labels = ["halflife-0.1kimg", "decay-0.97", "power-0.1"]
+    short = {"duration_kimg": 0.32}
+    together = obtain_run(toys, planned(toys, [], ema=kinds, **short))
+    for kind, label in zip(kinds, labels, strict=True):
+        alone = loaded(toys, obtain_run(toys, planned(toys, [], ema=[kind], **short)), label)
+        found = loaded(toys, together, label)
+        assert all(torch.equal(alone[k], found[k]) for k in alone)
