@@ -206,26 +206,6 @@ def pairwise_p(groups: Sequence[Sequence[Unit]]) -> dict[tuple[int, int], float]
     return dict(sorted(result.items()))
 
 
-def leader_p(
-    leader: Sequence[Unit], others: Sequence[Sequence[Unit]]
-) -> list[float | None]:
-    """Return the p-value of the leader against each of the others; None where there is none."""
-    paired = [pair_units(leader, units) for units in others]
-    result: list[float | None] = [None] * len(others)
-    batches: dict[int, list[int]] = defaultdict(list)
-    for index, differences in enumerate(paired):
-        if len(differences) > 1:
-            batches[len(differences)].append(index)
-        else:
-            found = compare_units(leader, others[index])
-            result[index] = None if found is None else found.p
-    for indices in batches.values():
-        p_values = paired_p(np.array([paired[index] for index in indices])).tolist()
-        for index, p in zip(indices, p_values):
-            result[index] = p
-    return result
-
-
 def _alike_p(
     members: Sequence[int], groups: Sequence[Sequence[Unit]]
 ) -> dict[tuple[int, int], float]:

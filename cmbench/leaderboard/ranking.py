@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cmbench.leaderboard.bootstrap import holm, pairwise_p
-from cmbench.leaderboard.rows import REPORTED, Row
+from cmbench.leaderboard.rows import REPORTED, Measurement, Row
 from cmbench.leaderboard.sections import Section
 
 ALPHA = 0.05
@@ -65,9 +65,21 @@ def _rank(rows: Sequence[Row]) -> dict[str, Rank]:
     found = [row.rank_measurement for row in rows]
     measurements = [m for m in found if m is not None]
     assert len(measurements) == len(rows)
+    better, worse = significant(measurements)
+    size = len(rows)
+    return {
+        row.id: Rank(1 + better[i], size - worse[i], size) for i, row in enumerate(rows)
+    }
+
+
+def significant(measurements: Sequence[Measurement]) -> tuple[list[int], list[int]]:
+    """Return how many are significantly better, and how many worse, than each measurement.
+
+    Holm's correction over all pairs; measurements of one metric under one key.
+    """
     p_values = pairwise_p([m.units for m in measurements])
     adjusted = dict(zip(p_values, holm(list(p_values.values()))))
-    better, worse = [0] * len(rows), [0] * len(rows)
+    better, worse = [0] * len(measurements), [0] * len(measurements)
     for (i, j), p in adjusted.items():
         if p > ALPHA:
             continue
@@ -77,10 +89,7 @@ def _rank(rows: Sequence[Row]) -> dict[str, Rank]:
         winner, loser = (i, j) if first_wins else (j, i)
         better[loser] += 1
         worse[winner] += 1
-    size = len(rows)
-    return {
-        row.id: Rank(1 + better[i], size - worse[i], size) for i, row in enumerate(rows)
-    }
+    return better, worse
 
 
 def rank_all(sections: Iterable[Section]) -> dict[str, Rank]:

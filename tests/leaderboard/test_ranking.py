@@ -7,6 +7,7 @@ from pathlib import Path
 from record_factory import metric, record
 
 from cmbench.bench.record import Record
+from cmbench.leaderboard.best import best_values
 from cmbench.leaderboard.ranking import Rank, rank_all
 from cmbench.leaderboard.rows import Row, aggregate
 from cmbench.leaderboard.sections import sections
@@ -35,6 +36,31 @@ def test_clear_differences_are_ranked_and_unclear_ones_tie() -> None:
     )
     assert found["alpha@1"].text == found["beta@1"].text == "1–2"
     assert found["gamma@1"].text == "3"
+
+
+def test_three_seeds_separate_what_is_far_apart_and_tie_the_rest() -> None:
+    records = (
+        several("alpha", [1.00, 1.02, 0.99]) + several("beta", [1.01, 1.00, 1.03])
+        + several("gamma", [50.0, 51.0, 50.5]) + several("delta", [0.1])
+    )  # fmt: skip
+    found = ranks(records)
+    assert {key: rank.text for key, rank in found.items()} == {
+        "alpha@1": "1–2", "beta@1": "1–2", "gamma@1": "3", "delta@1": "–",
+    }  # fmt: skip
+
+
+def test_bold_are_exactly_the_rows_that_may_be_first() -> None:
+    noise = [0.0, 0.05, -0.04]
+    records = [
+        item
+        for step in range(8)
+        for item in several(f"m{step}", [1 + 0.06 * step + n * (1 + step % 3) for n in noise])
+    ]
+    made = rows(records)
+    by_id = rank_all(sections(made))
+    first = {row.id for row in made if by_id[row.id].low == 1}
+    assert 1 < len(first) < len(made)
+    assert {row for row, metric in best_values(made) if metric == "fd-digits"} == first
 
 
 def test_a_single_seed_has_no_rank() -> None:

@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from record_factory import on_disk, png, record, sweep, with_artifact
 
 from cmbench.bench.record import Artifact
+from cmbench.leaderboard.boards import load_boards
 from cmbench.report import render
 from cmbench.report.artifacts import ArtifactError, parse_curve, picture, read_artifact
 from cmbench.report.environment import (
@@ -327,12 +328,26 @@ def test_latex_compiles_whatever_the_names_are(tmp_path: Path) -> None:
     render({"digits": on_disk(tmp_path / "r", items)}, tmp_path)
     table = (tmp_path / "digits.tex").read_text()
     assert r"\textbf{" in table
-    (tmp_path / "page.tex").write_text(
-        "\\documentclass{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs}\n"
+    assert "longtable" not in table
+    compile_tex(tmp_path, table)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_the_tables_of_all_boards_compile_and_break_over_pages(tmp_path: Path) -> None:
+    boards = load_boards(Path(__file__).parents[2] / "leaderboards")
+    render({}, tmp_path, published=boards)
+    tables = [path.read_text() for path in sorted(tmp_path.glob("*.tex"))]
+    assert sum(r"\begin{longtable}" in table for table in tables) >= 2
+    compile_tex(tmp_path, "\n\n".join(tables))
+
+
+def compile_tex(folder: Path, table: str) -> None:
+    (folder / "page.tex").write_text(
+        "\\documentclass{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs,longtable}\n"
         f"\\begin{{document}}\n{table}\\end{{document}}\n"
     )
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
