@@ -30,6 +30,7 @@ from cmbench.bench.record import (
     TrainingRecord,
     finite_or_none,
 )
+from cmbench.bench.references import dataset_reference
 from cmbench.bench.run_log import read_log
 from cmbench.bench.runs import MAIN, TrainedRun, build_modules, load_weights
 from cmbench.bench.threads import use_threads
@@ -38,7 +39,6 @@ from cmbench.errors import InterruptedRunError
 from cmbench.files import write_atomically
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.reference import Floor, Reference
-from cmbench.metrics.reference_cache import cached_reference
 from cmbench.metrics.scores import check_metric
 from cmbench.metrics.suite import MetricSuite
 from cmbench.metrics.values import MetricValue
@@ -72,12 +72,13 @@ def measure_cell(
     try:
         for batch in sampler.stream(cell.num_samples, cell.batch_size):
             require_time(context, cell)
-            suite.update(batch.images, batch.noise, batch.labels)
+            images = dataset.to_pixels(batch.images)
+            suite.update(images, batch.noise, batch.labels)
             missing = GRID_IMAGES - sum(len(s) for s in shown)
             if missing > 0:
-                shown.append(batch.images[:missing].cpu())
+                shown.append(images[:missing].cpu())
             if save_samples:
-                save_pngs(batch.images, batch.first, context.workspace.samples(cell.cell))
+                save_pngs(images, batch.first, context.workspace.samples(cell.cell))
             speed = {"images_per_s": sampler.images / max(sampler.seconds, 1e-9)}
             context.reporter.task_progress(task, sampler.images, speed)
     finally:
@@ -132,15 +133,8 @@ def open_reference(
     if opened is not None:
         return opened
     extractor = load_extractor(context, spec.extractor, spec.metrics).to(context.device)
-    reference = cached_reference(
-        dataset.reference_images,
-        extractor,
-        source=spec.name,
-        source_sha256=dataset.sha256,
-        quantization=spec.quantize,
-        folder=context.workspace.cache / "references",
-    )
-    context.references[spec.name] = extractor, reference.to(context.device)
+    reference = dataset_reference(context, dataset, extractor, spec.quantize)
+    context.references[spec.name] = extractor, reference
     return context.references[spec.name]
 
 

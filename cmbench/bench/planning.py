@@ -80,7 +80,7 @@ class RunPlan:
         spec = context.dataset_spec(self.dataset)
         sigma_data = self.config.sigma_data or spec.sigma_data
         classes = spec.num_classes if self.config.conditional else 0
-        bounded = spec.quantize != "none"
+        bounded = spec.quantize != "none" and not spec.latent
         return Problem(self.dataset, spec.data_shape, classes, sigma_data, bounded)
 
     def method(self, context: Context) -> Method:

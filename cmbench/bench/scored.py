@@ -13,6 +13,7 @@ from torch import Tensor
 from cmbench.bench.context import Context
 from cmbench.bench.extractors import custom_metrics, load_extractor
 from cmbench.bench.record import Record
+from cmbench.bench.references import dataset_reference, store_of
 from cmbench.bench.run_samples import find_run, open_run, run_dataset
 from cmbench.bench.scored_record import Scored, ScoreRequest, record_of
 from cmbench.data.base import Dataset
@@ -24,7 +25,6 @@ from cmbench.metrics.quantize import RULES
 from cmbench.metrics.reference import Reference
 from cmbench.metrics.reference_cache import cached_reference
 from cmbench.metrics.reference_import import import_reference
-from cmbench.metrics.reference_store import ReferenceStore
 from cmbench.metrics.sample_open import open_samples
 from cmbench.metrics.sample_sources import ReadOptions, SampleSource
 from cmbench.metrics.scores import needs
@@ -127,7 +127,7 @@ def plan_of(
 def channels_of(spec: DatasetSpec | None, extractors: dict[str, Extractor]) -> int:
     """Return the channels that samples should have: the dataset's, or the extractor's."""
     if spec is not None:
-        return spec.data_shape[0]
+        return 3 if spec.latent else spec.data_shape[0]
     return 1 if set(extractors) == {"digits-cnn"} else 3
 
 
@@ -160,12 +160,7 @@ def open_reference(
     """
     if request.reference is None:
         assert spec is not None
-        dataset = context.dataset(spec.name)
-        reference = cached_reference(
-            dataset.reference_images, extractor, source=spec.name, source_sha256=dataset.sha256,
-            quantization=rule, folder=context.workspace.cache / "references",
-        )  # fmt: skip
-        return reference.to(context.device)
+        return dataset_reference(context, context.dataset(spec.name), extractor, rule)
     if find_run(context, request.reference) is None:
         saved = saved_reference(context, request.reference)
         if saved is not None:
@@ -222,12 +217,6 @@ def saved_reference(context: Context, given: str) -> Reference | None:
                 raise
             return None
     return None if path.exists() or ":" in given else store_of(context).get(given)
-
-
-def store_of(context: Context) -> ReferenceStore:
-    """Return the workspace's references: imported and computed."""
-    workspace = context.workspace
-    return ReferenceStore(workspace.root / "references", workspace.cache / "references")
 
 
 def content_hash(source: SampleSource, batch_size: int) -> str:

@@ -121,6 +121,10 @@ class Dataset(ABC):
         """
         return images
 
+    def require_pixels(self) -> None:  # noqa: B027
+        """Raise ``MissingError`` if :meth:`to_pixels` lacks something. By default it lacks nothing.
+        """
+
     def halves(self, seed: int) -> tuple[Tensor, Tensor]:
         """Return two disjoint random halves of the reference: the floor of every distance.
 

@@ -135,5 +135,5 @@ BUILTIN_DATASETS: tuple[DatasetSpec, ...] = (
         f"{_IMAGENET}, encoded with sd-vae-ft-mse",
         channels=4,
         factory="cmbench.data.latents:build",
-    )._replace(quantize="round"),
+    )._replace(metrics=("fid", "is"), latent=True),
 )

@@ -29,6 +29,8 @@ RAW_STD = (4.17, 4.62, 3.71, 3.28)
 FINAL_STD = 0.5
 #: Where the autoencoder lies below the data folder (a diffusers folder).
 VAE_FOLDER = "sd-vae-ft-mse"
+#: Pictures that the decoder makes in one pass; its activations are large.
+_DECODED_AT_ONCE = 8
 
 
 def standardise(raw: Tensor) -> Tensor:
@@ -98,18 +100,24 @@ class LatentDataset(PreparedDataset):
         raise MissingError(
             f"dataset {self.name!r}",
             "its reference is the statistics of the original 512x512 images, which are not here",
-            remedy="give EDM2's reference statistics (img512) to the metrics",
+            remedy=f"run `cmbench refs import FILE --name {self.name}` with EDM2's img512.pkl",
         )
+
+    def require_pixels(self) -> None:
+        """Raise ``MissingError`` unless diffusers and the autoencoder's folder are here."""
+        if self._decoder is None:
+            self._decoder = _load_decoder(self.name, self.vae)
 
     def to_pixels(self, images: Tensor) -> Tensor:
         """Decode latents ``[N, 4, 64, 64]`` to pictures ``[N, 3, 512, 512]`` in [-1, 1]."""
-        if self._decoder is None:
-            self._decoder = _load_decoder(self.name, self.vae, images.device)
-        decoded: Tensor = self._decoder.decode(unstandardise(images)).sample
-        return decoded.clamp(-1, 1)
+        self.require_pixels()
+        decoder = self._decoder.to(images.device)
+        with torch.no_grad():
+            parts = torch.split(unstandardise(images), _DECODED_AT_ONCE)
+            return torch.cat([decoder.decode(part).sample.clamp(-1, 1) for part in parts])
 
 
-def _load_decoder(name: str, folder: Path, device: torch.device) -> Any:
+def _load_decoder(name: str, folder: Path) -> Any:
     try:
         from diffusers import AutoencoderKL
     except ImportError:
@@ -125,7 +133,7 @@ def _load_decoder(name: str, folder: Path, device: torch.device) -> Any:
             remedy="put the diffusers folder of stabilityai/sd-vae-ft-mse there",
         )
     decoder = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    return decoder.to(device).eval().requires_grad_(False)
+    return decoder.eval().requires_grad_(False)
 
 
 def build(spec: DatasetSpec, locations: DataLocations) -> LatentDataset:

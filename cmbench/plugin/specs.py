@@ -43,7 +43,9 @@ class DatasetSpec(NamedTuple):
 
     ``factory(spec, locations)`` returns a :class:`cmbench.data.base.Dataset`. ``metrics`` names the
     protocol's metrics, the first being the one that leaderboards rank by. ``num_samples`` is the
-    protocol's sample count for one cell, ``nfe`` the default sweep.
+    protocol's sample count for one cell, ``nfe`` the default sweep. ``latent`` says that the data
+    are an autoencoder's latents: unbounded, decoded before they are measured, and compared with
+    imported statistics of the original pictures.
     """
 
     name: str
@@ -60,6 +62,7 @@ class DatasetSpec(NamedTuple):
     license: str = ""
     source: str = ""
     embedded: bool = False
+    latent: bool = False
 
 
 class NetworkSpec(NamedTuple):
