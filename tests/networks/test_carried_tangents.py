@@ -179,16 +179,24 @@ def test_explicit_and_fused_attention_agree(case: Case) -> None:
     assert relative(dy2, dy) < 1e-5
 
 
-@pytest.mark.parametrize(
+half = pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.bfloat16, 0.08), (torch.float16, 0.01)], ids=["bf16", "fp16"]
 )
-@few
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors])
+
+
+@half
+@every
 def test_autocast(case: Case, dtype: torch.dtype, tolerance: float) -> None:
     """bfloat16 keeps 8 bits (4e-3 per operation), float16 11 bits (5e-4)."""
     network = build(case).eval()
     inputs = inputs_for(network)
     x, c, dx, dc, labels, augment = inputs
     exact = network(*inputs.point())
+    exact_gradients = flat(gradients(network, exact))
     expected = central_difference(network, inputs)
     with torch.autocast("cpu", dtype=dtype):
         plain = network(*inputs.point())
@@ -202,6 +210,29 @@ def test_autocast(case: Case, dtype: torch.dtype, tolerance: float) -> None:
     assert 1e-5 < relative(y, exact) < tolerance
     assert relative(dy, expected) < tolerance
     assert relative(dy32, expected) < tolerance
+    for output in (plain, y):
+        found = flat(gradients(network, output))
+        assert found.dtype == torch.float32, "weights and their gradients stay float32"
+        assert relative(found, exact_gradients) < tolerance
+
+
+@half
+@every
+def test_weights_in_half_precision(case: Case, dtype: torch.dtype, tolerance: float) -> None:
+    """A network that is cast as a whole (for sampling) computes in that precision throughout."""
+    network = build(case).eval()
+    inputs = inputs_for(network)
+    exact = network(*inputs.point())
+    expected = central_difference(network, inputs)
+    network.to(dtype)
+    x, c, dx, dc, labels, augment = (
+        t.to(dtype) if t is not None and t.is_floating_point() else t for t in inputs
+    )
+    y, dy = network.forward_with_tangent(x, c, dx, dc, labels, augment)
+    assert y.dtype == dy.dtype == dtype
+    assert torch.equal(y, network(x, c, labels, augment))
+    assert relative(y, exact) < tolerance
+    assert relative(dy, expected) < tolerance
 
 
 @few
