@@ -111,7 +111,7 @@ def row_payload(
         "family": row.family or "other",
         "table": source_table(row),
         "conditional": row.conditional,
-        "method": row.label,
+        "method": row.method,
         "label": label,
         "series": pool.add([label, row.recipe, row.sampler, row.conditional, row.kind, section,
                             row.details.get("table", ""), list(row.marks)]),

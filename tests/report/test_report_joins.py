@@ -134,8 +134,9 @@ def payload(made: Path) -> dict[str, Any]:
 def test_the_drawer_spells_both_keys_out(made: Path) -> None:
     data = payload(made)
 
-    def said(method: str, nfe: int) -> dict[str, Any]:
-        row = next(r for r in data["rows"] if (r["method"], r["nfe"]) == (method, nfe))
+    def said(method: str, nfe: int, kind: str = "measured") -> dict[str, Any]:
+        wanted = (method, nfe, kind)
+        row = next(r for r in data["rows"] if (r["method"], r["nfe"], r["kind"]) == wanted)
         flat = [data["pool"][i] for i in row["reported"]]
         return dict(zip(flat[::2], flat[1::2], strict=True))
 
@@ -145,4 +146,4 @@ def test_the_drawer_spells_both_keys_out(made: Path) -> None:
     }  # fmt: skip
     assert said("alpha", 1)["difference"] == pytest.approx(0.3)
     assert len(said("beta", 1)) == 4
-    assert said("Alpha", 1) == {}
+    assert said("alpha", 1, "reported") == {}

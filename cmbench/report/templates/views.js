@@ -6,22 +6,39 @@ const isReported = (row) => row.kind === "reported";
 const isApart = (row) => row.section > 0 && !isReported(row);
 const rowById = new Map(data.rows.map((r) => [r.id, r]));
 
-// A method has a colour on every chart, a series of it (another sampler or recipe) its own mark.
-// With more methods than a legend can hold, families take their place.
+// A method has a colour on every chart, whoever measured it; a series of it (another sampler or
+// recipe) has its own mark. With more methods than a legend can hold, families take the place of
+// reported ones; measured ones keep their names as long as they fit.
 const METHODS_IN_LEGEND = 16;
 const indexOf = (values) => new Map([...new Set(values)].map((value, i) => [value, i]));
 const methodIndex = indexOf(data.rows.map((r) => r.method));
-const labelIndex = indexOf(data.rows.map((r) => r.label));
+const labelShape = shapesByLabel();
 const familyIndex = indexOf(data.rows.map((r) => r.family));
 
+// Labels of one colour take different shapes as long as there are any.
+function shapesByLabel() {
+  const found = new Map();
+  const used = new Array(COLOURS).fill(0);
+  for (const row of data.rows) {
+    if (found.has(row.label)) continue;
+    const colour = methodIndex.get(row.method) % COLOURS;
+    found.set(row.label, colour + used[colour]);
+    used[colour] += 1;
+  }
+  return found;
+}
+
 function styleGroups(rows, nameOf = (r) => r.label) {
-  const few = new Set(rows.map((r) => r.method)).size <= METHODS_IN_LEGEND;
+  const count = (list) => new Set(list.map((r) => r.method)).size;
+  const few = count(rows) <= METHODS_IN_LEGEND;
+  const fewMeasured = count(rows.filter((r) => !isReported(r))) <= METHODS_IN_LEGEND;
   const groups = new Map();
   for (const row of rows) {
-    const name = few ? nameOf(row) : row.family;
+    const own = few || (fewMeasured && !isReported(row));
+    const name = own ? nameOf(row) : row.family;
     if (!groups.has(name)) {
-      const colour = few ? methodIndex.get(row.method) : familyIndex.get(row.family);
-      const shape = few ? labelIndex.get(row.label) : colour;
+      const colour = own ? methodIndex.get(row.method) : familyIndex.get(row.family);
+      const shape = own ? labelShape.get(row.label) : colour;
       groups.set(name, { name, style: `s${colour % COLOURS}`, shape: SHAPES[shape % SHAPES.length], rows: [], points: [] });
     }
     groups.get(name).rows.push(row);
