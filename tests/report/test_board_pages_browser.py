@@ -57,6 +57,12 @@ def test_no_page_of_the_boards_overflows_or_complains(browser: Any, board_pages:
         "return [...document.querySelectorAll('.charts figure')]"
         ".filter(f => !f.hidden && !f.querySelector('.mark, .line')).map(f => f.id)"
     )
+    # Colour, shape and filling of every legend entry, by chart.
+    legends = (
+        "return [...document.querySelectorAll('.legend')].map(l => [...l.querySelectorAll('.mark')]"
+        ".map(m => [m.parentNode.getAttribute('class'), m.getAttribute('class'),"
+        " (m.getAttribute('d') || 'circle').replace(/[-0-9.,]/g, '')].join(' ')))"
+    )
     try:
         for path in sorted(board_pages.glob("*.html")):
             page = opened(browser, path)
@@ -66,6 +72,8 @@ def test_no_page_of_the_boards_overflows_or_complains(browser: Any, board_pages:
                 wide = script(page, "return document.documentElement.scrollWidth")
                 assert wide <= width, path.name
                 assert script(page, empty) == [], path.name
+            for entries in script(page, legends):
+                assert len(set(entries)) == len(entries), path.name
             assert complaints(page) == [], path.name
             assert requests(page) == [], path.name
     finally:
