@@ -93,6 +93,13 @@ def test_every_builtin_study_can_be_planned(context: Context) -> None:
         assert all(cell.sampling is not None for p in planned for cell in p.plan.cells)
 
 
+def test_the_study_of_the_example_plugin_can_be_read() -> None:
+    folder = Path(__file__).parents[2] / "examples/cmbench-example-plugin/cmbench_example"
+    study = read_study("example-steps", folder / "steps.toml")
+    assert [(arm.method, arm.x) for arm in study.arms] == [
+        ("example-flow", 128.0), ("example-flow", 512.0)]
+
+
 def test_a_plugin_brings_its_own_study(plugins: PluginManager, file: Path) -> None:
     class Plugin:
         @hookimpl

@@ -188,6 +188,8 @@ def test_a_failed_plugin_brings_nothing(installed: Installed) -> None:
     assert {"example-flow", "rogue-is-good"} <= names
     assert not names & {"acme-m", "acme-first", "acme-specs"}
     assert load_plugins().methods.specs.keys() < names
+    studies = {row["name"] for row in json.loads(installed.run("list", "studies", "--json").stdout)}
+    assert studies - load_plugins().studies.specs.keys() == {"example-steps"}
 
 
 def test_strict_mode_is_fatal_in_one_line(installed: Installed) -> None:

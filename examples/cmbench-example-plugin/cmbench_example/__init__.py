@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cmbench.plugin import hookimpl
-from cmbench.plugin.specs import MethodSpec
+from cmbench.plugin.specs import MethodSpec, StudySpec
 
 
 @hookimpl
@@ -22,3 +22,10 @@ def cmbench_register_methods() -> list[MethodSpec]:
             recipes=Path(__file__).with_name("flow.toml"),
         )
     ]
+
+
+@hookimpl
+def cmbench_register_studies() -> list[StudySpec]:
+    """Return the one study of this plugin (optional)."""
+    file = Path(__file__).with_name("steps.toml")
+    return [StudySpec("example-steps", "Euler steps of a rectified flow", file)]
