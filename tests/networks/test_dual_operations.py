@@ -87,9 +87,23 @@ def test_scale_shift(moving: tuple[bool, bool, bool]) -> None:
     check(ops.scale_shift, points, list(moving))
 
 
+@pytest.mark.parametrize(
+    ("weights", "chunk"), [(42, (1, 3)), (100, (1, 7)), (5, (1, 1)), (200, (2, 7)), (2**18, (2, 7))]
+)
+def test_attention_in_chunks_that_fit_the_cache(
+    weights: int, chunk: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "_CACHED_WEIGHTS", weights)
+    points = [randn(2, 2, 7, 4, seed=i) for i in range(3)]
+    images, queries = ops._chunk(points[0].shape, 7, torch.device("cpu"))
+    assert (min(images, 2), queries) == chunk
+    check(lambda q, k, v: ops.attention(q, k, v, explicit=True), points, [True] * 3)
+
+
 @pytest.mark.parametrize("chunk", [3, 1024])
 def test_attention_in_chunks_of_queries(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "_QUERY_CHUNK", chunk)
+    """As on a GPU: whole batches, some of their queries."""
+    monkeypatch.setattr(ops, "_chunk", lambda shape, keys, device: (shape[0], chunk))
     points = [randn(2, 2, 7, 4, seed=i) for i in range(3)]
     check(lambda q, k, v: ops.attention(q, k, v, explicit=True), points, [True] * 3)
 
