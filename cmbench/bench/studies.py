@@ -198,7 +198,7 @@ def expand(table: StudyTable, entry: ArmTable) -> Iterator[Arm]:
 def plan_study(context: Context, study: Study) -> list[PlannedArm]:
     """Resolve every arm before any work starts; an error names the study and the arm."""
     table = study.table
-    spec = context.plugins.datasets.get(table.dataset, f"study {study.name!r}")
+    spec = context.dataset_spec(table.dataset, f"study {study.name!r}")
     known = set(context.plugins.metrics.specs) | set(spec.metrics)
     for plot in table.plots:
         if plot.kind == "metric" and plot.metric is not None and plot.metric not in spec.metrics:

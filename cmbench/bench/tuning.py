@@ -18,7 +18,8 @@ from cmbench.bench.cells import open_reference, open_sampler, open_suite
 from cmbench.bench.context import Context
 from cmbench.bench.planning import CellPlan, RunPlan, SampleSettings, plan_cells
 from cmbench.bench.record import Record, read_records
-from cmbench.bench.runs import TrainedRun, read_result
+from cmbench.bench.runs import TrainedRun, obtain_run
+from cmbench.bench.sweep import is_trained
 from cmbench.bench.threads import use_threads
 from cmbench.bench.tuned_times import TunedTimes, tuned_file, write_tuned
 from cmbench.errors import InterruptedRunError, MissingError, UserError
@@ -53,7 +54,7 @@ class Objective:
     ) -> None:
         self.context, self.cells = context, cells
         run = cells[0].run
-        self.spec = context.plugins.datasets.get(run.dataset)
+        self.spec = context.dataset_spec(run.dataset)
         self.dataset = context.dataset(run.dataset)
         self.opened = open_reference(context, self.spec, self.dataset)
         self.only = self.spec._replace(metrics=(metric,))
@@ -97,13 +98,13 @@ def tune(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> Tu
         MissingError: the run is not trained.
     """
     cells = check(context, run, nfe, settings)
-    metric = objective_metric(context, context.plugins.datasets.get(run.dataset), settings.metric)
-    trained = read_result(run, context.workspace.run(run.run_id))
-    if trained is None:
+    metric = objective_metric(context, context.dataset_spec(run.dataset), settings.metric)
+    if not is_trained(context, run):
         raise MissingError(
             WHO, f"run {run.run_id} is not trained in {context.workspace.root}",
             remedy="train it first with `cmbench run` and the same method, recipe and options",
         )
+    trained = obtain_run(context, run)
     use_threads(int(trained.result.get("threads", context.threads)))
     began = time.perf_counter()
     objective = Objective(context, trained, cells, metric)

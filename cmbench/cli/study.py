@@ -86,7 +86,7 @@ def plain_table(
     from cmbench.bench.studies import values_of
     from cmbench.report.study import mean_text, nfes_of
 
-    rank = context.plugins.datasets.get(found.table.dataset).metrics[0]
+    rank = context.dataset_spec(found.table.dataset).metrics[0]
     plotted = [plot.metric or rank for plot in found.table.plots if plot.kind == "metric"]
     metrics = list(dict.fromkeys(plotted or [rank]))
     rows = [
@@ -105,8 +105,8 @@ def write_page(
     from cmbench.report.study import summary
 
     folder = Path(options["output"] or context.workspace.root / "studies")
-    records = context.workspace.records(found.table.dataset)
-    rank = context.plugins.datasets.get(found.table.dataset).metrics[0]
+    spec = context.dataset_spec(found.table.dataset)
+    records, rank = context.workspace.records(spec.name), spec.metrics[0]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         pictures: list[str] = []

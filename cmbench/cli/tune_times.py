@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,10 @@ from cmbench.errors import EXIT_OK
 from cmbench.plugin.manager import load_plugins
 from cmbench.seeds import HELD_OUT_FROM
 
+if TYPE_CHECKING:
+    from cmbench.bench.context import Context
+    from cmbench.bench.planning import RunPlan
+
 
 @click.command("tune-times")
 @click.option("--method", "-m", metavar="M", default=None,
@@ -21,6 +25,8 @@ from cmbench.seeds import HELD_OUT_FROM
               help="Dataset, see `cmbench list datasets`.")
 @click.option("--recipe", "-r", metavar="R", default=None,
               help="Recipe, or FILE.toml:NAME.  [default: demo, else paper]")
+@click.option("--checkpoint", metavar="NAME", default=None,
+              help="Tune for this imported checkpoint instead of a run, see `cmbench import`.")
 @click.option("--nfe", metavar="N[,N…]", default="2", show_default=True,
               help="Network evaluations an image, from 2.")
 @click.option("--seed", metavar="N", type=click.IntRange(min=0, max=HELD_OUT_FROM - 1), default=0,
@@ -71,7 +77,6 @@ def tune_times(ctx: click.Context, /, **options: Any) -> int:
     if listed.isdecimal():  # one seed, not a count of them
         listed += ","
     seeds = parse_seeds(listed, "--held-out-seeds", held_out=True)
-    from cmbench.bench.planning import plan_run
     from cmbench.bench.tuned_times import describe
     from cmbench.bench.tuning import TuneSettings, check, tune
 
@@ -83,8 +88,7 @@ def tune_times(ctx: click.Context, /, **options: Any) -> int:
     with stop_asker(options["time_limit"]) as should_stop:
         context = make_context(options, plugins, should_stop)
         context.workspace.require_writable()
-        run = plan_run(context, options["method"] or plugins.default_method, options["dataset"],
-                       options["recipe"], options["seed"], options["overrides"])
+        run = planned(context, options)
         for nfe in nfes:  # all of the input before any of the work
             check(context, run, nfe, settings)
         found = []
@@ -93,3 +97,13 @@ def tune_times(ctx: click.Context, /, **options: Any) -> int:
             found.append(describe(tune(context, run, nfe, settings)))
     echo_table(list(found[0]), [list(row.values()) for row in found])
     return EXIT_OK
+
+
+def planned(context: Context, options: dict[str, Any]) -> RunPlan:
+    """Return the run to tune on: a training, or an imported checkpoint."""
+    from cmbench.bench.planning import plan_imported_run, plan_run
+
+    asked = (options["dataset"], options["recipe"], options["seed"], options["overrides"])
+    if options["checkpoint"] is not None:
+        return plan_imported_run(context, options["checkpoint"], options["method"], *asked)
+    return plan_run(context, options["method"] or context.plugins.default_method, *asked)

@@ -22,6 +22,7 @@ from cmbench.bench.planning import SampleSettings, plan_imported_run, plan_run
 from cmbench.bench.record import Record
 from cmbench.bench.runs import build_modules, obtain_run, obtain_teacher
 from cmbench.bench.sweep import SweepRequest, execute, is_trained, plan_sweep
+from cmbench.bench.tuning import TuneSettings, tune
 from cmbench.data.locations import DataLocations
 from cmbench.data.stored import ArrayDataset
 from cmbench.errors import MissingError, UserError
@@ -115,6 +116,18 @@ def test_a_denoiser_is_swept_with_a_named_solver(patches: Context, tmp_path: Pat
     plan = plan_sweep(patches, asked)
     assert plan.done.keys() == {r.cell for r in records}
     assert all(is_trained(patches, run) for run in plan.runs)
+
+
+def test_noise_levels_are_tuned_for_a_checkpoint(patches: Context, tmp_path: Path) -> None:
+    bring(patches, tmp_path)
+    run = plan_imported_run(patches, "m", None, "patches", None, 0)
+    found = tune(patches, run, 2, TuneSettings(sampler="euler", evaluations=3))
+    assert found.evaluations == 4
+    assert found.value <= found.start_value
+    record, = sampled(patches, nfes=(2,), sampling=SampleSettings(sampler="euler"), tuned=True)
+    assert record.status == "finished"
+    assert record.sampling.times == list(found.sigmas)
+    assert record.sampling.tuned is not None
 
 
 def test_the_images_are_the_official_networks(patches: Context, tmp_path: Path) -> None:
