@@ -10,6 +10,7 @@ reports mark it.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ _STAGES = (4, 9, 16, 23, 30)
 _CHANNELS = (64, 128, 256, 512, 512)
 #: Mean and standard deviation that the published weights were trained with, for images in [-1, 1].
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+Pooling = Literal["max", "average"]
 VGG_FILE = "vgg16-397923af.pth"
 HEAD_FILE = "weights-vgg16-lpips.pth"
 _GET = (
@@ -42,13 +44,15 @@ class LPIPS(nn.Module):
     Differentiable; parameters are frozen. Build it with :meth:`load`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pooling: Pooling = "max") -> None:
         super().__init__()
         with torch.device("meta"):  # its weights come from a file: nothing to initialise
             layers = list(make_layers(cfgs["D"]).to_empty(device="cpu"))
         for layer in layers:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # the features before are needed for the gradient
+        if pooling == "average":
+            layers = [nn.AvgPool2d(2) if isinstance(x, nn.MaxPool2d) else x for x in layers]
         starts = (0, *_STAGES[:-1])
         self.stages = nn.ModuleList(
             nn.Sequential(*layers[a:b]) for a, b in zip(starts, _STAGES, strict=True)
@@ -59,15 +63,18 @@ class LPIPS(nn.Module):
         self.eval().requires_grad_(False)
 
     @classmethod
-    def load(cls, folder: str | None = None) -> LPIPS:
+    def load(cls, folder: str | None = None, pooling: Pooling = "max") -> LPIPS:
         """Return the network with the published weights from ``folder`` (default: torch hub's).
+
+        ``pooling`` is "max" as published, or "average" as openai/consistency_models has it on
+        ImageNet-64 and LSUN (piq's ``replace_pooling``).
 
         Raises:
             MissingError: a file is not there; the message says how to get it.
             UserError: a file does not hold what it should.
         """
         place = Path(folder) if folder else Path(torch.hub.get_dir()) / "checkpoints"
-        network = cls()
+        network = cls(pooling)
         vgg = _read(place / VGG_FILE)
         index = 0
         for stage in network.stages:

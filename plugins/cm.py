@@ -12,16 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cmbench.diffusion.consistency_sampling import multistep_consistency
 from cmbench.diffusion.distances import huber_constant, l1_mean, l2_mean, pseudo_huber
 from cmbench.diffusion.frames import append_dims
-from cmbench.diffusion.grids import karras_sigmas, sqrt_curriculum, target_ema_decay
+from cmbench.diffusion.grids import (
+    choose_uniformly,
+    karras_sigmas,
+    sqrt_curriculum,
+    target_ema_decay,
+)
 from cmbench.diffusion.models import EDMConsistency
 from cmbench.diffusion.solvers import ddim_step, heun_step
 from cmbench.errors import UserError
@@ -63,6 +68,9 @@ class CMConfig(ConsistencyConfig):
     lpips_weights: str | None = Field(
         None, description="folder with the weights of lpips; torch hub's if not given"
     )
+    lpips_pooling: Literal["max", "average"] = Field(
+        "max", description="pooling in lpips: as published, or as the ImageNet-64 release of CM"
+    )
 
 
 class CDConfig(CMConfig):
@@ -82,6 +90,12 @@ class CTConfig(CMConfig):
     mu_exponent: Literal["paper", "released-code"] = Field(
         "paper", description="mu(k) = exp(s0 ln mu0 / N(k)), or / (N(k) - 1) as both repositories"
     )
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.s0 > self.s1 + 1:
+            raise ValueError(f"s0 {self.s0}, s1 {self.s1}: N(k) would fall; allowed s0 <= s1 + 1")
+        return self
 
 
 class ConsistencyMethod(Method):
@@ -158,7 +172,7 @@ class MetricMethod(ConsistencyMethod):
         """The learned distance; raises ``MissingError`` if its weights are not at hand."""
         from cmbench_plugins._lpips import LPIPS  # on this path only: torchvision is slow
 
-        return LPIPS.load(self.config.lpips_weights)
+        return LPIPS.load(self.config.lpips_weights, self.config.lpips_pooling)
 
     def phases(self, nets: Nets) -> Sequence[Phase]:
         """One phase; LPIPS' weights must be at hand before it starts (sampling needs none)."""
@@ -194,8 +208,7 @@ class CM(MetricMethod):
         """``d(f(x_{n+1}, t_{n+1}), f^-(x_n, t_n))`` for n uniform (lines 3 to 6)."""
         x0, c = batch.images, self.config
         sigmas = karras_sigmas(self.n_points(progress), c.sigma_min, c.sigma_max, c.rho).to(x0)
-        u = draws.uniform("index", x0[:, 0, 0, 0])
-        n = (u * (len(sigmas) - 1)).long().clamp_max(len(sigmas) - 2)
+        n = choose_uniformly(len(sigmas) - 1, draws.uniform("index", x0[:, 0, 0, 0]))
         smaller, larger = sigmas[n], sigmas[n + 1]
         z = draws.normal("noise", x0)
         x_larger = x0 + append_dims(larger, x0) * z

@@ -11,10 +11,10 @@ it is -1.1.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from cmbench.diffusion.frames import append_dims
@@ -45,6 +45,12 @@ class ICTConfig(CMConfig):
     )
     p_mean: float = Field(-1.1, description="mean of ln sigma of the lognormal")
     p_std: Positive = Field(2.0, description="standard deviation of ln sigma of the lognormal")
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.s0 > self.s1:
+            raise ValueError(f"s0 {self.s0}, s1 {self.s1}: N(k) would fall; allowed s0 <= s1")
+        return self
 
 
 class ICT(MetricMethod):

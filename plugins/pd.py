@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from cmbench.diffusion.distances import l2_mean
 from cmbench.diffusion.frames import append_dims, cosine_time_to_sigma
-from cmbench.diffusion.grids import halving_stages, karras_sigmas
+from cmbench.diffusion.grids import choose_uniformly, halving_stages, karras_sigmas
 from cmbench.diffusion.models import DiffusionModel
-from cmbench.diffusion.solvers import ddim_step, euler
+from cmbench.diffusion.solvers import ddim_step, euler, two_step_target
 from cmbench.diffusion.weightings import snr_plus_one_weight, truncated_snr_weight
 from cmbench.errors import Declined, UserError
 from cmbench.plugin.config import EMAConfig, MethodConfig, OptimizerConfig, Positive
@@ -126,7 +126,7 @@ class PD(Method):
         """``w(sigma) ||x_student - x_target||^2`` (Algorithm 2, the student's N = ``steps``)."""
         x0 = batch.images
         grid = self.grid(2 * steps).to(x0)
-        i = 1 + (draws.uniform("index", x0[:, 0, 0, 0]) * steps).long().clamp_max(steps - 1)
+        i = 1 + choose_uniformly(steps, draws.uniform("index", x0[:, 0, 0, 0]))
         sigma, middle, end = grid[2 * i], grid[2 * i - 1], grid[2 * i - 2]
         x = x0 + append_dims(sigma, x0) * draws.normal("noise", x0)
         with torch.no_grad():
@@ -134,10 +134,7 @@ class PD(Method):
             first = teacher.denoise(x, sigma, batch.labels)
             x_middle = ddim_step(x, first, sigma, middle)
             second = teacher.denoise(x_middle, middle, batch.labels)
-            # The prediction whose one step from sigma meets the teacher's two (App. G): x cancels,
-            # and what is left is a mean of the two predictions; at end = 0 it is the second.
-            share = (1 - end / middle) / (1 - end / sigma)
-            target = torch.lerp(first, second, append_dims(share, x0))
+            target = two_step_target(first, second, sigma, middle, end)
         denoised = self.model(nets["model"]).denoise(x, sigma, batch.labels)
         return self.weight(sigma) * l2_mean(denoised, target)
 

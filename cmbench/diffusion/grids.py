@@ -152,6 +152,13 @@ def sqrt_curriculum(step: int, total_steps: int, s0: int, s1: int) -> int:
     beyond the last count as the last.
     """
     _check_progress("sqrt_curriculum", step, total_steps)
+    if s0 > s1 + 1:
+        raise UserError(
+            "sqrt_curriculum",
+            f"s0 {s0}, s1 {s1}",
+            allowed="s0 <= s1 + 1",
+            remedy="start with the coarser grid",
+        )
     step = min(step, total_steps)
     numerator = step * ((s1 + 1) ** 2 - s0**2)
     square = -(-numerator // total_steps) + s0**2  # ceil(sqrt(y)) = ceil(sqrt(ceil(y)))
@@ -265,6 +272,11 @@ def lognormal_bin_probabilities(sigmas: Tensor, p_mean: float, p_std: float) -> 
     low, high = torch.where(mirrored, -high, low), torch.where(mirrored, -low, high)
     log_high, log_low = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
     return torch.softmax(log_high + torch.log(-torch.expm1(log_low - log_high)), 0)
+
+
+def choose_uniformly(count: int, uniform: Tensor) -> Tensor:
+    """Return int64 indices below ``count``, equally likely, from ``uniform`` in [0, 1)."""
+    return (uniform * count).long().clamp_max(count - 1)
 
 
 def choose_bin(probabilities: Tensor, uniform: Tensor) -> Tensor:

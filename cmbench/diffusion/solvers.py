@@ -66,6 +66,19 @@ def inverse_ddim(x_next: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -
     return (sigma * x_next - sigma_next * x) / (sigma - sigma_next)
 
 
+def two_step_target(
+    first: Tensor, second: Tensor, sigma: Tensor, middle: Tensor, end: Tensor
+) -> Tensor:
+    """Return the ``D`` whose one DDIM step meets two of a teacher (arXiv:2202.00512, App. G).
+
+    ``first`` and ``second`` are the teacher's predictions at ``sigma`` and ``middle``, images;
+    levels are ``[N]``, ``sigma > middle > end >= 0``. As :func:`inverse_ddim` of the two steps, but
+    x cancels and a mean of the predictions is left; at ``end`` = 0 it is the second.
+    """
+    share = (1 - end / middle) / (1 - end / sigma)
+    return torch.lerp(first, second, append_dims(share, first))
+
+
 def trigflow_ddim_step(x_t: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """Return ``cos(t - s) x_t - sin(t - s) sd F`` (Lu & Song 2024, arXiv:2410.11081, Eq. 26).
 

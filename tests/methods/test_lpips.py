@@ -40,11 +40,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def theirs(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def theirs(weights: Path, monkeypatch: pytest.MonkeyPatch, pooling: str = "max") -> Any:
     """torch-fidelity's module on those weights: its own way to them would download."""
     from torch_fidelity import sample_similarity_lpips as module
 
     features: Any = make_layers(cfgs["D"])
+    if pooling == "average":
+        for index, layer in enumerate(features):
+            if isinstance(layer, nn.MaxPool2d):
+                features[index] = nn.AvgPool2d(2, 2)
     features.load_state_dict({
         k.removeprefix("features."): v
         for k, v in torch.load(weights / VGG_FILE, weights_only=True).items()
@@ -57,9 +61,12 @@ def theirs(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module.SampleSimilarityLPIPS("lpips")
 
 
-def test_agrees_with_torch_fidelity(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pooling", ["max", "average"])
+def test_agrees_with_torch_fidelity(
+    pooling: Any, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_lpips, "LPIPS_SIDE", 48)  # that of the images: nothing is enlarged
-    ours, other = LPIPS.load(str(weights)), theirs(weights, monkeypatch)
+    ours, other = LPIPS.load(str(weights), pooling), theirs(weights, monkeypatch, pooling)
     torch.manual_seed(1)
     a, b = torch.rand(2, 2, 3, 48, 48) * 2 - 1
     expected = other((a + 1) * 127.5, (b + 1) * 127.5)  # theirs takes 0 to 255
