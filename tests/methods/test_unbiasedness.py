@@ -51,15 +51,21 @@ def test_training_has_the_gradient_of_distillation(
 
 def test_a_lagging_target_has_not(script: ModuleType, laboratory: Any) -> None:
     """mu > 0: relative to the gradient of consistency it diverges as the grid becomes finer."""
-    target = script.lagging(laboratory.model, 0.05)
-    consistency = laboratory.continuous("distillation")
+    model, target = script.trained()
+    assert 0.001 < script.distance(model, target) < 0.2
+    behind = script.Laboratory(6, model)
+    consistency = behind.continuous("distillation")
     grids = (3, 4, 5)
     without, lagging = (
-        [script.relative(laboratory.discrete("ct", k, target=t), consistency) for k in grids]
+        [script.relative(behind.discrete("ct", k, target=t), consistency) for k in grids]
         for t in (None, target)
     )
     assert script.slope([2**k for k in grids], without) == pytest.approx(-1, abs=0.15)
     assert script.slope([2**k for k in grids], lagging) == pytest.approx(1, abs=0.15)
+    # Both with that target: they agree with each other all the same.
+    for k in grids:
+        ct, cd = (behind.discrete(kind, k, target=target) for kind in ("ct", "cd"))
+        assert script.relative(ct, cd) < 0.1 * lagging[grids.index(k)]
 
 
 def test_continuous_time_has_no_bias_until_it_is_normalised(
