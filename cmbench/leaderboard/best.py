@@ -22,6 +22,8 @@ def best_values(rows: Iterable[Row]) -> set[tuple[str, str]]:
     """
     groups: dict[tuple[bool, str, str, int | None, bool | None], list[Member]] = {}
     for row in rows:
+        if row.nfe is None:  # rows of unknown cost have nothing to be the best of
+            continue
         reported = row.kind == REPORTED
         for name, measurement in row.measurements.items():
             if reported or measurement.interval.seeds > 1:

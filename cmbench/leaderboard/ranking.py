@@ -52,6 +52,8 @@ def rank_section(section: Section) -> dict[str, Rank]:
     for row in section.rows:
         if row.kind == REPORTED:
             ranks[row.id] = Rank(reason="reported: no seeds to compare")
+        elif row.nfe is None:  # equal cost cannot be assumed
+            ranks[row.id] = Rank(reason="NFE not stated")
         elif row.seeds < 2:
             ranks[row.id] = Rank(reason=ONE_SEED)
         else:

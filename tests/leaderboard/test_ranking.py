@@ -63,6 +63,17 @@ def test_bold_are_exactly_the_rows_that_may_be_first() -> None:
     assert {row for row, metric in best_values(made) if metric == "fd-digits"} == first
 
 
+def test_rows_whose_nfe_nobody_stated_have_no_rank_and_are_never_bold() -> None:
+    records = [
+        item.model_copy(update={"kind": "scored samples"})
+        for item in several("alpha", [1.0, 1.1, 1.05], nfe=0)
+        + several("beta", [9.0, 9.1, 9.05], nfe=0)
+    ]
+    found = ranks(records)
+    assert {rank.reason for rank in found.values()} == {"NFE not stated"}
+    assert best_values(rows(records)) == set()
+
+
 def test_a_single_seed_has_no_rank() -> None:
     found = ranks(several("alpha", [1.0]) + several("beta", [2.0, 2.1, 2.2]))
     assert (found["alpha@1"].text, found["alpha@1"].reason) == ("–", "one seed")
