@@ -1,16 +1,19 @@
 """How long, how large, how much memory: reports of 100 to 10,000 records.
 
-    python benchmarks/report.py [--browser]
+    python benchmarks/report.py [--browser] [--out benchmarks/results/report.json]
 
 Each size is measured in a process of its own: records are written first, then everything that
 `cmbench report` does (read, validate, aggregate, rank, render all pages) is timed. With --browser a
-page of 500 rows is opened in headless chromium and timed until it answers a sort.
+page of 500 rows is opened in headless chromium and timed until it answers a sort. With --out the
+figures are written as JSON with the versions and the load of the machine that made them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import resource
 import shutil
 import subprocess
@@ -125,6 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--browser", action="store_true")
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -132,15 +136,46 @@ def main() -> None:
         return
     head = ("records", "seconds", "CPU s", "ms/record", "peak MiB", "page MB")
     print("{:>8} {:>8} {:>8} {:>10} {:>9} {:>8}".format(*head))
+    results: list[dict[str, float]] = []
+    load = os.getloadavg()[0]
     for count in arguments.sizes:
         found = in_process(count)
+        results.append({"records": count} | found)
         print(
             f"{count:>8} {found['seconds']:>8.2f} {found['cpu_seconds']:>8.2f} "
             f"{found['cpu_seconds'] / count * 1000:>10.2f} {found['peak_mib']:>9.0f} "
             f"{found['largest_page_mb']:>8.2f}"
         )
-    if arguments.browser:
-        print(json.dumps(browse()))
+    page = browse() if arguments.browser else None
+    if page is not None:
+        print(json.dumps(page))
+    if arguments.out is not None:
+        made = {"reports": rounded(results), "page_of_500_rows": page and rounded([page])[0]}
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(made | surroundings(load), indent=1) + "\n")
+
+
+def rounded(found: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: float(f"{value:.4g}") for name, value in item.items()} for item in found]
+
+
+def surroundings(load: float) -> dict[str, object]:
+    """Return versions and machine; ``load`` is the load average when the run began."""
+    from importlib.metadata import version
+
+    import cmbench
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    told = [chromium, "--version"] if chromium else ["true"]
+    browser = subprocess.run(told, capture_output=True, text=True, check=True).stdout.strip()
+    return {
+        "versions": {
+            "cmbench": cmbench.__version__, "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "scipy", "pydantic", "jinja2")},
+            "browser": browser,
+        },
+        "cores": os.cpu_count(), "machine": platform.machine(), "load_average": round(load, 2),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

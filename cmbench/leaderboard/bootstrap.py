@@ -174,42 +174,70 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Adjusted values at most alpha are significant with a family-wise error of at most alpha.
     """
-    m = len(p_values)
-    order = sorted(range(m), key=lambda i: p_values[i])
-    adjusted, largest = [0.0] * m, 0.0
-    for position, index in enumerate(order):
-        largest = max(largest, min(1.0, (m - position) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    steps = np.minimum(1.0, p[order] * np.arange(len(p), 0, -1))
+    adjusted[order] = np.maximum.accumulate(steps)
+    return list(adjusted.tolist())
 
 
-def pairwise_p(groups: Sequence[Sequence[Unit]]) -> dict[tuple[int, int], float]:
+def pairwise_p(
+    groups: Sequence[Sequence[Unit]], alpha: float | None = None
+) -> dict[tuple[int, int], float]:
     """Return the p-value of every pair i < j that can be compared.
 
     A group of k rows has k (k - 1) / 2 pairs; those of rows with the same seeds (nearly all, in a
     sweep) are evaluated together.
+
+    Args:
+        groups: the units of each row.
+        alpha: if given, pairs that Holm's procedure cannot reject at this level may get p = 1
+            without a bootstrap. What it rejects stays the same: a p-value is never below the
+            paired t test's, so a pair that is not rejected by its t test is not rejected at all,
+            and neither is any pair behind it in the order.
     """
     result: dict[tuple[int, int], float] = {}
     alike: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
     for index, units in enumerate(groups):
         alike[tuple(sorted((u.training_seed, u.sampling_seed) for u in units))].append(index)
     family = {}
+    paired: list[tuple[list[tuple[int, int]], Array]] = []
     for number, members in enumerate(alike.values()):
         family.update(dict.fromkeys(members, number))
-        result.update(_alike_p(members, groups))
+        paired.append(_alike_pairs(members, groups))
     for i in range(len(groups)):
         for j in range(i + 1, len(groups)):
             if family[i] != family[j]:
-                found = compare_units(groups[i], groups[j])
-                if found is not None:
-                    result[i, j] = found.p
+                p = _unlike_p(groups[i], groups[j])
+                if p is not None:
+                    result[i, j] = p
+    paired = [(pairs, data) for pairs, data in paired if pairs]
+    for pairs, data in paired:
+        result.update(zip(pairs, paired_t_p(data).tolist()))
+    adjusted = dict(zip(result, holm(list(result.values()))))
+    for pairs, data in paired:
+        keep = [alpha is None or adjusted[pair] <= alpha for pair in pairs]
+        result.update(dict.fromkeys(pairs, 1.0))
+        chosen = [pair for pair, kept in zip(pairs, keep) if kept]
+        if chosen:
+            result.update(zip(chosen, paired_p(data[np.array(keep)]).tolist()))
     return dict(sorted(result.items()))
 
 
-def _alike_p(
+def _unlike_p(a: Sequence[Unit], b: Sequence[Unit]) -> float | None:
+    """Return the p-value of `compare_units` without its interval, which takes most of the time."""
+    differences = pair_units(a, b)
+    if len(differences) > 1:
+        return float(paired_p(np.array([differences]))[0])
+    found = compare_units(a, b)
+    return None if found is None else found.p
+
+
+def _alike_pairs(
     members: Sequence[int], groups: Sequence[Sequence[Unit]]
-) -> dict[tuple[int, int], float]:
-    """Return the p-values among rows that all have the same seeds.
+) -> tuple[list[tuple[int, int]], Array]:
+    """Return the pairs among rows that all have the same seeds, and their differences [pairs, n].
 
     Means within clusters are linear, so differences of cluster means are cluster means of
     differences, and rows are paired by subtraction.
@@ -220,11 +248,20 @@ def _alike_p(
         means.append(cluster_means(ordered)[0])
     values = np.array(means)
     if len(members) < 2 or values.shape[1] < 2:
-        return {}
+        return [], values[:0]
     first, second = np.triu_indices(len(members), 1)
-    p_values = paired_p(values[first] - values[second]).tolist()
-    pairs = ((members[a], members[b]) for a, b in zip(first.tolist(), second.tolist()))
-    return dict(zip(pairs, p_values))
+    pairs = [(members[a], members[b]) for a, b in zip(first.tolist(), second.tolist())]
+    return pairs, values[first] - values[second]
+
+
+def paired_t_p(data: Array) -> Array:
+    """Return the two-sided p-value of the paired t test of each row of ``data`` ``[pairs, n]``."""
+    n = data.shape[1]
+    mean, deviation = data.mean(1), data.std(1, ddof=1)
+    flat = deviation == 0
+    safe = np.where(flat, 1.0, deviation)
+    p: Array = 2 * stdtr(n - 1, -np.abs(mean) / (safe / math.sqrt(n)))
+    return np.where(flat, np.where(mean == 0, 1.0, 0.0), p)
 
 
 def paired_p(data: Array, block: int = 4096) -> Array:
@@ -237,11 +274,11 @@ def paired_p(data: Array, block: int = 4096) -> Array:
 
 def _block_p(data: Array, shares: Array, log_weights: Array) -> Array:
     n = data.shape[1]
-    mean, deviation = data.mean(1), data.std(1, ddof=1)
+    deviation = data.std(1, ddof=1)
     flat = deviation == 0
     safe: Any = np.where(flat, 1.0, deviation)
     scaled = (data @ shares.T) / (safe / n)[:, None]
     tails = [_log_share(sign * scaled, log_weights) for sign in (1.0, -1.0)]
     p = 2 * stdtr(n - 1, ndtri_exp(np.minimum(*tails)))
-    p_t = 2 * stdtr(n - 1, -np.abs(mean) / (safe / math.sqrt(n)))
-    return np.where(flat, np.where(mean == 0, 1.0, 0.0), np.maximum(p, p_t))
+    p_t = paired_t_p(data)
+    return np.where(flat, p_t, np.maximum(p, p_t))

@@ -79,7 +79,7 @@ def significant(measurements: Sequence[Measurement]) -> tuple[list[int], list[in
 
     Holm's correction over all pairs; measurements of one metric under one key.
     """
-    p_values = pairwise_p([m.units for m in measurements])
+    p_values = pairwise_p([m.units for m in measurements], ALPHA)
     adjusted = dict(zip(p_values, holm(list(p_values.values()))))
     better, worse = [0] * len(measurements), [0] * len(measurements)
     for (i, j), p in adjusted.items():

@@ -23,6 +23,8 @@ def without_paths(text: str) -> str:
 
     URLs and relative paths stay. What stands in quotes may hold spaces.
     """
+    if "/" not in text and "\\" not in text:  # nearly every string of a record
+        return text
     text = _QUOTED.sub(lambda m: f"{m['q']}…/{m['name']}{m['q']}", text)
     return _PLAIN.sub(lambda m: f"…/{m['name']}", text)
 

@@ -146,6 +146,21 @@ def test_bulk_p_values_equal_single_ones(rows: list[list[float]]) -> None:
 # ---- Holm ---------------------------------------------------------------------------------------
 
 
+SPREAD = st.sampled_from([0.0, 0.01, 0.02, 0.5, 1.0, 1.02, 3.0, 9.0, 100.0])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(SPREAD, min_size=3, max_size=4), min_size=2, max_size=7))
+def test_leaving_out_hopeless_bootstraps_rejects_the_same_pairs(rows: list[list[float]]) -> None:
+    groups = [units(*values) for values in rows]
+
+    def rejected(alpha: float | None) -> set[tuple[int, int]]:
+        found = pairwise_p(groups, alpha)
+        return {pair for pair, p in zip(found, holm(list(found.values()))) if p <= 0.05}
+
+    assert rejected(0.05) == rejected(None)
+
+
 def test_holm_known_answer() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
