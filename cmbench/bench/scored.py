@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +23,15 @@ from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.memorisation import Memorisation, memorisation
 from cmbench.metrics.quantize import RULES
 from cmbench.metrics.reference import Reference
-from cmbench.metrics.reference_cache import cached_reference
-from cmbench.metrics.reference_import import import_reference
+from cmbench.metrics.reference_cache import cached_reference, load_reference, save_reference
+from cmbench.metrics.reference_import import (
+    holds_images,
+    import_reference,
+    with_reference_images,
+)
 from cmbench.metrics.sample_open import open_samples
 from cmbench.metrics.sample_sources import ReadOptions, SampleSource
-from cmbench.metrics.scores import needs
+from cmbench.metrics.scores import MANIFOLD, needs
 from cmbench.metrics.suite import MetricSuite
 from cmbench.plugin.specs import DatasetSpec
 
@@ -71,7 +75,9 @@ def score(context: Context, request: ScoreRequest) -> Record:
     for name, metrics in plan.items():
         reference = None
         if any(needs(metric, custom) != "logits" for metric in metrics) or spec is not None:
-            reference = open_reference(context, request, spec, extractors[name], rule, read, odd)
+            reference = open_reference(
+                context, request, spec, extractors[name], metrics, rule, read, odd
+            )
         suites.append(
             MetricSuite(
                 metrics, extractor=extractors[name], reference=reference, quantization=rule,
@@ -150,6 +156,7 @@ def open_reference(
     request: ScoreRequest,
     spec: DatasetSpec | None,
     extractor: Extractor,
+    metrics: Sequence[str],
     rule: str,
     read: ReadOptions,
     odd: list[str],
@@ -162,8 +169,9 @@ def open_reference(
         assert spec is not None
         return dataset_reference(context, context.dataset(spec.name), extractor, rule)
     if find_run(context, request.reference) is None:
-        saved = saved_reference(context, request.reference)
+        saved = saved_reference(context, request.reference, extractor)
         if saved is not None:
+            saved = with_own_images(context, request, saved, extractor, metrics)
             return saved.to(context.device)
     return images_reference(context, request, request.reference, extractor, rule, read, odd)
 
@@ -204,11 +212,39 @@ def open_source(
     return open_run(context, trained, nfe or None, options.seed, options)
 
 
-def saved_reference(context: Context, given: str) -> Reference | None:
+def with_own_images(
+    context: Context,
+    request: ScoreRequest,
+    saved: Reference,
+    extractor: Extractor,
+    metrics: Sequence[str],
+) -> Reference:
+    """Add the features of the images that a file of statistics holds, where a metric needs them.
+
+    OpenAI's files have 10,000 images, with which precision, recall and kernel distances compare.
+    They are extracted once and kept in the cache.
+    """
+    path = Path(request.reference or "")
+    wanted = any(metric in MANIFOLD or metric in ("kid", "kd") for metric in metrics)
+    if not wanted or saved.features is not None or not holds_images(path):
+        return saved
+    key = replace(saved.key, source=f"{saved.key.source}-with-images")
+    kept = context.workspace.cache / "references" / key.file_name
+    if kept.is_file():
+        return load_reference(kept)
+    images = open_samples(str(path), ReadOptions())
+    batches = (batch for batch, _ in images.batches(request.batch_size))
+    found = with_reference_images(saved, batches, extractor)
+    save_reference(found, kept)
+    return found
+
+
+def saved_reference(context: Context, given: str, extractor: Extractor) -> Reference | None:
     """Return reference statistics that ``given`` means, or None if it means images."""
     path = Path(given)
     if path.suffix in _STATISTICS and path.is_file():
-        return import_reference(path, extractor=None)
+        entry = "fd_dinov2" if extractor.name == "dinov2" else "fid"
+        return import_reference(path, entry=entry)
     if path.suffix == ".npz" and path.is_file():
         try:
             return import_reference(path)

@@ -28,6 +28,9 @@ METRICS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec("sfid", "Spatial FID (mixed_6/conv)", False, "spatial", _NASH),
     MetricSpec("fd-dinov2", "Fréchet distance on DINOv2 ViT-L/14", False, "features", _STEIN),
+    MetricSpec(
+        "fd-dinov2-edm2", "Fréchet distance on DINOv2, EDM2's resize", False, "features", _STEIN
+    ),
     MetricSpec("fd-digits", "Fréchet distance on digits-cnn", False, "features", _HEUSEL),
     MetricSpec("fd-cifar-cnn", "Fréchet distance on cifar-cnn", False, "features", _HEUSEL),
     MetricSpec("fd-pixels", "Fréchet distance on pixel values", False, "features", _HEUSEL),
@@ -76,6 +79,12 @@ EXTRACTORS: tuple[ExtractorSpec, ...] = (
         "cmbench.metrics.dinov2:DinoExtractor",
         "DINOv2 ViT-L/14 with dgm-eval's resize (needs timm)",
         "Oquab et al. 2023, arXiv:2304.07193",
+    ),
+    ExtractorSpec(
+        "dinov2-edm2",
+        "cmbench.metrics.dinov2:edm2",
+        "DINOv2 ViT-L/14 with EDM2's resize (needs timm)",
+        "Karras et al. 2024, arXiv:2312.02696",
     ),
     ExtractorSpec(
         "digits-cnn", "cmbench.metrics.digits_cnn:DigitsExtractor", "Small CNN for 8x8 digits, 64-d"

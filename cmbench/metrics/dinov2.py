@@ -43,21 +43,32 @@ class DinoExtractor:
         location: ``dinov2_vitl14_pretrain.pth`` as published; None looks in the usual places. The
             publisher names no hash, so the file's own goes into the metric key.
         architecture: "vitl14" (FD-DINOv2's), "vitb14" or "vits14".
+        resize: "pil-bicubic-8bit" (dgm-eval's), or "edm2": torch's antialiased bicubic in float32,
+            unclipped, behind EDM2's reference statistics.
 
     Raises:
         MissingError: timm or the weights are not there.
         UserError: a file of another architecture, or no state dict.
     """
 
-    preprocessing = "pil-bicubic-8bit"
-
-    def __init__(self, location: Path | str | None = None, *, architecture: str = "vitl14") -> None:
+    def __init__(
+        self,
+        location: Path | str | None = None,
+        *,
+        architecture: str = "vitl14",
+        resize: str = "pil-bicubic-8bit",
+    ) -> None:
+        if resize not in RESIZES:
+            raise unknown_name("dinov2 extractor", "resize", resize, RESIZES)
         if architecture not in ARCHITECTURES:
             raise unknown_name("dinov2 extractor", "architecture", architecture, ARCHITECTURES)
         path = find_weights("dinov2", location)
         self.weights_sha256 = sha256_file(path)
         suffix = "" if architecture == "vitl14" else f"-{architecture}"
+        self.preprocessing = resize
         self.name = self.short_name = f"dinov2{suffix}"
+        if resize == "edm2":
+            self.short_name += "-edm2"
         timm_name, self.feature_dim = ARCHITECTURES[architecture]
         self.network = _load(path, timm_name)
         self.device = torch.device("cpu")
@@ -85,7 +96,13 @@ class DinoExtractor:
     def _prepared(self, images: Tensor) -> Tensor:
         mean = torch.tensor(MEAN, device=self.device)[:, None, None]
         std = torch.tensor(STD, device=self.device)[:, None, None]
-        return (resized(images).to(self.device) / 255 - mean) / std
+        pixels = RESIZES[self.preprocessing](images.to(self.device)).to(self.device)
+        return (pixels / 255 - mean) / std
+
+
+def edm2(location: Path | str | None = None) -> DinoExtractor:
+    """Return DINOv2 ViT-L/14 as EDM2 resizes for it."""
+    return DinoExtractor(location, resize="edm2")
 
 
 def resized(images: Tensor) -> Tensor:
@@ -95,6 +112,16 @@ def resized(images: Tensor) -> Tensor:
         picture = Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         rows.append(torch.from_numpy(np.array(picture)))
     return torch.stack(rows).permute(0, 3, 1, 2).float()
+
+
+def resized_by_torch(images: Tensor) -> Tensor:
+    """Return torch's antialiased bicubic 224 x 224 of uint8 images, float32, unclipped (EDM2)."""
+    return functional.interpolate(
+        images.float(), size=(SIZE, SIZE), mode="bicubic", antialias=True
+    )
+
+
+RESIZES = {"pil-bicubic-8bit": resized, "edm2": resized_by_torch}
 
 
 def interpolated_positions(positions: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Built from torch-fidelity's module with its weights:
 
-- BatchNorm folded into the convolutions, channels-last memory;
+- BatchNorm folded into the convolutions, the ReLU fused to them, channels-last memory;
 - the TF1 resize and the scaling to [-1, 1) as two matrix products;
 - 1x1 convolutions that read one input merged into one, the pooling branch's included: an average
   pool and a 1x1 convolution commute, so the convolution goes first and the pool sees less.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,13 +123,41 @@ class FastInception(nn.Module):
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Fold every ``bn`` that follows a ``conv`` in one module into that convolution, in place."""
-    for module in network.modules():
-        conv, norm = getattr(module, "conv", None), getattr(module, "bn", None)
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            module.conv = fuse_conv_bn_eval(conv, norm)
-            module.bn = nn.Identity()
+    """Turn every convolution, ``bn`` and ReLU of one module into a :class:`_ConvRelu`, in place."""
+    for module in list(network.modules()):
+        for name, block in list(module.named_children()):
+            conv, norm = getattr(block, "conv", None), getattr(block, "bn", None)
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, name, _ConvRelu(fuse_conv_bn_eval(conv, norm)))
     return network
+
+
+class _ConvRelu(nn.Module):
+    """A convolution and its ReLU, in one pass over memory where oneDNN offers it."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.conv
+        if conv.kernel_size == (1, 1):
+            return pointwise(conv, x).relu_()
+        if _FUSED is None or x.device.type != "cpu" or x.dtype != torch.float32:
+            return conv(x).relu_()  # type: ignore[no-any-return]
+        return _FUSED(  # type: ignore[no-any-return]
+            x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, 1, "relu", [], ""
+        )
+
+
+def _fused_convolution() -> Any:
+    """Return torch's oneDNN convolution with a ReLU behind it (inductor's), or None without it."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    return getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+
+
+_FUSED = _fused_convolution()
 
 
 class _Merged1x1(nn.Module):
@@ -145,7 +174,20 @@ class _Merged1x1(nn.Module):
         self.conv.bias = nn.Parameter(torch.cat([conv.get_parameter("bias") for conv in convs]))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.conv(x).split(self.widths, 1)  # type: ignore[no-any-return]
+        parts: tuple[Tensor, ...] = torch.split(pointwise(self.conv, x), self.widths, 1)
+        return parts
+
+
+def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Return a 1x1 convolution; channels-last on the CPU it is one matrix product.
+
+    There torch takes such convolutions of small batches through its slow path, on one thread.
+    """
+    if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
+        return conv(x)  # type: ignore[no-any-return]
+    return functional.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(
+        0, 3, 1, 2
+    )
 
 
 def _average(x: Tensor) -> Tensor:

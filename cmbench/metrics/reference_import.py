@@ -52,7 +52,7 @@ PUBLISHED = {
     "inception-clean": (WEIGHTS["clean-fid"].sha256, "clean"),
     "inception-legacy-tensorflow": (WEIGHTS["clean-fid"].sha256, "legacy-tensorflow"),
     "inception-legacy-pytorch": (WEIGHTS["inception"].sha256, "legacy-pytorch"),
-    # EDM2 resizes otherwise than dgm-eval, so its statistics fit no extractor here.
+    # EDM2 resizes otherwise than dgm-eval: its statistics fit the extractor "dinov2-edm2" alone.
     "dinov2": (ANY, "edm2"),
 }
 _ALLOWED = "an EDM, clean-fid, OpenAI, torch-fidelity, EDM2 or cmbench reference file"
@@ -241,6 +241,14 @@ def _other(path: Path, content: object) -> UserError:
     else:
         held = type(content).__name__
     return UserError(str(path), f"holds {held}", allowed=_ALLOWED)
+
+
+def holds_images(path: Path) -> bool:
+    """Say whether a file of statistics also holds images (OpenAI's do, in ``arr_0``)."""
+    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return "arr_0.npy" in archive.namelist()
 
 
 # ---- adding images ------------------------------------------------------------------------------

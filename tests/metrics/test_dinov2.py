@@ -80,6 +80,24 @@ def test_features_follow_the_equations(published: Path) -> None:
     assert (extractor.name, extractor.short_name) == ("dinov2-vits14", "dinov2-vits14")
 
 
+def test_edm2s_resize_is_another_metric(published: Path) -> None:
+    images = probe_images(2, 32)
+    usual = DinoExtractor(published, architecture="vits14")
+    edm2 = DinoExtractor(published, architecture="vits14", resize="edm2")
+    assert (edm2.preprocessing, edm2.short_name) == ("edm2", "dinov2-vits14-edm2")
+    pixels = functional.interpolate(
+        images.float(), size=(224, 224), mode="bicubic", antialias=True
+    )
+    assert float(pixels.max()) > 255, "it is not clipped"
+    mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
+    with torch.inference_mode():
+        wanted = edm2.network((pixels / 255 - mean) / std)
+    assert relative_error(edm2(images).pool, wanted) < 1e-6
+    assert relative_error(usual(images).pool, wanted) > 1e-4
+    with pytest.raises(UserError, match="unknown resize 'nearest'"):
+        DinoExtractor(published, resize="nearest")
+
+
 def test_resize_is_torchvisions_on_pictures() -> None:
     """dgm-eval: ``Resize((224, 224), BICUBIC)`` on a PIL image, then ``ToTensor``."""
     from torchvision.transforms import Compose, InterpolationMode, Resize, ToPILImage, ToTensor

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from cmbench.data.base import Dataset
 from cmbench.data.digits import read_digits
 from cmbench.errors import MissingError
 from cmbench.leaderboard.rows import aggregate
+from cmbench.metrics.reference_import import PUBLISHED
+from cmbench.metrics.weight_files import WEIGHTS
 
 Cmbench = Callable[..., Any]
 DIM = 4
@@ -211,6 +215,36 @@ class TestEval:
         record = json.loads(found.out)
         assert record["dataset"]["name"] == "digits"
         assert record["sampling"]["protocol_samples"] == 2000
+
+
+    def test_openais_batches(
+        self, cmbench: Cmbench, tmp_path: Path, inception_weights: Path, workspace: Workspace,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Precision and recall are against the file's images, extracted once."""
+        sha256 = hashlib.sha256(inception_weights.read_bytes()).hexdigest()
+        weights = replace(WEIGHTS["inception"], sha256=sha256)
+        monkeypatch.setitem(WEIGHTS, "inception", weights)
+        monkeypatch.setitem(PUBLISHED, "inception", (sha256[:8], "tf1-bilinear"))
+        random = np.random.RandomState(0)
+        samples, real = random.randint(0, 256, (2, 5, 9, 9, 3)).astype(np.uint8)
+        np.savez(tmp_path / "samples.npz", samples)
+        moments = {"mu": np.zeros(DIM), "sigma": np.eye(DIM)}  # no distance is asked for
+        spatial = {"mu_s": np.zeros(DIM), "sigma_s": np.eye(DIM)}
+        np.savez(tmp_path / "VIRTUAL.npz", real, **moments, **spatial)
+        command = (
+            "eval", str(tmp_path / "samples.npz"), "--reference", str(tmp_path / "VIRTUAL.npz"),
+            "--metrics", "pr", "--weights", str(inception_weights), "--no-record",
+            "--json", "-q",
+        )  # fmt: skip
+        found = cmbench(*command)
+        assert found.code == 0, found.err
+        metrics = json.loads(found.out)["metrics"]
+        assert metrics["precision"]["detail"]["reference_features"] == 5
+        (kept,) = (workspace.cache / "references").glob("*.safetensors")
+        assert "with-images" in kept.name
+        again = json.loads(cmbench(*command).out)["metrics"]
+        assert again["recall"] == metrics["recall"]
 
 
 class TestRefs:

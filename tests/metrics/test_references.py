@@ -122,6 +122,17 @@ class TestFormats:
         with pytest.raises(UserError, match=r"no entry 'kid'.*the file has: fd_dinov2, fid"):
             import_reference(tmp_path / "img64.pkl", entry="kid")
 
+    def test_edm2s_dinov2_statistics_fit_edm2s_resize_only(self, tmp_path: Path) -> None:
+        path = tmp_path / "img512.pkl"
+        path.write_bytes(pickle.dumps({"fd_dinov2": {"mu": MU, "sigma": SIGMA}}))
+        reference = import_reference(path, entry="fd_dinov2")
+        extractor = StandIn("dinov2")
+        extractor.preprocessing = "edm2"
+        check_reference(extractor, reference, "round")
+        extractor.preprocessing = "pil-bicubic-8bit"
+        with pytest.raises(UserError, match="made with preprocessing 'edm2'"):
+            check_reference(extractor, reference, "round")
+
     def test_our_own_export_comes_back(self, tmp_path: Path) -> None:
         first = import_reference(write_npz(tmp_path / "a.npz", mu=MU, sigma=SIGMA))
         export_reference(first, tmp_path / "b.npz")
