@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from cmbench.bench.context import Context
+from cmbench.bench.planning import SampleSettings, plan_cells, plan_run
 from cmbench.bench.record import read_record
+from cmbench.bench.runs import obtain_run
 from cmbench.bench.tuned_times import read_tuned
-from cmbench.bench.tuning import objective_metric
+from cmbench.bench.tuning import Objective, objective_metric
 from cmbench.bench.workspace import Workspace
 from cmbench.errors import UserError
 from cmbench.plugin.manager import PluginManager
@@ -70,7 +73,21 @@ def test_tuned_times_are_found_used_recorded_and_labelled(
     assert "| 2 |" in marked[0]
 
 
-def test_the_objective_is_what_a_record_measures_on_those_seeds(
+def test_the_objective_is_what_a_record_measures(
+    trained: Command, workspace: Workspace, context: Context
+) -> None:
+    assert trained("run", *GMM, "--nfe", "2", "--no-report").code == 0
+    path, = workspace.records("gmm").glob("*-nfe2-*.json")
+    record = read_record(path)
+    run = plan_run(context, "ict", "gmm", "smoke", 0)
+    cells = plan_cells(context, run, [2], 0, SampleSettings(num_samples=200))
+    objective = Objective(context, obtain_run(context, run), cells, "fd-pixels")
+    assert objective((80.0, 3.0)) != pytest.approx(record.metrics["fd-pixels"].value)
+    assert objective(tuple(record.sampling.times)) == record.metrics["fd-pixels"].value
+    assert objective.key == record.metrics["fd-pixels"].key
+
+
+def test_several_held_out_seeds_are_averaged_and_batches_do_not_matter(
     trained: Command, workspace: Workspace
 ) -> None:
     trained("tune-times", *TUNE, "--nfe", "2")
