@@ -77,7 +77,8 @@ class MethodConfig(Options):
     teacher: str | None = Field(
         None,
         description="diffusion model to start from or distil: `METHOD:RECIPE` (found or trained "
-        "first), `run:PATH`, or `analytic` where the dataset has a closed form",
+        "first), `run:PATH`, `import:NAME` (see `cmbench import`), or `analytic` where the "
+        "dataset has a closed form",
     )
     conditional: bool = Field(False, description="train and sample with class labels")
     sigma_data: Positive | None = Field(
