@@ -11,8 +11,22 @@ import torch
 from torch import Tensor
 
 from cmbench.bench.context import Context
-from cmbench.bench.planning import CellPlan, RunPlan, SampleSettings, plan_cells, plan_run
-from cmbench.bench.runs import MAIN, TrainedRun, build_modules, load_weights, read_result
+from cmbench.bench.planning import (
+    CellPlan,
+    RunPlan,
+    SampleSettings,
+    plan_cells,
+    plan_imported_run,
+    plan_run,
+)
+from cmbench.bench.runs import (
+    MAIN,
+    TrainedRun,
+    build_modules,
+    load_weights,
+    obtain_run,
+    read_result,
+)
 from cmbench.bench.threads import use_threads
 from cmbench.errors import MissingError, UserError
 from cmbench.metrics.sample_sources import ReadOptions, SampleSource
@@ -42,7 +56,7 @@ class RunSamples(SampleSource):
         super().__init__(trained.plan.run_id, options)
         assert cell.sampling is not None
         self.trained, self.cell, self.weights = trained, cell, weights
-        dataset = context.dataset(cell.run.dataset)
+        self.dataset = dataset = context.dataset(cell.run.dataset)
         use_threads(int(trained.result.get("threads", context.threads)))
         method, modules = build_modules(context, trained.plan, None)
         load_weights(weights, modules, cell.ema)
@@ -64,7 +78,8 @@ class RunSamples(SampleSource):
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield generated images, float in [-1, 1] (unbounded for data without quantisation)."""
         for batch in self.sampler.stream(self.count, batch_size):
-            yield batch.images, None if batch.labels is None else batch.labels.cpu()
+            images = self.dataset.to_pixels(batch.images)
+            yield images, None if batch.labels is None else batch.labels.cpu()
         self.sampler.check_nfe()
 
 
@@ -122,6 +137,32 @@ def open_run(
     named = path.stem.removeprefix(_WEIGHTS) if path != folder else ""
     assert cell.sampling is not None
     return RunSamples(context, found, cell, found.weights(named or cell.sampling.variant), options)
+
+
+def open_imported_samples(
+    context: Context,
+    given: str,
+    dataset: str | None,
+    nfe: int | None,
+    seed: int,
+    options: ReadOptions,
+) -> RunSamples:
+    """Return the samples of an imported checkpoint, as ``cmbench run --checkpoint`` makes them.
+
+    Raises:
+        MissingError: there is no such checkpoint.
+        UserError: no dataset is named, or none of its NFE can be sampled.
+    """
+    if dataset is None:
+        raise UserError(
+            "cmbench eval", f"{given} has no dataset of its own", allowed="--dataset NAME",
+            remedy="name the dataset that it was trained on",
+        )  # fmt: skip
+    plan = plan_imported_run(context, given, None, dataset, None, seed)
+    cell = _choose_cell(context, plan, nfe, seed, options)
+    assert cell.sampling is not None
+    trained = obtain_run(context, plan)
+    return RunSamples(context, trained, cell, trained.weights(cell.sampling.variant), options)
 
 
 def _folder_of(path: Path) -> Path | None:

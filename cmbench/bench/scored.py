@@ -12,9 +12,15 @@ from torch import Tensor
 
 from cmbench.bench.context import Context
 from cmbench.bench.extractors import custom_metrics, load_extractor
+from cmbench.bench.imported import PREFIX
 from cmbench.bench.record import Record
 from cmbench.bench.references import dataset_reference, store_of
-from cmbench.bench.run_samples import find_run, open_run, run_dataset
+from cmbench.bench.run_samples import (
+    find_run,
+    open_imported_samples,
+    open_run,
+    run_dataset,
+)
 from cmbench.bench.scored_record import Scored, ScoreRequest, record_of
 from cmbench.data.base import Dataset
 from cmbench.errors import MissingError, UserError, unknown_name
@@ -70,7 +76,7 @@ def score(context: Context, request: ScoreRequest) -> Record:
     read = replace(request.read, channels=channels_of(known, extractors))
     odd: list[str] = []
     dataset = dataset_of(context, request, spec)
-    source = open_source(context, request.samples, read, request.nfe)
+    source = open_source(context, request.samples, read, request.nfe, request.dataset)
     custom, suites = custom_metrics(context), []
     for name, metrics in plan.items():
         reference = None
@@ -203,9 +209,13 @@ def images_reference(
 
 
 def open_source(
-    context: Context, given: str, options: ReadOptions, nfe: int = 0
+    context: Context, given: str, options: ReadOptions, nfe: int = 0, dataset: str | None = None
 ) -> SampleSource:
-    """Return the samples that ``given`` means: a run of this harness, or what others made."""
+    """Return the samples that ``given`` means: a run of this harness, an imported checkpoint
+    (sampled as ``dataset`` asks), or what others made.
+    """
+    if given.startswith(PREFIX):
+        return open_imported_samples(context, given, dataset, nfe or None, options.seed, options)
     trained = find_run(context, given)
     if trained is None:
         return open_samples(given, options)

@@ -112,7 +112,7 @@ def record_of(context: Context, request: ScoreRequest, scored: Scored) -> Record
     record = base.model_copy(
         update={
             "cell": f"{label}-n{found.count}-{digest[:10]}",
-            "kind": "scored samples",
+            "kind": "scored samples" if base.kind == "measured" else base.kind,
             "method": label,
             "dataset": _dataset_record(scored),
             "sampling": sampling,

@@ -304,3 +304,19 @@ def test_on_the_command_line(
     assert done.code == 0, done.err
     assert done.out.splitlines()[1].split()[-1] == "finished"
     assert cmbench(*command, "-m", ",").code == 2
+
+
+def test_eval_scores_it_too(
+    cmbench: Callable[..., Any], patches: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring(patches, tmp_path)
+    monkeypatch.setattr("cmbench.plugin.manager.load_plugins", lambda: patches.plugins)
+    command = ("eval", "import:m", "--nfe", "3", "--metrics", "fd-pixels", "--extractor", "pixels")
+    done = cmbench(*command, "-d", "patches", "--json")
+    assert done.code == 0, done.err
+    record = json.loads(done.out)
+    assert record["kind"] == "imported checkpoint"
+    assert (record["sampling"]["nfe_measured"], record["sampling"]["num_samples"]) == (3, 12)
+    assert record["training"]["config"]["imported"]["name"] == "m"
+    refused = cmbench(*command, "--reference", str(tmp_path))
+    assert (refused.code, "has no dataset of its own" in refused.err) == (2, True)
