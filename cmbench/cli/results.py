@@ -77,6 +77,7 @@ def print_plan(context: Context, plan: SweepPlan) -> None:
     ]
     echo_table(["run", "parameters", "images", "state"], rows, title="runs")
     click.echo()
+    print_costs(context, [run for run in plan.runs if not is_trained(context, run)])
     cells = []
     for cell in plan.cells:
         state = "done" if cell.cell in plan.done else "to do"
@@ -84,6 +85,26 @@ def print_plan(context: Context, plan: SweepPlan) -> None:
             state = f"declined: {cell.declined}" if cell.declined else f"broken: {cell.broken}"
         cells.append([cell.cell, str(cell.nfe), str(cell.seed), f"{cell.num_samples:,}", state])
     echo_table(["cell", "NFE", "seed", "images", "state"], cells, title="cells")
+
+
+def print_costs(context: Context, runs: Sequence[RunPlan]) -> None:
+    """Print what the runs that are not done cost, in one process; seeds of one recipe once."""
+    from cmbench.bench.estimate import estimate
+
+    rows = []
+    for run in {run.config_sha256: run for run in reversed(runs)}.values():
+        cost = estimate(context, run)
+        step = cost.flops_per_image
+        rows.append([
+            run.run_id, f"{cost.images:,}",
+            "-" if step is None else f"{step * run.config.batch_size:.3g}",
+            "-" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**30:.2f} GiB",
+            "-" if cost.device_hours is None else f"{cost.device_hours:.3g}", cost.note,
+        ])
+    if rows:
+        header = ["run", "images", "FLOPs a step", "peak memory", "device-hours", "measured by"]
+        echo_table(header, reversed(rows), title="cost of each seed (estimates)")
+        click.echo()
 
 
 def _parameters(context: Context, run: RunPlan) -> str:
