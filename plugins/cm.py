@@ -33,6 +33,7 @@ from cmbench.errors import UserError
 from cmbench.plugin.config import Fraction, MethodConfig, Positive
 from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Phase, Progress, SamplingPlan
 from cmbench.training.randomness import RandomState, replayed
+from cmbench.training.resident import resident
 from cmbench_plugins._times import multistep_plan
 from cmbench_plugins.edm import initial_network
 
@@ -207,7 +208,10 @@ class CM(MetricMethod):
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         """``d(f(x_{n+1}, t_{n+1}), f^-(x_n, t_n))`` for n uniform (lines 3 to 6)."""
         x0, c = batch.images, self.config
-        sigmas = karras_sigmas(self.n_points(progress), c.sigma_min, c.sigma_max, c.rho).to(x0)
+        sigmas = resident(
+            karras_sigmas, self.n_points(progress), c.sigma_min, c.sigma_max, c.rho,
+            like=x0, dtype=x0.dtype,
+        )
         n = choose_uniformly(len(sigmas) - 1, draws.uniform("index", x0[:, 0, 0, 0]))
         smaller, larger = sigmas[n], sigmas[n + 1]
         z = draws.normal("noise", x0)

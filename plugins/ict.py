@@ -27,6 +27,7 @@ from cmbench.diffusion.grids import (
 from cmbench.diffusion.weightings import inverse_gap_weight
 from cmbench.plugin.config import Positive
 from cmbench.plugin.method import Batch, Draws, Nets, Progress
+from cmbench.training.resident import resident
 from cmbench_plugins.cm import CMConfig, MetricMethod
 
 __all__ = ["ICT", "ICTConfig"]
@@ -63,7 +64,7 @@ class ICT(MetricMethod):
         """``lambda(sigma_i) d(f(x_{i+1}, sigma_{i+1}), sg f(x_i, sigma_i))``, i from ``p(i)``."""
         c, x0 = self.config, batch.images
         n_points = doubling_curriculum(progress.step, max(progress.total_steps, 1), c.s0, c.s1)
-        sigmas = karras_sigmas(n_points, c.sigma_min, c.sigma_max, c.rho).to(x0.device)
+        sigmas = resident(karras_sigmas, n_points, c.sigma_min, c.sigma_max, c.rho, like=x0)
         i = choose_bin(self.bin_probabilities(sigmas), draws.uniform("index", x0[:, 0, 0, 0]))
         smaller, larger = sigmas[i].to(x0), sigmas[i + 1].to(x0)
         z = draws.normal("noise", x0)

@@ -39,6 +39,7 @@ from cmbench.plugin.method import (
     Progress,
     SamplingPlan,
 )
+from cmbench.training.resident import resident
 from cmbench_plugins.edm import MODELS, channel_copies, initial_network
 
 __all__ = ["PD", "PDConfig"]
@@ -125,7 +126,7 @@ class PD(Method):
     def stage_loss(self, steps: int, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
         """``w(sigma) ||x_student - x_target||^2`` (Algorithm 2, the student's N = ``steps``)."""
         x0 = batch.images
-        grid = self.grid(2 * steps).to(x0)
+        grid = resident(self.grid, 2 * steps, like=x0, dtype=x0.dtype)
         i = 1 + choose_uniformly(steps, draws.uniform("index", x0[:, 0, 0, 0]))
         sigma, middle, end = grid[2 * i], grid[2 * i - 1], grid[2 * i - 2]
         x = x0 + append_dims(sigma, x0) * draws.normal("noise", x0)

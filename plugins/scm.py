@@ -49,6 +49,7 @@ from cmbench.networks.heads import LogVarianceHead
 from cmbench.plugin.config import MethodConfig, Positive
 from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Progress, SamplingPlan
 from cmbench.training.randomness import RandomState, replayed
+from cmbench.training.resident import resident
 from cmbench_plugins._times import multistep_plan
 from cmbench_plugins.edm import initial_network
 
@@ -140,11 +141,24 @@ class SCT(Method):
         if c.n_points is None:
             normal = draws.normal("time", like)
             return lognormal_times(normal, c.p_mean, c.p_std, self.sigma_data), None
-        grid = karras_sigmas(c.n_points, sigma_max=c.sigma_max)
-        bins = lognormal_bin_probabilities(grid, c.p_mean, c.p_std).to(like.device)
+        bins = resident(self.bin_probabilities, like=like)
         i = choose_bin(bins, draws.uniform("time", like))
-        times = sigma_to_t(grid, self.sigma_data).to(like)
+        times = resident(self.discrete_times, like=like, dtype=like.dtype)
         return times[i + 1], times[i]
+
+    def discrete_grid(self) -> Tensor:
+        """Return the ascending noise levels of the discrete tangent, float64 on the CPU."""
+        assert self.config.n_points is not None
+        return karras_sigmas(self.config.n_points, sigma_max=self.config.sigma_max)
+
+    def bin_probabilities(self) -> Tensor:
+        """Return the probability of each interval of the grid."""
+        c = self.config
+        return lognormal_bin_probabilities(self.discrete_grid(), c.p_mean, c.p_std)
+
+    def discrete_times(self) -> Tensor:
+        """Return the grid in TrigFlow's time."""
+        return sigma_to_t(self.discrete_grid(), self.sigma_data)
 
     def tangent(
         self, network: Any, x_t: Tensor, t: Tensor, dx_dt: Tensor, r: float, labels: Tensor | None

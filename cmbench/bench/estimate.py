@@ -87,13 +87,15 @@ def _calibration_batch(context: Context, plan: RunPlan, flops: float) -> int:
 # ---- counted on fake tensors ---------------------------------------------------------------------
 
 
-class _Blank:
+class Blank:
     """Draws of the right shape; their numbers do not matter, or do not exist."""
 
     def normal(self, name: str, like: Tensor) -> Tensor:
+        """Return memory shaped as ``like``."""
         return torch.empty_like(like)
 
     def uniform(self, name: str, like: Tensor) -> Tensor:
+        """Return memory shaped as ``like``."""
         return torch.empty_like(like)
 
 
@@ -125,7 +127,7 @@ def count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
         return _count(replace(context, device=torch.device("cpu")), plan)
 
 
-def _built(
+def built_in_place(
     context: Context, plan: RunPlan, teacher: Teacher | None
 ) -> tuple[Method, dict[str, nn.Module]]:
     """Build modules where they are born: fake tensors cannot be moved."""
@@ -134,8 +136,8 @@ def _built(
 
 
 def _count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
-    teacher = random_teacher(context, plan, _built)
-    method, modules = _built(context, plan, teacher)
+    teacher = random_teacher(context, plan, built_in_place)
+    method, modules = built_in_place(context, plan, teacher)
     phases = method.phases(modules)
     images = sum(phase.images for phase in phases)
     nets = {name: PreparedNetwork(m, plan.config.precision) for name, m in modules.items()}
@@ -149,7 +151,7 @@ def _count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
         progress = Progress(0, max(images, 1), 0, 1)
         with FlopCounterMode(display=False) as counter:
             with torch.autograd.graph.saved_tensors_hooks(saved, lambda kept: kept):
-                loss = objective.loss(nets, batch, _Blank(), progress)
+                loss = objective.loss(nets, batch, Blank(), progress)
             loss.sum().backward()  # type: ignore[no-untyped-call]
         flops += counter.get_total_flops() / shard / objective.every
     fixed = _fixed_bytes(modules, trained, teacher, len(phases[0].ema))

@@ -96,7 +96,7 @@ def print_costs(context: Context, runs: Sequence[RunPlan]) -> None:
         cost = estimate(context, run)
         step = cost.flops_per_image
         rows.append([
-            run.run_id, f"{cost.images:,}",
+            run.name, f"{cost.images:,}",
             "-" if step is None else f"{step * run.config.batch_size:.3g}",
             "-" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**30:.2f} GiB",
             "-" if cost.device_hours is None else f"{cost.device_hours:.3g}", cost.note,

@@ -12,13 +12,13 @@ border are reflected, and nothing asks the device for a number.
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cmbench.plugin.method import Draws
+from cmbench.training.resident import resident
 
 #: Numbers of a label: x-flip, y-flip, log-scale, cos - 1 and sin of the rotation, anisotropy along
 #: and across its axis, translation in x and y.
@@ -109,8 +109,8 @@ def warp(images: Tensor, inverse: Tensor, shift: Tensor) -> Tensor:
         shift: ``[N, 2]`` pixels.
     """
     n, _, height, width = images.shape
-    padded = images.index_select(2, _mirrored(height, images.device))
-    padded = padded.index_select(3, _mirrored(width, images.device))
+    padded = images.index_select(2, resident(_mirrored, height, like=images))
+    padded = padded.index_select(3, resident(_mirrored, width, like=images))
     fine = _resample(padded, up=True)
     ys = _pixel_positions(height, images.device)
     xs = _pixel_positions(width, images.device)
@@ -145,25 +145,23 @@ def _grid_coordinate(position: Tensor, side: int, count: int) -> Tensor:
     return (2 * (near + (side - 1) / 2 + _MARGIN) + _CENTRE) * (2 / (count - 1)) - 1
 
 
-@cache
-def _mirrored(side: int, device: torch.device) -> Tensor:
+def _mirrored(side: int) -> Tensor:
     """Return the indices of ``side`` pixels and of their reflections on both sides."""
     turned = torch.arange(-_MARGIN, side + _MARGIN) % (2 * side)
-    return torch.minimum(turned, 2 * side - 1 - turned).to(device)
+    return torch.minimum(turned, 2 * side - 1 - turned)
 
 
 def _resample(images: Tensor, *, up: bool) -> Tensor:
     """Double the resolution, or undo it: the filter is orthogonal, so one inverts the other."""
     n, channels = images.shape[:2]
     flat = images.reshape(n * channels, 1, *images.shape[2:])
-    taps = _taps(images.device, images.dtype) * (math.sqrt(2) if up else math.sqrt(0.5))
+    gain = math.sqrt(2) if up else math.sqrt(0.5)
+    taps = gain * resident(_taps, like=images, dtype=images.dtype)
     convolve = F.conv_transpose2d if up else F.conv2d
     flat = convolve(flat, taps.view(1, 1, -1, 1), stride=(2, 1))
     flat = convolve(flat, taps.view(1, 1, 1, -1), stride=(1, 2))
     return flat.view(n, channels, *flat.shape[2:])
 
 
-@cache
-def _taps(device: torch.device, dtype: torch.dtype) -> Tensor:
-    # Copied to a device once: a copy from ordinary memory waits for the device.
-    return torch.tensor(SYM6, dtype=dtype, device=device)
+def _taps() -> Tensor:
+    return torch.tensor(SYM6, dtype=torch.float64)

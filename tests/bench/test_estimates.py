@@ -106,7 +106,7 @@ def test_published_size_without_data_or_gpu(
     lines = done.out.splitlines()
     start = lines.index("cost of each seed (estimates)")
     teacher, student = lines[start + 2 : start + 4]
-    assert student.startswith("imagenet64/sct-paper-s0-")
+    assert student.startswith("sct-paper-s0-")
     assert " 819,200,000 " in student
     assert "e+11 FLOPs an image are too many for a short calibration" in student
     assert "GiB" in teacher
