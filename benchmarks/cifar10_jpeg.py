@@ -1,7 +1,11 @@
 """Train and measure the few-step methods on `cifar10-jpeg`, in pieces resumed from checkpoints.
 
     python benchmarks/cifar10_jpeg.py --archive cifar10-jpeg.tar.xz --out results --seconds 540
-    python benchmarks/cifar10_jpeg.py --archive FOLDER --out /tmp/out --smoke     # CPU, a minute
+    python benchmarks/cifar10_jpeg.py --archive cifar10-jpeg.tar.xz --out /tmp/out --smoke  # CPU
+
+``--archive`` may be left out where ``CMBENCH_CIFAR10_JPEG`` names it. ``--smoke`` takes a few
+pictures of each class, tiny networks and few samples: it shows that everything runs, and measures
+nothing. Where the package ships no extractor, one is trained into ``--out``.
 
 Everything goes through ``cmbench prepare`` and ``cmbench run --time-limit``; a run that was stopped
 is started again until it is done or the time is over. After every piece, records with their
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -26,6 +31,10 @@ DATASET = "cifar10-jpeg"
 METHODS = "edm,ect,ict,cd,sct,scd,pd"
 EXTRACTOR = Path(__file__).with_name("train_cifar_extractor.py")
 WEIGHTS = Path(__file__).parents[1] / "cmbench" / "metrics" / "weights" / "cifar-cnn.safetensors"
+ARCHIVE_VARIABLE = "CMBENCH_CIFAR10_JPEG"
+PICTURE = re.compile(r"(?:\./)?((?:train|test)/[a-z]+)/(\d+)\.jpg")
+#: Pictures of each class and split that a smoke run takes.
+FEW = 40
 #: Seconds at the end that are kept free for packing.
 RESERVE = 15.0
 
@@ -39,7 +48,10 @@ class Session:
         self.work = Path(options.work or tempfile.mkdtemp(prefix="cifar10-jpeg-"))
         self.out: Path = options.out
         self.out.mkdir(parents=True, exist_ok=True)
-        self.environment = {**os.environ, "CMBENCH_DATA": str(self.work / "data")}
+        self.environment = {
+            **os.environ, "CMBENCH_DATA": str(self.work / "data"),
+            "CMBENCH_WEIGHTS": str(self.out.resolve()),
+        }
 
     def left(self) -> float:
         """Seconds that remain for work."""
@@ -103,7 +115,8 @@ def run_to_the_end(session: Session, methods: str, *more: str) -> int:
 def parse() -> argparse.Namespace:
     """Read the options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--archive", type=Path, required=True, help="cifar10-jpeg.tar.xz or folder")
+    parser.add_argument("--archive", type=Path, default=os.environ.get(ARCHIVE_VARIABLE),
+                        help=f"cifar10-jpeg.tar.xz or folder [env: {ARCHIVE_VARIABLE}]")
     parser.add_argument("--out", type=Path, required=True, help="folder for the archives")
     parser.add_argument("--work", help="folder of data and workspace, kept [default: a new one]")
     parser.add_argument("--methods", default=METHODS)
@@ -115,10 +128,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sample-batch", type=int, default=2000)
     parser.add_argument("--compile", choices=("auto", "yes", "no"), default="auto")
     parser.add_argument("--train-extractor", action="store_true",
-                        help="also where weights are shipped; a copy goes to --out")
+                        help="into --out, also where weights are shipped (which go first)")
     parser.add_argument("--extractor-epochs", type=int, default=30)
     parser.add_argument("--smoke", action="store_true", help="tiny networks and few images, CPU")
     options = parser.parse_args()
+    if options.archive is None or not Path(options.archive).exists():
+        parser.error(f"no archive at {options.archive}: give --archive or set {ARCHIVE_VARIABLE}")
+    options.archive = Path(options.archive)
     if options.smoke:
         options.recipe, options.samples, options.sample_batch = "smoke", 64, 64
         options.compile, options.least = "no", 5.0
@@ -129,15 +145,16 @@ def main() -> int:
     """Prepare, train the extractor if need be, train and measure, pack."""
     options = parse()
     session = Session(options)
+    if options.smoke and options.archive.is_file():
+        options.archive = few_pictures(options.archive, session.work / "few", FEW)
     if session.cmbench("prepare", DATASET, "--source", str(options.archive), *subset(options)):
         return 1
     if options.train_extractor or not WEIGHTS.exists():
-        limits = ["--epochs", "1", "--limit", "256"] if options.smoke else [
+        limits = ["--epochs", "1", "--limit", "64"] if options.smoke else [
             "--epochs", str(options.extractor_epochs)]
-        if session.call(str(EXTRACTOR), "--source", str(options.archive), *limits):
+        if session.call(str(EXTRACTOR), "--source", str(options.archive),
+                        "--out", str(session.out), *limits):
             return 1
-        for path in (WEIGHTS, WEIGHTS.with_suffix(".json")):
-            (session.out / path.name).write_bytes(path.read_bytes())
     code = run_to_the_end(session, options.methods)
     if not code and "edm" in options.methods.split(","):
         # What the teacher reaches with many evaluations bounds what its students can.
@@ -145,6 +162,21 @@ def main() -> int:
     session.pack()
     print(f"done in {time.monotonic() - session.began:.0f} s, exit {code}", flush=True)
     return code
+
+
+def few_pictures(archive: Path, folder: Path, count: int) -> Path:
+    """Write the first ``count`` pictures of each class and split to ``folder``; return it."""
+    with tarfile.open(archive, "r|*") as pictures:
+        for member in pictures:
+            found = PICTURE.fullmatch(member.name)
+            if found is None or int(found[2]) >= count or not member.isfile():
+                continue
+            file = pictures.extractfile(member)
+            assert file is not None
+            path = folder / found[1] / f"{found[2]}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(file.read())
+    return folder
 
 
 def subset(options: argparse.Namespace) -> list[str]:

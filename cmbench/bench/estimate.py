@@ -22,7 +22,7 @@ from cmbench.bench.kit import TrainingKit
 from cmbench.bench.planning import ANALYTIC, RunPlan
 from cmbench.bench.runs import build_modules
 from cmbench.diffusion.models import MixtureModel
-from cmbench.plugin.method import Batch, Method, Progress, Teacher
+from cmbench.plugin.method import Batch, Method, Phase, Progress, Teacher
 from cmbench.training.augment import LABEL_DIM
 from cmbench.training.loop import Meter, Settings, prepare, train_step
 from cmbench.training.prepared import PreparedNetwork
@@ -140,22 +140,38 @@ def _count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
     method, modules = built_in_place(context, plan, teacher)
     phases = method.phases(modules)
     images = sum(phase.images for phase in phases)
-    nets = {name: PreparedNetwork(m, plan.config.precision) for name, m in modules.items()}
     trained = {name for o in phases[0].objectives for name in o.trains}
     for name, module in modules.items():
         module.requires_grad_(name in trained)
     shard = min(plan.config.microbatch_size or plan.config.batch_size, plan.config.batch_size)
+    most = min(shard, 2)
+    kept = {n: _counted_step(context, plan, method, modules, phases[0], n) for n in {1, most}}
+    # What a second image adds is kept for each image, the rest (cast weights) once.
+    each = kept[most][1] - kept[1][1] if most > 1 else 0
+    activations = kept[1][1] + each * (shard - 1)
+    fixed = _fixed_bytes(modules, trained, teacher, len(phases[0].ema))
+    return images, kept[most][0] / most, fixed, float(activations)
+
+
+def _counted_step(
+    context: Context,
+    plan: RunPlan,
+    method: Method,
+    modules: dict[str, nn.Module],
+    phase: Phase,
+    images: int,
+) -> tuple[float, int]:
+    """Return FLOPs of a step of so many images, and the bytes that its forward pass keeps."""
+    nets = {name: PreparedNetwork(m, plan.config.precision) for name, m in modules.items()}
     saved, flops = _Saved(modules), 0.0
-    for objective in phases[0].objectives:
-        batch = _random_batch(method, plan, shard, context.device)
-        progress = Progress(0, max(images, 1), 0, 1)
+    for objective in phase.objectives:
+        batch = _random_batch(method, plan, images, context.device)
         with FlopCounterMode(display=False) as counter:
             with torch.autograd.graph.saved_tensors_hooks(saved, lambda kept: kept):
-                loss = objective.loss(nets, batch, Blank(), progress)
+                loss = objective.loss(nets, batch, Blank(), Progress(0, max(phase.images, 1), 0, 1))
             loss.sum().backward()  # type: ignore[no-untyped-call]
-        flops += counter.get_total_flops() / shard / objective.every
-    fixed = _fixed_bytes(modules, trained, teacher, len(phases[0].ema))
-    return images, flops, fixed, float(saved.bytes)
+        flops += counter.get_total_flops() / objective.every
+    return flops, saved.bytes
 
 
 def _fixed_bytes(

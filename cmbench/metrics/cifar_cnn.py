@@ -21,6 +21,7 @@ from cmbench.metrics._files import read_tensors, sha256_file
 from cmbench.metrics.extractor import Features
 from cmbench.metrics.precision import exact_float32
 from cmbench.metrics.quantize import to_float255
+from cmbench.metrics.weight_files import weights_folder
 
 WEIGHTS = Path(__file__).parent / "weights" / "cifar-cnn.safetensors"
 KIND = "cifar-cnn"
@@ -94,7 +95,9 @@ class CifarExtractor:
     feature_dim = FEATURE_DIM
 
     def __init__(self, location: Path | str | None = None) -> None:
-        path = WEIGHTS if location is None else Path(location)
+        own = weights_folder() / WEIGHTS.name  # trained by the user, where none are shipped
+        shipped = WEIGHTS if WEIGHTS.is_file() or not own.is_file() else own
+        path = shipped if location is None else Path(location)
         self.weights_sha256 = _verified_hash(path)
         tensors, _ = read_tensors(path, KIND)
         self.network = CifarNetwork().eval().requires_grad_(False)
