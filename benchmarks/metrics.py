@@ -1,7 +1,9 @@
 """Metric figures side by side in one run: ours against the libraries, as ratios of CPU seconds.
 
-    python benchmarks/metrics.py                 # Fréchet step, precision and recall, references
-    python benchmarks/metrics.py --extraction    # also Inception, on random weights (minutes)
+    python benchmarks/metrics.py --out benchmarks/results/metrics-cpu.json
+
+The Fréchet step, precision and recall, and a second evaluation's reference work. Extraction has its
+own benchmark, `extraction.py`; 50,000 samples have theirs, `manifold_50k.py`.
 
 CPU seconds of this process, least of the repetitions: other processes disturb them less than wall
 time. Truth of the Fréchet step is known by construction, so both times and errors are measured.
@@ -11,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 import warnings
@@ -21,15 +22,13 @@ from pathlib import Path
 import numpy as np
 import scipy.linalg
 import torch
-from torch import Tensor
+from extraction import versions
 
 from cmbench.metrics.digits_cnn import DigitsExtractor
 from cmbench.metrics.frechet import FrechetReference, covariance_factor
 from cmbench.metrics.precision_recall import precision_recall
 from cmbench.metrics.reference_cache import cached_reference
 from cmbench.metrics.statistics import Moments
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "metrics"))
 
 
 def cpu_seconds(work: Callable[[], object], repeat: int = 2) -> float:
@@ -110,49 +109,24 @@ def cached() -> dict[str, float]:
     return {"first_s": first, "second_s": second, "times_faster": first / second}
 
 
-def extraction(count: int) -> dict[str, float]:
-    """Compare Inception features of ``count`` images with torch-fidelity's network."""
-    from random_inception import write_random_weights
-
-    from cmbench.metrics.inception import InceptionExtractor
-    from cmbench.metrics.probe import relative_error
-
-    with tempfile.TemporaryDirectory() as folder:
-        extractor = InceptionExtractor(write_random_weights(Path(folder) / "random.pth"))
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
-
-    def library() -> Tensor:
-        with torch.inference_mode():
-            found: Tensor = extractor.library(images)[0]
-        return found
-
-    error = relative_error(extractor(images).pool, library())
-    ours, theirs = cpu_seconds(lambda: extractor(images)), cpu_seconds(library)
-    return {
-        "images": count,
-        "ours_s_an_image": ours / count,
-        "library_s_an_image": theirs / count,
-        "times_faster": theirs / ours,
-        "relative_difference": error,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dim", type=int, default=2048)
-    parser.add_argument("--extraction", action="store_true")
+    parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, dict[str, float]] = {
+    found = {
+        "versions": versions(),
         "frechet_full_rank": frechet(arguments.dim, arguments.dim),
         "frechet_rank_deficient": frechet(arguments.dim, arguments.dim * 1000 // 2048),
         "precision_recall": manifold(2000, 2048),
         "reference_cache": cached(),
     }
-    if arguments.extraction:
-        found["extraction"] = extraction(16)
-    print(json.dumps(found, indent=2))
+    text = json.dumps(found, indent=2)
+    print(text)
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text + "\n")
 
 
 if __name__ == "__main__":
