@@ -45,7 +45,7 @@ def compare_(a: str, b: str, dataset: str | None, workspace: str | None) -> int:
     )
     for item in found:
         if item.reason:
-            click.echo(f"{item.a.dataset} NFE {item.a.nfe}: {item.reason}", err=True)
+            click.echo(f"{item.a.dataset} NFE {item.a.nfe_text}: {item.reason}", err=True)
     verdicts = {item.verdict for item in found}
     if verdicts == {"not comparable"}:
         return EXIT_MISSING
@@ -65,4 +65,4 @@ def table_row(item: Comparison) -> list[str]:
             f"{difference.mean:+.4g}", f"[{difference.low:.4g}, {difference.high:.4g}]",
             f"{item.p_adjusted:.3g}", pairs, item.verdict,
         ]  # fmt: skip
-    return [item.a.dataset, str(item.a.nfe), item.metric, *numbers, *tail]
+    return [item.a.dataset, item.a.nfe_text, item.metric, *numbers, *tail]

@@ -79,7 +79,8 @@ def _by_setting(side: str, rows: Sequence[Row]) -> dict[tuple[object, ...], Row]
         if key in found:
             raise UserError(
                 "compare",
-                f"{side} names two rows at NFE {row.nfe}: {_name(found[key])} and {_name(row)}",
+                f"{side} names two rows at NFE {row.nfe_text}: "
+                f"{_name(found[key])} and {_name(row)}",
                 remedy="name the recipe, the sampler or the row id",
             )
         found[key] = row
@@ -91,7 +92,7 @@ def _name(row: Row) -> str:
 
 
 def _settings(rows: Iterable[tuple[object, ...]]) -> str:
-    return ", ".join(f"{dataset} NFE {nfe}" for dataset, nfe, _ in rows)
+    return ", ".join(f"{dataset} NFE {nfe or 'not stated'}" for dataset, nfe, _ in rows)
 
 
 def _difference(a: Row, b: Row) -> tuple[Difference | None, str]:
@@ -100,6 +101,8 @@ def _difference(a: Row, b: Row) -> tuple[Difference | None, str]:
         return None, "the rank metric was not computed"
     if x.key != y.key:
         return None, f"metric keys differ: {x.key} and {y.key}"
+    if a.nfe is None:
+        return None, "NFE not stated: equal cost cannot be assumed"
     if not (a.full_samples and b.full_samples):
         return None, "fewer samples than the protocol asks for"
     found = compare_units(x.units, y.units)

@@ -75,6 +75,13 @@ def test_what_cannot_be_compared_says_why() -> None:
     assert "not computed" in reasons["eps"]
 
 
+def test_rows_whose_nfe_nobody_stated_are_not_compared() -> None:
+    found = rows(several("alpha", [1.0, 1.1], nfe=0) + several("beta", [2.0, 2.1], nfe=0))
+    (result,) = compare(select(found, "alpha"), select(found, "beta"))
+    assert result.verdict == "not comparable"
+    assert result.reason.startswith("NFE not stated")
+
+
 def test_selectors_name_method_recipe_sampler_or_row() -> None:
     found = rows(several("alpha", [1.0]) + several("alpha", [2.0], recipe="paper"))
     assert len(select(found, "alpha")) == 2
