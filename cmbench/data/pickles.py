@@ -7,10 +7,12 @@ stand-ins is refused, by that name. Imports no torch.
 from __future__ import annotations
 
 import io
-import pickle  # only the opcode machine of Unpickler, with find_class closed
+import os
+import pickle  # only its opcode machine, with find_class closed
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -30,6 +32,7 @@ BROKEN = (
     ImportError,
     RecursionError,
     AssertionError,
+    struct.error,
 )
 
 
@@ -162,13 +165,33 @@ PLAIN_NAMES: Mapping[str, Callable[..., Any]] = {
 }
 
 
-class RestrictedUnpickler(pickle.Unpickler):
-    """An unpickler whose names come from a table and from nowhere else."""
+class RestrictedUnpickler(pickle._Unpickler):
+    """An unpickler whose names come from a table and from nowhere else.
+
+    It is pickle's own in Python, not the one in C: there the memo is an array as long as the
+    largest index in it, so that five bytes of a file take gigabytes. What a pickle may make from
+    what it already holds is bounded by a small multiple of its size.
+    """
+
+    # The machine's own parts, which type stubs leave out.
+    stack: list[Any]
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+
+    #: Bytes that calls may be given or make, per byte of the pickle. An honest pickle needs three:
+    #: a storage's bytes, the storage, and the tensor in it.
+    SHARE = 6
+    #: What an element of a container counts.
+    _ELEMENT = 8
 
     def __init__(self, file: BinaryIO, names: Mapping[str, Any] = PLAIN_NAMES) -> None:
         # Python 2 strings become bytes: the array data in them survives, text is decoded later.
         super().__init__(file, encoding="bytes")
         self.names = names
+        here = file.tell()
+        self._size = file.seek(0, os.SEEK_END) - here
+        file.seek(here)
+        self._left = self.SHARE * self._size + 2**20
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in for ``module.name``; refuse every other name."""
@@ -181,21 +204,81 @@ class RestrictedUnpickler(pickle.Unpickler):
         """Refuse references to outside objects."""
         raise RefusedName(f"persistent object {str(pid)[:60]!r}")
 
+    def spend(self, amount: int) -> None:
+        """Count bytes that are about to be copied; refuse when they become too many."""
+        self._left -= amount
+        if self._left < 0:
+            raise RefusedName(f"more than {self.SHARE} times its own size in memory")
+
+    def _spend_on(self, *values: object) -> None:
+        for value in values:
+            if isinstance(value, (str, bytes, bytearray)):
+                self.spend(len(value))
+            elif isinstance(value, (tuple, list, dict, set, frozenset)):
+                self.spend(self._ELEMENT * len(value))
+
+    # The machine calls these by opcode, with itself as their argument.
+
+    def call(self, load: Callable[[Any], None], count: int) -> None:
+        """Do an opcode that calls something with the last ``count`` values of the stack."""
+        for given in self.stack[-count:]:
+            self._spend_on(given, *(given if isinstance(given, tuple) else ()))
+        load(self)
+
+    def _bytearray(self) -> None:
+        """Read a length and as many bytes; pickle's own makes room for them before it looks."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        if length > self._size:
+            raise pickle.UnpicklingError(f"a bytearray of {length} bytes")
+        self.append(bytearray(self.read(length)))
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+
+
+def _counted(load: Callable[[Any], None], count: int) -> Callable[[Any], None]:
+    return lambda machine: machine.call(load, count)
+
+
+#: How many values each calling opcode takes: 0 is all since the last mark.
+_CALLS = {
+    pickle.REDUCE: 1, pickle.NEWOBJ: 1, pickle.NEWOBJ_EX: 2, pickle.BUILD: 1, pickle.OBJ: 0,
+    pickle.INST: 0,
+}  # fmt: skip
+for _code, _count in _CALLS.items():
+    _load = pickle._Unpickler.dispatch[_code[0]]
+    RestrictedUnpickler.dispatch[_code[0]] = _counted(_load, _count)
+RestrictedUnpickler.dispatch[pickle.BYTEARRAY8[0]] = RestrictedUnpickler._bytearray
+
 
 def unshell(value: Any) -> Any:
-    """Return ``value`` with array shells replaced by arrays, in dicts, lists and tuples."""
+    """Return ``value`` with array shells replaced by arrays, in dicts, lists and tuples.
+
+    What the pickle shares stays shared, so that the result is no larger than what was read.
+    """
+    return _unshell(value, {})
+
+
+def _unshell(value: Any, done: dict[int, Any]) -> Any:
     if isinstance(value, ArrayShell):
         return value.array
+    if not isinstance(value, (dict, list, tuple)):
+        return value
+    if id(value) in done:
+        return done[id(value)]
+    result: Any
     if isinstance(value, dict):
-        return {
-            k.decode("utf-8", "replace") if isinstance(k, bytes) else k: unshell(v)
-            for k, v in value.items()
-        }
-    if isinstance(value, list) and any(isinstance(v, (ArrayShell, dict, list)) for v in value):
-        return [unshell(v) for v in value]
-    if isinstance(value, tuple):
-        return tuple(unshell(v) for v in value)
-    return value
+        result = done[id(value)] = {}
+        for k, v in value.items():
+            name = k.decode("utf-8", "replace") if isinstance(k, bytes) else k
+            result[name] = _unshell(v, done)
+    elif isinstance(value, tuple):
+        result = done[id(value)] = tuple(_unshell(v, done) for v in value)
+    elif any(isinstance(v, (ArrayShell, dict, list)) for v in value):
+        result = done[id(value)] = []
+        result.extend(_unshell(v, done) for v in value)
+    else:
+        result = value
+    return result
 
 
 def load_plain_pickle(file: BinaryIO | bytes, who: str) -> Any:

@@ -13,7 +13,9 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import torch
@@ -30,6 +32,7 @@ from cmbench.data.pickles import (
     refused_error,
     unshell,
 )
+from cmbench.errors import UserError
 
 #: Modules whose classes may be described (never used): torch's layers, and EDM's persistence.
 _LAYERS = re.compile(r"torch\.nn\.modules\.\w+\.[A-Za-z_]\w*")
@@ -41,9 +44,11 @@ class InertObject(metaclass=Sealed):
     """What a pickle said about an object: its class's name and its state. It does nothing."""
 
     class_name = "?"
+    #: A pickle can make an object without calling its class.
+    state: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, *_: object) -> None:
-        self.state: dict[str, Any] = {}
+        """Take whatever the class would be called with."""
 
     def __setstate__(self, state: object) -> None:
         self.state = state if isinstance(state, dict) else {"state": state}
@@ -56,6 +61,7 @@ class _Dict(dict[str, Any], metaclass=Sealed):
         """Ignore what the class would keep beside its items."""
 
 
+@lru_cache(maxsize=1024)
 def _layer(name: str) -> type[InertObject]:
     return type("InertLayer", (InertObject,), {"class_name": name})
 
@@ -139,6 +145,7 @@ class NetworkUnpickler(RestrictedUnpickler):
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, _NAMES)
+        self._last: Tensor | None = None
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in for ``module.name``; refuse every other name."""
@@ -150,6 +157,14 @@ class NetworkUnpickler(RestrictedUnpickler):
         if _LAYERS.fullmatch(full):
             return _layer(full)
         return super().find_class(module, name)
+
+    def call(self, load: Callable[[Any], None], count: int) -> None:
+        """Count the bytes of tensors too: each is a copy of its part of a storage."""
+        super().call(load, count)
+        made = self.stack[-1]
+        if isinstance(made, Tensor) and made is not self._last:  # as a parameter of it would be
+            self._last = made
+            self.spend(made.numel() * made.element_size())
 
 
 def load_network_pickle(path: Path) -> Any:
@@ -176,34 +191,79 @@ def is_module(value: object) -> bool:
     return isinstance(value, InertObject) and isinstance(value.state.get("_parameters"), dict)
 
 
-def walk(module: InertObject, prefix: str = "") -> Iterator[tuple[str, InertObject]]:
-    """Yield a described module and everything below it, by name."""
-    yield prefix, module
-    for name, child in (module.state.get("_modules") or {}).items():
-        if isinstance(child, InertObject):
-            yield from walk(child, f"{prefix}{name}.")
+#: More modules or a deeper nesting than any published network has by far.
+_MOST_MODULES, _DEEPEST = 20_000, 50
+
+
+def walk(module: InertObject) -> Iterator[tuple[str, InertObject]]:
+    """Yield a described module and everything below it, by name.
+
+    Raises ``UserError`` if a module lies within itself, or there are absurdly many.
+    """
+    waiting, count = [("", module, 0)], 0
+    while waiting:
+        prefix, part, depth = waiting.pop()
+        count += 1
+        if count > _MOST_MODULES or depth > _DEEPEST:
+            raise UserError(
+                "checkpoint",
+                f"its modules are nested without end (at {prefix[:60]!r})",
+                allowed=f"up to {_MOST_MODULES} modules, {_DEEPEST} deep",
+                remedy="get the file from its original source",
+            )
+        yield prefix, part
+        children = reversed(_table(part, "_modules").items())
+        waiting += [
+            (f"{prefix}{name}.", child, depth + 1)
+            for name, child in children
+            if isinstance(child, InertObject)
+        ]
+
+
+def _table(module: InertObject, name: str) -> dict[str, Any]:
+    """Return a dict of a described module's state; empty where it has none."""
+    table = module.state.get(name)
+    if table is None or isinstance(table, dict):
+        return table or {}
+    raise UserError(
+        "checkpoint",
+        f"a module's {name} is a {type(table).__name__}",
+        allowed="a dict",
+        remedy="get the file from its original source",
+    )
 
 
 def state_dict(module: InertObject) -> dict[str, Tensor]:
     """Return the state dict that the described module would have."""
     tensors: dict[str, Tensor] = {}
     for prefix, part in walk(module):
-        hidden = part.state.get("_non_persistent_buffers_set") or ()
+        hidden = part.state.get("_non_persistent_buffers_set")
+        hidden = hidden if isinstance(hidden, (set, frozenset, list, tuple, dict)) else ()
         for kind in ("_parameters", "_buffers"):
-            for name, value in (part.state.get(kind) or {}).items():
+            for name, value in _table(part, kind).items():
                 if isinstance(value, Tensor) and name not in hidden:
                     tensors[f"{prefix}{name}"] = value
     return tensors
 
 
 def plain_facts(value: Any, depth: int = 4) -> Any:
-    """Return what of ``value`` can be written as JSON, for the record; the rest by its type."""
+    """Return what of ``value`` can be written as JSON, for the record; the rest by its type.
+
+    At most a thousand values: a file may hold one container in a thousand places.
+    """
+    return _plain(value, depth, [1000])
+
+
+def _plain(value: Any, depth: int, left: list[int]) -> Any:
+    left[0] -= 1
     if value is None or isinstance(value, (bool, int, float, str)):
         return value if not isinstance(value, str) else value[:500]
     if isinstance(value, dict) and depth:
-        return {str(k): plain_facts(v, depth - 1) for k, v in value.items()}
+        return {
+            str(k)[:500]: _plain(v, depth - 1, left) for k, v in value.items() if left[0] > 0
+        }
     if isinstance(value, (list, tuple)) and depth:
-        return [plain_facts(v, depth - 1) for v in value[:100]]
+        return [_plain(v, depth - 1, left) for v in value[:100] if left[0] > 0]
     if isinstance(value, InertObject):
         return value.class_name
     return type(value).__name__

@@ -61,6 +61,14 @@ def read_checkpoint(
         raise UserError(
             f"checkpoint {path}", what, allowed=error.allowed, remedy=error.remedy
         ) from None
+    except Exception as error:  # names, shapes and values of an untrusted file: any may surprise
+        detail = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"checkpoint {path}",
+            f"makes no sense ({type(error).__name__}: {detail})",
+            allowed=_ALLOWED,
+            remedy="give the checkpoint as it was published",
+        ) from None
 
 
 def _read(

@@ -64,9 +64,24 @@ def check_diffusers_config(config: Mapping[str, Any]) -> None:
         if value not in allowed:
             raise _unsupported(f"{key} = {value!r}", " or ".join(repr(a) for a in allowed))
     for key, known in _BLOCKS.items():
-        for value in config.get(key, ()):
-            if value not in known:
+        types = config.get(key, [])
+        if not isinstance(types, list):
+            raise _unsupported(f"{key} = {types!r}", "a list of block types")
+        for value in types:
+            if not isinstance(value, str) or value not in known:
                 raise _unsupported(f"{key} has {value!r}", " or ".join(sorted(known)))
+
+
+def _integer(config: Mapping[str, Any], key: str, default: int) -> int:
+    """Return a positive integer of the config; an equal pair counts as one."""
+    value = config.get(key)
+    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+        value = value[0]
+    if value is None and default:
+        return default
+    if type(value) is not int or value < 1:
+        raise _unsupported(f"{key} = {value!r}"[:100], "a positive integer")
+    return value
 
 
 def _unsupported(what: str, allowed: str) -> UserError:
@@ -84,7 +99,7 @@ def to_openai_names(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> d
     Raises UserError for a config that is no ADM network or a tensor with no counterpart.
     """
     check_diffusers_config(config)
-    per_level = int(config.get("layers_per_block", 2)) + 1
+    per_level = _integer(config, "layers_per_block", 2) + 1
     result: dict[str, Tensor] = {}
     joined: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
@@ -107,8 +122,8 @@ def recognize_diffusers(
     """Return the network of a state dict that :func:`to_openai_names` renamed."""
     found = recognize(
         {name: tuple(tensor.shape) for name, tensor in openai_state.items()},
-        channels_per_head=int(config.get("attention_head_dim") or 8),
-        resolution=int(config["sample_size"]),
+        channels_per_head=_integer(config, "attention_head_dim", 8),
+        resolution=_integer(config, "sample_size", 0),
     )
     return found._replace(assumed={"time_factor": found.options["time_factor"]})
 

@@ -72,15 +72,30 @@ def from_official(
             continue
         value = _to_ours(state[entry.official], entry)
         target = own[entry.ours]
-        if value.numel() != target.numel():
+        if _significant(value.shape) != _significant(target.shape):
             raise UserError(
                 f"{family} weights",
                 f"{entry.official} has shape {tuple(state[entry.official].shape)}",
-                allowed=f"as many numbers as {entry.ours} {tuple(target.shape)}",
+                allowed=f"{tuple(_to_theirs(target, entry).shape)}, for {entry.ours}",
                 remedy="build the network with the file's own configuration",
+            )
+        if not value.is_floating_point():
+            raise UserError(
+                f"{family} weights",
+                f"{entry.official} is of {str(value.dtype).removeprefix('torch.')}",
+                allowed="float32, float16, bfloat16, float64",
+                remedy="quantised weights cannot be imported: get the original ones",
             )
         result[entry.ours] = value.reshape(target.shape)
     return result
+
+
+def _significant(shape: torch.Size) -> tuple[int, ...]:
+    """Return a shape without the kernel axes of a 1x1 convolution, which is a matrix too."""
+    sides = tuple(shape)
+    while len(sides) > 2 and sides[-1] == 1:
+        sides = sides[:-1]
+    return sides
 
 
 def to_official(network: Network, family: Family) -> dict[str, Tensor]:

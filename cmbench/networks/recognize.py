@@ -56,7 +56,7 @@ def recognize(
 
 
 def _guarded(reader: Any, shapes: Shapes, *args: Any) -> Recognized:
-    """Turn a missing tensor into an error that names it."""
+    """Turn a missing tensor into an error that names it, and absurd shapes into one too."""
     try:
         result: Recognized = reader(shapes, *args)
     except KeyError as error:
@@ -66,6 +66,8 @@ def _guarded(reader: Any, shapes: Shapes, *args: Any) -> Recognized:
             allowed="a complete state dict",
             remedy="download or save the file again",
         ) from None
+    except (IndexError, ValueError, TypeError, ZeroDivisionError) as error:
+        raise _unsupported(f"its tensors' shapes make no network ({error})") from None
     return result
 
 

@@ -1,0 +1,250 @@
+"""Files that would take far more memory than their size, and files whose parts are of odd types."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_builders import GOLDEN, Persistent, write_edm, write_pickle
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cmbench.data.pickles import load_plain_pickle, unshell
+from cmbench.errors import UserError
+from cmbench.importers.inert import load_network_pickle, plain_facts
+from cmbench.importers.read import read_checkpoint
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Tensor]:
+    return load_file(GOLDEN / "edm-ddpmpp-uncond.weights.safetensors")
+
+
+def refuse(path: Path, message: str, **options: Any) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read_checkpoint(path, **options)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def peak_of(call: Any) -> int:
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+# ---- memory ------------------------------------------------------------------------------------
+
+
+def test_a_large_memo_index_takes_no_memory() -> None:
+    # None, put at index 2**24 - 1: pickle's own machine in C makes room for all below it.
+    data = b"\x80\x04Nr\xff\xff\xff\x00."
+    assert peak_of(lambda: load_plain_pickle(data, "file")) < 2**20
+
+
+def test_a_bytearray_that_is_not_there_takes_no_memory() -> None:
+    data = b"\x80\x05\x96" + (2**27).to_bytes(8, "little") + b"x."
+
+    def load() -> None:
+        with pytest.raises(UserError, match="truncated or corrupt"):
+            load_plain_pickle(data, "file")
+
+    assert peak_of(load) < 2**20
+
+
+@pytest.mark.parametrize("name", [b"builtins\nset", b"builtins\nfrozenset"])
+@pytest.mark.parametrize("opcode", [b"R", b"\x81"])
+def test_copies_of_a_container_are_counted(name: bytes, opcode: bytes) -> None:
+    # A list of 100,000 numbers, and 2000 sets made of it, five bytes each.
+    numbers = b"".join(b"J" + i.to_bytes(4, "little") for i in range(100_000))
+    data = b"\x80\x02](" + numbers + b"eq\x00c" + name + b"\nq\x01(" + 2000 * (
+        b"h\x01h\x00\x85" + opcode) + b"l."
+
+    def load() -> None:
+        with pytest.raises(UserError, match=r"refused: .*6 times its own size in memory"):
+            load_plain_pickle(data, "file")
+
+    assert peak_of(load) < 100 * len(data)
+
+
+def test_one_storage_under_many_names(tmp_path: Path) -> None:
+    storage = torch.zeros(2**16).untyped_storage()
+
+    class Shared:
+        def __reduce__(self) -> Any:
+            typed = torch.storage.TypedStorage(
+                wrap_storage=storage, dtype=torch.float32, _internal=True)
+            return (torch._utils._rebuild_tensor_v2, (typed, 0, (2**16,), (1,), False, {}))
+
+    first = Shared().__reduce__()[1]
+
+    class Again:
+        def __reduce__(self) -> Any:
+            return (torch._utils._rebuild_tensor_v2, first)
+
+    path = write_pickle(tmp_path / "bad.pkl", {"ema": [Again() for _ in range(40)]})
+    assert path.stat().st_size < 2**19
+    refuse(path, "refused: .*more than 6 times its own size in memory")
+
+
+def test_an_honest_network_is_well_within_the_bounds(
+    tmp_path: Path, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cmbench.data.pickles import RestrictedUnpickler
+
+    path = write_edm(tmp_path / "a.pkl", weights)
+    monkeypatch.setattr(RestrictedUnpickler, "SHARE", 4)
+    assert read_checkpoint(path).network == "ddpmpp"
+    assert load_network_pickle(write_pickle(
+        tmp_path / "big.pkl", {"x": torch.zeros(2**21)}))["x"].shape == (2**21,)
+
+
+# ---- billions of laughs ------------------------------------------------------------------------
+
+
+def laughs(depth: int = 60) -> Any:
+    inner: Any = {"x": 1}
+    for _ in range(depth):
+        inner = {"a": inner, "b": [inner, (inner, inner)]}
+    return inner
+
+
+def test_shared_containers_are_walked_once() -> None:
+    read = load_plain_pickle(pickle.dumps(laughs()), "file")
+    assert read["a"] is read["b"][0]
+    assert len(json.dumps(plain_facts(laughs(4)))) < 100_000
+
+
+def test_a_container_within_itself() -> None:
+    loop: list[Any] = [np.arange(3), {}]
+    loop.append(loop)
+    read = load_plain_pickle(pickle.dumps(loop), "file")
+    assert read[2] is read
+    assert np.array_equal(read[0], np.arange(3))
+    assert unshell(loop)[2] is not loop
+
+
+def modules(children: Any, **more: Any) -> dict[str, Any]:
+    return {"_parameters": {}, "_buffers": {}, "_modules": children, **more}
+
+
+def container(children: Any) -> nn.ModuleDict:
+    made = nn.ModuleDict()
+    made.__dict__["_modules"] = children
+    return made
+
+
+def test_modules_without_end(tmp_path: Path) -> None:
+    shared = container({})
+    for _ in range(30):
+        shared = container({"a": shared, "b": shared})
+    path = write_pickle(tmp_path / "wide.pkl", {"ema": Persistent("EDMPrecond", modules(
+        {"x": shared}))})
+    refuse(path, "modules are nested without end")
+    loop = container({})
+    loop.__dict__["_modules"] = {"self": loop}
+    path = write_pickle(tmp_path / "deep.pkl", {"ema": Persistent("EDMPrecond", modules(
+        {"x": loop}))})
+    refuse(path, "modules are nested without end")
+
+
+# ---- odd types ---------------------------------------------------------------------------------
+
+
+def test_objects_made_without_a_state(tmp_path: Path) -> None:
+    path = tmp_path / "bare.pkl"
+    path.write_bytes(b"\x80\x02ctorch.nn.modules.linear\nLinear\n)\x81.")
+    refuse(path, "holds no network 'ema'")
+
+
+@pytest.mark.parametrize("change", [
+    {"_modules": [1]}, {"_parameters": {}, "_buffers": [1]}, {"_modules": {1: 2}, "_buffers": 3},
+    {"_non_persistent_buffers_set": 7},
+])  # fmt: skip
+def test_parts_of_odd_types(tmp_path: Path, change: dict[str, Any]) -> None:
+    state = modules({}) | change
+    path = write_pickle(tmp_path / "a.pkl", {"ema": Persistent("EDMPrecond", state)})
+    refuse(path, r"a module's _(modules|buffers) is a|unknown network")
+
+
+@pytest.mark.parametrize("tensors", [
+    {"model.enc.foo": torch.zeros(1)},
+    {"model.enc.8x8_conv.weight": torch.zeros(3), "model.enc.8x8_aux_norm.weight": torch.zeros(1)},
+    {"unet.enc.foo": torch.zeros(1)},
+    {"unet.enc.8x8_conv.weight": torch.zeros(3), "unet.emb_fourier.freqs": torch.zeros(())},
+    {"input_blocks.0.0.weight": torch.zeros(3)},
+    {"input_blocks.0.0.weight": torch.zeros(0, 3, 3, 3), "time_embed.0.weight": torch.zeros(4, 0),
+     "input_blocks.1.0.out_layers.3.weight": torch.zeros(4, 1), "out.2.weight": torch.zeros(3),
+     "input_blocks.1.0.emb_layers.1.weight": torch.zeros(4), "output_blocks.0.0.x": torch.ones(1)},
+])  # fmt: skip
+def test_shapes_that_make_no_network(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file(tensors, tmp_path / "a.safetensors")
+    refuse(tmp_path / "a.safetensors", r"shapes make no network|is missing", resolution=8)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("sample_size", None), ("sample_size", [16, 8]), ("sample_size", "x"), ("sample_size", 0),
+    ("layers_per_block", "x"), ("attention_head_dim", [8]), ("attention_head_dim", -1),
+    ("down_block_types", 3), ("up_block_types", [["x"]]),
+])  # fmt: skip
+def test_diffusers_configs_of_odd_types(tmp_path: Path, key: str, value: object) -> None:
+    refuse(diffusers(tmp_path, {key: value}), rf"{key} (= |has )")
+
+
+def test_a_diffusers_size_as_an_equal_pair(tmp_path: Path) -> None:
+    side = json.loads((GOLDEN / "diffusers-adm-cond.config.json").read_text())["sample_size"]
+    found = read_checkpoint(diffusers(tmp_path, {"sample_size": [side, side]}))
+    assert found.data_shape[1:] == (side, side)
+
+
+def diffusers(folder: Path, change: dict[str, Any]) -> Path:
+    config = json.loads((GOLDEN / "diffusers-adm-cond.config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    weights = load_file(GOLDEN / "diffusers-adm-cond.model.safetensors")
+    save_file(weights, folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+def test_whatever_else_goes_wrong_is_one_line(
+    tmp_path: Path, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprise(*_: object) -> None:
+        raise ZeroDivisionError("of a kind\nthat nobody foresaw")
+
+    monkeypatch.setattr("cmbench.importers.read.to_ours", surprise)
+    path = write_edm(tmp_path / "a.pkl", weights)
+    refuse(path, r"makes no sense \(ZeroDivisionError: of a kind that nobody foresaw\)")
+
+
+# ---- shapes and dtypes of the weights ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("turn", ["transposed", "flat", "split"])
+def test_as_many_numbers_in_another_shape(
+    tmp_path: Path, weights: dict[str, Tensor], turn: str
+) -> None:
+    name = next(n for n, w in weights.items() if w.ndim == 4 and w.shape[0] != w.shape[1]
+                and w.shape[-1] == 3 and "block" in n)  # fmt: skip
+    right = weights[name]
+    wrong = {
+        "transposed": right.transpose(0, 1), "flat": right.flatten(1),
+        "split": right.reshape(right.shape[0], 3, -1, 3),
+    }[turn].contiguous()
+    path = write_edm(tmp_path / "a.pkl", weights | {name: wrong})
+    shape = str(tuple(right.shape)).replace("(", r"\(").replace(")", r"\)")
+    refuse(path, rf"{name} has shape .*; allowed: {shape}")
+
+
+def test_integer_weights(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    name = "model.dec.16x16_aux_conv.weight"
+    save_file(weights | {name: weights[name].to(torch.int8)}, tmp_path / "a.safetensors")
+    refuse(tmp_path / "a.safetensors", rf"{name} is of int8; allowed: float32")
