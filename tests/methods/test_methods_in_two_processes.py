@@ -1,0 +1,180 @@
+"""Continuous-time training by two processes over gloo: the derivative survives, nothing changes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+import torch
+from method_kit import build, stir
+from torch import Tensor
+
+from cmbench.plugin.method import Batch
+from cmbench.training.distributed import Place, World, joined
+from cmbench.training.loop import Meter, Settings, prepare, train_step
+from cmbench.training.prepared import PreparedNetwork
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+BATCH, SHARD, STEPS = 8, 2, 2
+#: Adam turns the rounding of a tiny gradient into a whole step, unless eps is large.
+SMOOTH = {"name": "adam", "lr": 0.05, "eps": 1.0}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    method: str
+    dataset: str = "digits"
+    dropout: float = 0.0
+    checkpointing: bool = False
+    compiled: bool = False
+
+
+SCENARIOS = {
+    "checkpointed": Scenario("sct", checkpointing=True),
+    "distilled": Scenario("scd"),
+    "compiled": Scenario("sct", "gmm", compiled=True),
+    "dropout": Scenario("sct", dropout=0.2),
+}
+
+
+class Feed:
+    """Images by their position."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def batch(self, start: int, count: int, seed: int) -> Batch:
+        generators = [torch.Generator().manual_seed(i) for i in range(start, start + count)]
+        images = [torch.randn(self.shape, generator=g) / 2 for g in generators]
+        return Batch(torch.stack(images).clamp(-1, 1), None)
+
+
+class Watched(PreparedNetwork):
+    """Compares every derivative that training uses with float64 central differences."""
+
+    errors: list[float]
+
+    def forward_with_tangent(
+        self, x: Tensor, c_noise: Tensor, dx: Tensor, dc_noise: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        out, tangent = super().forward_with_tangent(x, c_noise, dx, dc_noise, *args, **kwargs)
+        with torch.no_grad():
+            self.module.double()
+            ahead, behind = (
+                self.module(x.double() + h * dx.double(), c_noise.double() + h * dc_noise.double())
+                for h in (1e-5, -1e-5)
+            )
+            self.module.float()
+        expected = (ahead - behind) / 2e-5
+        self.errors.append(float((tangent - expected).norm() / expected.norm()))
+        return out, tangent
+
+
+def trained(world: World, scenario: Scenario) -> dict[str, Any]:
+    """Train a few steps; return weights, the last gradients, and the derivative's errors."""
+    torch._dynamo.reset()
+    network = {"dropout": scenario.dropout}
+    case = build(scenario.method, scenario.dataset, batch_size=BATCH, network=network,
+                 optimizer=SMOOTH, warmup_steps=2)  # fmt: skip
+    stir({"model": case.modules["model"]}, 9, 0.3)  # curved: the derivative must matter
+    model: Any = case.modules["model"]
+    model.gradient_checkpointing = scenario.checkpointing
+    state = case.state()
+    settings = Settings(seed=0, batch_size=BATCH, microbatch_size=SHARD, world=world,
+                        compile=scenario.compiled)  # fmt: skip
+    nets, meter = prepare(state, settings), Meter(state, settings)
+    errors: list[float] = []
+    if not scenario.dropout and not scenario.compiled:
+        nets["model"].__class__ = Watched
+        nets["model"].errors = errors
+    state.enter(0)
+    before = flat([p.detach() for p in model.parameters()]).numpy()
+    for _ in range(STEPS):
+        train_step(state, nets, Feed(case.problem.data_shape), settings, meter)
+    return {
+        "before": before, "weights": flat([p.detach() for p in model.parameters()]).numpy(),
+        "gradient": flat([p.grad for p in model.parameters()]).numpy(), "errors": errors,
+    }  # fmt: skip
+
+
+def flat(tensors: list[Any]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors])
+
+
+def child(rank: int, port: int, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+    with joined(Place(rank, 2, rank, 2), torch.device("cpu")) as world:
+        pipe.send({name: trained(world, scenario) for name, scenario in SCENARIOS.items()})
+
+
+@pytest.fixture(scope="module")
+def results() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What one process and each of two found."""
+    with pytest.MonkeyPatch.context() as patch:
+        compiler: Callable[..., Any] = torch.compile
+        patch.setattr(torch, "compile", partial(compiler, backend="aot_eager"))
+        alone = {name: trained(World(), scenario) for name, scenario in SCENARIOS.items()}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        fork, pipes, processes = get_context("fork"), [], []
+        for rank in range(2):
+            here, there = fork.Pipe()
+            processes.append(fork.Process(target=child, args=(rank, port, there)))
+            processes[-1].start()
+            there.close()
+            pipes.append(here)
+        try:
+            return alone, [pipe.recv() for pipe in pipes]
+        finally:
+            for process in processes:
+                process.join(30)
+                process.kill()
+
+
+def relative(found: Any, expected: Any) -> float:
+    found, expected = torch.as_tensor(found), torch.as_tensor(expected)
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_two_processes_train_as_one(
+    name: str, results: tuple[dict[str, Any], list[dict[str, Any]]]
+) -> None:
+    alone, both = results
+    for found in both:
+        assert abs(found[name]["weights"] - alone[name]["weights"]).max() < 1e-6
+        assert relative(found[name]["gradient"], alone[name]["gradient"]) < 1e-6
+    assert (both[0][name]["weights"] == both[1][name]["weights"]).all()
+    assert abs(alone[name]["weights"] - alone[name]["before"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["checkpointed", "distilled"])
+def test_the_derivative_in_each_process_is_that_of_central_differences(
+    name: str, results: tuple[dict[str, Any], list[dict[str, Any]]]
+) -> None:
+    alone, both = results
+    assert len(alone[name]["errors"]) == STEPS * BATCH // SHARD
+    for found in both:
+        assert len(found[name]["errors"]) == STEPS * BATCH // SHARD // 2
+        assert max(found[name]["errors"]) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_derivative_in_two_processes_is_the_uncompiled_one(
+    results: tuple[dict[str, Any], list[dict[str, Any]]],
+) -> None:
+    """A tangent that the compiler dropped would leave another gradient."""
+    eager = trained(World(), Scenario("sct", "gmm"))
+    assert max(eager["errors"]) < 1e-4
+    for found in results[1]:
+        assert relative(found["compiled"]["gradient"], eager["gradient"]) < 1e-5
