@@ -261,26 +261,28 @@ def _train(
     context: Context, plan: RunPlan, folder: Path, teacher: Teacher | None
 ) -> TrainedRun:
     context.world.lead(lambda: bool(context.dataset(plan.dataset)))  # missing data: said once
-    dataset = context.dataset(plan.dataset).to(context.device)
     checkpoints = folder / "checkpoints"
-    latest, warnings = latest_checkpoint(checkpoints) if checkpoints.exists() else (None, [])
-    for warning in warnings:
-        context.reporter.warn(f"{warning}; going back to the checkpoint before it")
-    threads = int(latest.meta["threads"]) if latest else context.threads
-    use_threads(threads)
-    method, modules = build_modules(context, plan, teacher)
-    state = TrainingState(method, modules)
-    if teacher is not None:
-        state.observed = _prepared_parts(teacher)
-    if latest is not None:
-        _restore(state, latest)
+    with context.world.together():
+        dataset = context.dataset(plan.dataset).to(context.device)
+        latest, warnings = latest_checkpoint(checkpoints) if checkpoints.exists() else (None, [])
+        for warning in warnings:
+            context.reporter.warn(f"{warning}; going back to the checkpoint before it")
+        threads = int(latest.meta["threads"]) if latest else context.threads
+        use_threads(threads)
+        method, modules = build_modules(context, plan, teacher)
+        state = TrainingState(method, modules)
+        if teacher is not None:
+            state.observed = _prepared_parts(teacher)
+        if latest is not None:
+            _restore(state, latest)
     if context.world.lead(lambda: state.seen_nimg) != state.seen_nimg:
         raise _not_shared(folder)
     log = None
-    if context.world.leads:
-        if latest is None:
-            _write_run_json(context, plan, folder, teacher, dataset)
-        log = RunLog(folder / "log.jsonl", state.seen_nimg)
+    with context.world.together():
+        if context.world.leads:
+            if latest is None:
+                _write_run_json(context, plan, folder, teacher, dataset)
+            log = RunLog(folder / "log.jsonl", state.seen_nimg)
     settings = Settings(
         seed=plan.seed,
         batch_size=plan.config.batch_size,
@@ -309,11 +311,9 @@ def _train(
             f"run {plan.run_id}", f"{stopped} after {state.seen_nimg} images; checkpoint saved",
             remedy="start the same command again to go on",
         )
-    # The others wait for the leader's last files.
-    world_size = context.world.size
-    context.world.lead(
-        lambda: _finish(folder, state, exports, threads, teacher, world_size)
-    )
+    with context.world.together():  # the others wait for the leader's last files
+        if context.world.leads:
+            _finish(folder, state, exports, threads, teacher, context.world.size)
     return _finished(plan, folder)
 
 

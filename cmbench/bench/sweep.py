@@ -11,7 +11,7 @@ from typing import Any
 from cmbench.bench.cells import failed_record, measure_cell, require_metrics, skipped_record
 from cmbench.bench.context import Context
 from cmbench.bench.executors import Executor, Job
-from cmbench.bench.failures import method_failure
+from cmbench.bench.failures import method_failure, one_line
 from cmbench.bench.planning import (
     CellPlan,
     RunPlan,
@@ -24,6 +24,7 @@ from cmbench.bench.record import Record, read_record, write_record
 from cmbench.bench.runs import TrainedRun, obtain_run, read_result
 from cmbench.bench.tuned_times import with_tuned_times
 from cmbench.errors import BusyError, InterruptedRunError, NonFiniteError, PluginError, UserError
+from cmbench.training.distributed import SharedFailureError
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def outcomes(context: Context, request: SweepRequest, cells: Job) -> Iterator[Re
     except (BusyError, InterruptedRunError):
         raise  # nothing is wrong with the cells: they are for later
     except (Exception, SystemExit) as error:
-        if context.world.size > 1 and not isinstance(error, NonFiniteError):
+        if context.world.size > 1 and not isinstance(error, NonFiniteError | SharedFailureError):
             raise  # perhaps in this process only: the launcher ends the others
         reason = reason_of(context, wanted[0].run, "training", error)
         context.reporter.warn(reason)
@@ -220,6 +221,10 @@ def reason_of(
     """Return why a cell failed, in one line; the traceback goes to the reporter under --debug."""
     if context.debug:
         context.reporter.note("".join(traceback.format_exception(error)))
+    if isinstance(error, SharedFailureError) and not error.foreseen:
+        return one_line(
+            f"method {run.spec.name!r} failed while {stage} in {error.where}: {error.what}"
+        )
     if isinstance(error, UserError):
         return str(error)
     return method_failure(run.spec.name, stage, error)

@@ -7,6 +7,7 @@ process that accumulates the same shards therefore sees the same images with the
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from cmbench.errors import (
 
 #: Others wait this long for rank 0, which samples and measures alone.
 PATIENCE = timedelta(days=7)
+#: Flags of one agreement: its message has the same length wherever a process is.
+_MOST_FLAGS = 3
 #: The note on an error that the leader has raised, and will print.
 RELAYED = "raised by rank 0"
 _ERRORS = {
@@ -36,6 +39,24 @@ _ERRORS = {
     for error in (BrokenRunError, BusyError, InterruptedRunError, MissingError, NonFiniteError,
                   PluginError, UserError)
 }
+
+
+class LostProcessError(BrokenRunError):
+    """Another process does not answer any more."""
+
+
+class SharedFailureError(BrokenRunError):
+    """What one process failed of, raised in all of them.
+
+    Attributes:
+        where: ``rank R of N``.
+        what: the error's line, with its class's name unless it is a :class:`UserError`.
+        foreseen: whether it is a :class:`UserError`, whose line says who failed.
+    """
+
+    def __init__(self, where: str, what: str, foreseen: bool) -> None:
+        self.where, self.what, self.foreseen = where, what, foreseen
+        super().__init__(where, what)
 
 
 @dataclass(frozen=True)
@@ -85,14 +106,60 @@ class World:
         """Whether this process writes files, records and logs, and holds locks."""
         return self.rank == 0
 
-    def agree(self, *flags: bool) -> tuple[bool, ...]:
-        """Return, for each flag, whether any process has raised it; all wait for each other."""
+    def agree(self, *flags: bool, failure: BaseException | None = None) -> tuple[bool, ...]:
+        """Return, for each flag, whether any process has raised it; all wait for each other.
+
+        Args:
+            flags: at most three.
+            failure: what this process has failed of, if it has. All of them then raise it here,
+                whichever agreement they have come to.
+
+        Raises:
+            SharedFailureError: a process has failed.
+        """
         if self.size == 1:
             return flags
-        message = torch.tensor([int(flag) for flag in flags])
+        padded = [failure is not None, *flags, *[False] * (_MOST_FLAGS - len(flags))]
+        message = torch.tensor([int(flag) for flag in padded])
         with self._contact():
             dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self.control)
-        return tuple(bool(flag) for flag in message.tolist())
+        failed, *agreed = (bool(flag) for flag in message.tolist())
+        if failed:
+            self._raise_first(failure)
+        return tuple(agreed[: len(flags)])
+
+    def _raise_first(self, failure: BaseException | None) -> None:
+        """Raise, in every process, the failure of the first that has one."""
+        mine = None
+        if failure is not None:
+            foreseen = isinstance(failure, UserError)
+            what = str(failure) if foreseen else f"{type(failure).__name__}: {failure}"
+            mine = what, foreseen, "".join(traceback.format_exception(failure))
+        told: list[Any] = [None] * self.size
+        with self._contact():
+            dist.all_gather_object(told, mine, group=self.control)
+        rank, (what, foreseen, trace) = next((i, m) for i, m in enumerate(told) if m is not None)
+        shared = SharedFailureError(f"rank {rank} of {self.size}", what, foreseen)
+        shared.add_note(trace)
+        raise shared from failure
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Do the block in every process; what one of them raises there, all raise at its end.
+
+        The block must not wait for other processes.
+
+        Raises:
+            SharedFailureError: if there are several processes and one fails.
+        """
+        failure: BaseException | None = None
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            if self.size == 1:
+                raise
+            failure = error
+        self.agree(failure=failure)
 
     def lead(self, work: Callable[[], Any]) -> Any:
         """Let rank 0 do ``work`` and return its result, JSON-like, on every process.
@@ -134,7 +201,7 @@ class World:
             yield
         except RuntimeError as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise BrokenRunError(
+            raise LostProcessError(
                 f"rank {self.rank} of {self.size}", f"lost another process ({first[:160]})",
                 remedy="see what that process said, then start the same command again: training "
                 "resumes from the last good checkpoint",
@@ -165,16 +232,20 @@ class World:
                 dist.all_reduce(value)
         return value
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum gradients over all processes, in one flat message."""
+    def flat_gradients(self, parameters: Iterable[nn.Parameter]) -> Tensor | None:
+        """Return all gradients in one message for :meth:`sum_gradients`; None in one process."""
         if self.size == 1:
+            return None
+        return torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter], flat: Tensor | None) -> None:
+        """Sum gradients over all processes, in one flat message."""
+        if flat is None:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([g.reshape(-1) for g in gradients])
         with self._contact():
             dist.all_reduce(flat)
         offset = 0
-        for gradient in gradients:
+        for gradient in [p.grad for p in parameters if p.grad is not None]:
             gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
             offset += gradient.numel()
 

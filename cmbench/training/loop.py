@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from cmbench.errors import NonFiniteError, PluginError
 from cmbench.plugin.method import Batch, Objective, Progress
-from cmbench.training.distributed import World
+from cmbench.training.distributed import LostProcessError, SharedFailureError, World
 from cmbench.training.memory import memory_explained
 from cmbench.training.optimizers import learning_rate
 from cmbench.training.prepared import PreparedNetwork
@@ -63,38 +64,63 @@ def fit(state: TrainingState, feed: Feed, settings: Settings, watchers: Watchers
     Raises:
         NonFiniteError: a loss is NaN or infinite; the optimizer has not moved.
         PluginError: the method's loss does not return one value per image.
+        SharedFailureError: one of several processes failed.
     """
-    nets = prepare(state, settings)
+    nets, world = prepare(state, settings), settings.world
     meter = Meter(state, settings)
     for index in range(max(state.phase_index, 0), len(state.phases)):
         if index != state.phase_index:
-            state.enter(index)
+            with world.together():
+                state.enter(index)
         while state.nimg < state.phase.images:
-            with memory_explained(
-                state.device,
-                batch_size=settings.batch_size,
-                processes=settings.world.size,
-                microbatch_size=settings.microbatch_size,
-                nimg=state.seen_nimg,
-            ):
-                train_step(state, nets, feed, settings, meter)
+            failure = attempt_step(state, nets, feed, settings, meter)
             stop = watchers.should_stop()
-            # Together: a process that logs, stops or refuses alone would leave the others waiting.
-            due, stopping = settings.world.agree(meter.due(), bool(stop))
+            # Together: a process that logs, stops or fails alone would leave the others waiting.
+            due, stopping = world.agree(meter.due(), bool(stop), failure=failure)
             if stopping:
                 stop = stop or "stopped by another process"
             if due:
-                watchers.log(state, meter.take())
+                scalars = meter.take()
+                with world.together():
+                    watchers.log(state, scalars)
             if stop or checkpoint_due(state, settings):
                 meter.check_finite()
-                watchers.checkpoint(state)
+                with world.together():  # nobody leaves before the checkpoint is written
+                    watchers.checkpoint(state)
             if stop:
-                settings.world.agree(True)  # nobody leaves before the checkpoint is written
                 return stop
-        meter.check_finite()
-        watchers.log(state, meter.take())
-        watchers.phase_done(state)
+        scalars = meter.take()
+        with world.together():
+            watchers.log(state, scalars)
+            watchers.phase_done(state)
     return None
+
+
+def attempt_step(
+    state: TrainingState, nets: Mapping[str, Any], feed: Feed, settings: Settings, meter: Meter
+) -> BaseException | None:
+    """Make a step; return what failed in this one of several processes, for all to hear of."""
+    try:
+        with memory_of_step(state, settings):
+            train_step(state, nets, feed, settings, meter)
+    except (SharedFailureError, LostProcessError, NonFiniteError):
+        raise  # every process meets it
+    except (Exception, SystemExit) as error:
+        if settings.world.size == 1:
+            raise
+        return error
+    return None
+
+
+def memory_of_step(state: TrainingState, settings: Settings) -> AbstractContextManager[None]:
+    """Return :func:`memory_explained` for a step of this run."""
+    return memory_explained(
+        state.device,
+        batch_size=settings.batch_size,
+        processes=settings.world.size,
+        microbatch_size=settings.microbatch_size,
+        nimg=state.seen_nimg,
+    )
 
 
 def train_step(
@@ -155,18 +181,21 @@ def accumulate(
 ) -> Tensor:
     """Back-propagate the mean loss of the batch, shard by shard; return this process's share."""
     total = torch.zeros((), device=state.device)
-    for first, count in settings.world.shards(settings.batch_size, settings.microbatch_size):
-        position = state.seen_nimg + first
-        batch = feed.batch(position, count, settings.seed)
-        draws = StepDraws(settings.seed, position)
-        seed_global(settings.seed, "dropout", position, index)
-        per_image = objective.loss(nets, batch, draws, progress)
-        require_one_per_image(state, per_image, count)
-        loss = per_image.sum() / settings.batch_size
-        state.scaler(index).scaled(loss).backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-    settings.world.sum_gradients(state.parameters(objective))
-    return settings.world.sum(total)
+    world = settings.world
+    with world.together(), memory_of_step(state, settings):
+        for first, count in world.shards(settings.batch_size, settings.microbatch_size):
+            position = state.seen_nimg + first
+            batch = feed.batch(position, count, settings.seed)
+            draws = StepDraws(settings.seed, position)
+            seed_global(settings.seed, "dropout", position, index)
+            per_image = objective.loss(nets, batch, draws, progress)
+            require_one_per_image(state, per_image, count)
+            loss = per_image.sum() / settings.batch_size
+            state.scaler(index).scaled(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        gradients = world.flat_gradients(state.parameters(objective))
+    world.sum_gradients(state.parameters(objective), gradients)
+    return world.sum(total)
 
 
 def require_one_per_image(state: TrainingState, loss: object, count: int) -> None:

@@ -22,6 +22,7 @@ from conftest import Outcome
 from safetensors.torch import load_file
 from toy import Toy
 
+from cmbench.bench import runs
 from cmbench.cli.main import main
 from cmbench.errors import EXIT_BROKEN_RUN, EXIT_CELLS_FAILED, EXIT_REQUEUE, EXIT_USAGE
 from cmbench.training import loop
@@ -242,6 +243,80 @@ def test_nan_in_one_process_stops_both_and_is_recorded_once(tmp_path: Path) -> N
     record = json.loads(path.read_text())
     assert record["status"] == "failed"
     assert "loss is not finite at 0 images seen" in record["reason"]
+
+
+def fail_once(number: int, error: BaseException) -> Callable[..., Any]:
+    """Return a function that raises at its call ``number``, and does nothing at the others."""
+    calls = iter(range(10**6))
+
+    def act(*_: Any) -> None:
+        if next(calls) == number:
+            raise error
+
+    return act
+
+
+def before(owner: Any, name: str, act: Callable[..., Any]) -> None:
+    """Do ``act`` before every call of ``owner.name``."""
+    original = getattr(owner, name)
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        act()
+        return original(*arguments, **options)
+
+    setattr(owner, name, called)
+
+
+BROKEN = RuntimeError("it\nbroke")
+#: Where it fails: the process, what is called there, the call that fails, how, and what is said.
+FAILURES: dict[str, tuple[int, Any, str, int, BaseException, str]] = {
+    "in a loss": (1, Toy, "misbehave", 3, BROKEN, "rank 1 of 2: RuntimeError: it broke"),
+    "of the leader": (0, Toy, "misbehave", 3, BROKEN, "rank 0 of 2: RuntimeError: it broke"),
+    "leaving": (1, Toy, "misbehave", 3, SystemExit("bye"), "rank 1 of 2: SystemExit: bye"),
+    "after the gradients": (1, loop, "project_weights", 3, BROKEN, "rank 1 of 2: RuntimeError: it"),
+    "building": (1, Toy, "build", 0, BROKEN, "rank 1 of 2: RuntimeError: it broke"),
+    "checkpoint": (0, runs, "save_checkpoint", 0, OSError(28, "No space left"),
+                   "rank 0 of 2: OSError: [Errno 28] No space left"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_a_failure_of_one_process_is_recorded_and_the_next_run_is_trained(
+    case: str, tmp_path: Path
+) -> None:
+    where, owner, name, number, error, line = FAILURES[case]
+
+    def trouble(rank: int) -> None:
+        if rank == where:
+            before(owner, name, fail_once(number, error))
+
+    workspace = tmp_path / "two"
+    first, second = together(tmp_path / "talk", "-w", str(workspace), "--seeds", "2",
+                             trouble=trouble)  # fmt: skip
+    assert (first.code, second.code) == (EXIT_CELLS_FAILED, 0), first.err + second.err
+    assert second.err == ""
+    reason = f"method 'toy' failed while training in {line}"
+    said = first.err.splitlines()[-1]
+    assert said.startswith(f"error: 1 cell(s) failed: {reason}")
+    assert "Traceback" not in first.err
+    records = [json.loads(p.read_text()) for p in workspace.glob("records/toys/*.json")]
+    by_seed = {record["training"]["seed"]: record for record in records}
+    assert (by_seed[0]["status"], by_seed[1]["status"]) == ("failed", "finished")
+    assert by_seed[0]["reason"].startswith(reason)
+
+
+def test_out_of_memory_of_one_process_names_the_next_batch(tmp_path: Path) -> None:
+    def trouble(rank: int) -> None:
+        if rank == 1:
+            before(Toy, "misbehave", fail_once(2, torch.OutOfMemoryError("tried 2 GiB")))
+
+    workspace = tmp_path / "two"
+    first, second = together(tmp_path / "talk", "-w", str(workspace), trouble=trouble)
+    assert (first.code, second.code) == (EXIT_CELLS_FAILED, 0), first.err + second.err
+    assert (
+        "rank 1 of 2: training on cpu: out of memory with 16 images a pass after 64 images seen; "
+        "set microbatch_size=8" in first.err.splitlines()[-1]
+    )
 
 
 @pytest.mark.parametrize(
