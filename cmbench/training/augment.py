@@ -5,6 +5,12 @@ anisotropic scaling and translation, each with a probability of its own; the net
 was done in nine numbers, and told zeros when it generates. Resampling follows Karras et al. 2020
 (arXiv:2006.06676), App. B: twofold supersampling with the orthogonal wavelet filter sym6.
 
+UNVERIFIED, from memory of both papers, compared neither with them nor with the official code:
+``SCALE_LOG2_STD``, ``TRANSLATE_STD``, the uniform angles of rotation and anisotropy, the mirroring
+in x of half of the images at any probability, the order of the operations, and the order and units
+of the label's nine numbers. (Their count, and 0.12 for CIFAR-10, are those of the official recipe;
+``SYM6`` is orthogonal with six vanishing moments, which a test shows.)
+
 Here an image to which nothing but flips was done keeps its exact values, coordinates beyond the
 border are reflected, and nothing asks the device for a number.
 """
@@ -23,7 +29,7 @@ from cmbench.training.resident import resident
 #: Numbers of a label: x-flip, y-flip, log-scale, cos - 1 and sin of the rotation, anisotropy along
 #: and across its axis, translation in x and y.
 LABEL_DIM = 9
-#: Standard deviations of Table 6: of log2 of both scalings, and of translation in image sizes.
+#: UNVERIFIED standard deviations: of log2 of both scalings, and of translation in image sizes.
 SCALE_LOG2_STD, TRANSLATE_STD = 0.2, 0.125
 #: Low-pass filter of the wavelet sym6 (least asymmetric Daubechies, 6 vanishing moments).
 SYM6 = (
@@ -85,7 +91,7 @@ def inverse_matrix(
     """Return ``(A R S)^-1`` ``[N, 2, 2]`` on (x, y), each argument ``[N]``.
 
     S scales by ``2^scale_log2``, R turns by ``-angle``, A scales by ``2^stretch_log2`` along
-    ``axis`` and by its inverse across it (Table 6).
+    ``axis`` and by its inverse across it (Table 6; order UNVERIFIED).
     """
     shrink = torch.exp2(-scale_log2)[:, None, None]
     wide, high = torch.exp2(-stretch_log2), torch.exp2(stretch_log2)
