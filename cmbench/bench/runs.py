@@ -158,9 +158,17 @@ def locked(folder: Path, plan: RunPlan) -> Iterator[None]:
 
 def obtain_teacher(context: Context, plan: RunPlan) -> Teacher | None:
     """Return the teacher the plan names: a run (trained first if need be) or the exact model."""
+    trained = None
     if plan.teacher is not None:
         context.reporter.note(f"teacher of {plan.run_id}: {plan.teacher.run_id}")
         trained = obtain_run(context, plan.teacher)
+    with context.world.together():
+        return _open_teacher(context, plan, trained)
+
+
+def _open_teacher(context: Context, plan: RunPlan, trained: TrainedRun | None) -> Teacher | None:
+    """Return the teacher that the plan names, ``trained`` if it is a run of this sweep."""
+    if plan.teacher is not None and trained is not None:
         use_threads(context.threads)
         method, modules = build_modules(context, trained.plan, None)
         load_weights(trained.weights(), modules, plan.teacher.config.ema[0].label)
