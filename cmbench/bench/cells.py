@@ -20,6 +20,7 @@ from cmbench.bench.gallery import grid_png, save_pngs
 from cmbench.bench.planning import CellPlan
 from cmbench.bench.provenance import environment
 from cmbench.bench.record import (
+    DTYPES,
     Artifact,
     DatasetRecord,
     MetricRecord,
@@ -151,6 +152,7 @@ def open_sampler(
         cell.sampling,
         seed=cell.seed,
         labels=lambda start, count: dataset.labels_for(count, cell.seed, start),
+        precision=cell.precision,
         compiled=context.compile,
     )
 
@@ -305,6 +307,7 @@ def sampling_record(cell: CellPlan, spec: DatasetSpec, sampler: Sampler | None) 
         num_samples=cell.num_samples,
         protocol_samples=spec.num_samples,
         batch_size=cell.batch_size,
+        dtype=DTYPES[cell.precision],
         quantize=spec.quantize,
         labels="class frequencies of the dataset" if cell.run.config.conditional else "",
         seconds=seconds,

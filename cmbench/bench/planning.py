@@ -98,6 +98,8 @@ class SampleSettings:
     sampler: str | None = None
     ema: str | None = None
     tuned: Mapping[str, Any] | None = None
+    #: of the network's passes: fp32, or bf16 or fp16 by autocast
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class CellPlan:
     declined: str = ""
     tuned: Mapping[str, Any] | None = None
     broken: str = ""
+    precision: str = "fp32"
 
     @property
     def cell(self) -> str:
@@ -127,6 +130,8 @@ class CellPlan:
             dict(self.tuned or {}),
             [plan.sampler, plan.sigmas, plan.variant] if plan else None,
         ]
+        if self.precision != "fp32":  # what is usual names no cell: names of old records stay
+            decides.append(self.precision)
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
         recipe = self.run.recipe.rpartition(":")[2]
         return f"{self.run.spec.name}-{recipe}-s{self.run.seed}-nfe{self.nfe}-{digest[:10]}"
@@ -310,6 +315,7 @@ def plan_cells(
             CellPlan(
                 run, nfe, sample_seed, settings.num_samples or spec.num_samples,
                 settings.batch_size, sampling, ema, declined, settings.tuned, broken,
+                settings.precision,
             )
         )
     return cells

@@ -77,6 +77,10 @@ class TrainingRecord(Part):
     ema: str = Field("", description="which average of the weights was sampled")
 
 
+#: By option, what records call the precision of a network's passes.
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
 class SamplingRecord(Part):
     """How the images were made."""
 
@@ -89,7 +93,9 @@ class SamplingRecord(Part):
     num_samples: int
     protocol_samples: int = Field(description="what the dataset's protocol asks for")
     batch_size: int
-    dtype: str = "float32"
+    dtype: str = Field(
+        "float32", description="of the network's passes; bfloat16 and float16 by autocast"
+    )
     quantize: str = ""
     labels: str = Field("", description="how class labels were drawn")
     seconds: float | None = None

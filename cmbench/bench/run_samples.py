@@ -61,7 +61,8 @@ class RunSamples(SampleSource):
         method, modules = build_modules(context, trained.plan, None)
         load_weights(weights, modules, cell.ema)
         self.sampler = Sampler(
-            method, modules, cell.sampling, seed=cell.seed, compiled=context.compile,
+            method, modules, cell.sampling, seed=cell.seed, precision=cell.precision,
+            compiled=context.compile,
             labels=lambda start, count: dataset.labels_for(count, cell.seed, start),
         )  # fmt: skip
 

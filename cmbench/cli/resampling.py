@@ -11,7 +11,7 @@ from typing import Any
 from cmbench.bench.cells import measure_cell
 from cmbench.bench.context import Context
 from cmbench.bench.planning import CellPlan, RunPlan, SampleSettings, plan_cells, plan_run
-from cmbench.bench.record import Record
+from cmbench.bench.record import DTYPES, Record
 from cmbench.bench.runs import TrainedRun, read_result
 from cmbench.bench.workspace import Workspace
 from cmbench.leaderboard.verify import CannotResampleError, Resampled
@@ -61,9 +61,12 @@ def find_run(context: Context, record: Record) -> TrainedRun:
 def find_cell(context: Context, run: RunPlan, record: Record, count: int) -> CellPlan:
     """Return the cell with the record's sampler, noise levels and seed."""
     sampling = record.sampling
+    precision = {dtype: name for name, dtype in DTYPES.items()}.get(sampling.dtype)
+    if precision is None:
+        raise CannotResampleError(f"this version does not sample in {sampling.dtype}")
     settings = SampleSettings(
         num_samples=count, batch_size=sampling.batch_size, sampler=sampling.sampler or None,
-        ema=record.training.ema, tuned=sampling.tuned,
+        ema=record.training.ema, tuned=sampling.tuned, precision=precision,
     )  # fmt: skip
     for given in (settings, replace(settings, sigmas=tuple(sampling.times))):
         cell = plan_cells(context, run, [sampling.nfe], sampling.seed, given)[0]

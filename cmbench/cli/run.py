@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from cmbench.training.distributed import Place
 
 DEFAULT_DATASET = "digits"
+#: What networks can be sampled in.
+PRECISIONS = ("fp32", "bf16", "fp16")
 #: More seeds in one command are a typing error.
 MAX_SEEDS = 1000
 STOP_SIGNALS = tuple(
@@ -93,6 +95,13 @@ def parse_sigmas(text: str | None) -> tuple[float, ...] | None:
     return sigmas
 
 
+def parse_precision(text: str) -> str:
+    """Return the precision of sampling; raise ``UserError`` for one that does not exist."""
+    if text not in PRECISIONS:
+        raise UserError("--precision", f"{text!r}", allowed=", ".join(PRECISIONS))
+    return text
+
+
 @contextmanager
 def stop_asker(
     time_limit_s: float | None, *, patient: bool = False
@@ -151,6 +160,8 @@ def stop_asker(
               help="Noise levels to evaluate at, descending; or `tuned`: those of tune-times.")
 @click.option("--ema", metavar="LABEL", default=None,
               help="Which average of the weights to sample.")
+@click.option("--precision", metavar="P", default="fp32", show_default=True,
+              help="Sample in fp32, or by autocast in bf16 or fp16: cells of their own.")
 @click.option("--save-samples", is_flag=True, help="Keep the images as PNG files.")
 @click.option("--device", metavar="DEVICE", default="auto", show_default=True,
               help="cpu, cuda, cuda:1 …")
@@ -251,7 +262,8 @@ def make_request(options: dict[str, Any], plugins: PluginManager) -> SweepReques
     from cmbench.bench.sweep import SweepRequest
 
     settings = SampleSettings(
-        options["samples"], options["batch_size"], sigmas, options["sampler"], options["ema"]
+        options["samples"], options["batch_size"], sigmas, options["sampler"], options["ema"],
+        precision=parse_precision(options["precision"]),
     )
     if sigmas is not None and nfes is None and options["sampler"] is None:
         nfes = (len(sigmas),)

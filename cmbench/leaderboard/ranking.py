@@ -38,16 +38,19 @@ class Rank:
         return str(self.low) if self.low == self.high else f"{self.low}–{self.high}"
 
 
-def rank_group(row: Row) -> tuple[int | None, bool | None]:
+Group = tuple[int | None, bool | None, str]
+
+
+def rank_group(row: Row) -> Group:
     """Return what rows must share to be ranked with each other inside a section."""
-    return (row.nfe, row.conditional)
+    return (row.nfe, row.conditional, row.dtype)
 
 
 def rank_section(section: Section) -> dict[str, Rank]:
     """Return the rank of every row of ``section`` by row id."""
     if not section.ranked:
         return {row.id: Rank(reason=section.title) for row in section.rows}
-    groups: dict[tuple[int | None, bool | None], list[Row]] = {}
+    groups: dict[Group, list[Row]] = {}
     ranks = {}
     for row in section.rows:
         if row.kind == REPORTED:

@@ -53,6 +53,8 @@ class Row:
     conditional: bool | None = None
     recipe: str = ""
     sampler: str = ""
+    #: of the passes that sampled; reported rows do not say
+    dtype: str = "float32"
     nfe: int | None = None
     #: ``63x2`` where guidance doubles the evaluations.
     nfe_text: str = ""
@@ -176,6 +178,7 @@ def _row(identity: str, members: Sequence[tuple[Path, Record]]) -> Row:
         conditional=first.conditional,
         recipe=first.training.recipe,
         sampler=first.sampling.sampler,
+        dtype=first.sampling.dtype,
         # 0 stands for scored samples whose cost nobody has said.
         nfe=first.sampling.nfe or None,
         nfe_text=str(first.sampling.nfe or "not stated"),
@@ -184,9 +187,17 @@ def _row(identity: str, members: Sequence[tuple[Path, Record]]) -> Row:
         protocol_samples=max(record.sampling.protocol_samples for _, record in members),
         rank_metric=first.rank_metric,
         measurements=measurements,
-        marks=("tuned times",) if first.sampling.tuned is not None else (),
+        marks=_marks(first),
         cells=tuple(members),
     )
+
+
+def _marks(record: Record) -> tuple[str, ...]:
+    """Return what sets a row apart from one made the usual way."""
+    sampling = record.sampling
+    tuned = ("tuned times",) if sampling.tuned is not None else ()
+    lower = (sampling.dtype,) if sampling.dtype != "float32" else ()
+    return tuned + lower
 
 
 def _measurement(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cmbench.errors import NonFiniteError, PluginError
 from cmbench.plugin.method import Method, SamplingPlan
-from cmbench.sampling.draws import ImageDraws
+from cmbench.sampling.draws import Drawing, DrawsAhead, ImageDraws
 from cmbench.training.prepared import PreparedNetwork
 
 LabelSource = Callable[[int, int], Tensor | None]
@@ -34,6 +34,10 @@ class Sampler:
     ``nfe_measured`` is counted by wrapping every network: images through any network, an image.
     Networks that are not compiled are also watched from inside, so that a call around the wrapper
     counts too.
+
+    A compiled network is given batches of one size, so that it is compiled once: the last batch is
+    filled up with copies of its last image, which are dropped, and counted by nobody. For CUDA,
+    noise is drawn a batch ahead.
     """
 
     def __init__(
@@ -52,8 +56,12 @@ class Sampler:
         for module in modules.values():
             module.eval().requires_grad_(False)
         self.device = next(modules["model"].parameters()).device
+        self.fixed_batch = compiled
+        self.draws_ahead = self.device.type == "cuda"
         self.images = 0
+        self._rows = 0  # images with those that filled batches up
         self.seconds = 0.0
+        self._foreseen: dict[Drawing, None] = {}
         self._watched = 0
         if not compiled:  # the compiler would trace a hook and break its graph there
             for module in dict.fromkeys(modules.values()):
@@ -68,7 +76,7 @@ class Sampler:
     def nfe_measured(self) -> float:
         """Network evaluations an image so far."""
         wrapped = sum(net.evaluations for net in self.nets.values())
-        return max(wrapped, self._watched) / max(self.images, 1)
+        return max(wrapped, self._watched) / max(self._rows, 1)
 
     def stream(self, count: int, batch_size: int, first: int = 0) -> Iterator[SampleBatch]:
         """Yield images ``first … first + count - 1`` in batches.
@@ -77,25 +85,63 @@ class Sampler:
             NonFiniteError: if an image has NaN or infinite values.
             PluginError: if the images' shape differs from the noise's.
         """
-        for start in range(first, first + count, batch_size):
-            yield self.make(start, min(batch_size, first + count - start))
+        size = min(batch_size, count)
+        batches = [(i, min(size, first + count - i)) for i in range(first, first + count, size)]
+        if not self.draws_ahead:
+            for start, kept in batches:
+                yield self.make(start, kept, size)
+            return
+        with DrawsAhead(self.seed, pinned=self.device.type == "cuda") as ahead:
+            for (start, kept), following in zip(batches, [*batches[1:], None], strict=True):
+                yield self.make(start, kept, size, ahead, following)
 
     @torch.no_grad()
-    def make(self, start: int, count: int) -> SampleBatch:
-        """Make ``count`` images from index ``start``."""
+    def make(
+        self,
+        start: int,
+        count: int,
+        batch_size: int = 0,
+        ahead: DrawsAhead | None = None,
+        following: tuple[int, int] | None = None,
+    ) -> SampleBatch:
+        """Make ``count`` images from index ``start``.
+
+        Args:
+            start: index of the first.
+            count: images to return.
+            batch_size: the size that a fixed batch is filled up to.
+            ahead: draws batches ahead.
+            following: ``(start, count)`` of the batch to draw ahead.
+        """
         began = time.perf_counter()
-        draws = ImageDraws(self.seed, range(start, start + count))
-        shape = (count, *self.method.problem.data_shape)
+        indices = self._indices(start, count, batch_size)
+        draws = ahead.draws(indices) if ahead else ImageDraws(self.seed, indices)
+        filled = len(indices)
+        shape = (filled, *self.method.problem.data_shape)
         noise = draws.normal("noise", torch.empty(shape, device=self.device))
         labels = self.labels(start, count) if self.method.problem.num_classes else None
-        labels = labels.to(self.device) if labels is not None else None
+        if labels is not None:
+            if filled > count:
+                labels = torch.cat([labels, labels[-1:].expand(filled - count)])
+            labels = labels.to(self.device)
+        if ahead and following:
+            foreseen = self._foreseen or draws.asked
+            ahead.expect(self._indices(*following, batch_size), foreseen)
         images = self.method.sample(self.nets, noise, labels, self.plan, draws)
-        self._check(images, noise, start)
+        self._foreseen = draws.asked
+        self._check(images, noise, start, count)
         self.images += count
+        self._rows += filled
         self.seconds += time.perf_counter() - began
-        return SampleBatch(start, noise, labels, images)
+        kept = labels[:count] if labels is not None else None
+        return SampleBatch(start, noise[:count], kept, images[:count])
 
-    def _check(self, images: object, noise: Tensor, start: int) -> None:
+    def _indices(self, start: int, count: int, batch_size: int) -> list[int]:
+        """Return the images of a batch, a fixed one filled up with its last."""
+        missing = max(batch_size - count, 0) if self.fixed_batch else 0
+        return [*range(start, start + count), *[start + count - 1] * missing]
+
+    def _check(self, images: object, noise: Tensor, start: int, count: int) -> None:
         who = f"method {type(self.method).__name__}, sample hook"
         if not isinstance(images, Tensor):
             raise PluginError(who, f"returned {type(images).__name__}",
@@ -106,13 +152,13 @@ class Sampler:
                 f"returned shape {tuple(images.shape)} for noise of shape {tuple(noise.shape)}",
                 allowed="images shaped as the noise",
             )
-        finite = torch.isfinite(images).flatten(1).all(1)
+        finite = torch.isfinite(images[:count]).flatten(1).all(1)
         if not bool(finite.all()):
             bad = int((~finite).sum())
             index = start + int((~finite).nonzero()[0, 0])
             raise NonFiniteError(
                 who,
-                f"{bad} of {len(images)} images have NaN or infinite values (first: image {index})",
+                f"{bad} of {count} images have NaN or infinite values (first: image {index})",
                 remedy="train again with a lower learning rate, or fix the sampler",
             )
 

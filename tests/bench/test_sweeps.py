@@ -15,7 +15,10 @@ from cmbench.bench.executors import Local
 from cmbench.bench.planning import SampleSettings, plan_cells, plan_run
 from cmbench.bench.record import Record, read_record
 from cmbench.bench.sweep import SweepRequest, execute, plan_sweep
+from cmbench.cli.resampling import find_cell, find_run
 from cmbench.errors import BusyError, InterruptedRunError, PluginError, UserError
+from cmbench.leaderboard.rows import aggregate
+from cmbench.leaderboard.verify import CannotResampleError
 from cmbench.plugin import hookimpl
 from cmbench.plugin.manager import PluginInfo
 
@@ -106,13 +109,33 @@ def test_the_identity_of_a_cell_is_what_decides_its_number(toys: Context) -> Non
         return {c.cell for c in plan_cells(toys, planned, (1,), 0, chosen)}
 
     same = names()
-    assert names(batch_size=7) == same
+    assert names(batch_size=7) == names(precision="fp32") == same
     assert names("optimizer.lr=2e-3") == same, "an override that changes nothing"
     others = [
         names("optimizer.lr=1e-3"), names("network.width=24"), names(num_samples=9),
         names(sigmas=(3.0,)), names(ema="raw"), names(seed=1), names(sampler="other"),
+        names(precision="bf16"), names(precision="fp16"),
     ]  # fmt: skip
     assert len(set().union(same, *others)) == 1 + len(others)
+
+
+def test_precision_of_sampling_is_recorded_and_sets_rows_apart(toys: Context) -> None:
+    usual, = run(toys, nfes=(1,))
+    lower, = run(toys, nfes=(1,), sampling=SampleSettings(precision="bf16"))
+    assert (usual.sampling.dtype, lower.sampling.dtype) == ("float32", "bfloat16")
+    assert usual.training.run == lower.training.run, "trained once"
+    values = [r.metrics["fd-pixels"].value for r in (usual, lower)]
+    assert values[0] != values[1]
+    assert values[0] == pytest.approx(values[1], rel=0.1)
+    rows = aggregate([(Path("a"), usual), (Path("b"), lower)])
+    assert sorted(row.marks for row in rows) == [(), ("bfloat16",)]
+    for record, precision in ((usual, "fp32"), (lower, "bf16")):
+        again = find_cell(toys, find_run(toys, record).plan, record, 64)
+        assert (again.precision, again.cell) == (precision, record.cell)
+    strange = lower.model_copy(update={"sampling": lower.sampling.model_copy(
+        update={"dtype": "float8"})})  # fmt: skip
+    with pytest.raises(CannotResampleError, match="does not sample in float8"):
+        find_cell(toys, find_run(toys, strange).plan, strange, 64)
 
 
 def test_conditional_runs_draw_labels(toys: Context) -> None:

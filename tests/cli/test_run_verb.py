@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from cmbench.bench.record import DTYPES
 from cmbench.bench.workspace import Workspace
 from cmbench.cli import run as run_module
-from cmbench.cli.run import parse_numbers, parse_seeds, parse_sigmas, stop_asker
+from cmbench.cli.run import PRECISIONS, parse_numbers, parse_seeds, parse_sigmas, stop_asker
 from cmbench.errors import UserError
 
 Command = Callable[..., Any]
@@ -57,6 +58,16 @@ def test_a_second_run_finds_every_cell_done(cmbench_with_toys: Command) -> None:
     first = cmbench_with_toys(*TOYS)
     second = cmbench_with_toys(*TOYS)
     assert (second.code, second.out, second.err) == (0, first.out, "")
+
+
+def test_precision_makes_cells_of_their_own(
+    cmbench_with_toys: Command, workspace: Workspace
+) -> None:
+    assert tuple(DTYPES) == PRECISIONS
+    for options in ((), ("--precision", "bf16"), ("--precision", "fp32")):
+        assert cmbench_with_toys(*TOYS, "--nfe", "1", *options).code == 0
+    records = [json.loads(p.read_text()) for p in workspace.records("toys").glob("*.json")]
+    assert sorted(r["sampling"]["dtype"] for r in records) == ["bfloat16", "float32"]
 
 
 def test_quiet_says_nothing(cmbench_with_toys: Command) -> None:
@@ -178,6 +189,7 @@ BAD_INPUT = [
     (("--nfe", "0"), "error: --nfe: '0'; allowed: positive whole numbers, for example 1,2,4", ""),
     (("--seeds", "x"), "error: --seeds: 'x'; allowed: a count (3), a list (0,2) or a range", ""),
     (("--sigmas", "1,2"), "error: --sigmas: '1,2'; allowed: descending positive noise levels", ""),
+    (("--precision", "bf8"), "error: --precision: 'bf8'; allowed: fp32, bf16, fp16", ""),
     (("--ema", "best"), "error: --ema: 'best' is not kept by this run; allowed: raw, h", ""),
     (("--device", "gpu"), "error: --device: 'gpu'; allowed: auto, cpu, cuda", ""),
     (("--executor", "grid"), "error: cmbench: unknown executor 'grid'; allowed: ", ""),

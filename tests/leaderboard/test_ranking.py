@@ -49,6 +49,19 @@ def test_three_seeds_separate_what_is_far_apart_and_tie_the_rest() -> None:
     }  # fmt: skip
 
 
+def test_lower_precision_is_ranked_by_itself() -> None:
+    values = [1.0, 1.02, 0.99]
+    made = rows(
+        several("alpha", [5 * v for v in values]) + several("beta", [9 * v for v in values])
+        + several("gamma", values, sampling={"dtype": "bfloat16"})
+    )  # fmt: skip
+    by_id = rank_all(sections(made))
+    assert {r.method: (by_id[r.id].text, by_id[r.id].size) for r in made} == {
+        "alpha": ("1", 2), "beta": ("2", 2), "gamma": ("1", 1),
+    }  # fmt: skip
+    assert {r.method: r.marks for r in made}["gamma"] == ("bfloat16",)
+
+
 def test_bold_are_exactly_the_rows_that_may_be_first() -> None:
     noise = [0.0, 0.05, -0.04]
     records = [

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmbench.sampling import ImageDraws
+from cmbench.sampling.draws import Drawing, DrawsAhead
 
 
 def drawn(seed: int, indices: range | list[int], name: str = "noise") -> torch.Tensor:
@@ -67,3 +68,30 @@ def test_noise_never_changes() -> None:
     """Published sample grids depend on it."""
     values = drawn(0, range(1)).flatten().tolist()
     assert values == pytest.approx([-1.4979267, -0.2939094, -0.6845914, -1.1402614], abs=1e-6)
+
+
+def test_what_was_drawn_ahead_is_not_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, list[int]]] = []
+    make = Drawing.make
+
+    def watched(self: Drawing, seed: int, indices: list[int], **options: bool) -> torch.Tensor:
+        made.append((self.name, list(indices)))
+        return make(self, seed, indices, **options)
+
+    monkeypatch.setattr(Drawing, "make", watched)
+    like = torch.empty(2, 1, 2, 2)
+    with DrawsAhead(5, pinned=False) as ahead:
+        first = ahead.draws([0, 1])
+        first.normal("noise", like), first.uniform("coin", like)
+        ahead.expect([2, 3], first.asked)
+        second = ahead.draws([2, 3])
+        found = second.normal("noise", like), second.uniform("coin", like)
+        assert made == [(n, i) for i in ([0, 1], [2, 3]) for n in ("noise", "coin")]
+        unforeseen = second.normal("step-1", like)
+        ahead.expect([4, 5], second.asked)
+        other = ahead.draws([6, 7]).normal("noise", like)  # not those that were expected
+    plain = ImageDraws(5, [2, 3])
+    assert torch.equal(found[0], plain.normal("noise", like))
+    assert torch.equal(found[1], plain.uniform("coin", like))
+    assert torch.equal(unforeseen, plain.normal("step-1", like))
+    assert torch.equal(other, ImageDraws(5, [6, 7]).normal("noise", like))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from cmbench.networks.config import MLPConfig
 from cmbench.networks.mlp import MLP
 from cmbench.plugin.method import Problem, SamplingPlan
 from cmbench.sampling import Sampler
+from cmbench.sampling.draws import Drawing
 from cmbench.training.prepared import PreparedNetwork
 
 
@@ -66,6 +68,103 @@ def test_a_stream_can_start_anywhere() -> None:
     part = list(sampler()[0].stream(3, 2, first=4))
     assert [b.first for b in part] == [4, 6]
     assert torch.equal(torch.cat([b.noise for b in part]), whole.noise[4:7])
+
+
+class Shapes(nn.Module):
+    """Keeps the batch sizes that a network sees."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.seen = network, []
+
+    def forward(self, x: Tensor, *arguments: Any) -> Tensor:
+        self.seen.append(len(x))
+        return self.network(x, *arguments)
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_fixed_batches_have_one_size_and_change_no_image(classes: int) -> None:
+    plain, _ = sampler(nfe=2, classes=classes)
+    expected = list(plain.stream(10, 4, first=3))
+    fixed, asked = sampler(nfe=2, classes=classes)
+    fixed.fixed_batch = True
+    net = fixed.nets["model"]
+    shapes = Shapes(net.module)
+    net._forward = shapes
+    found = list(fixed.stream(10, 4, first=3))
+    assert set(shapes.seen) == {4}
+    assert [(b.first, len(b.images)) for b in found] == [(3, 4), (7, 4), (11, 2)]
+    assert not classes or asked == [(3, 4), (7, 4), (11, 2)], "labels of no image but those"
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.noise, theirs.noise)
+        if classes:
+            assert torch.equal(ours.labels, theirs.labels)
+        torch.testing.assert_close(ours.images, theirs.images, rtol=1e-5, atol=1e-6)
+    assert torch.equal(found[0].images, expected[0].images)
+    assert (fixed.images, fixed.nfe_measured) == (10, 2)
+    fixed.check_nfe()
+
+
+def test_only_compiled_networks_get_fixed_batches_and_none_beyond_the_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On the CPU the shape of a matrix product decides its last bits: records keep theirs."""
+    assert not sampler()[0].fixed_batch
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    compiled, _ = sampler(compiled=True)
+    assert compiled.fixed_batch
+    shapes = Shapes(compiled.nets["model"].module)
+    compiled.nets["model"]._forward = shapes
+    (batch,) = compiled.stream(3, 500)
+    assert (len(batch.images), shapes.seen) == (3, [3])
+
+
+def test_what_becomes_of_copies_does_not_matter() -> None:
+    stream, _ = sampler("nan-images")  # the batch's last row
+    stream.fixed_batch = True
+    assert bool(torch.isfinite(stream.make(4, 2, 4).images).all())
+    with pytest.raises(NonFiniteError, match=r"1 of 4 images .*\(first: image 7\)"):
+        stream.make(4, 4, 4)
+
+
+@pytest.mark.parametrize("nfe", [1, 2])
+def test_drawing_ahead_changes_nothing(nfe: int) -> None:
+    plain, _ = sampler(nfe=nfe, classes=3)
+    expected = list(plain.stream(10, 4))
+    ahead, _ = sampler(nfe=nfe, classes=3)
+    ahead.draws_ahead = True
+    for ours, theirs in zip(ahead.stream(10, 4), expected, strict=True):
+        assert torch.equal(ours.noise, theirs.noise)
+        assert torch.equal(ours.images, theirs.images)
+
+
+def test_the_thread_of_draws_ends_with_its_stream() -> None:
+    stream, _ = sampler()
+    stream.draws_ahead = True
+    before = threading.active_count()
+    batches = stream.stream(10, 2)
+    next(batches)
+    assert threading.active_count() == before + 1
+    batches.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("bf16", 8), ("fp16", 11)])
+def test_lower_precision_rounds_the_network_and_not_the_noise(precision: str, bits: int) -> None:
+    whole = next(sampler()[0].stream(8, 8))
+    batch = next(sampler(precision=precision)[0].stream(8, 8))
+    assert torch.equal(batch.noise, whole.noise)
+    assert batch.images.dtype == torch.float32
+    error = float((batch.images - whole.images).norm() / whole.images.norm())
+    assert 2.0 ** -(bits + 6) < error < 2.0 ** -(bits - 3)
+
+
+@pytest.mark.cuda
+def test_draws_ahead_on_cuda_are_pinned_and_the_same() -> None:
+    drawing = Drawing("noise", "normal", (1, 2, 2))
+    pinned = drawing.make(7, range(4), pinned=True)
+    assert pinned.is_pinned()
+    assert torch.equal(pinned, drawing.make(7, range(4)))
 
 
 @pytest.mark.parametrize("nfe", [1, 2])

@@ -363,8 +363,12 @@ def test_one_process_with_the_shards_of_two_is_two_processes() -> None:
         def sum(self, value: Tensor) -> Tensor:
             return value
 
-        def sum_gradients(self, parameters: Any) -> None:
+        def sum_gradients(self, parameters: Any, flat: Tensor | None) -> None:
             return
+
+        def agree(self, *flags: bool, failure: BaseException | None = None) -> tuple[bool, ...]:
+            assert failure is None
+            return flags
 
     together = gradients(World(0, 2), Feed()) + gradients(World(1, 2), Feed())
     assert float(together) == pytest.approx(float(gradients(World(), Feed())), rel=1e-6)
