@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cmbench.leaderboard.ranking import rank_group, significant
+from cmbench.leaderboard.ranking import Group, rank_group, significant
 from cmbench.leaderboard.rows import REPORTED, Measurement, Row
 
 Member = tuple[str, Measurement]
 
 
 def best_values(rows: Iterable[Row]) -> set[tuple[str, str]]:
-    """Return ``(row id, metric)`` of the best values among rows of equal NFE and conditioning.
+    """Return ``(row id, metric)`` of the best values among rows of one rank group.
 
     Rows compare only where the metric's key is equal too. A group in which all tie has no best.
     """
-    groups: dict[tuple[bool, str, str, int | None, bool | None], list[Member]] = {}
+    groups: dict[tuple[bool, str, str, *Group], list[Member]] = {}
     for row in rows:
         if row.nfe is None:  # rows of unknown cost have nothing to be the best of
             continue
