@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cmbench.bench.context import Context
 from cmbench.data.base import Dataset
-from cmbench.errors import MissingError
+from cmbench.errors import MissingError, UserError
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.reference import Reference
 from cmbench.metrics.reference_cache import cached_reference
@@ -38,11 +38,20 @@ def dataset_reference(
 
 def imported_reference(context: Context, name: str, extractor: Extractor) -> Reference:
     """Return the imported statistics called ``name`` that were made with this extractor."""
+    found: dict[str, Reference] = {}
     for entry in store_of(context).entries():
         key = entry.reference.key if entry.reference else None
         if key is not None and (key.source, key.extractor) == (name, extractor.name):
             assert entry.reference is not None
-            return entry.reference
+            found[entry.name] = entry.reference
+    if len(found) > 1:
+        raise UserError(
+            f"dataset {name!r}", f"has {len(found)} imported references: {', '.join(found)}",
+            allowed=f"one of {extractor.name}",
+            remedy=f"remove the others from {context.workspace.root / 'references'}",
+        )  # fmt: skip
+    if found:
+        return next(iter(found.values()))
     raise MissingError(
         f"dataset {name!r}",
         f"its reference are statistics of the original pictures ({extractor.name}), which are "

@@ -135,5 +135,11 @@ BUILTIN_DATASETS: tuple[DatasetSpec, ...] = (
         f"{_IMAGENET}, encoded with sd-vae-ft-mse",
         channels=4,
         factory="cmbench.data.latents:build",
-    )._replace(metrics=("fid", "is"), latent=True),
+    )._replace(
+        # EDM2's statistics are of EDM's detector, and its pictures are truncated to bytes.
+        extractor="inception-legacy-tensorflow",
+        metrics=("fid-legacy-tensorflow",),
+        quantize="truncate",
+        latent=True,
+    ),
 )

@@ -114,7 +114,10 @@ class LatentDataset(PreparedDataset):
         decoder = self._decoder.to(images.device)
         with torch.no_grad():
             parts = torch.split(unstandardise(images), _DECODED_AT_ONCE)
-            return torch.cat([decoder.decode(part).sample.clamp(-1, 1) for part in parts])
+            # EDM2's pictures are in [0, 1] on both sides of the autoencoder (its training/
+            # encoders.py), to which RAW_MEAN and RAW_STD belong; diffusers' own are in [-1, 1].
+            pictures = [decoder.decode(part).sample.clamp(0, 1) * 2 - 1 for part in parts]
+            return torch.cat(pictures)
 
 
 def _load_decoder(name: str, folder: Path) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from cmbench.errors import UserError
 from cmbench.importers.imported import Found, Preconditioning
 from cmbench.importers.inert import (
@@ -18,10 +20,12 @@ from cmbench.importers.inert import (
 )
 from cmbench.networks.recognize import recognize
 
-#: The classes that hold the network, and what they make of its output. ``Precond`` is EDM2's.
+#: EDM2's class; ECT's consistency models on EDM2's network bear its name, but have no logvar.
+_EDM2_CLASS = "Precond"
+#: The classes that hold the network, and what they make of its output.
 _PRECONDITIONING: Mapping[str, Preconditioning] = {
     "EDMPrecond": "edm",
-    "Precond": "edm",
+    _EDM2_CLASS: "edm",
     "ECMPrecond": "boundary",
     "ECTPrecond": "boundary",
 }
@@ -35,8 +39,8 @@ def read_edm_pickle(path: Path, part: str = "ema", preconditioning: Precondition
     ``preconditioning`` says what the network's output means where its class is unknown here.
     """
     module = _choose(load_network_pickle(path), part, path)
-    meaning = preconditioning or _meaning(module, path)
     tensors = state_dict(module)
+    meaning = preconditioning or _meaning(module, tensors, path)
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     head = _channels_per_head(module)
     found = recognize(shapes, **({"channels_per_head": head} if head else {}))
@@ -75,8 +79,18 @@ def _choose(data: Any, part: str, path: Path) -> InertObject:
     )
 
 
-def _meaning(module: InertObject, path: Path) -> Preconditioning:
+def _meaning(
+    module: InertObject, tensors: Mapping[str, Tensor], path: Path
+) -> Preconditioning:
     name = module.class_name.rpartition(".")[2]
+    if name == _EDM2_CLASS and not any(tensor.startswith("logvar_") for tensor in tensors):
+        raise UserError(
+            f"checkpoint {path}",
+            f"its network is wrapped as {name!r} without the uncertainty that EDM2's have: it may "
+            "be a consistency model of ECT's",
+            allowed="edm, boundary",
+            remedy="say which with --preconditioning; ECT's are boundary, with --sigma-min 0",
+        )
     if name in _PRECONDITIONING:
         return _PRECONDITIONING[name]
     known = name in _OTHER

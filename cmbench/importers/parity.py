@@ -81,7 +81,11 @@ def read_reference(path: Path, found: ImportedNetwork) -> dict[str, Tensor]:
             allowed=f"in.x, in.sigma and one of {', '.join(_OUTPUTS)}",
             remedy="make it as docs/parity.md says",
         )  # fmt: skip
-    count = len(tensors["in.sigma"])
+    count = tensors["in.sigma"].numel()
+    if count == 0:
+        raise UserError(
+            who, "holds no images", allowed="at least one", remedy="make it as docs/parity.md says"
+        )
     shapes: dict[str, list[tuple[int, ...]]] = {
         name: [(count, *found.data_shape)] for name in ("in.x", *_OUTPUTS)
     }
@@ -96,7 +100,25 @@ def read_reference(path: Path, found: ImportedNetwork) -> dict[str, Tensor]:
                 allowed=" or ".join(map(str, allowed)) or "no such tensor: the network takes none",
                 remedy="make it for this checkpoint",
             )  # fmt: skip
+    _check_labels(tensors.get("in.labels"), found.num_classes, who)
     return tensors
+
+
+def _check_labels(labels: Tensor | None, num_classes: int, who: str) -> None:
+    """Raise ``UserError`` for a class that the network does not know, or none at all."""
+    if labels is None and num_classes:
+        raise UserError(
+            who, f"holds no in.labels, and the network knows {num_classes} classes",
+            allowed=f"classes from 0 to {num_classes - 1}", remedy="make it for this checkpoint",
+        )  # fmt: skip
+    if labels is None or labels.ndim != 1:
+        return
+    wrong = labels[(labels < 0) | (labels >= num_classes) | (labels != labels.long())]
+    if len(wrong):
+        raise UserError(
+            who, f"in.labels has {wrong[0].item():g}",
+            allowed=f"classes from 0 to {num_classes - 1}", remedy="make it for this checkpoint",
+        )  # fmt: skip
 
 
 def compare(

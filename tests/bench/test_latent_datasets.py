@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +18,17 @@ from cmbench.bench import runs
 from cmbench.bench.context import Context
 from cmbench.bench.executors import Local
 from cmbench.bench.planning import plan_run
+from cmbench.bench.references import imported_reference, store_of
 from cmbench.bench.sweep import SweepRequest, execute, plan_sweep
 from cmbench.data import latents
 from cmbench.data.preparation.run import Request, prepare
 from cmbench.data.rules import RULES
-from cmbench.errors import MissingError
+from cmbench.errors import MissingError, UserError
+from cmbench.metrics.evaluation import EXTRACTOR_OF
 from cmbench.metrics.extractor import PixelExtractor
+from cmbench.metrics.quantize import quantize
 from cmbench.metrics.reference_cache import cached_reference
+from cmbench.metrics.reference_import import import_reference
 
 NAME = "imagenet512"
 RECIPE = """
@@ -75,7 +80,7 @@ def add_reference(context: Context) -> None:
     pictures = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8)
     cached_reference(
         lambda: iter([pictures]), PixelExtractor(), source=NAME, source_sha256="0" * 64,
-        quantization="round", folder=context.workspace.root / "references",
+        quantization="truncate", folder=context.workspace.root / "references",
     )  # fmt: skip
 
 
@@ -93,6 +98,40 @@ def test_samples_are_decoded_and_compared_with_imported_statistics(
     assert decoder.sizes == [8, 8, 4], "a few at a time"
     grid = latent.workspace.records(NAME) / record.artifacts["grid"].file
     assert grid.is_file()
+
+
+@pytest.mark.parametrize(("value", "stored"), [(-1.0, 0), (0.0, 0), (0.5, 127), (1.0, 255)])
+def test_the_decoder_is_in_edm2s_range(latent: Context, value: float, stored: int) -> None:
+    spec = latent.plugins.datasets.specs[NAME]
+    dataset = latents.build(spec, latent.locations)
+    dataset._decoder = SimpleNamespace(decode=lambda raw: SimpleNamespace(
+        sample=torch.full((len(raw), 3, 8, 8), value)))  # fmt: skip
+    dataset._decoder.to = lambda _: dataset._decoder
+    pictures = quantize(dataset.to_pixels(torch.zeros(9, 4, 64, 64)), spec.quantize)
+    assert pictures.shape == (9, 3, 8, 8)
+    assert pictures.unique().tolist() == [stored]
+
+
+def test_edm2s_statistics_are_found(context: Context, tmp_path: Path) -> None:
+    spec = context.plugins.datasets.specs[NAME]
+    (metric,) = spec.metrics
+    rows = np.random.default_rng(0).normal(size=(20, 6))
+    entry = {"mu": rows.mean(0), "sigma": np.cov(rows, rowvar=False)}
+    path = tmp_path / "img512.pkl"
+    path.write_bytes(pickle.dumps({"fid": entry, "fd_dinov2": entry}))
+    add = store_of(context).add
+    first = add(import_reference(path, name=NAME))
+    add(import_reference(path, name=NAME, entry="fd_dinov2"))
+    extractor: Any = SimpleNamespace(name=EXTRACTOR_OF[metric])
+    assert extractor.name == spec.extractor
+    found = imported_reference(context, NAME, extractor)
+    assert np.array_equal(found.moments.mean, rows.mean(0))
+    # A second file of the same name and extractor: neither is taken silently.
+    path.write_bytes(pickle.dumps({"fid": {"mu": rows.mean(0) + 1, "sigma": entry["sigma"]}}))
+    second = add(import_reference(path, name=NAME))
+    assert second != first
+    with pytest.raises(UserError, match=r"has 2 imported references: .*; remove the others"):
+        imported_reference(context, NAME, extractor)
 
 
 def test_what_is_missing_is_said_before_any_training(latent: Context, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from checkpoint_builders import GOLDEN, inert_tree, write_edm, write_pickle
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cmbench.errors import UserError
 from cmbench.importers.imported import ImportedNetwork
 from cmbench.importers.read import read_checkpoint
 from cmbench.training.checkpoint import load_checkpoint
@@ -194,3 +195,15 @@ def test_what_is_imported_no_longer_needs_its_maker(tmp_path: Path) -> None:
     path = write_edm(tmp_path / "net.pkl", weights)
     with pytest.raises(ModuleNotFoundError):
         pickle.loads(path.read_bytes())  # noqa: S301 - our own harmless file
+
+
+def test_ects_network_under_edm2s_class_must_be_explained(tmp_path: Path) -> None:
+    """ECT's on EDM2's network is pickled as Precond too, without EDM2's logvar."""
+    weights, _, _ = golden("edm2-cond")
+    less = {k: v for k, v in weights.items() if not k.startswith("logvar_")}
+    assert len(less) < len(weights)
+    path = write_edm(tmp_path / "ect.pkl", less, "Precond", heads=edm2_heads(less))
+    with pytest.raises(UserError, match=r"without the uncertainty .*--preconditioning; ECT's are"):
+        read_checkpoint(path)
+    found = read_checkpoint(path, preconditioning="boundary")
+    assert (found.network, found.preconditioning) == ("edm2", "boundary")

@@ -110,6 +110,15 @@ def test_the_whole_procedure_with_a_stand_in_for_the_official_code(tmp_path: Pat
         ({"in.x": None}, r"; make it as docs/parity.md says"),
         ({"in.x": torch.zeros(2, 3, 8, 8)}, r"in.x has shape \(2, 3, 8, 8\); allowed: \(\d, 3, 16"),
         ({"in.labels": torch.zeros(2, 4)}, r"in.labels has shape \(2, 4\)"),
+        ({"in.labels": None}, r"holds no in.labels, and the network knows"),
+        ({"in.labels": torch.full((4,), 999)}, r"in.labels has 999; allowed: classes from 0 to"),
+        ({"in.labels": torch.tensor([0, -1, 1, 1])}, r"in.labels has -1; allowed"),
+        ({"in.labels": torch.tensor([0.5, 0, 1, 1])}, r"in.labels has 0.5; allowed"),
+        (
+            {"in.x": torch.zeros(0, 3, 16, 16), "in.sigma": torch.zeros(0),
+             "in.labels": None, "out.denoised": torch.zeros(0, 3, 16, 16)},
+            r"holds no images; allowed: at least one",
+        ),
         ({"in.augment_labels": torch.zeros(2, 9)}, r"no such tensor: the network takes none"),
     ],
 )

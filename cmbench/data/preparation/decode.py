@@ -90,6 +90,30 @@ class Failure(NamedTuple):
         return UserError(self.who, self.problem, allowed=self.allowed, remedy=self.remedy)
 
 
+def require_bytes(image: Image.Image, mode: str) -> None:
+    """Raise ``UserError`` if converting a picture to ``mode`` would lose more than colours.
+
+    Pillow clips wide pixels at 255 and drops transparency without a word.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise UserError(
+            "image",
+            f"has pixels of more than 8 bits (mode {image.mode})",
+            allowed="8 bits a channel",
+            remedy="scale it to 8 bits first",
+        )
+    if mode.endswith("A") or not image.has_transparency_data:
+        return
+    lowest = image.convert("RGBA").getchannel("A").getextrema()[0]
+    if isinstance(lowest, (int, float)) and lowest < 255:
+        raise UserError(
+            "image",
+            "is transparent in places",
+            allowed="opaque pictures",
+            remedy="put it on a background first",
+        )
+
+
 class ImageDecoder:
     """Turns encoded images into rows of a block, and counts what it had to convert."""
 
@@ -106,6 +130,8 @@ class ImageDecoder:
         try:
             image = open_image(data)
             kind = image.format
+            if image.mode != self.mode or "transparency" in image.info:
+                require_bytes(image, self.mode)
             if image.mode != self.mode:
                 self.converted[image.mode] = self.converted.get(image.mode, 0) + 1
                 image = image.convert(self.mode)

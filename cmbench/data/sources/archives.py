@@ -36,6 +36,13 @@ _OPENERS = {b"\x1f\x8b": gzip.open, b"\xfd7": lzma.open, b"BZ": bz2.open}
 TRUNCATED = (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 
 
+#: Bytes of an encoded image, at most, and of its row in a table of labels.
+LARGEST_IMAGE = 256 << 20
+_TABLE_ROW = 1000
+#: Bytes that unpacking leaves free on the disk, and how many it writes between two looks at it.
+_SPARE, _STRIDE = 256 << 20, 16 << 20
+
+
 def truncated(source: Source, error: BaseException) -> UserError:
     """Return the error for an archive that ends early or is no archive."""
     detail = " ".join(str(error).split())[:120]
@@ -127,6 +134,7 @@ class ZipSource(EncodedSource):
             with zipfile.ZipFile(self.path) as archive:
                 infos = {i.filename: i for i in archive.infolist() if not i.is_dir()}
                 labelled = "dataset.json" in infos
+                self._check_table(infos)
                 table = json.loads(archive.read("dataset.json")) if labelled else None
         except TRUNCATED as error:
             raise truncated(self, error) from None
@@ -154,6 +162,17 @@ class ZipSource(EncodedSource):
         fingerprint.add(entries)  # all at once: a line each would take longer than reading them
         return Index(names, entries, labels, classes, fingerprint.value)
 
+    def _check_table(self, infos: dict[str, zipfile.ZipInfo]) -> None:
+        """Refuse a table of labels that is far larger than its images need."""
+        table = infos.get("dataset.json")
+        images = sum(map(is_image, infos))
+        if table is not None and table.file_size > (1 << 20) + _TABLE_ROW * images:
+            raise self.error(
+                f"its dataset.json takes {table.file_size:,} bytes for {images:,} images",
+                allowed=f"about {_TABLE_ROW} bytes an image",
+                remedy="make the archive with EDM's dataset tool",
+            )
+
     def _entry(self, info: zipfile.ZipInfo) -> ZipEntry:
         if info.flag_bits & 1 or info.compress_type not in (
             zipfile.ZIP_STORED,
@@ -163,6 +182,12 @@ class ZipSource(EncodedSource):
                 f"member {info.filename!r} is encrypted or packed by method {info.compress_type}",
                 allowed="stored or deflated members",
                 remedy="repack the archive with `zip -0`",
+            )
+        if info.file_size > LARGEST_IMAGE:
+            raise self.error(
+                f"member {info.filename!r} takes {info.file_size:,} bytes",
+                allowed=f"up to {LARGEST_IMAGE:,} bytes an image",
+                remedy="remove it from the archive",
             )
         return (
             info.filename,
@@ -221,13 +246,26 @@ class TarSource(EncodedSource):
         part = self.spool.with_suffix(".part")
         try:
             with opener(self.path, "rb") as packed, open(part, "wb") as out:
-                shutil.copyfileobj(packed, out, 1 << 20)
+                while data := packed.read(_STRIDE):
+                    self._require_room(part.parent, len(data))
+                    out.write(data)
+        except UserError:
+            part.unlink(missing_ok=True)
+            raise
         except TRUNCATED as error:
             part.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise truncated(self, error) from None
         part.rename(self.spool)
+
+    def _require_room(self, folder: Path, size: int) -> None:
+        if shutil.disk_usage(folder).free < size + _SPARE:
+            raise self.error(
+                f"unpacks to more than {folder} has room for",
+                allowed=f"{_SPARE >> 20} MiB are left free",
+                remedy="make room, or unpack it elsewhere and give --source the folder",
+            )
 
     def index(self) -> Index:
         """Unpack if needed and read the headers."""

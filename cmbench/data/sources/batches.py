@@ -67,6 +67,8 @@ class CifarPythonSource(BatchSource):
     """``cifar-10-python.tar.gz`` or its unpacked folder: five pickled batches, read in order."""
 
     kind = "cifar-python"
+    #: Bytes of a batch: the published ones have 31 million.
+    LARGEST_BATCH = 64 << 20
 
     def __init__(self, path: Path, split: str = "") -> None:
         super().__init__(path, split or "train")
@@ -94,6 +96,12 @@ class CifarPythonSource(BatchSource):
                     name = info.name.rpartition("/")[2]
                     file = tar.extractfile(info) if name in self.batches else None
                     if file is not None:
+                        if info.size > self.LARGEST_BATCH:
+                            raise self.error(
+                                f"{name} takes {info.size:,} bytes",
+                                allowed=f"up to {self.LARGEST_BATCH:,}",
+                                remedy="download cifar-10-python.tar.gz again",
+                            )
                         found[name] = file.read()
         except TRUNCATED as error:
             raise truncated(self, error) from None

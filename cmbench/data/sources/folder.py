@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -29,15 +30,33 @@ def read_json(path: Path, who: str) -> Any:
         ) from None
 
 
-def walk(root: str, below: str = "") -> Iterator[tuple[str, int]]:
-    """Yield the name (relative, ``/``) and size of each file under ``root``, folders in order."""
+def walk(
+    root: str, below: str = "", above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield the name (relative, ``/``) and state of each image under ``root``, folders in order.
+
+    Links are followed, but not into a folder that they lie in (``above``: device and inode).
+    """
+    here = os.stat(root)
+    above |= {(here.st_dev, here.st_ino)}
     with os.scandir(root) as entries:
         found = sorted(entries, key=lambda e: e.name)
     for entry in found:
-        if entry.is_dir():
-            yield from walk(entry.path, f"{below}{entry.name}/")
+        if _is_folder(entry):
+            inner = os.stat(entry.path)
+            if (inner.st_dev, inner.st_ino) not in above:
+                yield from walk(entry.path, f"{below}{entry.name}/", above)
         elif is_image(entry.name):
-            yield below + entry.name, entry.stat().st_size
+            yield below + entry.name, entry.stat()
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return False
+        raise
 
 
 class FolderReader:
@@ -82,9 +101,9 @@ class FolderSource(EncodedSource):
         """Walk the folder."""
         fingerprint = Fingerprint()
         names = []
-        for name, size in walk(str(self.root)):
+        for name, state in walk(str(self.root)):
             names.append(name)
-            fingerprint.add(name, size)
+            fingerprint.add(name, state.st_size, state.st_mtime_ns)
         if not names:
             raise self.error(
                 "holds no images",
