@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torchvision.models.vgg import cfgs, make_layers
 
 from cmbench.errors import MissingError, UserError
@@ -46,8 +47,11 @@ class LPIPS(nn.Module):
 
     def __init__(self, pooling: Pooling = "max") -> None:
         super().__init__()
-        with torch.device("meta"):  # its weights come from a file: nothing to initialise
-            layers = list(make_layers(cfgs["D"]).to_empty(device="cpu"))
+        if _counting():
+            layers = list(make_layers(cfgs["D"]))  # fake tensors cannot be moved
+        else:
+            with torch.device("meta"):  # its weights come from a file: nothing to initialise
+                layers = list(make_layers(cfgs["D"]).to_empty(device="cpu"))
         for layer in layers:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # the features before are needed for the gradient
@@ -67,7 +71,8 @@ class LPIPS(nn.Module):
         """Return the network with the published weights from ``folder`` (default: torch hub's).
 
         ``pooling`` is "max" as published, or "average" as openai/consistency_models has it on
-        ImageNet-64 and LSUN (piq's ``replace_pooling``).
+        ImageNet-64 and LSUN (piq's ``replace_pooling``). On torch's fake tensors, where costs are
+        counted, no file is read.
 
         Raises:
             MissingError: a file is not there; the message says how to get it.
@@ -75,6 +80,8 @@ class LPIPS(nn.Module):
         """
         place = Path(folder) if folder else Path(torch.hub.get_dir()) / "checkpoints"
         network = cls(pooling)
+        if _counting():
+            return network
         vgg = _read(place / VGG_FILE)
         index = 0
         for stage in network.stages:
@@ -108,6 +115,11 @@ class LPIPS(nn.Module):
             size = (LPIPS_SIDE, LPIPS_SIDE)
             images = F.interpolate(images, size, mode="bilinear", align_corners=False)
         return (images - self.shift) / self.scale
+
+
+def _counting() -> bool:
+    """Say whether tensors are fake: shapes without numbers, as ``--dry-run`` counts costs on."""
+    return isinstance(torch.empty(0), FakeTensor)
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from cmbench.bench.kit import TrainingKit
 from cmbench.bench.planning import ANALYTIC, RunPlan
 from cmbench.bench.runs import build_modules
 from cmbench.diffusion.models import MixtureModel
+from cmbench.errors import UserError
 from cmbench.plugin.method import Batch, Method, Phase, Progress, Teacher
 from cmbench.training.augment import LABEL_DIM
 from cmbench.training.loop import Meter, Settings, prepare, train_step
@@ -52,7 +53,7 @@ def estimate(context: Context, plan: RunPlan) -> Cost:
     try:
         images, flops, fixed, activations = count(context, plan)
     except Exception as error:  # an estimate must not stand in the way of a plan
-        return Cost(images, note=f"not counted: {one_line(f'{type(error).__name__}: {error}')}")
+        return Cost(images, note=f"not counted: {_why(error)}")
     peak = fixed + activations
     reason = _too_much(context, flops, fixed)
     if reason:
@@ -61,12 +62,17 @@ def estimate(context: Context, plan: RunPlan) -> Cost:
     try:
         seconds = seconds_per_image(context, plan, batch)
     except Exception as error:
-        why = one_line(f"{type(error).__name__}: {error}")
-        return Cost(images, flops, peak, note=f"not measured: {why}")
+        return Cost(images, flops, peak, note=f"not measured: {_why(error)}")
     attained = flops / seconds
     how = "eager" if context.device.type == "cuda" else f"{context.threads} thread(s)"
     note = f"{_TIMED} steps of {batch} images on {context.device}, {how}, {attained:.2g} FLOP/s"
     return Cost(images, flops, peak, seconds * images / 3600, note)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 def _too_much(context: Context, flops: float, fixed_bytes: float) -> str:

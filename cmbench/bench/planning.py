@@ -156,6 +156,12 @@ def plan_run(
     table = with_imported_teacher(context, table, extra, data)
     config = validate(method_class.Config, table, f"recipe {method}/{dataset}.{recipe}")
     config = _with_network_options(context, config)
+    if round(config.duration_kimg * 1000) < 1:
+        raise UserError(
+            f"recipe {method}/{dataset}.{recipe}",
+            f"duration_kimg {config.duration_kimg:g} trains on no image",
+            allowed="from 0.001, one image", remedy="give it a length with -o duration_kimg=N",
+        )
     if config.conditional and not data.num_classes:
         raise UserError(
             "recipe, conditional", f"dataset {dataset!r} has no labels", allowed="false",

@@ -155,6 +155,17 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Table:
     return out
 
 
+def require_once(pairs: Sequence[str]) -> None:
+    """Raise ``UserError`` if an override is given twice: which of them is meant?"""
+    given: dict[str, str] = {}
+    for pair in pairs:
+        key = pair.partition("=")[0].strip()
+        if key in given:
+            raise UserError("-o", f"{key} is given twice: {given[key]!r} and {pair!r}",
+                            allowed="each key once", remedy="leave one of them out")
+        given[key] = pair
+
+
 def parse_overrides(pairs: Sequence[str]) -> Table:
     """Turn ``["optimizer.lr=1e-4", …]`` into a table; values are TOML, or strings as they stand."""
     table: Table = {}

@@ -97,12 +97,30 @@ def plan_sweep(context: Context, request: SweepRequest) -> SweepPlan:
         jobs += [tuple(_cells_of(context, request, run, nfes)) for run in runs]
     if not jobs and refused:
         raise refused[0]
+    _require_some(request, jobs)
     done = {}
     for cell in (cell for job in jobs for cell in job):
         path = context.workspace.records(spec.name) / f"{cell.cell}.json"
         if path.exists() and read_record(path).status == "finished":
             done[cell.cell] = path
     return SweepPlan(tuple(jobs), done, tuple(map(str, refused)))
+
+
+def _require_some(request: SweepRequest, jobs: Sequence[Job]) -> None:
+    """Raise ``UserError`` if a sampler or noise levels were asked for that no method can use."""
+    asked = {
+        "--sampler": request.sampling.sampler,
+        "--sigmas": ",".join(f"{s:g}" for s in request.sampling.sigmas or ()),
+    }
+    given = [f"{option} {value}" for option, value in asked.items() if value]
+    cells = [cell for job in jobs for cell in job]
+    if not given or any(not cell.declined for cell in cells):
+        return
+    reasons = {f"{c.run.spec.name} at NFE {c.nfe}: {c.declined}": None for c in cells}
+    raise UserError(
+        " ".join(given), f"nothing of this sweep can be sampled so: {'; '.join(reasons)}",
+        remedy="choose another sampler, noise levels, --nfe or method",
+    )
 
 
 def _plan(context: Context, request: SweepRequest, method: str | None, seed: int) -> RunPlan:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from cmbench.seeds import HELD_OUT_FROM
 
 if TYPE_CHECKING:
     from cmbench.bench.context import Context
+    from cmbench.bench.record import Record
     from cmbench.bench.sweep import SweepRequest
     from cmbench.plugin.manager import PluginManager
     from cmbench.training.distributed import Place
@@ -230,6 +231,7 @@ def sweep(options: dict[str, Any], request: SweepRequest, context: Context) -> i
     plan = plan_sweep(context, request)
     for line in plan.refused if context.world.leads else ():
         click.echo(f"error: {line}", err=True)
+    warn_of_few(context, request)
     if options["dry_run"]:
         print_plan(context, plan)
         return EXIT_CELLS_FAILED if plan.refused else EXIT_OK
@@ -240,10 +242,27 @@ def sweep(options: dict[str, Any], request: SweepRequest, context: Context) -> i
     print_table(records, context.dataset_spec(request.dataset).metrics)
     if not options["no_report"]:
         click.echo(f"report: {render_page(context, request)}")
+    for (method, reason), count in skipped(records).items():
+        click.echo(f"skipped: {count} cell(s) of {method}: {reason}", err=True)
     reasons = Counter(r.reason for r in records if r.status == "failed")
     for reason, count in reasons.items():
         click.echo(f"error: {count} cell(s) failed: {reason}", err=True)
     return EXIT_CELLS_FAILED if reasons or plan.refused else EXIT_OK
+
+
+def skipped(records: Sequence[Record]) -> Counter[tuple[str, str]]:
+    """Return how many cells each method declined, for each of its reasons."""
+    return Counter((r.method, r.reason) for r in records if r.status == "skipped")
+
+
+def warn_of_few(context: Context, request: SweepRequest) -> None:
+    """Say that a sweep of fewer samples than the protocol's is never ranked with full ones."""
+    asked = request.sampling.num_samples
+    protocol = context.dataset_spec(request.dataset).num_samples
+    if asked is not None and asked < protocol:
+        context.reporter.warn(
+            f"{asked:,} samples instead of the protocol's {protocol:,}: never ranked with full ones"
+        )
 
 
 def make_request(options: dict[str, Any], plugins: PluginManager) -> SweepRequest:
@@ -259,8 +278,10 @@ def make_request(options: dict[str, Any], plugins: PluginManager) -> SweepReques
     if not methods and not (checkpoint and options["methods"] is None):
         raise UserError("--method", "names no method", remedy="see `cmbench list methods`")
     from cmbench.bench.planning import SampleSettings
+    from cmbench.bench.recipes import require_once
     from cmbench.bench.sweep import SweepRequest
 
+    require_once(options["overrides"])
     settings = SampleSettings(
         options["samples"], options["batch_size"], sigmas, options["sampler"], options["ema"],
         precision=parse_precision(options["precision"]),

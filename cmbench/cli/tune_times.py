@@ -102,7 +102,9 @@ def tune_times(ctx: click.Context, /, **options: Any) -> int:
 def planned(context: Context, options: dict[str, Any]) -> RunPlan:
     """Return the run to tune on: a training, or an imported checkpoint."""
     from cmbench.bench.planning import plan_imported_run, plan_run
+    from cmbench.bench.recipes import require_once
 
+    require_once(options["overrides"])
     asked = (options["dataset"], options["recipe"], options["seed"], options["overrides"])
     if options["checkpoint"] is not None:
         return plan_imported_run(context, options["checkpoint"], options["method"], *asked)

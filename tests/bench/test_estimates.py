@@ -16,6 +16,7 @@ from cmbench.bench.estimate import _Saved, count, estimate, random_teacher
 from cmbench.bench.feed import DatasetFeed
 from cmbench.bench.planning import RunPlan, plan_run
 from cmbench.bench.runs import build_modules
+from cmbench.errors import MissingError
 from cmbench.training.loop import Meter, Settings, prepare, train_step
 from cmbench.training.state import TrainingState
 
@@ -124,3 +125,22 @@ def test_peak_memory_on_cuda(context: Context) -> None:
     step()
     ratio = torch.cuda.max_memory_allocated() / (fixed + activations)
     assert 0.5 < ratio < 2.0
+
+
+def test_a_learned_distance_is_counted_without_its_weights(context: Context) -> None:
+    colour = ("network.channels=8", "batch_size=2")
+    learned = plan_run(context, "cd", "cifar10", "paper", 0, colour)
+    assert learned.config.model_dump()["metric"] == "lpips"
+    plain = plan_run(context, "cd", "cifar10", "paper", 0, (*colour, "metric=l2"))
+    assert count(context, learned)[1] > 10 * count(context, plain)[1]
+
+
+def test_bad_input_is_said_without_its_class(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise MissingError("weights", "are not there", remedy="get them")
+
+    monkeypatch.setattr(module, "count", missing)
+    cost = estimate(context, planned(context, "edm"))
+    assert cost.note == "not counted: weights: are not there; get them"

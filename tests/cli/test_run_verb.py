@@ -377,3 +377,49 @@ def test_sigterm_and_a_second_process(
     newest = max(workspace.root.glob("runs/toys/*/checkpoints/*.json"))
     seen = json.loads(newest.read_text())["meta"]["state"]["seen_nimg"]
     assert f"after {seen} images; checkpoint saved" in last
+
+
+# ---- what a newcomer tripped over ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("-m", "edm", "--sampler", "foo"), "--sampler foo: nothing of this sweep"),
+        (("-m", "ict,cd", "--sampler", "foo"), "ict at NFE 1: sampler 'foo'"),
+        (("-m", "edm", "--sigmas", "80", "--nfe", "3"), "--sigmas 80: nothing of this sweep"),
+    ],
+)
+def test_samplers_and_levels_that_no_method_takes_are_refused(
+    cmbench: Command, workspace: Workspace, options: tuple[str, ...], said: str
+) -> None:
+    line = one_line(cmbench("run", "-r", "smoke", "--no-report", *options), 2, "error: --s")
+    assert said in line
+    assert not workspace.root.exists()
+
+
+def test_skipped_cells_are_said_with_their_reason(cmbench_with_toys: Command) -> None:
+    done = cmbench_with_toys(*TOYS, "--nfe", "1,3", "-q")
+    assert done.code == 0
+    assert done.err == "skipped: 1 cell(s) of toy: the toy takes one or two steps\n"
+
+
+def test_fewer_samples_than_the_protocol_are_warned_of(cmbench_with_toys: Command) -> None:
+    done = cmbench_with_toys(*TOYS, "--nfe", "1", "--samples", "32", "--dry-run")
+    warning = "warning: 32 samples instead of the protocol's 64: never ranked with full ones"
+    assert warning in done.err.splitlines()
+    assert "instead" not in cmbench_with_toys(*TOYS, "--samples", "64", "--dry-run").err
+
+
+def test_training_on_no_image_is_refused(cmbench_with_toys: Command) -> None:
+    failed = cmbench_with_toys(*TOYS, "-o", "duration_kimg=0")
+    assert "duration_kimg 0 trains on no image; allowed: from 0.001" in one_line(
+        failed, 2, "error: recipe toy/toys.demo"
+    )
+
+
+def test_an_override_given_twice_is_refused(cmbench_with_toys: Command) -> None:
+    failed = cmbench_with_toys(*TOYS, "-o", "batch_size=8", "-o", "batch_size = 16")
+    assert "batch_size is given twice: 'batch_size=8' and 'batch_size = 16'" in one_line(
+        failed, 2, "error: -o"
+    )
