@@ -17,7 +17,7 @@ from torch import Tensor
 from cmbench.bench.context import Context
 from cmbench.bench.extractors import custom_metrics, load_extractor
 from cmbench.bench.gallery import grid_png, save_pngs
-from cmbench.bench.planning import CellPlan
+from cmbench.bench.planning import CellPlan, RunPlan
 from cmbench.bench.provenance import environment
 from cmbench.bench.record import (
     DTYPES,
@@ -268,7 +268,7 @@ def base_record(
             recipe=run.recipe,
             config=run.table,
             config_sha256=run.config_sha256,
-            teacher=result.get("teacher"),
+            teacher=result.get("teacher") if trained else _teacher_run(run),
             parameters=result.get("parameters", 0),
             images_seen=made.get("images_seen", 0),
             network_evaluations=made.get("network_evaluations", 0),
@@ -284,6 +284,11 @@ def base_record(
             int(result.get("world_size", context.world.size)),
         ),
     )
+
+
+def _teacher_run(run: RunPlan) -> str | None:
+    """Return the teacher's run that the hash of the recipe covers, though it was not trained."""
+    return run.teacher.run_id if run.teacher is not None else None
 
 
 def export_of(cell: CellPlan, result: Mapping[str, Any]) -> Mapping[str, Any]:

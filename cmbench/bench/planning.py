@@ -120,6 +120,8 @@ class CellPlan:
     tuned: Mapping[str, Any] | None = None
     broken: str = ""
     precision: str = "fp32"
+    #: Sampler and noise levels that the user asked for and the method did not plan.
+    asked: tuple[str | None, tuple[float, ...] | None] = (None, None)
 
     @property
     def cell(self) -> str:
@@ -132,6 +134,8 @@ class CellPlan:
         ]
         if self.precision != "fp32":  # what is usual names no cell: names of old records stay
             decides.append(self.precision)
+        if plan is None and self.asked != (None, None):
+            decides.append(self.asked)  # two requests that were refused are two cells
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
         recipe = self.run.recipe.rpartition(":")[2]
         return f"{self.run.spec.name}-{recipe}-s{self.run.seed}-nfe{self.nfe}-{digest[:10]}"
@@ -322,6 +326,7 @@ def plan_cells(
                 run, nfe, sample_seed, settings.num_samples or spec.num_samples,
                 settings.batch_size, sampling, ema, declined, settings.tuned, broken,
                 settings.precision,
+                (settings.sampler, settings.sigmas) if sampling is None else (None, None),
             )
         )
     return cells

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmbench.errors import UserError
+from cmbench.errors import MissingError, UserError
 
 WORKSPACE_VARIABLE = "CMBENCH_WORKSPACE"
 DEFAULT_WORKSPACE = "cmbench-out"
@@ -27,6 +27,22 @@ class Workspace:
     def choose(cls, given: str | None = None) -> Workspace:
         """Return the workspace given, or ``$CMBENCH_WORKSPACE``, or ``./cmbench-out``."""
         return cls(Path(given or os.environ.get(WORKSPACE_VARIABLE) or DEFAULT_WORKSPACE))
+
+    @classmethod
+    def existing(cls, given: str | None = None) -> Workspace:
+        """Return what :meth:`choose` does, for commands that only read one.
+
+        Raises:
+            MissingError: the workspace that was given is not there. The default one may be missing:
+                nothing has been made yet then.
+        """
+        chosen = cls.choose(given)
+        if given and not chosen.root.is_dir():
+            raise MissingError(
+                "--workspace", f"there is no workspace {chosen.root}",
+                remedy="check the path; `cmbench run --workspace DIR` makes one",
+            )
+        return chosen
 
     @property
     def reports(self) -> Path:

@@ -37,7 +37,7 @@ def compare_(a: str, b: str, dataset: str | None, workspace: str | None) -> int:
     \b
     Exit codes: 0 A is nowhere worse; 1 B is better somewhere; 4 nothing could be compared.
     """
-    rows = workspace_rows(Workspace.choose(workspace), dataset)
+    rows = workspace_rows(Workspace.existing(workspace), dataset)
     found = compare(select(rows, a), select(rows, b))
     echo_table(
         ["dataset", "NFE", "metric", "A", "B", "A - B", "95 % interval", "p", "pairs", "verdict"],

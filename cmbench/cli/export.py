@@ -37,7 +37,7 @@ def export(
         raise UserError("export", "latex has no --cells", allowed="csv, parquet, json")
     if form == "parquet" and out is None:
         raise UserError("export", "parquet needs a file", remedy="give --out FILE")
-    folders = record_folders(Workspace.choose(workspace), datasets)
+    folders = record_folders(Workspace.existing(workspace), datasets)
     if form == "latex":
         text, errors = latex_tables(folders)
         data = text.encode()

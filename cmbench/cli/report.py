@@ -47,7 +47,7 @@ def render_workspace(
     """Render the pages of ``datasets`` (all that have records, if none is named).
 
     Published rows of those datasets are found as :func:`cmbench.leaderboard.boards.find_folder`
-    says.
+    says; what a board says of its own reference records is left out.
 
     Returns:
         The files written; the first is the page of the first dataset.
@@ -55,13 +55,14 @@ def render_workspace(
     counted = counted or Counted()
     names = list(datasets) or sorted(p.name for p in workspace.all_records.glob("*") if p.is_dir())
     loaded = boards.load_boards(boards.find_folder(leaderboards))
+    published = {name: boards.without_description(loaded[name]) for name in names if name in loaded}
     return render(
         {name: counted.read(workspace.records(name)) for name in names},
         out or workspace.reports,
         templates=templates,
         extra_columns=hook_columns(plugins),
         extra_charts=lambda dataset, rows: hook_charts(plugins, dataset, rows),
-        published={name: loaded[name] for name in names if name in loaded},
+        published=published,
         command=command or shlex.join(["cmbench", "report", *_dataset_options(datasets)]),
     )
 
@@ -103,7 +104,7 @@ def command_line() -> str:
               help="Folder whose files replace built-in templates of the same name.")
 @click.option("--leaderboards", metavar="DIR",
               type=click.Path(path_type=Path, file_okay=False),
-              help="Folder of published rows.  [default: leaderboards, if it is there]")
+              help="Folder of published rows.  [default: ./leaderboards, else cmbench's own]")
 @workspace_option
 def report(
     datasets: tuple[str, ...], out: Path | None, templates: Path | None,
@@ -113,7 +114,7 @@ def report(
 
     Prints the files written. Exits 1 if a record could not be read: the page lists it.
     """
-    place = Workspace.choose(workspace)
+    place = Workspace.existing(workspace)
     plugins = load_plugins()
     for name in datasets:
         if not place.records(name).is_dir():

@@ -33,7 +33,7 @@ def find_record(workspace: Workspace, name: str) -> Path:
 @workspace_option
 def show(cell: str, as_json: bool, workspace: str | None) -> None:
     """Show the record of CELL: its numbers and everything that decides them."""
-    path = find_record(Workspace.choose(workspace), cell)
+    path = find_record(Workspace.existing(workspace), cell)
     record = read_record(path)
     if as_json:
         click.echo(record.to_json(), nl=False)

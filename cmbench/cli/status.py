@@ -18,7 +18,7 @@ from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 @workspace_option
 def status(workspace: str | None) -> int:
     """Show runs and records of the workspace; exit 1 if a record failed or cannot be read."""
-    place = Workspace.choose(workspace)
+    place = Workspace.existing(workspace)
     click.echo(f"workspace {place.root}")
     for folder in sorted((place.root / "runs").glob("*/*")):
         if folder.is_dir():

@@ -24,7 +24,7 @@ def submit(cells: tuple[str, ...], out: Path, workspace: str | None) -> int:
     CELL is a record file, a cell or the start of one. `cmbench verify` accepts the archive. The
     weights stay here: their hash goes along.
     """
-    place = Workspace.choose(workspace)
+    place = Workspace.existing(workspace)
     manifest = pack([find_record(place, cell) for cell in cells], out)
     for entry in manifest.entries:
         click.echo(entry.record, err=True)

@@ -40,7 +40,7 @@ def verify(
     RECORD is a record file, a cell, or an archive of `cmbench submit`. Says of every part whether
     it is right, wrong, or could not be checked and why. Exits 1 if anything is wrong.
     """
-    place = Workspace.choose(workspace)
+    place = Workspace.existing(workspace)
     resample = None if no_resample else make_resample(place, device)
     failed = 0
     with ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cmbench
@@ -50,3 +51,8 @@ def load_boards(folder: Path | None) -> dict[str, Published]:
         for name in (published.board.dataset, *published.board.also):
             boards[name] = published
     return boards
+
+
+def without_description(published: Published) -> Published:
+    """Return a board for a page of other records: its description is about its own ones."""
+    return replace(published, board=published.board.model_copy(update={"description": ""}))

@@ -10,15 +10,16 @@ import pytest
 from toy import TOYS
 
 from cmbench.bench import cells, sweep
+from cmbench.bench.cells import base_record
 from cmbench.bench.context import Context
 from cmbench.bench.executors import Local
 from cmbench.bench.planning import SampleSettings, plan_cells, plan_run
-from cmbench.bench.record import Record, read_record
+from cmbench.bench.record import Record, read_record, write_record
 from cmbench.bench.sweep import SweepRequest, execute, plan_sweep
 from cmbench.cli.resampling import find_cell, find_run
 from cmbench.errors import BusyError, InterruptedRunError, PluginError, UserError
 from cmbench.leaderboard.rows import aggregate
-from cmbench.leaderboard.verify import CannotResampleError
+from cmbench.leaderboard.verify import CannotResampleError, verify_record
 from cmbench.plugin import hookimpl
 from cmbench.plugin.manager import PluginInfo
 
@@ -358,3 +359,28 @@ def test_observers_hear_what_happens_and_cannot_stop_it(toys: Context, listener:
         "plugin 'watch': cmbench_step_finished raised OSError: the logger is down "
         "(reported once; the run goes on)"
     ]
+
+
+def test_refused_requests_are_cells_of_their_own(toys: Context) -> None:
+    run_plan = plan_run(toys, "toy", "toys", None, 0)
+    asked = [SampleSettings(), SampleSettings(sampler="x"), SampleSettings(sigmas=(80.0, 1.0, 0.5))]
+    found = [plan_cells(toys, run_plan, (3,), 0, settings)[0] for settings in asked]
+    assert all(c.sampling is None for c in found)
+    assert len({c.cell for c in found}) == 3
+
+
+def test_a_skipped_cell_of_a_distilled_run_names_its_teacher(
+    context: Context, tmp_path: Path
+) -> None:
+    plan = plan_run(context, "cd", "digits", None, 0)
+    assert plan.teacher is not None
+    cell, = plan_cells(context, plan, (1,), 0, SampleSettings())
+    made = base_record(context, cell, "skipped", None, "asked for the impossible")
+    assert made.training.teacher == plan.teacher.run_id
+    states = {c.name: c.state for c in verify_record(write_record(made, tmp_path))}
+    assert states["recipe hash"] == "ok"
+    older = made.model_copy(
+        update={"training": made.training.model_copy(update={"teacher": None})}
+    )
+    states = {c.name: c.state for c in verify_record(write_record(older, tmp_path))}
+    assert states["recipe hash"] == "not checked"

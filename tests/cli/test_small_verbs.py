@@ -141,10 +141,25 @@ def test_status_counts_and_names_trouble(swept: Command, workspace: Workspace) -
     assert lines[-1] == "records  toys  1 failed, 1 finished, 1 skipped"
 
 
+@pytest.mark.parametrize(
+    "verb", [("status",), ("report",), ("export", "csv"), ("show", "x"), ("submit", "x"),
+             ("verify", "x"), ("compare", "a", "b")],
+)  # fmt: skip
+def test_a_workspace_that_is_not_there_is_said_and_not_made(
+    cmbench: Command, tmp_path: Path, verb: tuple[str, ...]
+) -> None:
+    done = cmbench(*verb, "-w", str(tmp_path / "nothing"))
+    assert (done.code, done.out) == (4, "")
+    assert done.err.startswith(f"error: --workspace: there is no workspace {tmp_path / 'nothing'};")
+    assert not (tmp_path / "nothing").exists()
+
+
 def test_status_of_good_and_empty_workspaces_is_exit_0(
     cmbench_with_toys: Command, workspace: Workspace, tmp_path: Path
 ) -> None:
-    assert cmbench_with_toys("status", "-w", str(tmp_path / "nothing")).code == 0
+    (tmp_path / "empty").mkdir()
+    assert cmbench_with_toys("status", "-w", str(tmp_path / "empty")).code == 0
+    assert cmbench_with_toys("status").code == 0
     cmbench_with_toys("run", "-m", "toy", "-d", "toys", "--no-report", "-q", "--nfe", "1")
     assert cmbench_with_toys("status").code == 0
 

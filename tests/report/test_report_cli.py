@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from record_factory import on_disk, sweep
 
+from cmbench.cli.leaderboard import leaderboard
 from cmbench.cli.report import report
 
 
@@ -73,3 +76,42 @@ def test_pages_of_other_datasets_stay_in_the_index(tmp_path: Path) -> None:
 def test_reports_need_no_torch() -> None:
     code = "import sys, cmbench.cli.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_page_of_own_records_has_no_description_of_the_boards(tmp_path: Path) -> None:
+    board = tmp_path / "boards" / "digits"
+    on_disk(board / "records", sweep(("alpha",), (1,), 2))
+    on_disk(tmp_path / "own" / "records" / "digits", sweep(("alpha",), (1,), 2))
+    source = Path(__file__).parents[2] / "leaderboards" / "cifar10"
+    for name in ("board.toml", "published.csv"):
+        shutil.copy(source / name, board / name)
+    text = (board / "board.toml").read_text().replace('dataset = "cifar10"', 'dataset = "digits"')
+    (board / "board.toml").write_text(
+        re.sub(r'^description = (""".*?"""|"[^"]*")', 'description = "Three seeds each."', text,
+               flags=re.DOTALL | re.MULTILINE)
+    )  # fmt: skip
+    result = run("-w", str(tmp_path / "own"), "--leaderboards", str(tmp_path / "boards"))
+    assert result.return_value == 0
+    out = str(tmp_path / "reference")
+    rendered = CliRunner().invoke(
+        leaderboard, ["render", str(tmp_path / "boards"), "--out", out], standalone_mode=False
+    )
+    assert rendered.return_value == 0
+    for suffix in ("html", "md"):
+        own = (tmp_path / "own" / "reports" / f"digits.{suffix}").read_text()
+        assert "Three seeds each." not in own
+        assert "Reported by their authors" in own
+        assert "Three seeds each." in (tmp_path / "reference" / f"digits.{suffix}").read_text()
+
+
+@pytest.mark.parametrize("option", ["--template", "--leaderboards"])
+@pytest.mark.parametrize("records", [True, False])
+def test_folders_that_are_not_there_are_refused(
+    tmp_path: Path, option: str, records: bool
+) -> None:
+    (tmp_path / "own").mkdir()
+    if records:
+        on_disk(tmp_path / "own" / "records" / "digits", sweep(("alpha",), (1,), 2))
+    result = run("-w", str(tmp_path / "own"), option, str(tmp_path / "nope"))
+    assert "is not a folder" in str(result.exception)
+    assert not (tmp_path / "own" / "reports").exists()
