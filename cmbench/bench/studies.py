@@ -31,7 +31,7 @@ from __future__ import annotations
 import csv
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,6 +113,8 @@ class Study:
     name: str
     table: StudyTable
     arms: tuple[Arm, ...]
+    #: what `cmbench study` takes to read it again: its name, or the file
+    argument: str
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def load_study(plugins: PluginManager, name: str) -> Study:
         UserError: there is none of that name, or its file is wrong.
     """
     if name.endswith(".toml"):
-        return read_study(Path(name).stem, Path(name))
+        return replace(read_study(Path(name).stem, Path(name)), argument=Path(name).name)
     specs = plugins.studies.specs
     if name not in specs:
         raise unknown_name("cmbench study", "study", name, specs,
@@ -171,7 +173,7 @@ def read_study(name: str, path: Path) -> Study:
         raise UserError(who, f"two arms are called {twice!r}", remedy="name them apart")
     if len(arms) > MAX_ARMS:
         raise UserError(who, f"has {len(arms)} arms", allowed=f"at most {MAX_ARMS}")
-    return Study(name, table, arms)
+    return Study(name, table, arms, name)
 
 
 def expand(table: StudyTable, entry: ArmTable) -> Iterator[Arm]:

@@ -29,7 +29,7 @@ def summary(
         lines += [f"Source of the claim: {escape(table.source)}.", ""]
     lines += [
         f"Dataset `{table.dataset}`, {table.seeds} training seed(s). Again: "
-        f"`cmbench study {study.name}`.", "",
+        f"`cmbench study {study.argument}`.", "",
     ]  # fmt: skip
     shown = list(pictures) + [""] * (len(table.plots) - len(pictures))
     for plot, picture in zip(table.plots, shown, strict=True):

@@ -155,6 +155,7 @@ def test_a_study_leaves_a_page_and_is_not_run_again(
         "levels.md", "levels-1.svg", "levels-1.png", "levels-2.svg", "levels-2.png"}
     page = (folder / "levels.md").read_text()
     assert page.startswith("# Two \\| levels\n")
+    assert "Again: `cmbench study levels.toml`." in page
     records = sorted(workspace.records("toys").glob("*.json"))
     assert len(records) == 6
     for path in records:
