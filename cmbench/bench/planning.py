@@ -285,9 +285,10 @@ def _plan_teacher(context: Context, config: MethodConfig, dataset: str) -> RunPl
     recipe = recipe or default_recipe(spec, dataset)
     own = recipe_table(spec, dataset, recipe)
     network = dict(config.network)
-    if "dropout" in network:
+    for key, none in (("dropout", 0.0), ("dropout_max_resolution", None)):
         # The teacher keeps its own dropout; everything that shapes weights is the student's.
-        network["dropout"] = own.get("network", {}).get("dropout", 0.0)
+        if key in network:
+            network[key] = own.get("network", {}).get(key, none)
     extra: dict[str, Any] = {"conditional": config.conditional, "network": network}
     if config.sigma_data is not None:
         extra["sigma_data"] = config.sigma_data

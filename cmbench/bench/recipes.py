@@ -132,10 +132,13 @@ def _resolve(
     parent = table.pop("extends", None)
     if parent is None:
         return merge(tables.get(BASE, {}), table)
-    if parent in (*seen, name):
+    owner, dot, rest = parent.partition(".")
+    owner, rest = (owner, rest) if dot else (dataset, parent)
+    seen = (*seen, f"{dataset}.{name}")
+    if f"{owner}.{rest}" in seen:
         raise UserError(f"recipe {dataset}.{name}", f"extends itself through {parent!r}",
                         remedy="let one of them stand on its own")
-    return merge(_resolve(spec, tables, dataset, parent, (*seen, name)), table)
+    return merge(_resolve(spec, tables, owner, rest, seen), table)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Table:

@@ -1,15 +1,17 @@
 """Which numbers are printed in bold: the best of their group, ties included.
 
-Measured rows are best where no row is significantly better (Holm over all pairs, so that in the
-rank's metric exactly the rows that may be first are bold); reported ones, which have no seeds,
-where no printed number is better. Rows of one seed are never bold.
+Among measured rows the best mean, and every row whose paired difference from it is not significant
+at 5 %: one comparison a row, without correction. Bold is where to look; what may be claimed is the
+rank's interval, corrected over all pairs, which three seeds can seldom narrow. Reported rows have
+no seeds: bold is the best printed number. Rows of one seed are never bold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cmbench.leaderboard.ranking import Group, rank_group, significant
+from cmbench.leaderboard.bootstrap import pairwise_p
+from cmbench.leaderboard.ranking import ALPHA, Group, rank_group
 from cmbench.leaderboard.rows import REPORTED, Measurement, Row
 
 Member = tuple[str, Measurement]
@@ -44,5 +46,11 @@ def _printed_best(members: Sequence[Member]) -> list[str]:
 
 
 def _unbeaten(members: Sequence[Member]) -> list[str]:
-    better, _ = significant([measurement for _, measurement in members])
-    return [identity for (identity, _), count in zip(members, better) if count == 0]
+    """Return the best mean and what cannot be told from it."""
+    sign = -1 if members[0][1].higher_is_better else 1
+    first = min(members, key=lambda member: sign * member[1].mean)
+    return [
+        member[0] for member in members
+        if member is first
+        or pairwise_p([first[1].units, member[1].units]).get((0, 1), 0.0) > ALPHA
+    ]
