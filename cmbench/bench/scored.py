@@ -24,12 +24,19 @@ from cmbench.bench.run_samples import (
 from cmbench.bench.scored_record import Scored, ScoreRequest, record_of
 from cmbench.data.base import Dataset
 from cmbench.errors import MissingError, UserError, unknown_name
+from cmbench.metrics._files import sha256_file
+from cmbench.metrics.census import Census
 from cmbench.metrics.evaluation import Evaluation, evaluate, plan_metrics
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.memorisation import Memorisation, memorisation
-from cmbench.metrics.quantize import RULES
+from cmbench.metrics.quantize import RULES, STORED
 from cmbench.metrics.reference import Reference
-from cmbench.metrics.reference_cache import cached_reference, load_reference, save_reference
+from cmbench.metrics.reference_cache import (
+    cached_census,
+    cached_reference,
+    load_reference,
+    save_reference,
+)
 from cmbench.metrics.reference_import import (
     holds_images,
     import_reference,
@@ -84,10 +91,14 @@ def score(context: Context, request: ScoreRequest) -> Record:
             reference = open_reference(
                 context, request, spec, extractors[name], metrics, rule, read, odd
             )
+        census = None
+        if reference is not None and reference.census is None:
+            census = census_of(context, request, dataset)
         suites.append(
             MetricSuite(
                 metrics, extractor=extractors[name], reference=reference, quantization=rule,
                 class_counts=dataset.class_counts if dataset is not None else (), custom=custom,
+                census=census, rule_of_bytes=request.quantize or STORED,
             )
         )  # fmt: skip
     unseen = None
@@ -96,7 +107,10 @@ def score(context: Context, request: ScoreRequest) -> Record:
         unseen = images_reference(context, request, request.held_out, first, rule, read, odd)
         require_features(suites[0].reference)
     began = time.perf_counter()
-    found = run(context, source, suites, request.batch_size)
+    size = known.data_shape if known is not None and not known.latent else ()
+    found = run(context, source, suites, request.batch_size, size)
+    if found.stored and request.quantize is None:
+        rule = STORED
     seconds = time.perf_counter() - began
     copied = None if unseen is None else check_memorised(suites[0], unseen)
     notes = tuple(f"reference: {note}" for note in dict.fromkeys(odd))
@@ -273,8 +287,32 @@ def content_hash(source: SampleSource, batch_size: int) -> str:
     return digest.hexdigest()
 
 
+def census_of(
+    context: Context, request: ScoreRequest, dataset: Dataset | None
+) -> Census | None:
+    """Return what the pixels of real images say, for a reference that is statistics alone.
+
+    Of the images that the file of statistics itself holds (OpenAI's), else of the dataset's; taken
+    once and cached. None where nobody has such images.
+    """
+    path, folder = Path(request.reference or ""), context.workspace.cache / "census"
+    if path.is_file() and holds_images(path):
+        source = open_samples(str(path), ReadOptions())
+        return cached_census(
+            lambda: (images for images, _ in source.batches(request.batch_size)),
+            folder / f"{sha256_file(path)}.safetensors",
+        )
+    if dataset is None or dataset.spec.latent:
+        return None
+    return cached_census(dataset.reference_images, folder / f"{dataset.sha256}.safetensors")
+
+
 def run(
-    context: Context, source: SampleSource, suites: list[MetricSuite], batch_size: int
+    context: Context,
+    source: SampleSource,
+    suites: list[MetricSuite],
+    batch_size: int,
+    data_shape: Sequence[int],
 ) -> Evaluation:
     """Evaluate with progress."""
     task = f"score {source.name}"
@@ -286,6 +324,8 @@ def run(
         context.reporter.task_progress(task, count, speed)
 
     try:
-        return evaluate(source, suites, batch_size=batch_size, progress=progress)
+        return evaluate(
+            source, suites, data_shape=data_shape, batch_size=batch_size, progress=progress
+        )
     finally:
         context.reporter.task_finished(task)

@@ -175,7 +175,7 @@ def census_warnings(samples: Census, real: Census | None) -> list[str]:
     if samples.flat > 0.01:
         found.append(f"{samples.flat:.0%} of the samples have one colour: the generator failed")
     if real is None:
-        return found
+        return found + _range_warnings(samples)
     shared = samples.shared_with(real)
     if shared:
         found.append(
@@ -209,13 +209,27 @@ def _texture_warnings(samples: Census, real: Census) -> list[str]:
     return found
 
 
-def _colour_warnings(samples: Census, real: Census, mean: Tensor, real_mean: Tensor) -> list[str]:
-    found = []
-    if samples.high - samples.low <= 2 and real.high - real.low > 2:
+def _range_warnings(samples: Census) -> list[str]:
+    """Return signs of a wrong range that need no real images beside them."""
+    if samples.mean is None:
+        return []
+    if samples.high - samples.low <= 2:
         return [
             f"all pixels of the samples lie in {samples.low} … {samples.high}: images in [0, 1] or"
             " [-1, 1] were stored as bytes; scale them to 0 … 255"
         ]
+    if samples.low >= 120:
+        return [
+            f"no pixel of the samples is below {samples.low}: images in [0, 1] were likely taken"
+            " for [-1, 1]"
+        ]
+    return []
+
+
+def _colour_warnings(samples: Census, real: Census, mean: Tensor, real_mean: Tensor) -> list[str]:
+    found = []
+    if samples.high - samples.low <= 2 and real.high - real.low > 2:
+        return _range_warnings(samples)
     worst = float((mean - real_mean).abs().max())
     if worst > MEAN_TOLERANCE:
         found.append(
@@ -223,10 +237,7 @@ def _colour_warnings(samples: Census, real: Census, mean: Tensor, real_mean: Ten
             " range may be wrong ([0, 1] taken for [-1, 1], or the reverse)"
         )
     if real.low < 64 and samples.low >= 120:
-        found.append(
-            f"no pixel of the samples is below {samples.low}: images in [0, 1] were likely taken"
-            " for [-1, 1]"
-        )
+        found += _range_warnings(samples)
     if len(mean) == 3:
         straight = float((mean - real_mean).abs().sum())
         swapped = float((mean.flip(0) - real_mean).abs().sum())

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import torch
+
 from cmbench.errors import UserError
 from cmbench.metrics.catalog import EXTRACTORS, METRICS
 from cmbench.metrics.custom import CustomMetric
-from cmbench.metrics.reference import Reference
 from cmbench.metrics.sample_sources import SampleSource, prefetched
 from cmbench.metrics.scores import needs
 from cmbench.metrics.suite import MetricSuite
@@ -36,7 +37,8 @@ EXTRACTOR_OF = {
 class Evaluation:
     """What an evaluation found.
 
-    ``sha256`` identifies the samples: their pixels in order. ``warnings`` say what a reader of the
+    ``sha256`` identifies the samples: their pixels in order. ``stored`` says that they came as
+    bytes, so that no rule turned floats into them here. ``warnings`` say what a reader of the
     numbers should know.
     """
 
@@ -46,6 +48,7 @@ class Evaluation:
     shape: tuple[int, int, int]
     class_counts: Mapping[int, int]
     warnings: tuple[str, ...]
+    stored: bool = False
 
 
 def plan_metrics(
@@ -77,20 +80,37 @@ def evaluate(
     source: SampleSource,
     suites: Sequence[MetricSuite],
     *,
+    data_shape: Sequence[int] = (),
     batch_size: int = 250,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Evaluation:
     """Read ``source`` once and return every metric of every suite.
 
+    Args:
+        source: the samples.
+        suites: what to compute.
+        data_shape: channels, height and width that the samples must have; empty if unknown.
+        batch_size: images at a time.
+        progress: called with the number of images so far.
+
     Raises:
-        UserError: no samples, samples of another size than the reference's, or anything that a
-            reader, an extractor or a metric refuses.
+        UserError: no samples, samples of another size than the data or the reference, a size or
+            type that changes midway, or anything that a reader, an extractor or a metric refuses.
     """
     digest, count, shape = hashlib.sha256(), 0, (0, 0, 0)
+    stored = False
     for images, labels in prefetched(source.batches(batch_size)):
         if count == 0:
             shape = (images.shape[1], images.shape[2], images.shape[3])
-            _check_shape(source, shape, suites)
+            stored = images.dtype == torch.uint8
+            _check_shape(source, shape, suites, data_shape)
+        if tuple(images.shape[1:]) != shape or (images.dtype == torch.uint8) != stored:
+            raise source.error(
+                f"sample {count} on: {_words(images.shape[1:])} {images.dtype}, those before were"
+                f" {_words(shape)} {'bytes' if stored else 'floats'}",
+                allowed="samples of one size and type",
+                remedy="score each kind by itself",
+            )
         for suite in suites:
             suite.update(images, labels=labels)
         digest.update(images.contiguous().cpu().numpy().tobytes())
@@ -110,6 +130,7 @@ def evaluate(
         shape=shape,
         class_counts=suites[0].class_counts if suites else {},
         warnings=tuple(dict.fromkeys(warnings)),
+        stored=stored,
     )
 
 
@@ -123,17 +144,25 @@ def protocol_warnings(count: int, protocol_count: int) -> list[str]:
     ]
 
 
+def _words(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
 def _check_shape(
-    source: SampleSource, shape: tuple[int, ...], suites: Sequence[MetricSuite]
+    source: SampleSource,
+    shape: tuple[int, ...],
+    suites: Sequence[MetricSuite],
+    data_shape: Sequence[int],
 ) -> None:
-    """Refuse samples of another size than the reference images, where that is known."""
+    """Refuse samples of another size than the data or reference images, where that is known."""
+    sizes = [("dataset", tuple(data_shape))]
     for suite in suites:
-        reference: Reference | None = suite.reference
-        wanted = reference.census.shape if reference and reference.census else ()
-        if wanted and tuple(shape) != tuple(wanted):
+        real = suite.real_census
+        sizes.append(("reference", tuple(real.shape) if real else ()))
+    for whose, wanted in sizes:
+        if wanted and tuple(shape) != wanted:
             raise source.error(
-                f"images of {'x'.join(map(str, shape))}, the reference's are"
-                f" {'x'.join(map(str, wanted))}",
+                f"images of {_words(shape)}, the {whose}'s are {_words(wanted)}",
                 allowed="samples at the resolution of the reference",
                 remedy="score them against a reference of their own size: resizing changes the"
                 " distance",

@@ -14,6 +14,8 @@ from cmbench.errors import NonFiniteError, UserError, unknown_name
 
 Quantization = Literal["round", "truncate", "none"]
 RULES: tuple[str, ...] = get_args(Quantization)
+#: What a key says of samples that came as bytes, made by a rule that nobody has stated.
+STORED = "stored"
 
 
 def quantize(images: Tensor, rule: str) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cmbench.errors import UserError
 from cmbench.metrics._files import read_tensors, sha256_tensors, write_tensors
-from cmbench.metrics.census import Census
+from cmbench.metrics.census import Census, CensusTaker
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.frechet import FrechetReference
 from cmbench.metrics.inception_score import InceptionScore
@@ -27,6 +27,7 @@ from cmbench.metrics.reference import Floor, Reference, ReferenceKey, reference_
 from cmbench.metrics.statistics import Divisor, Moments
 
 KIND = "reference"
+CENSUS_KIND = "census"
 _REMEDY = "delete the file and run again: it will be made anew"
 
 
@@ -40,6 +41,8 @@ def cached_reference(
     folder: Path | None,
 ) -> Reference:
     """Return the reference of a dataset, from ``folder`` if it is there, else computed and kept.
+
+    A cached reference without spatial features is no hit for an extractor that gives them.
 
     Args:
         images: called only when the reference must be computed; yields uint8 batches
@@ -59,12 +62,34 @@ def cached_reference(
     notes: tuple[str, ...] = ()
     if path.exists():
         try:
-            return load_reference(path, key)
+            found = load_reference(path, key)
+            # One made without spatial features serves all metrics but theirs.
+            if found.spatial is not None or not getattr(extractor, "spatial", False):
+                return found
         except UserError as error:
             notes = (f"reference made anew: {error}",)
     reference = replace(Reference.compute(images(), extractor, key), notes=notes)
     save_reference(reference, path)
     return reference
+
+
+def cached_census(images: Callable[[], Iterable[Tensor]], path: Path) -> Census:
+    """Return the census of images: read from ``path`` if it is there and whole, else taken."""
+    if path.is_file():
+        try:
+            tensors, metadata = read_tensors(path, CENSUS_KIND)
+            found = _read_census(tensors)
+            if found is not None and sha256_tensors(tensors) == metadata.get("sha256"):
+                return found
+        except (UserError, KeyError, ValueError):
+            pass  # damaged: taken anew
+    taker = CensusTaker()
+    for batch in images():
+        taker.update(batch)
+    census = taker.result()
+    tensors = _census_tensors(census)
+    write_tensors(path, tensors, {"kind": CENSUS_KIND, "sha256": sha256_tensors(tensors)})
+    return census
 
 
 def save_reference(reference: Reference, path: Path) -> None:

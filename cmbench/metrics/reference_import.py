@@ -146,7 +146,23 @@ def _moments(path: Path, mean: Array, cov: Array, count: int | None) -> Moments:
         raise UserError(str(path), "sigma is not symmetric", allowed="a covariance matrix")
     if count is not None and count < 2:
         raise UserError(str(path), f"count {count}", allowed="at least 2")
-    return replace(moments, cov=(moments.cov + moments.cov.T) / 2)
+    found = replace(moments, cov=(moments.cov + moments.cov.T) / 2)
+    _check_rank(path, found, np.finfo(cov.dtype).eps)
+    return found
+
+
+def _check_rank(path: Path, moments: Moments, eps: float) -> None:
+    """Refuse a count that the covariance contradicts: its rank is at most count - 1."""
+    if moments.rank_bound == moments.dim:
+        return
+    values = torch.linalg.eigvalsh(moments.cov)
+    rank = int((values > 10 * float(values[-1]) * moments.dim * eps).sum())
+    if rank > moments.rank_bound:
+        raise UserError(
+            str(path), f"count {moments.count}, but sigma has rank {rank}",
+            allowed=f"a count above {rank}",
+            remedy="give the number of images behind the file, or leave the count out",
+        )  # fmt: skip
 
 
 def _matrix(path: Path, name: str, array: Array) -> Array:

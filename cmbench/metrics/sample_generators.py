@@ -84,6 +84,14 @@ class GeneratorSamples(SampleSource):
             indices = torch.arange(start, min(start + batch_size, self.count))
             images, labels = self._call(indices)
             if start == 0:
+                first = images
+            elif (images.shape[1:], images.dtype) != (first.shape[1:], first.dtype):
+                raise self.error(
+                    f"returned {tuple(images.shape[1:])} {images.dtype} from sample {start} on,"
+                    f" {tuple(first.shape[1:])} {first.dtype} before",
+                    allowed="images of one size and type",
+                )
+            if start == 0:
                 self._check_repeatable(indices, images)
             yield images, labels
 

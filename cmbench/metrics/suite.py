@@ -29,6 +29,11 @@ from cmbench.metrics.samples import SampleCollector, Samples
 from cmbench.metrics.scores import Scores, check_metric, needs
 from cmbench.metrics.values import MetricValue
 
+NO_CENSUS = (
+    "no census of real images (the reference is statistics alone): pixel guards are off, that is"
+    " the checks of colour, texture and shared images"
+)
+
 
 class MetricSuite:
     """Accumulates samples, then computes the metrics asked for.
@@ -42,6 +47,9 @@ class MetricSuite:
         data_std: standard deviation of the data, the unit of the flow-map metrics.
         class_counts: real images a class; labels that do not follow them are a warning.
         custom: metrics that plugins bring, by name.
+        census: of real images, for a reference that has none (imported statistics).
+        rule_of_bytes: what the key says of samples that come as bytes: "stored" where nobody said
+            by which rule they were made, and ``quantization`` by default.
 
     Raises:
         UserError: an unknown metric, one that the extractor or reference cannot serve, or a
@@ -59,10 +67,17 @@ class MetricSuite:
         data_std: float = 1.0,
         class_counts: Sequence[int] = (),
         custom: Mapping[str, CustomMetric] | None = None,
+        census: Census | None = None,
+        rule_of_bytes: str | None = None,
     ) -> None:
         self.metrics = tuple(dict.fromkeys(metrics))
         self.extractor, self.reference = extractor, reference
         self.quantization = quantization
+        self._rule_of_bytes = rule_of_bytes or quantization
+        self._floats = False
+        self.real_census = census
+        if reference is not None and reference.census is not None:
+            self.real_census = reference.census
         for metric in self.metrics:
             check_metric(metric, extractor, reference, custom)
         if extractor is not None and reference is not None:
@@ -106,6 +121,7 @@ class MetricSuite:
             self._labels.update(labels.tolist())
         features = None
         if self._extracts and self.extractor is not None:
+            self._floats = self._floats or images.is_floating_point()
             pixels = quantize(images, self.quantization) if images.is_floating_point() else images
             self._census.update(pixels)
             features = self.extractor(pixels)
@@ -116,6 +132,7 @@ class MetricSuite:
         self._collector.extend(other._collector)
         self._labels.update(other._labels)
         self._census.merge(other._census)
+        self._floats = self._floats or other._floats
         if self._flow is not None and other._flow is not None:
             self._flow.merge(other._flow)
 
@@ -123,8 +140,8 @@ class MetricSuite:
         """Return every metric by name, in the order asked for."""
         flow = self._flow.result() if self._flow is not None else None
         scores = Scores(
-            self._collector.samples(), self.extractor, self.reference, self.quantization, flow,
-            self._custom,
+            self._collector.samples(), self.extractor, self.reference,
+            self.quantization if self._floats else self._rule_of_bytes, flow, self._custom,
         )  # fmt: skip
         return {metric: scores.value(metric) for metric in self.metrics}
 
@@ -140,7 +157,9 @@ class MetricSuite:
         notes = list(reference.notes) if reference is not None else []
         notes += self.samples.warnings(reference)
         notes += class_warnings(self.class_counts, self._class_counts)
-        return notes + census_warnings(self.census, reference.census if reference else None)
+        if reference is not None and self.real_census is None and self._extracts:
+            notes.append(NO_CENSUS)
+        return notes + census_warnings(self.census, self.real_census)
 
     @property
     def census(self) -> Census:

@@ -1,0 +1,188 @@
+"""Guards that hold whatever the reference is: statistics alone, cached, or with a wrong count."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cmbench.data.digits import read_digits
+from cmbench.errors import UserError
+from cmbench.metrics.digits_cnn import DigitsExtractor
+from cmbench.metrics.evaluation import evaluate
+from cmbench.metrics.extractor import Features, PixelExtractor
+from cmbench.metrics.reference_cache import cached_reference, save_reference
+from cmbench.metrics.reference_import import import_reference
+from cmbench.metrics.sample_generators import GeneratorSamples
+from cmbench.metrics.sample_sources import ReadOptions, SampleSource
+from cmbench.metrics.suite import MetricSuite
+
+Cmbench = Callable[..., Any]
+
+
+def digits() -> np.ndarray[Any, Any]:
+    return read_digits()[0].astype(np.uint8)
+
+
+@pytest.fixture
+def statistics(tmp_path: Path) -> Path:
+    """Statistics of the digits without a census, as imported files are."""
+    reference = cached_reference(
+        lambda: [torch.from_numpy(digits())], DigitsExtractor(), source="digits-statistics",
+        source_sha256="0", quantization="any", folder=None,
+    )  # fmt: skip
+    path = tmp_path / "statistics.safetensors"
+    save_reference(replace(reference, census=None), path)
+    return path
+
+
+class TestStatisticsAlone:
+    def score(self, cmbench: Cmbench, images: Any, statistics: Path, *more: str) -> Any:
+        path = statistics.with_name("samples.npy")
+        np.save(path, images)
+        return cmbench(
+            "eval", str(path), "--reference", str(statistics), "--extractor", "digits-cnn",
+            "--metrics", "fd-digits", "--json", "-q", *more,
+        )  # fmt: skip
+
+    def test_unit_range_stored_as_bytes_speaks(self, cmbench: Cmbench, statistics: Path) -> None:
+        binary = (digits() > 127).astype(np.uint8)
+        for more in ((), ("-d", "digits")):
+            found = self.score(cmbench, binary, statistics, *more)
+            assert found.code == 0, found.err
+            assert "all pixels of the samples lie in 0 … 1" in found.err
+            assert ("no census of real images" in found.err) == (not more)
+
+    def test_range_taken_for_another_speaks(self, cmbench: Cmbench, statistics: Path) -> None:
+        found = self.score(cmbench, digits() // 2 + 128, statistics)
+        assert "no pixel of the samples is below 128" in found.err
+
+    def test_the_datasets_census_stands_in(
+        self, cmbench: Cmbench, statistics: Path, workspace: Any
+    ) -> None:
+        alone = self.score(cmbench, digits()[:50], statistics)
+        assert "equal a reference image" not in alone.err
+        for _ in range(2):
+            found = self.score(cmbench, digits()[:50], statistics, "-d", "digits")
+            assert "50 of 50 samples equal a reference image" in found.err
+            (kept,) = (workspace.cache / "census").glob("*.safetensors")
+        kept.write_bytes(b"damaged")
+        again = self.score(cmbench, digits()[:50], statistics, "-d", "digits")
+        assert "50 of 50 samples equal a reference image" in again.err
+
+    def test_the_datasets_size_is_required(self, cmbench: Cmbench, statistics: Path) -> None:
+        large = digits().repeat(2, 2).repeat(2, 3)
+        found = self.score(cmbench, large, statistics, "-d", "digits")
+        assert found.code == 2
+        assert "images of 1x16x16, the dataset's are 1x8x8" in found.err
+
+
+class TestQuantizationOfBytes:
+    def key(self, cmbench: Cmbench, images: Any, path: Path, *more: str) -> tuple[str, str]:
+        np.save(path, images)
+        found = cmbench("eval", str(path), "-d", "digits", "--metrics", "fd-digits,precision",
+                        "--json", "--no-record", "-q", *more)  # fmt: skip
+        assert found.code == 0, found.err
+        record = json.loads(found.out)
+        keys = {name: metric["key"] for name, metric in record["metrics"].items()}
+        assert keys["fd-digits"].split(":")[3] == keys["precision"].split(":")[3]
+        return record["sampling"]["quantize"], keys["fd-digits"].split(":")[3]
+
+    def test_the_key_claims_only_a_rule_that_was_applied_or_stated(
+        self, cmbench: Cmbench, tmp_path: Path
+    ) -> None:
+        path, images = tmp_path / "s.npy", digits()[:60]
+        assert self.key(cmbench, images, path) == ("stored", "stored")
+        stated = self.key(cmbench, images, path, "--quantize", "round")
+        assert stated == ("round", "round")
+        floats = images.astype(np.float32) / 255
+        assert self.key(cmbench, floats, path, "--range", "0,1") == ("round", "round")
+
+
+class Spatial(PixelExtractor):
+    """Pixels that double as spatial features where they are asked for."""
+
+    def __init__(self, spatial: bool) -> None:
+        super().__init__()
+        self.spatial = spatial
+
+    def __call__(self, images: Tensor) -> Features:
+        found = super().__call__(images)
+        return replace(found, spatial=found.pool) if self.spatial else found
+
+
+def test_a_cached_reference_without_spatial_features_is_no_hit_for_theirs(tmp_path: Path) -> None:
+    calls = []
+
+    def images() -> list[Tensor]:
+        calls.append(0)
+        return [torch.from_numpy(digits()[:30])]
+
+    def get(spatial: bool) -> Any:
+        return cached_reference(
+            images, Spatial(spatial), source="r", source_sha256="r", quantization="round",
+            folder=tmp_path,
+        )  # fmt: skip
+
+    assert get(False).spatial is None
+    assert get(True).spatial is not None
+    assert get(True).spatial is not None
+    assert get(False).notes == ()
+    assert len(calls) == 2
+
+
+class TestMidway:
+    """The second batch is another kind of image than the first."""
+
+    @pytest.mark.parametrize("change", [
+        lambda x: x.repeat(1, 1, 2, 2), lambda x: x.float() / 255,
+    ])  # fmt: skip
+    def test_a_change_is_refused(self, change: Callable[[Tensor], Tensor]) -> None:
+        images = torch.from_numpy(digits())
+
+        def generate(indices: Tensor, seed: int) -> Tensor:
+            found = images[indices]
+            return change(found) if indices[0] >= 10 else found
+
+        source = GeneratorSamples("g", generate, ReadOptions(channels=1, limit=20))
+        with pytest.raises(UserError, match=r"from sample 10 on.*before.*one size and type"):
+            list(source.batches(10))
+
+        class Other(SampleSource):
+            kind, count = "other", 20
+
+            def batches(self, batch_size: int) -> Iterator[tuple[Tensor, None]]:
+                yield images[:10], None
+                yield change(images[10:20]), None
+
+        with pytest.raises(UserError, match=r"sample 10 on.*one size and type"):
+            evaluate(Other("o", ReadOptions(channels=1)), [MetricSuite(())])
+
+
+class TestCount:
+    def write(self, path: Path, count: int, dim: int = 6) -> Path:
+        rows = np.random.RandomState(0).randn(count, dim)
+        np.savez(path, mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
+        return path
+
+    def test_one_that_the_covariance_contradicts_is_refused(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path / "a.npz", 50)
+        with pytest.raises(UserError, match=r"count 3, but sigma has rank 6.*a count above 6"):
+            import_reference(path, count=3)
+        full = import_reference(path, count=50)
+        assert full.frechet.distance(full.moments) < 1e-12
+
+    @pytest.mark.parametrize("dtype", [np.float64, np.float32])
+    def test_a_true_one_is_taken(self, tmp_path: Path, dtype: Any) -> None:
+        path = self.write(tmp_path / "a.npz", 20, 64)
+        with np.load(path) as arrays:
+            np.savez(path, **{name: arrays[name].astype(dtype) for name in arrays})
+        few = import_reference(path, count=20)
+        assert few.frechet.factor.shape[1] == 19
