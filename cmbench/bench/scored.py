@@ -280,9 +280,12 @@ def saved_reference(context: Context, given: str, extractor: Extractor) -> Refer
 
 
 def content_hash(source: SampleSource, batch_size: int) -> str:
-    """Return a hash of a source's pixels in order."""
-    digest = hashlib.sha256()
+    """Return a hash of a source's shape, type and pixels in order."""
+    digest, head = hashlib.sha256(), ""
     for images, _ in source.batches(batch_size):
+        if not head:
+            head = f"{tuple(images.shape[1:])}:{images.dtype};"
+            digest.update(head.encode())
         digest.update(images.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
 

@@ -4,7 +4,7 @@
 file                       holds                                              extractor
 ========================== ================================================== ==================
 EDM, pytorch-fid ``.npz``  mu, sigma                                          legacy-tensorflow
-clean-fid ``.npz``         mu, sigma; or feats (its KID file)                 mode in its name
+clean-fid ``.npz``         mu, sigma; or feats (its KID file)                 mode in its own name
 OpenAI ``VIRTUAL_*.npz``   mu, sigma, mu_s, sigma_s, arr_0 (10,000 images)    inception
 torch-fidelity ``.pt``     mu, sigma; or a matrix of features                 inception
 EDM2 ``.pkl``              {fid: {mu, sigma}, fd_dinov2: {mu, sigma}}         by its entry
@@ -30,6 +30,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cmbench.data.npy import npz_names, read_npz
 from cmbench.data.pickles import load_plain_pickle
 from cmbench.errors import UserError, unknown_name
 from cmbench.files import write_atomically
@@ -56,7 +57,11 @@ PUBLISHED = {
     "dinov2": (ANY, "edm2"),
 }
 _ALLOWED = "an EDM, clean-fid, OpenAI, torch-fidelity, EDM2 or cmbench reference file"
-_CLEAN_FID = re.compile(r"(clean|legacy_pytorch|legacy_tensorflow)")
+#: clean-fid's own names: {data}_{mode}_{split}_{resolution}.npz, and _kid.npz. A mode's name
+#: anywhere else says nothing: such files are taken for EDM's unless ``extractor`` says otherwise.
+_CLEAN_FID = re.compile(
+    r".+_(clean|legacy_pytorch|legacy_tensorflow)_[a-z0-9]+_(?:\d+|na)(?:_kid)?\.npz"
+)
 
 
 @dataclass(frozen=True)
@@ -185,21 +190,10 @@ def _read(path: Path, entry: str) -> Found:
     return readers[path.suffix](path, entry)
 
 
-def read_npz(path: Path) -> dict[str, Array]:
-    """Return the arrays of an ``.npz``, which is never unpickled."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
-        raise UserError(
-            str(path), f"cannot be read: {error}", allowed="a whole .npz of plain arrays",
-            remedy="fetch the file again",
-        ) from error  # fmt: skip
-
-
 def _read_npz(path: Path, entry: str) -> Found:
-    arrays = read_npz(path)
-    mode = _CLEAN_FID.search(path.name)
+    names = npz_names(path)
+    arrays = read_npz(path, ("mu", "sigma", "mu_s", "sigma_s", "feats"))
+    mode = _CLEAN_FID.fullmatch(path.name.lower())
     clean = f"inception-{mode.group(1).replace('_', '-')}" if mode else ""
     if {"mu_s", "sigma_s", "mu", "sigma"} <= arrays.keys():
         four = ("mu", "sigma", "mu_s", "sigma_s")
@@ -211,7 +205,7 @@ def _read_npz(path: Path, entry: str) -> Found:
         return Found("edm", "inception-legacy-tensorflow", values)
     if "feats" in arrays:
         return Found("clean-fid", clean or "inception-clean", {"features": arrays["feats"]})
-    raise _other(path, arrays)
+    raise _other(path, dict.fromkeys(names))
 
 
 def _read_torch(path: Path, entry: str) -> Found:

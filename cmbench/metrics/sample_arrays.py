@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cmbench.data.npy import npz_names, read_npz
 from cmbench.errors import UserError
-from cmbench.metrics.reference_import import read_npz
 from cmbench.metrics.sample_sources import RANGES, ReadOptions, SampleSource
 
 Array = npt.NDArray[Any]
@@ -35,12 +35,14 @@ class ArraySamples(SampleSource):
     def open(cls, path: Path, options: ReadOptions) -> Self:
         """Read the file's arrays, never unpickling."""
         if path.suffix.lower() == ".npz":
-            arrays = read_npz(path)
-            name = next((n for n in _IMAGES if n in arrays), None)
+            held_names = npz_names(path)
+            name = next((n for n in _IMAGES if n in held_names), None)
             if name is None:
-                held = ", ".join(sorted(arrays)) or "nothing"
+                held = ", ".join(sorted(held_names)) or "nothing"
                 raise cls._refuse(path, f"holds {held}", allowed=f"one of {', '.join(_IMAGES)}")
-            labels = next((arrays[n] for n in _LABELS if n in arrays), None)
+            labelled = next((n for n in _LABELS if n in held_names), None)
+            arrays = read_npz(path, {name, labelled or name})
+            labels = arrays[labelled] if labelled else None
             return cls(str(path), arrays[name], labels, options, "npz")
         try:
             images = np.load(path, mmap_mode="r", allow_pickle=False)

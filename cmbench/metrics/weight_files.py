@@ -130,9 +130,8 @@ def prepare_weights(name: str, source: Path | None = None, folder: Path | None =
     """
     file = weights_file(name)
     target = (folder or weights_folder()) / file.file_name
-    if target.is_file() and source is None:
-        _verify(file, target)
-        return target
+    if target.is_file() and source is None and (not file.sha256 or _is_whole(file, target)):
+        return target  # a damaged one is fetched again
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".prepare-") as temporary:
@@ -167,6 +166,10 @@ def _download(file: WeightsFile, target: Path) -> None:
             f"cannot download {file.url}: {error}",
             remedy=f"fetch it elsewhere and run `cmbench prepare {file.name} --from FILE`",
         ) from error
+
+
+def _is_whole(file: WeightsFile, path: Path) -> bool:
+    return file.verifies(sha256_file(path))
 
 
 def _verify(file: WeightsFile, path: Path) -> None:

@@ -160,6 +160,10 @@ def test_latents(tmp_path: Path) -> None:
     np.save(folder / "img00000001.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match=r"00001.npy' cannot be read"):
         prepare(spec, rule, dataclasses.replace(request, force=True), locations)
+    lie = b"{'descr': '<f4', 'fortran_order': False, 'shape': (100000000000000,), }".ljust(117)
+    (folder / "img00000001.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + lie + b"\n")
+    with pytest.raises(UserError, match=r"00001.npy' cannot be read .*claims an array of"):
+        prepare(spec, rule, dataclasses.replace(request, force=True), locations)
     assert left_behind(locations) == ["imagenet512"]
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmbench.bench.scored import content_hash
 from cmbench.data.digits import read_digits
 from cmbench.errors import UserError
 from cmbench.metrics.digits_cnn import DigitsExtractor
@@ -186,3 +187,20 @@ class TestCount:
             np.savez(path, **{name: arrays[name].astype(dtype) for name in arrays})
         few = import_reference(path, count=20)
         assert few.frechet.factor.shape[1] == 19
+
+
+def test_references_of_one_content_in_two_shapes_are_two() -> None:
+    class Blank(SampleSource):
+        kind, count = "blank", 6
+
+        def batches(self, batch_size: int) -> Iterator[tuple[Tensor, None]]:
+            for part in torch.zeros(6, *self.shape, dtype=torch.uint8).split(batch_size):
+                yield part, None
+
+    hashes = []
+    for shape, batch_size in (((3, 4, 8), 6), ((3, 8, 4), 6), ((3, 4, 8), 4)):
+        source = Blank("blank", ReadOptions())
+        source.shape = shape
+        hashes.append(content_hash(source, batch_size))
+    assert hashes[0] != hashes[1]
+    assert hashes[0] == hashes[2], "whatever the batches"

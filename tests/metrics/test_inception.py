@@ -253,6 +253,11 @@ class TestFiles:
         assert path.read_bytes() == content
         assert find_weights("inception") == path
         assert prepare_weights("inception") == path, "no download of what is there"
+        address = (tmp_path / "carried-over.bin").as_uri()
+        monkeypatch.setitem(weight_files.WEIGHTS, "inception", replace(known, url=address))
+        path.write_bytes(b"damaged")
+        assert prepare_weights("inception").read_bytes() == content, "a damaged file is replaced"
+        source.write_bytes(b"not what was published")
         path.write_bytes(b"damaged")
         with pytest.raises(UserError, match=f"allowed: {digest[:8]}"):
             prepare_weights("inception")

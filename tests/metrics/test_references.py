@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cmbench.metrics.reference_import import (
     with_reference_images,
 )
 from cmbench.metrics.reference_store import ReferenceStore, compare_references
+from cmbench.metrics.sample_open import open_samples
 from cmbench.metrics.suite import MetricSuite, check_reference
 
 DIM = 6
@@ -58,7 +60,7 @@ class TestFormats:
         assert reference.key.origin == "edm"
         assert reference.count is None
         assert reference.moments.divisor == "unknown"
-        assert import_reference(path, count=4).moments.rank_bound == 3
+        assert import_reference(path, count=40).count == 40
 
     @pytest.mark.parametrize("mode", ["clean", "legacy_tensorflow", "legacy_pytorch"])
     def test_clean_fid(self, tmp_path: Path, mode: str) -> None:
@@ -66,6 +68,13 @@ class TestFormats:
         reference = import_reference(path)
         assert reference.key.extractor == f"inception-{mode.replace('_', '-')}"
         assert reference.key.origin == "clean-fid"
+
+    @pytest.mark.parametrize("name", ["imagenet-64x64-clean", "clean_run", "my_clean_data"])
+    def test_the_word_clean_alone_is_no_mode(self, tmp_path: Path, name: str) -> None:
+        path = write_npz(tmp_path / f"{name}.npz", mu=MU, sigma=SIGMA)
+        assert import_reference(path).key.extractor == "inception-legacy-tensorflow"
+        chosen = import_reference(path, extractor="inception-clean")
+        assert chosen.key.extractor == "inception-clean"
 
     def test_clean_fid_features(self, tmp_path: Path) -> None:
         path = write_npz(tmp_path / "x_clean_custom_na_kid.npz", feats=ROWS.astype(np.float32))
@@ -170,6 +179,41 @@ class TestBadFiles:
             import_reference(good, extractor="vgg")
         with pytest.raises(UserError, match="count 1; allowed: at least 2"):
             import_reference(good, count=1)
+
+    def test_damaged_and_lying_archives(self, tmp_path: Path) -> None:
+        head = b"\x93NUMPY\x01\x00v\x00" + (
+            b"{'descr': '<f8', 'fortran_order': False, 'shape': (100000000000000,), }".ljust(117)
+            + b"\n"
+        )
+        for name, size in (("claims.npz", None), ("both.npz", 8 * 10**14)):
+            with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("mu.npy", head + bytes(80))
+                if size is not None:
+                    archive.getinfo("mu.npy").file_size = size
+        np.savez_compressed(tmp_path / "bits.npz", mu=MU, sigma=SIGMA)
+        content = bytearray((tmp_path / "bits.npz").read_bytes())
+        content[80:120] = bytes(40)
+        (tmp_path / "bits.npz").write_bytes(content)
+        (tmp_path / "other.npz").write_bytes(head)
+        for name in ("claims.npz", "both.npz", "bits.npz", "other.npz"):
+            for read in (import_reference, lambda path: open_samples(str(path))):
+                with pytest.raises(UserError) as caught:
+                    read(tmp_path / name)
+                assert name in str(caught.value)
+
+    def test_only_the_arrays_of_statistics_are_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write_npz(tmp_path / "a.npz", mu=MU, sigma=SIGMA, arr_0=np.zeros((9, 8, 8, 3)))
+        read, seen = np.lib.format.read_array, []
+
+        def watched(file: Any, **options: Any) -> Any:
+            seen.append(file.name)
+            return read(file, **options)
+
+        monkeypatch.setattr(np.lib.format, "read_array", watched)
+        import_reference(path)
+        assert sorted(seen) == ["mu.npy", "sigma.npy"]
 
     def test_nothing_is_executed(self, tmp_path: Path) -> None:
         class Payload:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from cmbench.data.layout import Layout
+from cmbench.data.npy import UNREADABLE, npy_from_bytes
 from cmbench.data.sources.base import EncodedSource, Index, Reader
 from cmbench.data.transforms import TRANSFORMS
 from cmbench.errors import UserError
@@ -163,8 +164,8 @@ class ImageDecoder:
         """Decode one ``.npy`` to ``[C, H, W]``."""
         shape, dtype = self.layout.data_shape, np.dtype(self.layout.dtype)
         try:
-            found: Array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+            found = npy_from_bytes(data)
+        except UNREADABLE as error:
             raise self._error(
                 name, f"cannot be read ({error})", "", "download the source again"
             ) from None
@@ -211,7 +212,7 @@ def peek(source: EncodedSource, index: Index) -> tuple[int, int, int]:
     try:
         data = reader.read(index.locators[0])
         if name.endswith(".npy"):
-            shape = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False).shape
+            shape = npy_from_bytes(data).shape
             if len(shape) == 3:
                 return (int(shape[0]), int(shape[1]), int(shape[2]))
             raise ValueError(f"an array of shape {shape}, not [C, H, W]")
