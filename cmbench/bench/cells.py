@@ -39,6 +39,7 @@ from cmbench.data.base import Dataset
 from cmbench.errors import InterruptedRunError
 from cmbench.files import write_atomically
 from cmbench.metrics.extractor import Extractor
+from cmbench.metrics.probe import placed
 from cmbench.metrics.reference import Floor, Reference
 from cmbench.metrics.scores import check_metric
 from cmbench.metrics.suite import MetricSuite
@@ -133,7 +134,10 @@ def open_reference(
     opened = context.references.get(spec.name)
     if opened is not None:
         return opened
-    extractor = load_extractor(context, spec.extractor, spec.metrics).to(context.device)
+    size = () if spec.latent else spec.data_shape
+    extractor = placed(
+        load_extractor(context, spec.extractor, spec.metrics), context.device, size
+    )
     reference = dataset_reference(context, dataset, extractor, spec.quantize)
     context.references[spec.name] = extractor, reference
     return context.references[spec.name]

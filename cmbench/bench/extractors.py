@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,13 @@ from cmbench.errors import PluginError, UserError
 from cmbench.metrics.custom import CustomMetric
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.scores import is_spatial
+
+#: Approximation -> the option of a factory that asks for it.
+_APPROXIMATIONS: dict[str, tuple[str, Any]] = {
+    "bfloat16": ("precision", "bfloat16"),
+    "channels-last": ("channels_last", True),
+    "compiled": ("compiled", True),
+}
 
 
 def load_extractor(
@@ -22,6 +29,7 @@ def load_extractor(
     *,
     library: bool = False,
     trust: bool = False,
+    approximations: Collection[str] = (),
 ) -> Extractor:
     """Return an extractor, with the options that it knows and that the metrics ask for.
 
@@ -32,9 +40,11 @@ def load_extractor(
         weights: the weights file; None looks in the usual places.
         library: run the library's own path where there is another.
         trust: run a TorchScript file whose hash is not the pinned one.
+        approximations: of :data:`cmbench.metrics.values.APPROXIMATIONS`.
 
     Raises:
         MissingError: no weights; the message says how to get them.
+        UserError: an approximation that the extractor does not offer.
         PluginError: the factory raised something that is no error of its user.
     """
     factory: Any = context.plugins.extractors.load(name)
@@ -46,6 +56,14 @@ def load_extractor(
         options["spatial"] = True
     if "trust" in known and trust:
         options["trust"] = True
+    for approximation in approximations:
+        option, value = _APPROXIMATIONS[approximation]
+        if option not in known:
+            raise UserError(
+                f"extractor {name!r}", f"has no {approximation} path", allowed="inception",
+                remedy="leave the option out",
+            )  # fmt: skip
+        options[option] = value
     try:
         extractor: Extractor = factory(weights, **options)
     except UserError:

@@ -29,6 +29,7 @@ from cmbench.metrics.census import Census
 from cmbench.metrics.evaluation import Evaluation, evaluate, plan_metrics
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.memorisation import Memorisation, memorisation
+from cmbench.metrics.probe import placed
 from cmbench.metrics.quantize import RULES, STORED
 from cmbench.metrics.reference import Reference
 from cmbench.metrics.reference_cache import (
@@ -74,12 +75,17 @@ def score(context: Context, request: ScoreRequest) -> Record:
     if rule not in RULES:
         raise unknown_name("--quantize", "quantization rule", rule, RULES)
     plan = plan_of(context, request, known)
+    size = known.data_shape if known is not None and not known.latent else ()
     extractors = {
-        name: load_extractor(
-            context, name, metrics, request.weights, library=request.library, trust=request.trust
-        ).to(context.device)
+        name: placed(
+            load_extractor(
+                context, name, metrics, request.weights, library=request.library,
+                trust=request.trust, approximations=request.approximations,
+            ),
+            context.device, size,
+        )
         for name, metrics in plan.items()
-    }
+    }  # fmt: skip
     read = replace(request.read, channels=channels_of(known, extractors))
     odd: list[str] = []
     dataset = dataset_of(context, request, spec)
@@ -107,7 +113,6 @@ def score(context: Context, request: ScoreRequest) -> Record:
         unseen = images_reference(context, request, request.held_out, first, rule, read, odd)
         require_features(suites[0].reference)
     began = time.perf_counter()
-    size = known.data_shape if known is not None and not known.latent else ()
     found = run(context, source, suites, request.batch_size, size)
     if found.stored and request.quantize is None:
         rule = STORED

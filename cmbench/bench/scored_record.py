@@ -48,6 +48,8 @@ class ScoreRequest:
     weights: Path | None = None
     library: bool = False
     trust: bool = False
+    #: Of :data:`cmbench.metrics.values.APPROXIMATIONS`: quicker, another key, never ranked.
+    approximations: tuple[str, ...] = ()
     label: str | None = None
     nfe: int = 0
     seed: int = 0

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 @click.option("--library", is_flag=True, help="Run the library's own network and resizer.")
 @click.option("--trust-weights", is_flag=True,
               help="Run a TorchScript file whose hash is not the pinned one.")
+@click.option("--bf16-extractor", is_flag=True,
+              help="Extract in bfloat16: quicker, another metric key, never ranked.")
+@click.option("--channels-last-extractor", is_flag=True,
+              help="Extract in that memory layout: another metric key, never ranked.")
+@click.option("--compile-extractor", is_flag=True,
+              help="Compile the extractor: another metric key, never ranked.")
 @click.option("--label", metavar="NAME", default=None, help="Name of the row.")
 @click.option("--nfe", type=click.IntRange(min=1), metavar="N", default=None,
               help="Network evaluations a sample took, for the row; of a run, those to spend.")
@@ -84,6 +90,15 @@ def eval_(samples: str, **options: Any) -> None:
             weights=options["weights"],
             library=options["library"],
             trust=options["trust_weights"],
+            approximations=tuple(
+                name
+                for name, option in (
+                    ("bfloat16", "bf16_extractor"),
+                    ("channels-last", "channels_last_extractor"),
+                    ("compiled", "compile_extractor"),
+                )
+                if options[option]
+            ),
             label=options["label"],
             nfe=options["nfe"] or 0,
             seed=options["seed"],

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from cmbench.leaderboard.bootstrap import pairwise_p
 from cmbench.leaderboard.ranking import ALPHA, Group, rank_group
 from cmbench.leaderboard.rows import REPORTED, Measurement, Row
+from cmbench.metrics.values import is_approximate
 
 Member = tuple[str, Measurement]
 
@@ -28,6 +29,8 @@ def best_values(rows: Iterable[Row]) -> set[tuple[str, str]]:
             continue
         reported = row.kind == REPORTED
         for name, measurement in row.measurements.items():
+            if is_approximate(measurement.key):
+                continue
             if reported or measurement.interval.seeds > 1:
                 key = (reported, name, measurement.key, *rank_group(row))
                 groups.setdefault(key, []).append((row.id, measurement))

@@ -10,6 +10,7 @@ from cmbench.errors import UserError
 from cmbench.leaderboard.bootstrap import Difference, compare_units, holm
 from cmbench.leaderboard.ranking import ALPHA, ONE_SEED
 from cmbench.leaderboard.rows import REPORTED, Row
+from cmbench.metrics.values import is_approximate
 
 Verdict = Literal["A is better", "B is better", "no difference shown", "not comparable"]
 
@@ -101,6 +102,8 @@ def _difference(a: Row, b: Row) -> tuple[Difference | None, str]:
         return None, "the rank metric was not computed"
     if x.key != y.key:
         return None, f"metric keys differ: {x.key} and {y.key}"
+    if is_approximate(x.key):
+        return None, "measured under an approximate extractor"
     if a.nfe is None:
         return None, "NFE not stated: equal cost cannot be assumed"
     if not (a.full_samples and b.full_samples):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cmbench.leaderboard.rows import REPORTED, Row
+from cmbench.metrics.values import is_approximate
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def sections(rows: Iterable[Row]) -> list[Section]:
     full: dict[str, list[Row]] = {}
     short: dict[str, list[Row]] = {}
     unranked: list[Row] = []
+    approximate: list[Row] = []
     reported: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         key = rank_key(row)
@@ -46,9 +48,20 @@ def sections(rows: Iterable[Row]) -> list[Section]:
             reported.setdefault(row.protocol, []).append(row)
         elif not key:
             unranked.append(row)
+        elif is_approximate(key):
+            approximate.append(row)
         else:
             (full if row.full_samples else short).setdefault(key, []).append(row)
     result = _ranked(full) + _short(short)
+    if approximate:
+        result.append(
+            Section(
+                "approximate", "Under an approximate extractor",
+                "The extractor ran in bfloat16, in another memory layout or compiled, so its "
+                "features are not quite the protocol's; never ranked.",
+                False, tuple(approximate), approximate[0].rank_metric,
+            )
+        )
     if unranked:
         result.append(
             Section(

@@ -35,6 +35,10 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("fd-cifar-cnn", "Fréchet distance on cifar-cnn", False, "features", _HEUSEL),
     MetricSpec("fd-pixels", "Fréchet distance on pixel values", False, "features", _HEUSEL),
     MetricSpec("is", "Inception score of the extractor's classifier", True, "logits", _SALIMANS),
+    MetricSpec(
+        "is-openai", "Inception score of OpenAI's evaluator (5,000 in order)", True, "logits",
+        _SALIMANS,
+    ),
     MetricSpec("precision", "Improved precision (k = 3)", True, "features", _KYNKAANNIEMI),
     MetricSpec("recall", "Improved recall (k = 3)", True, "features", _KYNKAANNIEMI),
     MetricSpec("density", "Density (k = 3)", True, "features", _NAEEM),

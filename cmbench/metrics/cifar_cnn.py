@@ -92,6 +92,7 @@ class CifarExtractor:
     name = "cifar-cnn"
     short_name = "cifar-cnn"
     preprocessing = "none"
+    image_shape = (3, 32, 32)
     feature_dim = FEATURE_DIM
 
     def __init__(self, location: Path | str | None = None) -> None:

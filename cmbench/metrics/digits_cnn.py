@@ -64,6 +64,7 @@ class DigitsExtractor:
     name = "digits-cnn"
     short_name = "digits"
     preprocessing = "none"
+    image_shape = (1, 8, 8)
     feature_dim = FEATURE_DIM
 
     def __init__(self, location: Path | str | None = None) -> None:

@@ -20,6 +20,7 @@ from cmbench.metrics.inception_fast import SPATIAL_CHANNELS, FastInception
 from cmbench.metrics.precision import exact_float32, row_blocks
 from cmbench.metrics.probe import check_probe, check_rounding, probe_images, relative_error
 from cmbench.metrics.quantize import to_float255
+from cmbench.metrics.values import APPROXIMATIONS
 from cmbench.metrics.weight_files import WEIGHTS, find_weights
 
 LAYERS = ("64", "192", "768", "2048")
@@ -38,7 +39,11 @@ class InceptionExtractor:
         spatial: also return the 2,023 spatial features of sFID.
         precision: "float32", or "bfloat16" (fast only): quicker, measurably different, and so a
             different metric key.
+        channels_last: run the fast network in that memory layout on a GPU, as on the CPU.
         compiled: run the fast network through ``torch.compile``.
+
+    The last three are part of ``preprocessing`` and so of every metric key; ``deviation`` is
+    measured on the probe batch at every start.
 
     Raises:
         MissingError: no weights; the message says how to get them.
@@ -54,12 +59,15 @@ class InceptionExtractor:
         spatial: bool = False,
         precision: Literal["float32", "bfloat16"] = "float32",
         compiled: bool = False,
+        channels_last: bool = False,
     ) -> None:
         if layer not in LAYERS:
             raise UserError("inception extractor", f"layer {layer!r}", allowed=", ".join(LAYERS))
-        if implementation == "library" and (precision != "float32" or compiled):
+        chosen = (precision != "float32", channels_last, compiled)
+        asked = [name for name, on in zip(APPROXIMATIONS, chosen, strict=True) if on]
+        if implementation == "library" and asked:
             raise UserError(
-                "inception extractor", f"{precision}, compiled={compiled} in the library's path",
+                "inception extractor", f"{', '.join(asked)} in the library's path",
                 allowed="float32, not compiled", remedy="use implementation='fast'",
             )  # fmt: skip
         path = find_weights("inception", location)
@@ -69,10 +77,10 @@ class InceptionExtractor:
         self.short_name = self.name if verified else f"{self.name}-unverified"
         if self.short_name == "inception":
             self.short_name = "fid"
-        self.preprocessing = "tf1-bilinear"
-        if precision != "float32":
-            self.preprocessing += f"+{precision}"
-        self.layer, self.implementation, self.spatial = layer, implementation, spatial
+        self.preprocessing = "+".join(["tf1-bilinear", *asked])
+        self.approximate, self._channels_last = bool(asked), channels_last
+        self.implementation = "+".join([implementation, *asked])
+        self.layer, self.spatial = layer, spatial
         self.feature_dim = int(layer)
         self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
         self.device = torch.device("cpu")
@@ -92,7 +100,8 @@ class InceptionExtractor:
         self.device = torch.device(device)
         self.library.to(self.device)
         if self.fast is not None:
-            layout = torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
+            last = self._channels_last or self.device.type == "cpu"
+            layout = torch.channels_last if last else torch.contiguous_format
             self.fast.to(self.device, self.dtype).to(memory_format=layout)
             self._run = torch.compile(self.fast) if self._compiled else self.fast
             self._probe()

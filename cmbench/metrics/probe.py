@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -43,14 +45,43 @@ def check_probe(who: str, error: float, *, remedy: str, tolerance: float = TOLER
         )  # fmt: skip
 
 
-def check_rounding(who: str, error: float) -> None:
-    """Refuse features that are further from float64's than float32 explains."""
+def check_rounding(who: str, error: float, than: str = "float64") -> None:
+    """Refuse features that are further from float64's (or the CPU's) than float32 explains."""
     if not error <= ROUNDING:
         raise UserError(
-            who, f"features differ from float64's by {error:.2g} relative",
+            who, f"features differ from {than}'s by {error:.2g} relative",
             allowed=f"at most {ROUNDING:.0e}, float32's own rounding",
             remedy="switch off TF32 and reduced precision (NVIDIA_TF32_OVERRIDE=0)",
         )  # fmt: skip
+
+
+def placed(
+    extractor: Extractor, device: torch.device | str, shape: Sequence[int] = ()
+) -> Extractor:
+    """Return ``extractor`` on ``device``, its features compared with the CPU's in float32.
+
+    Whatever lowers the precision there (TF32 forced on, a library's own choice) shows. Extractors
+    that are approximate by choice (``approximate``) are not compared.
+
+    Args:
+        extractor: on the CPU.
+        device: where it shall run; on the CPU there is nothing to compare.
+        shape: channels, height and width of the data, where the extractor names no ``image_shape``.
+
+    Raises:
+        UserError: features that differ by more than float32 explains.
+    """
+    device = torch.device(device)
+    if device.type == "cpu" or getattr(extractor, "approximate", False):
+        return extractor.to(device)
+    channels, height, width = tuple(getattr(extractor, "image_shape", shape)) or (3, 40, 40)
+    images = probe_images(3, max(height, width, 4))[:, :, :height, :width]
+    images = images[:, [channel % 3 for channel in range(channels)]]
+    expected = extractor(images).pool.cpu()
+    moved = extractor.to(device)
+    error = relative_error(moved(images).pool.cpu(), expected)
+    check_rounding(f"extractor {extractor.name!r} on {device}", error, "the CPU")
+    return moved
 
 
 def batch_dependence(extractor: Extractor, images: Tensor) -> float:

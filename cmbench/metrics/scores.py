@@ -28,6 +28,9 @@ from cmbench.seeds import derive_seed
 #: Version of the formulas: a change that moves a number raises it, and with it every key.
 VERSION = "v1"
 MAX_SPLITS = 10
+#: Samples a chunk of OpenAI's evaluator, which takes them in order.
+OPENAI_SPLIT = 5000
+SCORES = ("is", "is-openai")
 FLOW_MAP = ("flow-map-mean", "flow-map-max")
 MANIFOLD = ("precision", "recall", "density", "coverage")
 
@@ -72,7 +75,7 @@ def needs(metric: str, custom: Mapping[str, CustomMetric] | None = None) -> str:
         return custom[metric].spec.needs
     if metric in FLOW_MAP:
         return "flow map"
-    if metric == "is":
+    if metric in SCORES:
         return "logits"
     if is_spatial(metric):
         return "spatial"
@@ -146,8 +149,8 @@ class Scores:
             return self._of_plugin(self._custom[metric])
         if metric in FLOW_MAP:
             return self._flow_map(metric)
-        if metric == "is":
-            return self._inception_score()
+        if metric in SCORES:
+            return self._inception_score(metric)
         if metric in MANIFOLD:
             return self._manifold_share(metric)
         if metric in ("kid", "kd"):
@@ -199,17 +202,25 @@ class Scores:
             reference.distance(FeatureStatistics.from_features(second)),
         )
 
-    def _inception_score(self) -> MetricValue:
+    def _inception_score(self, metric: str) -> MetricValue:
         logits = self._rows(self.samples.logits)
-        splits = min(MAX_SPLITS, len(logits))
-        score = inception_score(logits, splits=splits)
+        if metric == "is-openai":
+            score = inception_score(logits, split_size=OPENAI_SPLIT, shuffle_seed=None)
+            splits, facts = score.splits, (f"split-size={OPENAI_SPLIT}", "shuffle=none")
+        else:
+            splits = min(MAX_SPLITS, len(logits))
+            score = inception_score(logits, splits=splits)
+            facts = (f"splits={splits}", "shuffle=2020")
         error = score.std / math.sqrt(splits)
         detail: dict[str, Json] = {"samples": len(logits), "splits": splits, "std": score.std}
-        if self.reference is not None and self.reference.score is not None:
-            detail["real"] = self.reference.score.mean
-        key = self._key("is", f"splits={splits}", "shuffle=2020", reference=False)
+        known = self.reference.score if self.reference is not None else None
+        if known is not None and metric == "is":
+            detail["real"] = known.mean
+        key = self._key(metric, *facts, reference=False)
+        if splits == 1:  # nothing varies between chunks
+            return MetricValue(metric, score.mean, True, key, None, None, detail)
         interval = normal_interval(score.mean, error)
-        return MetricValue("is", score.mean, True, key, error, interval, detail)
+        return MetricValue(metric, score.mean, True, key, error, interval, detail)
 
     @cached_property
     def _manifold(self) -> PrecisionRecall:

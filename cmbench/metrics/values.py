@@ -11,6 +11,8 @@ from typing import Any
 Z95 = 1.959963984540054
 
 Json = Any
+#: What an extractor may do more quickly and not quite the same; part of a key's preprocessing.
+APPROXIMATIONS = ("bfloat16", "channels-last", "compiled")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ def share_interval(share: float, count: int) -> tuple[float, float]:
     centre = (share + z2 / 2) / (1 + z2)
     half = Z95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count)) / (1 + z2)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def is_approximate(key: str) -> bool:
+    """Whether a metric key is that of an extractor with :data:`APPROXIMATIONS`."""
+    preprocessing = key.split(":")[2] if key.count(":") > 1 else ""
+    return any(part in APPROXIMATIONS for part in preprocessing.split("+")[1:])
 
 
 def metric_key(metric: str, extractor: str, weights_sha256: str, *facts: str) -> str:

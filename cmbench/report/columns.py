@@ -141,7 +141,9 @@ def _metric_columns(rows: Sequence[Row]) -> list[Column]:
     ]  # fmt: skip
 
 
-_TITLES = {"fid": "FID", "sfid": "sFID", "is": "IS", "kid": "KID", "kd": "KD"}
+_TITLES = {
+    "fid": "FID", "sfid": "sFID", "is": "IS", "is-openai": "IS (OpenAI)", "kid": "KID", "kd": "KD",
+}  # fmt: skip
 
 
 def metric_title(name: str) -> str:

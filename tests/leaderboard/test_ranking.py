@@ -152,3 +152,23 @@ def test_records_that_differ_in_anything_but_seeds_do_not_mix() -> None:
 def test_failed_and_skipped_cells_make_no_row() -> None:
     failed = record("alpha", status="failed", metrics={})
     assert rows([failed]) == []
+
+
+def test_an_approximate_extractor_is_never_ranked() -> None:
+    key = "fd:inception@0123abcd:tf1-bilinear{}:round:n-1:float64:ref=01234567:n=50:v1"
+
+    def made(method: str, suffix: str, values: list[float]) -> list[Record]:
+        return [
+            record(method, seed=s, metrics={"fd-digits": metric(v, key=key.format(suffix))})
+            for s, v in enumerate(values)
+        ]
+
+    records = made("quick", "+bfloat16", [1.0, 1.01, 1.02]) + made("other", "+bfloat16", [5.0, 5.1])
+    records += made("exact", "", [2.0, 2.01]) + made("worse", "", [9.0, 9.1])
+    found = ranks(records)
+    assert found["exact@1"].text == "1"
+    for method in ("quick@1", "other@1"):
+        assert found[method].text == "–"
+        assert found[method].reason == "Under an approximate extractor"
+    quick = next(row for row in rows(records) if row.method == "quick")
+    assert not any(identity == quick.id for identity, _ in best_values(rows(records)))

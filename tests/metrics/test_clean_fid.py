@@ -1,18 +1,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from PIL import Image
 from random_inception import write_random_torchscript
 
 from cmbench.errors import MissingError, UserError
 from cmbench.metrics.clean_fid import MODES, CleanFidExtractor
+from cmbench.metrics.evaluation import evaluate
+from cmbench.metrics.extractor import Features
 from cmbench.metrics.inception import InceptionExtractor
 from cmbench.metrics.probe import probe_images, relative_error
+from cmbench.metrics.reference_cache import cached_reference
 from cmbench.metrics.resizers import half_pixel_bilinear, pil_bicubic
+from cmbench.metrics.sample_open import open_samples
+from cmbench.metrics.suite import MetricSuite
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +111,66 @@ def test_without_the_fast_weights_the_library_runs(
         CleanFidExtractor("clean")
     with pytest.raises(UserError, match="unknown mode 'cleen'"):
         CleanFidExtractor("cleen")
+
+
+class Projected:
+    """A few mixtures of an extractor's features: covariances of few images have full rank."""
+
+    def __init__(self, inner: CleanFidExtractor, count: int) -> None:
+        self.inner, self.feature_dim = inner, count
+        self.name, self.short_name = inner.name, inner.short_name
+        self.weights_sha256, self.preprocessing = inner.weights_sha256, inner.preprocessing
+        generator = torch.Generator().manual_seed(0)
+        self.matrix = torch.randn(2048, count, generator=generator) / 2048**0.5
+
+    def __call__(self, images: torch.Tensor) -> Features:
+        return Features(self.inner(images).pool @ self.matrix)
+
+    def to(self, device: torch.device | str) -> Projected:
+        return self
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_fid_and_kid_of_folders_are_clean_fids(
+    inception_weights: Path, torchscript: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both pipelines from PNG files to distances, with one network's weights."""
+    from cleanfid import fid
+
+    extractor = CleanFidExtractor(
+        "clean", torchscript, fast_location=inception_weights, trust=True
+    )
+    small = Projected(extractor, 6)
+    random = np.random.RandomState(0)
+    for name, contrast in (("samples", 0.7), ("real", 1.0)):
+        (tmp_path / name).mkdir()
+        for number in range(16):
+            coarse = random.rand(4, 4, 3).repeat(8, 0).repeat(8, 1) * contrast
+            pixels = (coarse + 0.1 * random.randn(32, 32, 3)).clip(0, 1) * 255
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / name / f"{number:02}.png")
+
+    def network(batch: torch.Tensor) -> torch.Tensor:
+        return _resized(extractor, batch) @ small.matrix
+
+    # clean-fid calls sqrtm(disp=False), which scipy 1.18 has no more.
+    root = SimpleNamespace(sqrtm=lambda matrix, disp: (scipy.linalg.sqrtm(matrix), None))
+    monkeypatch.setattr(fid, "linalg", root)
+    monkeypatch.setattr(fid, "build_feature_extractor", lambda *args, **options: network)
+    common = {"mode": "clean", "num_workers": 0, "device": torch.device("cpu"), "verbose": False}
+    folders = str(tmp_path / "samples"), str(tmp_path / "real")
+    theirs = fid.compute_fid(*folders, **common), fid.compute_kid(*folders, **common)
+
+    real = open_samples(folders[1])
+    reference = cached_reference(
+        lambda: [images for images, _ in real.batches(5)], small, source="real",
+        source_sha256="real", quantization="round", folder=None,
+    )  # fmt: skip
+    names = ("fd-inception-clean-unverified", "kd")
+    suite = MetricSuite(names, extractor=small, reference=reference)
+    found = evaluate(open_samples(folders[0]), [suite], batch_size=7).metrics
+    assert found[names[0]].value == pytest.approx(theirs[0], rel=1e-4)
+    assert found["kd"].value == pytest.approx(theirs[1], rel=1e-3)
+    assert theirs[0] > 0.01
+    assert abs(theirs[1]) > 1e-3

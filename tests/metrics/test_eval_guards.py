@@ -13,17 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmbench.bench.scored import content_hash
+from cmbench.bench.cells import require_metrics
+from cmbench.bench.scored import content_hash, score
+from cmbench.bench.scored_record import ScoreRequest
 from cmbench.data.digits import read_digits
 from cmbench.errors import UserError
 from cmbench.metrics.digits_cnn import DigitsExtractor
 from cmbench.metrics.evaluation import evaluate
 from cmbench.metrics.extractor import Features, PixelExtractor
+from cmbench.metrics.probe import placed
 from cmbench.metrics.reference_cache import cached_reference, save_reference
 from cmbench.metrics.reference_import import import_reference
 from cmbench.metrics.sample_generators import GeneratorSamples
 from cmbench.metrics.sample_sources import ReadOptions, SampleSource
 from cmbench.metrics.suite import MetricSuite
+from cmbench.metrics.values import is_approximate
 
 Cmbench = Callable[..., Any]
 
@@ -204,3 +208,82 @@ def test_references_of_one_content_in_two_shapes_are_two() -> None:
         hashes.append(content_hash(source, batch_size))
     assert hashes[0] != hashes[1]
     assert hashes[0] == hashes[2], "whatever the batches"
+
+
+class Coarse(DigitsExtractor):
+    """Digits features that lose what TF32 loses, anywhere but on the CPU."""
+
+    bits = 0x1FFF
+
+    def to(self, device: Any) -> Coarse:
+        if torch.device(device).type != "cpu":
+            for parameter in self.network.parameters():
+                parameter.data = (parameter.data.view(torch.int32) & ~self.bits).view(torch.float32)
+        return self
+
+
+class TestPrecisionOfADevice:
+    def test_any_extractor_is_compared_with_the_cpu(self) -> None:
+        with pytest.raises(UserError, match=r"'digits-cnn' on meta.* differ from the CPU's by"):
+            placed(Coarse(), "meta")
+        assert placed(Coarse(), "cpu").name == "digits-cnn"
+        exact = Coarse()
+        exact.bits = 0
+        assert placed(exact, "meta", (3, 9, 9)) is exact, "its own image shape comes first"
+
+    def test_one_that_is_approximate_by_choice_is_not(self) -> None:
+        extractor = Coarse()
+        extractor.approximate = True
+        assert placed(extractor, "meta") is extractor
+
+    @pytest.mark.parametrize("shape", [(2, 1, 1), (1, 28, 28), ()])
+    def test_data_of_any_shape(self, shape: tuple[int, ...]) -> None:
+        assert placed(PixelExtractor(), "meta", shape).feature_dim > 0
+
+    def test_evaluations_and_sweeps_do_it(
+        self, context: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        registry = context.plugins.extractors
+        monkeypatch.setattr(registry, "load", lambda name: lambda location: Coarse())
+        context.device = torch.device("meta")
+        with pytest.raises(UserError, match="differ from the CPU's"):
+            require_metrics(context, "digits")
+        np.save(tmp_path / "s.npy", digits()[:20])
+        with pytest.raises(UserError, match="differ from the CPU's"):
+            score(context, ScoreRequest(str(tmp_path / "s.npy"), dataset="digits"))
+
+
+class TestApproximateExtractor:
+    def test_its_key_and_deviation_are_recorded(
+        self, cmbench: Cmbench, tmp_path: Path, inception_weights: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(torch, "compile", lambda network: network)
+        images = np.random.RandomState(0).randint(0, 256, (4, 9, 9, 3)).astype(np.uint8)
+        np.save(tmp_path / "a.npy", images)
+        np.save(tmp_path / "b.npy", images[::-1] // 2)
+        found = cmbench(
+            "eval", str(tmp_path / "a.npy"), "--reference", str(tmp_path / "b.npy"), "--weights",
+            str(inception_weights), "--no-record", "--json", "-q", "--metrics", "kd",
+            "--extractor", "inception", "--bf16-extractor", "--channels-last-extractor",
+            "--compile-extractor",
+        )  # fmt: skip
+        assert found.code == 0, found.err
+        metric = json.loads(found.out)["metrics"]["kd"]
+        assert is_approximate(metric["key"])
+        assert ":tf1-bilinear+bfloat16+channels-last+compiled:" in metric["key"]
+        wanted = "fast+bfloat16+channels-last+compiled"
+        assert metric["detail"]["extractor_implementation"] == wanted
+        assert 1e-5 < metric["detail"]["extractor_deviation"] < 0.1
+
+    def test_others_refuse_it(self, cmbench: Cmbench, tmp_path: Path) -> None:
+        np.save(tmp_path / "s.npy", digits()[:20])
+        found = cmbench("eval", str(tmp_path / "s.npy"), "-d", "digits", "--bf16-extractor", "-q")
+        assert found.code == 2
+        assert "extractor 'digits-cnn': has no bfloat16 path" in found.err
+
+    def test_only_preprocessing_says_so(self) -> None:
+        assert is_approximate("fd:inception@0123abcd:tf1-bilinear+compiled:round:n-1")
+        assert not is_approximate("fd:inception@0123abcd:tf1-bilinear:round:n-1")
+        assert not is_approximate("fd:mine+compiled@0123abcd:none:round")
+        assert not is_approximate("flow-map-mean:n=5:v1")

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from cmbench.errors import NonFiniteError, UserError
+from cmbench.metrics.digits_cnn import DigitsExtractor
 from cmbench.metrics.inception_score import inception_score
+from cmbench.metrics.suite import MetricSuite
 
 
 def test_equals_torch_fidelity() -> None:
@@ -35,3 +37,30 @@ def test_bad_input_is_named() -> None:
         inception_score(torch.zeros(5, 3))
     with pytest.raises(NonFiniteError, match="logits"):
         inception_score(torch.full((20, 3), torch.nan))
+
+
+def test_openais_evaluator() -> None:
+    """Chunks of a fixed size in the order of the samples; the last is what is left."""
+    logits = torch.randn(23, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    scores = []
+    for chunk in logits.softmax(1).split(5):
+        divergence = (chunk * (chunk.log() - chunk.mean(0).log())).sum(1)
+        scores.append(float(divergence.mean().exp()))
+    found = inception_score(logits, split_size=5, shuffle_seed=None)
+    assert found.splits == len(scores) == 5
+    assert found.mean == pytest.approx(sum(scores) / 5, rel=1e-12)
+
+
+def test_openais_metric_has_a_key_of_its_own() -> None:
+    images = torch.randint(0, 256, (30, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    suite = MetricSuite(("is", "is-openai"), extractor=DigitsExtractor())
+    suite.update(images.to(torch.uint8))
+    found = suite.finalize()
+    logits = suite.samples.logits
+    assert logits is not None
+    whole = inception_score(logits, splits=1)
+    assert found["is-openai"].value == pytest.approx(whole.mean, rel=1e-12)
+    assert found["is-openai"].standard_error is None, "one chunk says nothing of its spread"
+    assert ":split-size=5000:shuffle=none:" in found["is-openai"].key
+    assert ":splits=10:shuffle=2020:" in found["is"].key
+    assert found["is"].standard_error is not None
