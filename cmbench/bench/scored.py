@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,16 +76,7 @@ def score(context: Context, request: ScoreRequest) -> Record:
         raise unknown_name("--quantize", "quantization rule", rule, RULES)
     plan = plan_of(context, request, known)
     size = known.data_shape if known is not None and not known.latent else ()
-    extractors = {
-        name: placed(
-            load_extractor(
-                context, name, metrics, request.weights, library=request.library,
-                trust=request.trust, approximations=request.approximations,
-            ),
-            context.device, size,
-        )
-        for name, metrics in plan.items()
-    }  # fmt: skip
+    extractors = open_extractors(context, request, plan, size)
     read = replace(request.read, channels=channels_of(known, extractors))
     odd: list[str] = []
     dataset = dataset_of(context, request, spec)
@@ -121,6 +112,25 @@ def score(context: Context, request: ScoreRequest) -> Record:
     notes = tuple(f"reference: {note}" for note in dict.fromkeys(odd))
     scored = Scored(spec, dataset, source, suites, found, rule, seconds, notes, copied)
     return record_of(context, request, scored)
+
+
+def open_extractors(
+    context: Context,
+    request: ScoreRequest,
+    plan: Mapping[str, Sequence[str]],
+    size: Sequence[int],
+) -> dict[str, Extractor]:
+    """Return the extractors of a plan on the context's device, for images of ``size``."""
+    return {
+        name: placed(
+            load_extractor(
+                context, name, metrics, request.weights, library=request.library,
+                trust=request.trust, approximations=request.approximations,
+            ),
+            context.device, size,
+        )
+        for name, metrics in plan.items()
+    }  # fmt: skip
 
 
 def require_features(reference: Reference | None) -> Tensor:
