@@ -12,6 +12,12 @@ from cmbench.cli.main import workspace_option
 if TYPE_CHECKING:
     from cmbench.bench.record import Record
 
+_APPROXIMATIONS = {
+    "bfloat16": "bf16_extractor",
+    "channels-last": "channels_last_extractor",
+    "compiled": "compile_extractor",
+}
+
 
 @click.command("eval")
 @click.argument("samples")
@@ -90,15 +96,7 @@ def eval_(samples: str, **options: Any) -> None:
             weights=options["weights"],
             library=options["library"],
             trust=options["trust_weights"],
-            approximations=tuple(
-                name
-                for name, option in (
-                    ("bfloat16", "bf16_extractor"),
-                    ("channels-last", "channels_last_extractor"),
-                    ("compiled", "compile_extractor"),
-                )
-                if options[option]
-            ),
+            approximations=tuple(n for n, option in _APPROXIMATIONS.items() if options[option]),
             label=options["label"],
             nfe=options["nfe"] or 0,
             seed=options["seed"],
