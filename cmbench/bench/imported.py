@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -93,6 +93,14 @@ class ImportedModel:
                 f"{data.num_classes}",
                 allowed="the same classes, or an unconditional checkpoint",
                 remedy="choose another dataset or checkpoint",
+            )
+        if self.facts.num_classes and data.class_order:
+            raise UserError(
+                f"imported checkpoint {self.name}",
+                f"knows classes in sorted order, dataset {data.name!r} numbers them as "
+                f"{data.class_order} does",
+                allowed="classes in the same order, or an unconditional checkpoint",
+                remedy="choose another dataset of these images",
             )
 
     def require_meaning(self, who: str, allowed: Mapping[str, str]) -> Preconditioning:
@@ -208,6 +216,25 @@ def open_imported(workspace: Workspace, text: str) -> ImportedModel:
             allowed=wanted, remedy="import the original file under another name",
         )  # fmt: skip
     return ImportedModel(path.stem, path, sha256, facts)
+
+
+def require_students_reading(context: Context, config: BaseModel) -> None:
+    """Raise ``UserError`` if a student would read its imported teacher's weights as another model.
+
+    A method says how its networks are read by an option ``parameterization``, if it has the choice.
+    """
+    named, reading = getattr(config, "teacher", None), getattr(config, "parameterization", None)
+    if reading is None or not (isinstance(named, str) and named.startswith(PREFIX)):
+        return
+    model = open_imported(context.workspace, named)
+    meaning = model.facts.preconditioning
+    choices = get_args(type(config).model_fields["parameterization"].annotation)
+    if meaning in choices and reading != meaning:
+        raise UserError(
+            f"teacher {model.title}", f"its parameterization is {meaning!r}",
+            allowed=f"{reading!r} for this student",
+            remedy=f"add -o parameterization={meaning}, or name another teacher",
+        )  # fmt: skip
 
 
 def with_imported_teacher(

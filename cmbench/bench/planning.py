@@ -15,6 +15,7 @@ from cmbench.bench.imported import (
     PREFIX,
     ImportedModel,
     open_imported,
+    require_students_reading,
     with_imported_teacher,
 )
 from cmbench.bench.recipes import (
@@ -159,6 +160,7 @@ def plan_run(
     table = merge(recipe_table(spec, dataset, recipe), extra)
     table = with_imported_teacher(context, table, extra, data)
     config = validate(method_class.Config, table, f"recipe {method}/{dataset}.{recipe}")
+    require_students_reading(context, config)
     config = _with_network_options(context, config)
     if round(config.duration_kimg * 1000) < 1:
         raise UserError(

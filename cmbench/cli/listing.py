@@ -43,7 +43,23 @@ def rows_of(kind: str, manager: PluginManager) -> list[dict[str, Any]]:
     for name, spec in registry.specs.items():
         row = {k: _plain(v) for k, v in spec._asdict().items()}
         rows.append({**row, "plugin": registry.owners[name].distribution})
+    if kind == "datasets":
+        rows += _own_datasets(registry.specs)
     return rows
+
+
+def _own_datasets(registered: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of datasets that were prepared here from images of the user's own."""
+    from cmbench.data.locations import DataLocations
+
+    locations = DataLocations()
+    prepared = {path.parent.name for path in locations.data_dir.glob("*/manifest.json")}
+    if prepared <= set(registered):
+        return []  # and need not import what reads manifests
+    from cmbench.data.custom import prepared_here
+
+    specs = prepared_here(registered, locations)
+    return [{**{k: _plain(v) for k, v in s._asdict().items()}, "plugin": ""} for s in specs]
 
 
 def _plain(value: Any) -> Any:

@@ -17,12 +17,17 @@ from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 @click.command()
 @workspace_option
 def status(workspace: str | None) -> int:
-    """Show runs and records of the workspace; exit 1 if a record failed or cannot be read."""
+    """Show runs, imported checkpoints and records of the workspace.
+
+    Exits 1 if a record failed or cannot be read.
+    """
     place = Workspace.existing(workspace)
     click.echo(f"workspace {place.root}")
     for folder in sorted((place.root / "runs").glob("*/*")):
         if folder.is_dir():
             click.echo(f"run  {folder.parent.name}/{folder.name}  {run_state(folder)}")
+    for path in sorted(place.imported.glob("*.json")):
+        click.echo(f"imported  {path.stem}  {imported_state(path)}")
     trouble = 0
     for dataset in sorted(place.all_records.glob("*")):
         counts: Counter[str] = Counter()
@@ -38,6 +43,17 @@ def status(workspace: str | None) -> int:
         summary = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
         click.echo(f"records  {dataset.name}  {summary}")
     return EXIT_CELLS_FAILED if trouble else EXIT_OK
+
+
+def imported_state(manifest: Path) -> str:
+    """Say what an imported checkpoint is."""
+    try:
+        facts = json.loads(manifest.read_text(encoding="utf-8"))["meta"]["imported"]
+        size = "x".join(map(str, facts["data_shape"]))
+        classes = f"{facts['num_classes'] or 'no'} classes"
+        return f"{facts['network']['name']}, {size}, {classes}, from {facts['source']['name']}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return "its manifest cannot be read: import the original file again, with --force"
 
 
 def run_state(folder: Path) -> str:

@@ -123,7 +123,7 @@ BUILTIN_DATASETS: tuple[DatasetSpec, ...] = (
         "-small",
         "the official 64x64 downsampled batches",
         "P. Chrabaszcz et al. 2017, arXiv:1707.08819, https://image-net.org/download-images",
-    ),
+    )._replace(class_order="map_clsloc.txt"),
     _paper("lsun-bedroom256", "LSUN bedroom, 256x256", 256, 0, *_LSUN),
     _paper("lsun-cat256", "LSUN cat, 256x256", 256, 0, *_LSUN),
     _paper(

@@ -88,6 +88,23 @@ def resolve_dataset(
     raise unknown_name(who, "dataset", name, [*registered, *prepared])
 
 
+def prepared_here(
+    registered: Mapping[str, DatasetSpec], locations: DataLocations
+) -> list[DatasetSpec]:
+    """Return the specs of datasets that were prepared here and that nobody registered.
+
+    One whose manifest is damaged is left out: whoever names it is told.
+    """
+    found = []
+    for path in sorted(locations.data_dir.glob(f"*/{MANIFEST}")):
+        if path.parent.name not in registered:
+            try:
+                found.append(_from_manifest(read_manifest(path.parent)))
+            except UserError:
+                continue
+    return found
+
+
 def custom_target(
     name: str, source: Path, transform: str, resolution: int | None, split: str
 ) -> tuple[DatasetSpec, Rule]:

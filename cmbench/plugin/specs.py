@@ -45,7 +45,9 @@ class DatasetSpec(NamedTuple):
     protocol's metrics, the first being the one that leaderboards rank by. ``num_samples`` is the
     protocol's sample count for one cell, ``nfe`` the default sweep. ``latent`` says that the data
     are an autoencoder's latents: unbounded, decoded before they are measured, and compared with
-    imported statistics of the original pictures.
+    imported statistics of the original pictures. ``class_order`` names the numbering of the classes
+    where it is not the usual one, the sorted order of their names or folders: networks from
+    elsewhere would be asked for other classes than theirs.
     """
 
     name: str
@@ -63,6 +65,7 @@ class DatasetSpec(NamedTuple):
     source: str = ""
     embedded: bool = False
     latent: bool = False
+    class_order: str = ""
 
 
 class NetworkSpec(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import cmbench.data.custom as custom
 from cmbench.bench.context import Context
 from cmbench.bench.planning import plan_run
 from cmbench.bench.sweep import SweepRequest, plan_sweep
+from cmbench.data.locations import DataLocations
 from cmbench.errors import EXIT_MISSING, EXIT_USAGE, MissingError, UserError
 
 Command = Callable[..., Any]
@@ -144,3 +146,18 @@ def test_an_unknown_dataset_names_those_that_are_prepared(
     assert context.dataset("photos").class_counts == (20, 20, 20)
     with pytest.raises(MissingError):
         context.dataset_spec("folder:/nowhere")
+
+
+def test_listed_with_the_built_in_ones(cmbench: Command, images: Path, tmp_path: Path) -> None:
+    before = cmbench("list", "datasets").out
+    assert cmbench("prepare", f"folder:{images}", "--name", "photos").code == 0
+    rows = {row["name"]: row for row in json.loads(cmbench("list", "datasets", "--json").out)}
+    assert (rows["photos"]["data_shape"], rows["photos"]["num_classes"]) == ([3, 8, 8], 3)
+    assert rows["photos"]["plugin"] == ""
+    assert "cifar10" in rows
+    after = cmbench("list", "datasets").out
+    assert [line.split()[0] for line in after.splitlines()][-1] == "photos"
+    assert len(after.splitlines()) == len(before.splitlines()) + 1
+    manifest = DataLocations().folder("photos") / "manifest.json"
+    manifest.write_text("{")
+    assert "photos" not in cmbench("list", "datasets").out

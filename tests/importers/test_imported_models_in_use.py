@@ -259,6 +259,47 @@ def test_what_cannot_be_used_is_one_line(
         sample()
 
 
+def test_classes_in_another_order_are_refused(
+    patches: Context, tmp_path: Path, recipe: str
+) -> None:
+    specs = patches.plugins.datasets.specs
+    assert specs["imagenet64-small"].class_order == "map_clsloc.txt"
+    bring(patches, tmp_path)
+    bring(patches, tmp_path, "u", "edm-ddpmpp-uncond")
+    specs["patches"] = PATCHES._replace(class_order="map_clsloc.txt")
+    message = r"m: knows classes in sorted order, dataset 'patches' numbers them as map_clsloc.txt"
+    with pytest.raises(UserError, match=message):
+        plan_imported_run(patches, "m", None, "patches", None, 0)
+    with pytest.raises(UserError, match=message):
+        plan_run(patches, "cd", "patches", recipe, 0)
+    assert plan_imported_run(patches, "u", None, "patches", None, 0).config.conditional is False
+
+
+@pytest.mark.parametrize("method", ["sct", "pd"])
+def test_a_student_that_reads_the_weights_otherwise_is_refused_at_planning(
+    patches: Context, tmp_path: Path, recipe: str, method: str
+) -> None:
+    bring(patches, tmp_path)
+    with pytest.raises(UserError, match=(
+        r"teacher import:m@\w+: its parameterization is 'edm'; allowed: 'trigflow' for this "
+        r"student; add -o parameterization=edm"
+    )):
+        plan_run(patches, method, "patches", recipe, 0, ("parameterization=trigflow",))
+    plan = plan_run(patches, method, "patches", recipe, 0, ("parameterization=edm",))
+    assert getattr(plan.config, "parameterization", "") == "edm"
+
+
+def test_status_names_it(
+    cmbench: Callable[..., Any], patches: Context, tmp_path: Path
+) -> None:
+    bring(patches, tmp_path)
+    (patches.workspace.imported / "odd.json").write_text("{")
+    done = cmbench("status", "--workspace", str(patches.workspace.root))
+    assert done.code == 0, done.err
+    assert "imported  m  ddpmpp, 3x16x16, 10 classes, from m.pkl\n" in done.out
+    assert "imported  odd  its manifest cannot be read" in done.out
+
+
 def test_another_architecture_is_refused_before_training(
     patches: Context, tmp_path: Path, recipe: str
 ) -> None:
