@@ -42,7 +42,8 @@ def main() -> None:
             seeds = max(seeds, record.training.seed + 1)
     rows = sorted(found.items(), key=lambda item: cell(item[1][1]).rjust(12))
     lines = [BEGIN, "## Measured on `digits`", "",
-             f"fd-digits (lower is better), class-conditional, {int(seeds)} training seed(s), from "
+             f"fd-digits (lower is better), class-conditional, {int(seeds)} training seed(s) "
+             "(± their standard deviation), from "
              "[leaderboards/digits](leaderboards/digits); two disjoint halves of the real images "
              f"score {floor:.2f}. Written by `docs/update_readme.py`; the page is "
              "[reports/digits.html](reports/digits.html).", "",
