@@ -22,15 +22,14 @@ _GRAPHS = 64
 
 
 def place(module: nn.Module, device: torch.device, *, channels_last: bool = False) -> nn.Module:
-    """Move a module to ``device``, its convolutions' weights to the channels-last layout if asked.
+    """Move a module to ``device``, its convolutions' weights to channels-last or back from it.
 
     Tensor cores work on channels-last images; with weights in the same layout nothing is
     transposed between layers.
     """
-    if channels_last:
-        # torch's overloads know no memory_format beside a device
-        return module.to(device).to(memory_format=torch.channels_last)
-    return module.to(device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    # torch's overloads know no memory_format beside a device
+    return module.to(device).to(memory_format=layout)
 
 
 def memory_layout(module: nn.Module) -> torch.memory_format:
