@@ -233,21 +233,44 @@ class World:
         return value
 
     def flat_gradients(self, parameters: Iterable[nn.Parameter]) -> Tensor | None:
-        """Return all gradients in one message for :meth:`sum_gradients`; None in one process."""
-        if self.size == 1:
+        """Return all gradients in one message for :meth:`sum_gradients`; None in one process.
+
+        A parameter that this process's shards did not use sends zeros. Behind the gradients stands,
+        for each parameter, in how many processes it has one.
+        """
+        parameters = list(parameters)
+        if self.size == 1 or not parameters:
             return None
-        return torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
+        here = parameters[0].new_ones(len(parameters))
+        for index, parameter in enumerate(parameters):
+            if parameter.grad is None:
+                here[index] = 0.0
+        return torch.cat([
+            *((torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters),
+            here,
+        ])
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter], flat: Tensor | None) -> None:
-        """Sum gradients over all processes, in one flat message."""
+        """Sum gradients over all processes, in one flat message.
+
+        As in one process, a parameter that no shard used has no gradient afterwards.
+        """
         if flat is None:
             return
+        parameters = list(parameters)
         with self._contact():
             dist.all_reduce(flat)
+        # The host waits for the device only where this process lacks a gradient.
+        lacks = any(p.grad is None for p in parameters)
+        counts = flat[-len(parameters):].tolist() if lacks else [1.0] * len(parameters)
         offset = 0
-        for gradient in [p.grad for p in parameters if p.grad is not None]:
-            gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
-            offset += gradient.numel()
+        for parameter, count in zip(parameters, counts, strict=True):
+            summed = flat[offset : offset + parameter.numel()].view_as(parameter)
+            offset += parameter.numel()
+            if parameter.grad is not None:
+                parameter.grad.copy_(summed)
+            elif count:
+                parameter.grad = torch.empty_like(parameter).copy_(summed)
 
 
 @contextmanager

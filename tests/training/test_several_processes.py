@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from test_fit import BATCH, Feed, Given, Net, phase
+from torch import nn
 
 from cmbench.errors import BusyError, NonFiniteError, UserError
 from cmbench.plugin.config import OptimizerConfig
@@ -60,6 +61,16 @@ def busy() -> None:
     raise BusyError("run x", "another process is training it", remedy="wait")
 
 
+def uneven_gradients(world: World) -> list[float | None]:
+    """Sum gradients of three parameters: used by the first process, by both, by none."""
+    used = [[1.0, 10.0, None], [None, 20.0, None]][world.rank]
+    parameters = [nn.Parameter(torch.zeros(())) for _ in used]
+    for parameter, gradient in zip(parameters, used, strict=True):
+        parameter.grad = None if gradient is None else torch.tensor(gradient)
+    world.sum_gradients(parameters, world.flat_gradients(parameters))
+    return [None if p.grad is None else float(p.grad) for p in parameters]
+
+
 def scenarios(world: World) -> dict[str, Any]:
     feed = Feed()
     state, _ = trained(world, feed)
@@ -78,6 +89,7 @@ def scenarios(world: World) -> dict[str, Any]:
             call()
         except UserError as error:
             found[name] = type(error).__name__, str(error)
+    found["uneven"] = uneven_gradients(world)
     found["led"] = world.lead(lambda: {"answer": 42})
     found["flags"] = world.agree(world.rank == 1, False)
     return found
@@ -140,6 +152,12 @@ def test_a_stop_of_one_process_stops_both_and_one_process_resumes(
         float(straight.modules["model"].weight.detach()), abs=1e-6
     )
     assert state.network_evaluations == straight.network_evaluations
+
+
+def test_a_parameter_that_one_process_did_not_use_gets_the_others_gradient(
+    two: list[dict[str, Any]],
+) -> None:
+    assert two[0]["uneven"] == two[1]["uneven"] == [1.0, 30.0, None]
 
 
 def test_nan_in_one_process_stops_both_with_the_same_line(two: list[dict[str, Any]]) -> None:
