@@ -337,10 +337,11 @@ def shard_size(context: Context, plan: RunPlan, latest: Checkpoint | None) -> in
     world, batch_size, wanted = context.world, plan.config.batch_size, plan.config.microbatch_size
     world.lead(lambda: list(world.shards(batch_size, wanted)))
     before = latest.meta.get("split") if latest is not None else None
-    if before is None or before["processes"] == world.size:
-        return wanted
-    shard, share = int(before["shard"]), batch_size // world.size
+    share = batch_size // world.size
+    shard = int(before["shard"]) if before is not None else min(wanted or share, share)
     kept = share % shard == 0
+    if before is None or before["processes"] == world.size:
+        return shard if kept else wanted  # perhaps those of an earlier number of processes
     consequence = (
         f"still in shards of {shard} images: same randomness, same result to rounding"
         if kept

@@ -69,7 +69,7 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
         fused = bool(optimizer.defaults.get("fused"))
         device = parameter.device if name != "step" or fused else torch.device("cpu")
         restored = tensor.to(device)
-        if restored.shape == parameter.shape:
+        if name != "step" and restored.shape == parameter.shape:
             # Moments keep their parameter's layout: fused and multi-tensor kernels ask for it.
             restored = torch.empty_like(parameter, dtype=restored.dtype).copy_(restored)
         optimizer.state[parameter][name] = restored.detach().clone()

@@ -184,6 +184,25 @@ def test_the_shards_of_two_processes_are_kept_by_one(
     assert_same_weights(alone, workspace)
 
 
+def test_kept_shards_are_still_kept_when_that_process_is_stopped_too(
+    alone: Path, tmp_path: Path, cmbench_with_toys: Callable[..., Outcome]
+) -> None:
+    workspace = tmp_path / "two"
+    options = ("-w", str(workspace))
+
+    def stop(rank: int) -> None:
+        at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+    ended = together(tmp_path / "first", *options, trouble=stop_second)
+    ended += together(tmp_path / "second", *options, trouble=stop, size=1)
+    assert [e.code for e in ended] == [EXIT_REQUEUE] * 3, ended
+    assert "still in shards of 16" in ended[2].err
+    again = cmbench_with_toys(*RUN, *options)
+    assert again.code == 0, again.err
+    assert "was trained by" not in again.err, "the same number of processes as the last time"
+    assert_same_weights(alone, workspace)
+
+
 def test_shards_that_two_processes_cannot_keep_are_said(
     tmp_path: Path, cmbench_with_toys: Callable[..., Outcome]
 ) -> None:

@@ -185,3 +185,13 @@ def test_optimizer_state_survives_a_trip_through_tensors(name: str) -> None:
 
     for a, b in zip(train(False), train(True), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_step_count_stays_on_the_cpu_where_the_parameter_is_a_single_number() -> None:
+    parameter = nn.Parameter(torch.zeros((), device="meta"))  # any device but the CPU
+    optimizer = make_optimizer(OptimizerConfig(name="radam"), [parameter])
+    load_state_tensors(optimizer, {"0.step": torch.tensor(7.0), "0.exp_avg": torch.tensor(0.5)})
+    state = optimizer.state[parameter]
+    assert state["step"].device.type == "cpu"
+    assert float(state["step"]) == 7.0
+    assert state["exp_avg"].device.type == "meta"
