@@ -70,6 +70,8 @@ class Context:
     compile: bool = False
     should_stop: Callable[[], str | None] = lambda: None
     debug: bool = False
+    #: whether the device is what was found here (``--device auto``), not what was asked for
+    device_found: bool = False
     #: this process among those that train together; only its leader writes
     world: World = field(default_factory=World)
     #: by dataset, opened once: the protocol's extractor with its reference, and the floor

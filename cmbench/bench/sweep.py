@@ -12,6 +12,7 @@ from cmbench.bench.cells import failed_record, measure_cell, require_metrics, sk
 from cmbench.bench.context import Context
 from cmbench.bench.executors import Executor, Job
 from cmbench.bench.failures import method_failure, one_line
+from cmbench.bench.missing_gpu import missing_gpu
 from cmbench.bench.planning import (
     CellPlan,
     RunPlan,
@@ -161,6 +162,8 @@ def execute(
     # What is done is for the leader to say: another process may have looked a moment later.
     done = set(context.world.lead(lambda: sorted(plan.done)))
     leads = context.world.leads
+    if leads and (line := missing_gpu(context, plan.runs, plan.cells, done)):
+        context.reporter.warn(line)
     if any(cell.sampling is not None and cell.cell not in done for cell in plan.cells):
         context.world.lead(lambda: require_metrics(context, request.dataset))
     records: dict[str, Record] = {n: read_record(plan.done[n]) for n in done if leads}

@@ -339,6 +339,7 @@ def make_context(
         compile=device.type == "cuda" if compiled is None else compiled,
         should_stop=should_stop,
         debug=options.get("debug", False),
+        device_found=options.get("device", "auto") == "auto",
     )
 
 
