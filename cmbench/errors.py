@@ -7,7 +7,7 @@ the class's exit code; a traceback appears only under ``--debug``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 EXIT_OK = 0
 #: Some cells failed, and their records say why; everything else is done.
@@ -73,6 +73,11 @@ class PluginError(UserError):
 
 class Declined(Exception):
     """A method declines a case (an NFE, a dataset) and says why; the reason becomes the record."""
+
+
+def first_names(names: Sequence[str], most: int) -> str:
+    """Return the first ``most`` names in one line, with ``…`` where there are more."""
+    return ", ".join([*names[:most], *(["…"] if len(names) > most else [])])
 
 
 def unknown_name(

@@ -72,7 +72,7 @@ def list_(folder: Path | None) -> int:
         published = load_published(path)
         count = len(list(records[path.name].glob("*.json"))) if path.name in records else 0
         lines.append([path.name, str(len(published.rows)), str(count), published.board.title])
-    echo_table(["dataset", "published", "records", "title"], lines)
+    echo_table(["dataset", "published", "records", "title"], lines, prose=("title",))
     return EXIT_OK
 
 

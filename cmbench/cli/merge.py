@@ -8,7 +8,7 @@ import click
 
 from cmbench.bench.workspace import Workspace
 from cmbench.cli.main import workspace_option
-from cmbench.errors import EXIT_OK
+from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK
 from cmbench.leaderboard.merge import merge
 
 
@@ -20,7 +20,8 @@ def merge_(sources: tuple[Path, ...], workspace: str | None) -> int:
     """Copy the records of other workspaces or record folders into this workspace.
 
     Equal records are kept once. Two finished records of one cell that differ are a conflict: it is
-    refused by name and nothing is written.
+    refused by name and nothing is written. Records that cannot be read are left out and listed; the
+    exit code is 1 then.
     """
     place = Workspace.choose(workspace)
     result = merge(sources, place.all_records)
@@ -31,4 +32,6 @@ def merge_(sources: tuple[Path, ...], workspace: str | None) -> int:
         f"{len(result.added)} added, {len(result.replaced)} replaced, "
         f"{len(result.equal)} already there", err=True,
     )  # fmt: skip
-    return EXIT_OK
+    for error in result.unreadable:
+        click.echo(f"unreadable: {error}", err=True)
+    return EXIT_CELLS_FAILED if result.unreadable else EXIT_OK

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
+from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, MissingError, UserError
 
 
 @click.command("parity")
@@ -46,6 +46,9 @@ def parity(
     if (reference is None) == (inputs is None):
         raise UserError("cmbench parity", "nothing to do" if inputs is None else "two things to do",
                         allowed="--inputs or --reference", remedy="give one of them")
+    if not checkpoint.exists():
+        raise MissingError("cmbench parity", f"{checkpoint} does not exist",
+                           remedy="give the path of the checkpoint")
     import torch
 
     from cmbench.cli.importing import with_told

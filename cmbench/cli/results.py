@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -19,8 +19,15 @@ if TYPE_CHECKING:
 SHOWN_METRICS = 4
 
 
-def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """Print a table: drawn on a terminal, plain aligned columns elsewhere."""
+def echo_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], title: str = "",
+    prose: Collection[str] = (),
+) -> None:  # fmt: skip
+    """Print a table: drawn on a terminal, plain aligned columns elsewhere.
+
+    The first column and those in ``prose`` are aligned left, the others right.
+    """
+    left = [index == 0 or name in prose for index, name in enumerate(header)]
     rows = [list(row) for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
@@ -29,7 +36,7 @@ def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str 
 
         table = Table(title=title or None)
         for index, name in enumerate(header):
-            table.add_column(escape(name), justify="left" if index == 0 else "right")
+            table.add_column(escape(name), justify="left" if left[index] else "right")
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
         Console().print(table)
@@ -38,11 +45,11 @@ def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str 
     if title:
         click.echo(title)
     for line in [list(header), *rows]:
-        first, *others = (
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        cells = (
+            cell.ljust(width) if flush else cell.rjust(width)
+            for cell, width, flush in zip(line, widths, left, strict=True)
         )
-        click.echo("  ".join([first, *others]).rstrip())
+        click.echo("  ".join(cells).rstrip())
 
 
 def print_table(records: Sequence[Record], protocol: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import textwrap
 from pathlib import Path
 
 import click
@@ -10,10 +10,10 @@ import click
 from cmbench.bench.record import Record, read_record
 from cmbench.bench.workspace import Workspace
 from cmbench.cli.main import workspace_option
-from cmbench.errors import UserError
+from cmbench.errors import UserError, first_names
 
 
-def find_record(workspace: Workspace, name: str) -> Path:
+def find_record(workspace: Workspace, name: str, who: str = "cmbench show") -> Path:
     """Return the record file that ``name`` means: a path, a cell, or the start of one cell."""
     if name.endswith(".json") and Path(name).is_file():
         return Path(name)
@@ -21,9 +21,9 @@ def find_record(workspace: Workspace, name: str) -> Path:
     matches = [f for f in files if f.stem == name] or [f for f in files if f.stem.startswith(name)]
     if len(matches) == 1:
         return matches[0]
-    some = ", ".join(f.stem for f in (matches or files)[:5]) or "no records yet"
+    some = first_names([f.stem for f in matches or files], 5) or "no records yet"
     problem = f"{name!r} fits {len(matches)} records" if matches else f"no record {name!r}"
-    raise UserError("cmbench show", problem, allowed=some,
+    raise UserError(who, problem, allowed=some,
                     remedy="give a cell's full name, see `cmbench status`")
 
 
@@ -32,7 +32,10 @@ def find_record(workspace: Workspace, name: str) -> Path:
 @click.option("--json", "as_json", is_flag=True, help="Print the whole record.")
 @workspace_option
 def show(cell: str, as_json: bool, workspace: str | None) -> None:
-    """Show the record of CELL: its numbers and everything that decides them."""
+    """Show the record of CELL: its numbers and everything that decides them.
+
+    Numbers are rounded to six digits; --json has all of them.
+    """
     path = find_record(Workspace.existing(workspace), cell)
     record = read_record(path)
     if as_json:
@@ -58,14 +61,25 @@ def describe(record: Record) -> list[str]:
         f"{', '.join(f'{x:.4g}' for x in s.times)}, {s.num_samples:,} images, seed {s.seed}",
     ]
     for name, metric in record.metrics.items():
-        low_high = " ".join(f"{x:.5g}" for x in metric.interval or ())
+        scale = max((abs(x) for x in (metric.value, *(metric.interval or ())) if x), default=0.0)
+        low_high = " ".join(rounded(x, scale) for x in metric.interval or ())
         interval = f"  95 % [{low_high}]" if low_high else ""
-        lines.append(f"  {name:<14} {metric.value}{interval}  {metric.key}")
+        value = "-" if metric.value is None else rounded(metric.value, scale)
+        lines.append(f"  {name:<14} {value}{interval}  {metric.key}")
     lines += [f"warning      {w}" for w in record.warnings]
-    packages = json.dumps(record.environment.packages, sort_keys=True)
-    lines += [
+    packages = ", ".join(f"{n} {v}" for n, v in sorted(record.environment.packages.items()))
+    lines.append(
         f"environment  python {record.environment.python}, {record.environment.cpu}, "
-        f"{record.environment.threads} threads, {packages}",
-        f"command      {record.command}",
-    ]
+        f"{record.environment.threads} threads"
+    )
+    lines += textwrap.wrap(
+        packages, 96, initial_indent="packages     ", subsequent_indent=" " * 13,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    lines.append(f"command      {record.command}")
     return lines
+
+
+def rounded(value: float, scale: float) -> str:
+    """Return six digits of ``value``; 0 for what is float64's rounding beside ``scale``."""
+    return "0" if abs(value) <= 1e-12 * scale else f"{value:.6g}"

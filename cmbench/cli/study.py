@@ -47,7 +47,7 @@ def study(ctx: click.Context, /, **options: Any) -> int:
     plugins = load_plugins()
     if options["listing"]:
         specs = plugins.studies.specs.values()
-        echo_table(["study", "title"], [[spec.name, spec.title] for spec in specs])
+        echo_table(["study", "title"], [[s.name, s.title] for s in specs], prose=("title",))
         return EXIT_OK
     if options["name"] is None:
         raise UserError("cmbench study", "names no study",

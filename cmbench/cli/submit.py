@@ -25,7 +25,7 @@ def submit(cells: tuple[str, ...], out: Path, workspace: str | None) -> int:
     weights stay here: their hash goes along.
     """
     place = Workspace.existing(workspace)
-    manifest = pack([find_record(place, cell) for cell in cells], out)
+    manifest = pack([find_record(place, cell, "cmbench submit") for cell in cells], out)
     for entry in manifest.entries:
         click.echo(entry.record, err=True)
     click.echo(str(out))

@@ -56,13 +56,19 @@ def verify(
 
 def find(place: Workspace, name: str, stack: ExitStack) -> Iterator[Path]:
     """Yield the record files that ``name`` means; archives are extracted to a temporary folder."""
-    if Path(name).is_file() and zipfile.is_zipfile(name):
+    if Path(name).is_file() and (zipfile.is_zipfile(name) or _was_zip(Path(name))):
         folder = stack.enter_context(TemporaryDirectory(prefix="cmbench-verify-"))
         yield from unpack(Path(name), Path(folder))
     elif Path(name).is_file():
         yield Path(name)
     else:
-        yield find_record(place, name)
+        yield find_record(place, name, "cmbench verify")
+
+
+def _was_zip(path: Path) -> bool:
+    """Say whether a file begins or is named like an archive, so that damage is called that."""
+    with path.open("rb") as file:
+        return path.suffix == ".zip" or file.read(4) == b"PK\x03\x04"
 
 
 def make_resample(place: Workspace, device: str) -> Resample:

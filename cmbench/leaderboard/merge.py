@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cmbench.bench.record import Record, read_record
@@ -14,11 +14,13 @@ from cmbench.files import write_atomically
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What a merge did: cells added, already there, and replaced because they had not finished."""
+    """What a merge did with the sources' cells: added, already there, replaced as not finished."""
 
     added: tuple[str, ...]
     equal: tuple[str, ...]
     replaced: tuple[str, ...]
+    #: Why records, of the sources or the target, were left alone.
+    unreadable: tuple[UserError, ...] = ()
 
 
 def find_records(source: Path) -> list[Path]:
@@ -44,35 +46,51 @@ def merge(sources: Sequence[Path], target: Path) -> MergeResult:
 
     All records are read and all conflicts found before anything is written. A finished record
     replaces a failed or skipped one of the same cell; two finished ones that differ are a conflict.
+    Files that cannot be read are neither copied nor replaced, and are returned with the reason.
 
     Raises:
-        UserError: an unreadable record, or every conflicting cell by name with both files.
+        UserError: a source that holds no records, or every conflicting cell by name with both
+            files.
     """
-    chosen: dict[tuple[str, str], tuple[Path, Record]] = {}
     conflicts: list[str] = []
+    unreadable: list[UserError] = []
     files = sorted(target.glob("*/*.json")) if target.is_dir() else []
-    there = {}
-    for path in files:
-        record = read_record(path)
-        there[record.dataset.name, record.cell] = chosen[record.dataset.name, record.cell] = (
-            path, record,
-        )  # fmt: skip
+    there = {_key(record): (path, record) for path, record in _readable(files, unreadable)}
+    chosen = dict(there)
+    kept = set(files) - {path for path, _ in there.values()}
+    seen = set()
     for source in sources:
-        for path in find_records(source):
-            _choose(path, read_record(path), chosen, conflicts)
+        for path, record in _readable(find_records(source), unreadable):
+            if target / record.dataset.name / f"{record.cell}.json" not in kept:
+                seen.add(_key(record))
+                _choose(path, record, chosen, conflicts)
     if conflicts:
         raise UserError(
             "merge", f"{len(conflicts)} conflicting cell(s): {'; '.join(conflicts)}",
             remedy="records are immutable: keep one of each and move the other away",
         )  # fmt: skip
-    return _write(chosen, there, target)
+    chosen = {key: found for key, found in chosen.items() if key in seen}
+    return replace(_write(chosen, there, target), unreadable=tuple(unreadable))
+
+
+def _key(record: Record) -> tuple[str, str]:
+    return record.dataset.name, record.cell
+
+
+def _readable(paths: Sequence[Path], unreadable: list[UserError]) -> Iterator[tuple[Path, Record]]:
+    """Yield the records of ``paths``; collect the errors of the others."""
+    for path in paths:
+        try:
+            yield path, read_record(path)
+        except UserError as error:
+            unreadable.append(error)
 
 
 def _choose(
     path: Path, record: Record, chosen: dict[tuple[str, str], tuple[Path, Record]],
     conflicts: list[str],
 ) -> None:  # fmt: skip
-    key = (record.dataset.name, record.cell)
+    key = _key(record)
     if key not in chosen:
         chosen[key] = (path, record)
         return

@@ -7,8 +7,8 @@ reason, never merged silently.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cmbench.leaderboard.rows import REPORTED, Row
@@ -27,6 +27,8 @@ class Section:
     rows: tuple[Row, ...]
     metric: str = ""
     key: str = ""
+    #: Whether the best of equal NFE may be printed in bold.
+    bold: bool = True
 
 
 def rank_key(row: Row) -> str:
@@ -52,14 +54,14 @@ def sections(rows: Iterable[Row]) -> list[Section]:
             approximate.append(row)
         else:
             (full if row.full_samples else short).setdefault(key, []).append(row)
-    result = _ranked(full) + _short(short)
+    result = _told_apart(_ranked(full) + _short(short))
     if approximate:
         result.append(
             Section(
                 "approximate", "Under an approximate extractor",
                 "The extractor ran in bfloat16, in another memory layout or compiled, so its "
                 "features are not quite the protocol's; never ranked.",
-                False, tuple(approximate), approximate[0].rank_metric,
+                False, tuple(approximate), approximate[0].rank_metric, bold=False,
             )
         )
     if unranked:
@@ -122,7 +124,27 @@ def _short(groups: dict[str, list[Row]]) -> list[Section]:
             f"short-{index}", "Fewer samples than the protocol",
             "Distances are biased upwards when fewer samples are drawn, so these rows are never "
             "ranked with full ones.",
-            False, tuple(rows), rows[0].rank_metric, key,
+            False, tuple(rows), rows[0].rank_metric, key, bold=False,
         )
         for index, (key, rows) in enumerate(groups.items())
     ]
+
+
+def _told_apart(found: list[Section]) -> list[Section]:
+    """Add to titles that occur more than once what differs between their metric keys."""
+    titles = [section.title for section in found]
+    result = []
+    for section in found:
+        same = [other.key for other in found if other.title == section.title]
+        if titles.count(section.title) > 1:
+            own = key_difference(section.key, same)
+            section = replace(section, title=f"{section.title} ({own})")
+        result.append(section)
+    return result
+
+
+def key_difference(key: str, keys: Sequence[str]) -> str:
+    """Return the parts of ``key`` that not all ``keys`` have; metric keys are joined by colons."""
+    others = [set(other.split(":")) for other in keys]
+    own = [part for part in key.split(":") if not all(part in other for other in others)]
+    return ", ".join(own) or key

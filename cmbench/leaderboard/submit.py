@@ -202,7 +202,7 @@ def _read_zip(archive: Path, who: str) -> dict[str, bytes]:
                 files[info.filename] = data
             return files
     except _UNREADABLE as error:
-        raise _bad(who, f"is no readable zip ({error})") from error
+        raise _bad(who, f"is no readable zip: damaged or cut off ({error})") from error
 
 
 def _inside(name: str, who: str) -> None:

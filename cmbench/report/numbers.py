@@ -6,6 +6,9 @@ import math
 
 from cmbench.leaderboard.statistics import Interval
 
+#: A spread below this share of the mean is the rounding of float64, not a spread.
+ROUNDING = 1e-12
+
 
 def format_number(value: float, digits: int = 3) -> str:
     """Return ``value`` with ``digits`` significant digits, plain where it is readable."""
@@ -20,7 +23,7 @@ def format_number(value: float, digits: int = 3) -> str:
 def format_mean(interval: Interval) -> str:
     """Return ``mean ± half-width``, rounded to the second digit of the half-width."""
     half = interval.half_width
-    if half is None or half == 0:
+    if half is None or half <= ROUNDING * abs(interval.mean):
         return format_number(interval.mean, 4)
     decimals = max(0, 1 - math.floor(math.log10(half)))
     if decimals > 6 or abs(interval.mean) >= 1e7:

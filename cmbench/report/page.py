@@ -173,7 +173,7 @@ def build_page(
 def _lines(found: Sequence[Section], columns: Sequence[Column]) -> list[TableSection]:
     result, index = [], 0
     for section in found:
-        best = best_values(section.rows)
+        best = best_values(section.rows) if section.bold else set()
         lines = []
         for row in section.rows:
             cells = tuple(_cell(row, column, best) for column in columns)

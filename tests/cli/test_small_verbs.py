@@ -275,3 +275,16 @@ def test_completion_scripts(cmbench: Command, shell: str) -> None:
 
 def test_an_unknown_shell_is_exit_2(cmbench: Command) -> None:
     assert cmbench("completion", "tcsh").code == 2
+
+
+def test_titles_are_aligned_left(cmbench: Command) -> None:
+    header, *lines = cmbench("study", "--list").out.splitlines()
+    start = header.index("title")
+    assert len(lines) > 1
+    assert all(line[start - 1] == " " != line[start] for line in lines)
+
+
+def test_parity_names_itself(cmbench: Command, tmp_path: Path) -> None:
+    done = cmbench("parity", str(tmp_path / "no.pkl"), "--inputs", str(tmp_path / "in"))
+    assert (done.code, done.out) == (4, "")
+    assert done.err.startswith(f"error: cmbench parity: {tmp_path / 'no.pkl'} does not exist; ")

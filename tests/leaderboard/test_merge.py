@@ -60,12 +60,33 @@ def test_folders_without_records_are_refused(tmp_path: Path) -> None:
         merge([tmp_path], tmp_path / "all")
 
 
-def test_an_unreadable_record_stops_the_merge(tmp_path: Path) -> None:
+def test_an_unreadable_record_is_left_out_and_listed(tmp_path: Path) -> None:
     on_disk(tmp_path / "one" / "digits", [record("alpha")])
     (tmp_path / "one" / "digits" / "torn.json").write_text("{")
-    with pytest.raises(UserError, match=r"torn\.json: is not JSON"):
-        merge([tmp_path / "one"], tmp_path / "all")
-    assert not (tmp_path / "all").exists()
+    result = merge([tmp_path / "one"], tmp_path / "all")
+    assert result.added == ("digits/digits-alpha-demo-nfe1-s0",)
+    error, = result.unreadable
+    assert "torn.json: is not JSON" in str(error)
+    assert len(list((tmp_path / "all").rglob("*.json"))) == 1
+
+
+def test_an_unreadable_record_of_the_target_is_not_replaced(tmp_path: Path) -> None:
+    on_disk(tmp_path / "one" / "digits", [record("alpha"), record("beta")])
+    later = tmp_path / "all" / "digits" / "digits-alpha-demo-nfe1-s0.json"
+    later.parent.mkdir(parents=True)
+    later.write_text('{"schema_version": 99}')
+    result = merge([tmp_path / "one"], tmp_path / "all")
+    assert result.added == ("digits/digits-beta-demo-nfe1-s0",)
+    assert len(result.unreadable) == 1
+    assert later.read_text() == '{"schema_version": 99}'
+
+
+def test_only_what_the_sources_hold_is_counted(tmp_path: Path) -> None:
+    on_disk(tmp_path / "all" / "digits", [record("alpha"), record("beta"), record("gamma")])
+    on_disk(tmp_path / "one" / "digits", [record("alpha"), record("delta")])
+    result = merge([tmp_path / "one"], tmp_path / "all")
+    assert result.added == ("digits/digits-delta-demo-nfe1-s0",)
+    assert result.equal == ("digits/digits-alpha-demo-nfe1-s0",)
 
 
 def test_artifacts_that_leave_their_folder_are_not_copied(tmp_path: Path) -> None:

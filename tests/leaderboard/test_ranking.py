@@ -141,6 +141,25 @@ def test_fewer_samples_and_other_keys_are_never_ranked_together() -> None:
     ]
 
 
+def test_sections_of_one_kind_say_what_differs_and_short_ones_have_no_bold() -> None:
+    def short(name: str, count: int, version: str) -> list[Record]:
+        key = f"fd:cnn@1:n={count}:{version}"
+        return [
+            record(name, seed=s, metrics={"fd-digits": metric(value + s / 1e4, key=key)},
+                   sampling={"num_samples": count})
+            for s, value in enumerate((1.0, 1.0, 1.0))
+        ]  # fmt: skip
+
+    found = sections(rows([*short("alpha", 100, "v1"), *short("beta", 200, "v1")]))
+    assert [s.title for s in found] == [
+        "Fewer samples than the protocol (n=100)", "Fewer samples than the protocol (n=200)",
+    ]  # fmt: skip
+    assert not any(s.bold or s.ranked for s in found)
+    one, = sections(rows(short("alpha", 100, "v1")))
+    assert one.title == "Fewer samples than the protocol"
+    assert sections(rows(several("alpha", [1.0, 1.1])))[0].bold
+
+
 def test_records_that_differ_in_anything_but_seeds_do_not_mix() -> None:
     base = several("alpha", [1.0, 1.1])
     changed = record("alpha", seed=2, value=9.0, training={"config_sha256": "0" * 64})

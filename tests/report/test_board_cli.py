@@ -20,6 +20,7 @@ from cmbench.cli.compare import compare_
 from cmbench.cli.export import export
 from cmbench.cli.leaderboard import leaderboard
 from cmbench.cli.merge import merge_
+from cmbench.cli.show import describe
 from cmbench.cli.submit import submit
 from cmbench.cli.verify import verify
 from cmbench.errors import UserError
@@ -213,3 +214,45 @@ def test_export_says_what_it_cannot_do(workspace: Path, monkeypatch: pytest.Monk
     text = message(run(export, "parquet", "-w", workspace, "--out", out))
     assert "needs pyarrow" in text
     assert "pip install 'cmbench[parquet]'" in text
+
+
+def test_merge_goes_on_past_what_it_cannot_read(workspace: Path, tmp_path: Path) -> None:
+    (workspace / "records/digits/torn.json").write_text("{")
+    result = run(merge_, workspace, "-w", tmp_path / "all")
+    assert result.return_value == 1
+    assert "16 added, 0 replaced, 0 already there" in result.stderr
+    assert "unreadable: record " in result.stderr
+
+
+@pytest.mark.parametrize(("command", "who"), [(verify, "verify"), (submit, "submit")])
+def test_an_unknown_cell_names_the_verb(
+    workspace: Path, command: click.Command, who: str
+) -> None:
+    said = message(run(command, "nope", "-w", workspace))
+    assert said.startswith(f"cmbench {who}: no record 'nope'; allowed: ")
+    assert said.partition("allowed: ")[2].split("; ")[0].endswith(", …")
+
+
+def test_a_damaged_archive_is_called_that(workspace: Path, tmp_path: Path) -> None:
+    path = next((workspace / "records" / "digits").glob("*.json"))
+    archive = tmp_path / "out.zip"
+    assert run(submit, path, "--out", archive, "-w", workspace).return_value == 0
+    whole = archive.read_bytes()
+    for name in ("cut.zip", "cut"):
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        said = message(run(verify, tmp_path / name, "-w", workspace))
+        assert "is no readable zip: damaged or cut off" in said
+
+
+def test_show_rounds_and_keeps_lines_short() -> None:
+    found = record(metrics={
+        "recall": metric(0.123456789012345, interval=(1.7347234759768e-18, 0.25)),
+        "is": metric(None),
+    })  # fmt: skip
+    packages = {f"package-{i}": "1.2.3" for i in range(30)}
+    environment = found.environment.model_copy(update={"packages": packages})
+    lines = describe(found.model_copy(update={"environment": environment}))
+    assert any(line.startswith("  recall         0.123457  95 % [0 0.25]") for line in lines)
+    assert any(line.startswith("  is             -  ") for line in lines)
+    assert all(len(line) <= 100 for line in lines if "package-" in line)
+    assert sum(line.count("package-") for line in lines) == 30

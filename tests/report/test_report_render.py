@@ -12,7 +12,9 @@ from record_factory import metric, on_disk, png, record, sweep, with_artifact
 
 from cmbench.bench.record import read_records
 from cmbench.errors import UserError
+from cmbench.leaderboard.statistics import Unit, interval_over_seeds
 from cmbench.report import render
+from cmbench.report.numbers import format_mean
 
 
 def page_data(html: str) -> dict:
@@ -75,6 +77,27 @@ def test_equal_means_are_both_bold(tmp_path: Path) -> None:
     render({"digits": on_disk(tmp_path / "r", items)}, tmp_path)
     assert (tmp_path / "digits.md").read_text().count("**2.000**") == 2
     assert (tmp_path / "digits.tex").read_text().count(r"\textbf{2.000}") == 2
+
+
+def test_rows_that_are_never_ranked_are_not_bold(tmp_path: Path) -> None:
+    few = {"num_samples": 200}
+    on_disk(tmp_path / "digits", sweep(("alpha", "omega"), (1,), 3))
+    assert "**" in page_of(tmp_path)
+    on_disk(tmp_path / "few", sweep(("alpha", "omega"), (1,), 3, dataset="few", sampling=few))
+    assert "**" not in page_of(tmp_path, "few")
+
+
+def page_of(folder: Path, dataset: str = "digits") -> str:
+    render({dataset: read_records(folder / dataset)}, folder / "out")
+    return (folder / "out" / f"{dataset}.md").read_text()
+
+
+def test_a_spread_of_rounding_is_no_spread() -> None:
+    def shown(*values: float) -> str:
+        return format_mean(interval_over_seeds([Unit(s, s, v) for s, v in enumerate(values)]))
+
+    assert shown(1.0, 1.0 + 2e-16, 1.0) == "1.000"
+    assert shown(1.0, 1.5, 2.0) == "1.5 ± 1.2"
 
 
 def test_fewer_samples_than_the_protocol_stand_apart(tmp_path: Path) -> None:
