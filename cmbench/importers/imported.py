@@ -21,6 +21,8 @@ from cmbench.training.checkpoint import file_sha256, save_checkpoint
 #: ``edm``: ``D = c_skip x + c_out F``, zero noise at sigma = 0 (a denoiser, or ECM in training).
 #: ``boundary``: the same with f(x, sigma_min) = x. Empty: the file does not say.
 Preconditioning = Literal["edm", "boundary", ""]
+#: How many times its file a checkpoint may be in memory, as it is stored.
+MOST_TIMES = 4
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,21 @@ def build_network(
     return network
 
 
+def _require_proportion(state: Mapping[str, Tensor], path: Path, weights: Path) -> None:
+    """Raise ``UserError`` for tensors that together are far larger than their file.
+
+    Many may be views of one storage; each is about to become a float32 tensor of its own.
+    """
+    size = weights.stat().st_size
+    taken = sum(t.numel() * t.element_size() for t in state.values())
+    if taken > MOST_TIMES * size + 2**20:
+        raise UserError(
+            f"checkpoint {path}", f"holds tensors of {taken:,} bytes in a file of {size:,}",
+            allowed=f"up to {MOST_TIMES} times its size",
+            remedy="get the file from its original source",
+        )  # fmt: skip
+
+
 def _words(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{k} {v}" for k, v in options.items()) or "what its shapes say"
 
@@ -125,6 +142,7 @@ def to_ours(found: Found, path: Path, weights: Path) -> ImportedNetwork:
     ``path`` names the source in messages, ``weights`` is the file that is hashed.
     """
     known = found.recognized
+    _require_proportion(found.state, path, weights)
     state = {
         name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor
         for name, tensor in found.state.items()

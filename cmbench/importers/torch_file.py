@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from cmbench.data.pickles import BROKEN, RefusedName, broken_error, refused_error
 from cmbench.errors import UserError
-from cmbench.importers.imported import Found
+from cmbench.importers.imported import MOST_TIMES, Found
 from cmbench.networks.recognize import recognize
 
 _REFUSED = re.compile(
@@ -26,6 +27,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises ``UserError`` if it is truncated, or holds anything but tensors and plain data.
     """
     who = f"checkpoint {path}"
+    _require_stored(path, who)
     try:
         with warnings.catch_warnings(action="ignore"):  # of old protocols: they change nothing
             data: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -47,6 +49,25 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             remedy="save the network's state_dict() alone",
         )
     return data
+
+
+def _require_stored(path: Path, who: str) -> None:
+    """Raise ``UserError`` for a zip that unpacks to far more than it holds.
+
+    torch writes its zips unpacked, but would read a packed one.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+    except (OSError, *BROKEN, zipfile.BadZipFile):
+        return  # the older format, or damaged: torch's reader says so
+    size = path.stat().st_size
+    if unpacked > MOST_TIMES * size:
+        raise UserError(
+            who, f"takes {unpacked:,} bytes unpacked, {size:,} packed",
+            allowed=f"up to {MOST_TIMES} times its size",
+            remedy="torch does not write such files: get it from its original source",
+        )  # fmt: skip
 
 
 def read_torch_file(

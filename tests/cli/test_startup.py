@@ -64,8 +64,9 @@ OPTIONS = {
     "run": (
         "--batch-size", "--checkpoint", "--compile", "--dataset", "--device", "--dry-run", "--ema",
         "--executor", "--help", "--method", "--nfe", "--no-compile", "--no-report", "--option",
-        "--quiet", "--recipe", "--sampler", "--samples", "--save-samples", "--seeds", "--sigmas",
-        "--threads", "--time-limit", "--workspace", "-d", "-h", "-m", "-o", "-q", "-r", "-w",
+        "--precision", "--quiet", "--recipe", "--sampler", "--samples", "--save-samples", "--seeds",
+        "--sigmas", "--threads", "--time-limit", "--workspace", "-d", "-h", "-m", "-o", "-q", "-r",
+        "-w",
     ),
     "status": ("--help", "--workspace", "-h", "-w"),
     "show": ("--help", "--json", "--workspace", "-h", "-w", "CELL"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,26 @@ def test_one_storage_under_many_names(tmp_path: Path) -> None:
     path = write_pickle(tmp_path / "bad.pkl", {"ema": [Again() for _ in range(40)]})
     assert path.stat().st_size < 2**19
     refuse(path, "refused: .*more than 6 times its own size in memory")
+
+
+def test_a_zip_that_unpacks_to_far_more(tmp_path: Path) -> None:
+    torch.save({"input_blocks.0.0.weight": torch.zeros(2**20)}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as given, zipfile.ZipFile(
+        tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED
+    ) as packed:
+        for info in given.infolist():
+            packed.writestr(info.filename, given.read(info))
+    assert torch.load(tmp_path / "b.pt", weights_only=True), "torch itself would unpack it"
+    refuse(tmp_path / "b.pt", r"takes 4,\d+,\d+ bytes unpacked, [\d,]+ packed; allowed: up to 4 ")
+
+
+def test_many_views_of_one_storage_in_a_pt(tmp_path: Path) -> None:
+    base = torch.zeros(2**20, dtype=torch.float16)
+    weights = load_file(GOLDEN / "openai-adm-cond.weights.safetensors")
+    views = {f"more.{i}": base[:] for i in range(8)}
+    torch.save({n: w.half() for n, w in weights.items()} | views, tmp_path / "a.pt")
+    refuse(tmp_path / "a.pt", r"holds tensors of [\d,]+ bytes in a file of [\d,]+; allowed: up to",
+           resolution=16, channels_per_head=16)  # fmt: skip
 
 
 def test_an_honest_network_is_well_within_the_bounds(
