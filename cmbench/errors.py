@@ -16,7 +16,7 @@ EXIT_CELLS_FAILED = 1
 EXIT_USAGE = 2
 #: Training or sampling broke down (non-finite loss, out of memory).
 EXIT_BROKEN_RUN = 3
-#: Something needed is missing: data, weights, a GPU.
+#: Something needed is missing: a file or folder to read, data, weights, a GPU.
 EXIT_MISSING = 4
 #: Another process holds the run.
 EXIT_BUSY = 5

@@ -38,7 +38,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 EPILOG = """\b
 Exit codes: 0 done; 1 some cells failed (their records say why); 2 bad usage or input;
-3 a run broke down; 4 data, weights or hardware missing; 5 busy; 75 stopped, start again.
+3 a run broke down; 4 a path, data, weights or hardware missing; 5 busy; 75 stopped, start again;
+130 interrupted. compare: 0, 1, 4 are its verdict (compare --help).
 
 \b
 Examples:

@@ -10,13 +10,15 @@ import click
 from cmbench.bench.record import Record, read_record
 from cmbench.bench.workspace import Workspace
 from cmbench.cli.main import workspace_option
-from cmbench.errors import UserError, first_names
+from cmbench.errors import MissingError, UserError, first_names
 
 
 def find_record(workspace: Workspace, name: str, who: str = "cmbench show") -> Path:
     """Return the record file that ``name`` means: a path, a cell, or the start of one cell."""
     if name.endswith(".json") and Path(name).is_file():
         return Path(name)
+    if name.endswith((".json", ".zip")):  # no cell's name ends so
+        raise MissingError(who, f"there is no file {name}", remedy="check the path")
     files = sorted(workspace.all_records.glob("*/*.json"))
     matches = [f for f in files if f.stem == name] or [f for f in files if f.stem.startswith(name)]
     if len(matches) == 1:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cmbench.bench.record import Record, read_record
-from cmbench.errors import UserError
+from cmbench.errors import MissingError, UserError
 from cmbench.files import write_atomically
 
 
@@ -30,7 +30,7 @@ def find_records(source: Path) -> list[Path]:
         UserError: if ``source`` is no folder or holds no record.
     """
     if not source.is_dir():
-        raise UserError(
+        raise (UserError if source.exists() else MissingError)(
             "merge", f"{source} is not a folder",
             allowed="workspaces or folders of records", remedy="check the path",
         )  # fmt: skip

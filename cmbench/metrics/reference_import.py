@@ -32,7 +32,7 @@ from torch import Tensor
 
 from cmbench.data.npy import npz_names, read_npz
 from cmbench.data.pickles import load_plain_pickle
-from cmbench.errors import UserError, unknown_name
+from cmbench.errors import MissingError, UserError, unknown_name
 from cmbench.files import write_atomically
 from cmbench.metrics._files import sha256_file
 from cmbench.metrics.census import CensusTaker
@@ -92,10 +92,11 @@ def import_reference(
         entry: which entry of an EDM2 file: "fid" or "fd_dinov2".
 
     Raises:
-        UserError: the file is missing, damaged, or of another kind; nothing in it is executed.
+        MissingError: there is no such file.
+        UserError: it is damaged, or of another kind; nothing in it is executed.
     """
     if not path.is_file():
-        raise UserError(str(path), "no such file", allowed=_ALLOWED)
+        raise MissingError(str(path), "no such file", allowed=_ALLOWED)
     if path.suffix == ".safetensors":
         return load_reference(path)
     found = _read(path, entry)

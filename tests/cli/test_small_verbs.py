@@ -288,3 +288,19 @@ def test_parity_names_itself(cmbench: Command, tmp_path: Path) -> None:
     done = cmbench("parity", str(tmp_path / "no.pkl"), "--inputs", str(tmp_path / "in"))
     assert (done.code, done.out) == (4, "")
     assert done.err.startswith(f"error: cmbench parity: {tmp_path / 'no.pkl'} does not exist; ")
+
+
+@pytest.mark.parametrize(
+    "verb", [("merge", "NOPE"), ("refs", "import", "NOPE.npz"),
+             ("verify", "NOPE.zip"), ("submit", "NOPE.json"),
+             ("show", "NOPE.json"), ("eval", "NOPE", "-d", "digits"),
+             ("prepare", "cifar10", "--source", "NOPE"),
+             ("parity", "NOPE", "--inputs", "x"), ("import", "NOPE")],
+)  # fmt: skip
+def test_a_path_that_is_not_there_is_exit_4(
+    cmbench: Command, tmp_path: Path, verb: tuple[str, ...]
+) -> None:
+    missing = str(tmp_path / "nope")
+    done = cmbench(*(word.replace("NOPE", missing) for word in verb))
+    assert (done.code, done.out) == (4, ""), done.err
+    assert missing in done.err

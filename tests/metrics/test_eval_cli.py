@@ -287,7 +287,7 @@ class TestRefs:
         assert unknown.code == 2
         assert "'nothing': does not exist; allowed: none yet" in unknown.err
         missing = cmbench("refs", "import", str(tmp_path / "absent.npz"))
-        assert missing.code == 2
+        assert missing.code == 4
         assert "no such file" in missing.err
 
 
