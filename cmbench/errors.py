@@ -24,6 +24,12 @@ EXIT_BUSY = 5
 EXIT_REQUEUE = 75
 
 
+#: What `cmbench list` lists.
+LISTED = frozenset({
+    "methods", "datasets", "metrics", "networks", "recipes", "extractors", "executors", "studies",
+})  # fmt: skip
+
+
 class UserError(Exception):
     """A failure the user can mend: ``who: what (allowed); remedy`` in one line."""
 
@@ -85,13 +91,16 @@ def unknown_name(
 ) -> UserError:
     """Return the error for a name that does not exist, with the nearest one that does.
 
-    ``see`` says where to look if nothing is near; by default the listing of that kind.
+    ``see`` says where to look if nothing is near; by default the listing of that kind, if it
+    has one.
     """
     import difflib  # only on this path: keeps start-up lean
 
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
-    remedy = f"did you mean {close[0]!r}?" if close else see or f"see `cmbench list {kind}s`"
+    kinds = {"study": "studies"}.get(kind, f"{kind}s")
+    other = see or (f"see `cmbench list {kinds}`" if kinds in LISTED else "choose one of them")
+    remedy = f"did you mean {close[0]!r}?" if close else other
     return UserError(
         who, f"unknown {kind} {name!r}", allowed=", ".join(names) or "none", remedy=remedy
     )

@@ -260,7 +260,7 @@ def _with_network_options(context: Context, config: MethodConfig) -> MethodConfi
                         allowed=", ".join(sorted(context.plugins.networks.specs)),
                         remedy="set network.name")
     network_class: Any = context.plugins.networks.load(name)
-    options = validate(network_class.Config, table, f"network {name!r}")
+    options = validate(network_class.Config, table, f"network {name!r}", "network.")
     full = {"name": name, **options.model_dump(mode="json")}
     if config.augment > 0 and full.get("augment_dim") != LABEL_DIM:
         raise UserError(

@@ -91,6 +91,8 @@ def recipe_table(spec: MethodSpec, dataset: str, recipe: str) -> Table:
     ``DATASET.NAME`` for another dataset's.
     """
     file, colon, name = recipe.rpartition(":")
+    if name.endswith(".toml"):
+        raise _no_name(recipe, dataset)
     if colon and file.endswith(".toml"):
         own = read_recipe_file(Path(file))
         shared = read_recipe_file(spec.recipes) if spec.recipes is not None else {}
@@ -104,6 +106,19 @@ def recipe_table(spec: MethodSpec, dataset: str, recipe: str) -> Table:
         if dot and dataset not in tables and other in tables:
             dataset, name = other, rest  # a dataset without recipes borrows another's
     return _resolve(spec, tables, dataset, name, ())
+
+
+def _no_name(file: str, dataset: str) -> UserError:
+    """Return the error for a recipe file given without the name of a recipe in it."""
+    tables = read_recipe_file(Path(file))
+    held = [f"{owner}.{name}" for owner, inside in tables.items() if owner != BASE
+            for name in inside]  # fmt: skip
+    mine = tables.get(dataset, {})
+    return UserError(
+        "--recipe", f"{file!r} names a file, not a recipe in it",
+        allowed=f"FILE.toml:NAME; the file has {', '.join(held) or 'no recipe'}",
+        remedy=f"give {file}:{next(iter(mine), 'NAME')}",
+    )
 
 
 def sampling_table(spec: MethodSpec, dataset: str, recipe: str | None) -> Table:

@@ -44,7 +44,7 @@ from cmbench.metrics.reference_import import (
     with_reference_images,
 )
 from cmbench.metrics.sample_open import open_samples
-from cmbench.metrics.sample_sources import ReadOptions, SampleSource
+from cmbench.metrics.sample_sources import PIPELINE, RANGES, ReadOptions, SampleSource
 from cmbench.metrics.scores import MANIFOLD, needs
 from cmbench.metrics.suite import MetricSuite
 from cmbench.plugin.specs import DatasetSpec
@@ -77,10 +77,12 @@ def score(context: Context, request: ScoreRequest) -> Record:
     plan = plan_of(context, request, known)
     size = known.data_shape if known is not None and not known.latent else ()
     extractors = open_extractors(context, request, plan, size)
+    require_range(request)
     read = replace(request.read, channels=channels_of(known, extractors))
     odd: list[str] = []
     dataset = dataset_of(context, request, spec)
     source = open_source(context, request.samples, read, request.nfe, request.dataset)
+    require_read(request, source)
     custom, suites = custom_metrics(context), []
     for name, metrics in plan.items():
         reference = None
@@ -131,6 +133,25 @@ def open_extractors(
         )
         for name, metrics in plan.items()
     }  # fmt: skip
+
+
+def require_range(request: ScoreRequest) -> None:
+    """Raise ``UserError`` for a range of pixels that does not exist."""
+    given = request.read.value_range
+    if given is not None and given not in RANGES:
+        raise UserError("--range", f"{given!r}", allowed=" | ".join(RANGES))
+
+
+def require_read(request: ScoreRequest, source: SampleSource) -> None:
+    """Raise ``UserError`` for options that nothing among the samples would heed."""
+    read, what = request.read, f"samples {source.name} are a {source.kind}"
+    if read.steps is not None and source.kind != PIPELINE:
+        raise UserError("--steps", f"{what}, which takes none", allowed="a diffusers pipeline",
+                        remedy="leave --steps out; --nfe says what the samples cost")
+    others = request.reference is not None or request.held_out is not None
+    if read.value_range is not None and not source.is_ranged and not others:
+        raise UserError("--range", f"{what} whose pixels need no range",
+                        allowed="arrays of floats", remedy="leave --range out")
 
 
 def require_features(reference: Reference | None) -> Tensor:

@@ -152,6 +152,10 @@ def check(
         raise UserError(who, "has no intermediate noise level, so there is nothing to tune",
                         allowed="an NFE with at least two noise levels",
                         remedy="choose --nfe from 2")
+    if settings.floor_sigma >= plan.sigmas[0]:
+        raise UserError("--floor", f"{settings.floor_sigma:g} leaves no noise level to choose",
+                        allowed=f"below {plan.sigmas[0]:g}, the first level",
+                        remedy="choose a smaller one")
     return cells
 
 

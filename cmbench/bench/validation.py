@@ -13,14 +13,22 @@ from cmbench.errors import UserError
 C = TypeVar("C", bound=BaseModel)
 
 
-def validate(model: type[C], table: Mapping[str, Any], who: str) -> C:
-    """Validate a table by its config model; the error names every bad key and the valid ones."""
+#: Constraints of annotated-types that pydantic keeps with a field, as they are written.
+_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
+def validate(model: type[C], table: Mapping[str, Any], who: str, prefix: str = "") -> C:
+    """Validate a table by its config model; the error names every bad key or value, and says what
+    is valid. ``prefix`` leads to the table from where a user writes its keys (``network.``).
+    """
     try:
         return model.model_validate(table)
     except ValidationError as error:
-        problems, keys, close = [], set(model.model_fields), ""
+        problems, places, values, close = [], [], [], ""
+        keys: set[str] = set()
         for item in error.errors():
             where = ".".join(str(part) for part in item["loc"]) or "recipe"
+            places.append(where)
             got = f", got {item['input']!r}" if _is_short(item.get("input")) else ""
             if item["type"] == "extra_forbidden":
                 keys = _valid_keys(model, item["loc"]) or keys
@@ -28,10 +36,11 @@ def validate(model: type[C], table: Mapping[str, Any], who: str) -> C:
                 problems.append(f"{where}: unknown key")
             else:
                 problems.append(f"{where}: {item['msg']}{got}")
-        first = problems[0].split(":")[0]
+                values.append(_valid_values(model, item["loc"], prefix + where, item["msg"]))
+        known = ["keys " + ", ".join(sorted(keys))] if keys else []
         raise UserError(
-            who, "; ".join(problems), allowed="keys " + ", ".join(sorted(keys)),
-            remedy=close or f"mend the recipe or the -o override of {first!r}",
+            who, "; ".join(problems), allowed="; ".join([*known, *filter(None, values)]),
+            remedy=close or f"mend the recipe or the -o override of {prefix + places[0]!r}",
         ) from error
 
 
@@ -46,13 +55,40 @@ def _is_short(value: Any) -> bool:
 
 def _valid_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
     """Return the keys that are valid where an unknown one stood."""
+    owner = _owner(model, location)
+    return set(owner.model_fields) if owner else set()
+
+
+def _valid_values(
+    model: type[BaseModel], location: tuple[int | str, ...], name: str, message: str
+) -> str:
+    """Return what a field takes: its constraints and its meaning, or what pydantic says."""
+    owner = _owner(model, location)
+    field = owner.model_fields.get(str(location[-1])) if owner and location else None
+    signs = [
+        f"{sign} {getattr(rule, key):g}"
+        for rule in (field.metadata if field else ())
+        for key, sign in _SIGNS.items()
+        if getattr(rule, key, None) is not None
+    ]
+    if field is not None and signs:
+        meaning = f", {field.description}" if field.description else ""
+        return f"{name} {' and '.join(signs)}{meaning}"
+    expected = message.removeprefix("Input should be ")
+    return f"{name}: {expected}" if expected != message else ""
+
+
+def _owner(
+    model: type[BaseModel], location: tuple[int | str, ...]
+) -> type[BaseModel] | None:
+    """Return the model that the last part of a location belongs to."""
     current: type[BaseModel] | None = model
     for part in location[:-1]:
         if isinstance(part, int):  # a place in a list of tables
             continue
         field = current.model_fields.get(part) if current else None
         current = _model_in(field.annotation) if field else None
-    return set(current.model_fields) if current else set()
+    return current
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

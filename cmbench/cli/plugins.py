@@ -7,17 +7,20 @@ from dataclasses import asdict
 
 import click
 
+from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK
 from cmbench.plugin.manager import load_plugins
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plugins(as_json: bool) -> None:
-    """List plugins: name, distribution, version, status, error."""
+def plugins(as_json: bool) -> int:
+    """List plugins: name, distribution, version, status, error; exit 1 if one failed."""
     found = load_plugins().plugins
+    code = EXIT_CELLS_FAILED if any(info.status != "ok" for info in found) else EXIT_OK
     if as_json:
         click.echo(json.dumps([asdict(info) for info in found], indent=1))
-        return
+        return code
     for info in found:
         line = f"{info.name:<24} {info.distribution} {info.version}  {info.status}"
         click.echo(line + (f"  {info.error}" if info.error else f"  ({len(info.hooks)} hooks)"))
+    return code

@@ -163,7 +163,8 @@ def find_target(
         assert path is not None
         return custom_target(chosen, path, transform or "", resolution, split)
     if target not in registered:
-        raise unknown_name("cmbench prepare", "target", target, [*registered, *WEIGHTS])
+        raise unknown_name("cmbench prepare", "target", target, [*registered, *WEIGHTS],
+                           see="run `cmbench prepare` alone to see what each needs")
     spec = registered[target]
     if spec.embedded:
         raise UserError("cmbench prepare", f"{target!r} is embedded and needs no preparation",

@@ -23,7 +23,7 @@ from cmbench.seeds import HELD_OUT_FROM
 if TYPE_CHECKING:
     from cmbench.bench.context import Context
     from cmbench.bench.record import Record
-    from cmbench.bench.sweep import SweepRequest
+    from cmbench.bench.sweep import SweepPlan, SweepRequest
     from cmbench.plugin.manager import PluginManager
     from cmbench.training.distributed import Place
 
@@ -235,6 +235,7 @@ def sweep(options: dict[str, Any], request: SweepRequest, context: Context) -> i
     if options["dry_run"]:
         print_plan(context, plan)
         return EXIT_CELLS_FAILED if plan.refused else EXIT_OK
+    warn_of_unsaved(context, request, plan)
     executor: Any = context.plugins.executors.load(options["executor"])()
     records = execute(context, request, plan, executor)
     if not context.world.leads:
@@ -262,6 +263,17 @@ def warn_of_few(context: Context, request: SweepRequest) -> None:
     if asked is not None and asked < protocol:
         context.reporter.warn(
             f"{asked:,} samples instead of the protocol's {protocol:,}: never ranked with full ones"
+        )
+
+
+def warn_of_unsaved(context: Context, request: SweepRequest, plan: SweepPlan) -> None:
+    """Say that images are saved while they are sampled, and finished cells are not sampled."""
+    samples = context.workspace.samples
+    bare = sum(not samples(cell).is_dir() for cell in plan.done) if request.save_samples else 0
+    if bare:
+        context.reporter.warn(
+            f"--save-samples: {bare} cell(s) are finished and are not sampled again; their images "
+            "were not kept: choose another --workspace, or delete their records"
         )
 
 

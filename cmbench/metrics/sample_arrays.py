@@ -64,6 +64,11 @@ class ArraySamples(SampleSource):
         """Number of images."""
         return self.limited(len(self._images))
 
+    @property
+    def is_ranged(self) -> bool:
+        """Whether the array holds floats."""
+        return self._images.dtype.kind == "f"
+
     def _layout(self) -> bool:
         """Return whether channels come last; anything but images is refused."""
         shape, wanted = self._images.shape, self.options.channels

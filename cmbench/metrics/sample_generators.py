@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.errors import MissingError, NonFiniteError, UserError
-from cmbench.metrics.sample_sources import ReadOptions, SampleSource
+from cmbench.metrics.sample_sources import PIPELINE, ReadOptions, SampleSource
 from cmbench.seeds import derive_seed
 
 Generate = Callable[[Tensor, int], Any]
@@ -215,4 +215,4 @@ class DiffusersSamples(GeneratorSamples):
     @property
     def kind(self) -> str:
         """What it is."""
-        return "diffusers pipeline"
+        return PIPELINE

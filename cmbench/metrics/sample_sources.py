@@ -16,6 +16,8 @@ from cmbench.errors import UserError
 _T = TypeVar("_T")
 #: Value ranges that float samples may be said to have.
 RANGES: dict[str, tuple[float, float]] = {"-1,1": (-1.0, 1.0), "0,1": (0.0, 1.0), "0,255": (0, 255)}
+#: The kind of a diffusers pipeline.
+PIPELINE = "diffusers pipeline"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class SampleSource(ABC):
     @abstractmethod
     def count(self) -> int | None:
         """Number of samples, None where only reading tells."""
+
+    @property
+    def is_ranged(self) -> bool:
+        """Whether pixels are floats whose range ``value_range`` says."""
+        return False
 
     @abstractmethod
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:

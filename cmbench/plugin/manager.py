@@ -57,6 +57,8 @@ class Registry(Generic[S]):
     kind: str
     specs: dict[str, S] = field(default_factory=dict)
     owners: dict[str, PluginInfo] = field(default_factory=dict)
+    #: all plugins: a name may be unknown because the one that brings it failed
+    plugins: list[PluginInfo] = field(default_factory=list)
 
     def add(self, spec: S, owner: PluginInfo) -> None:
         """Add a spec; a name that another plugin has taken is an error that names both."""
@@ -74,8 +76,19 @@ class Registry(Generic[S]):
     def get(self, name: str, who: str = "cmbench") -> S:
         """Return the spec of that name; raise ``UserError`` with the known names otherwise."""
         if name not in self.specs:
-            raise unknown_name(who, self.kind, name, self.specs)
+            raise self._unknown(name, who)
         return self.specs[name]
+
+    def _unknown(self, name: str, who: str) -> UserError:
+        error = unknown_name(who, self.kind, name, self.specs)
+        failed = [
+            f"plugin {i.name!r} ({i.distribution} {i.version}) failed: {i.error}"
+            for i in self.plugins if i.status != "ok"
+        ]
+        if not failed:
+            return error
+        remedy = f"{error.remedy}, or mend what may have brought it: {'; '.join(failed)}"
+        return UserError(who, error.problem, allowed=error.allowed, remedy=remedy)
 
     def load(self, name: str) -> Callable[..., Any]:
         """Import and return what the spec's factory points at."""
@@ -111,13 +124,13 @@ class PluginManager:
         self.pluggy = pluggy.PluginManager("cmbench")
         self.pluggy.add_hookspecs(hookspecs.CmbenchHooks)
         self.plugins: list[PluginInfo] = []
-        self.methods: Registry[MethodSpec] = Registry("method")
-        self.datasets: Registry[DatasetSpec] = Registry("dataset")
-        self.networks: Registry[NetworkSpec] = Registry("network")
-        self.extractors: Registry[ExtractorSpec] = Registry("extractor")
-        self.metrics: Registry[MetricSpec] = Registry("metric")
-        self.executors: Registry[ExecutorSpec] = Registry("executor")
-        self.studies: Registry[StudySpec] = Registry("study")
+        self.methods: Registry[MethodSpec] = Registry("method", plugins=self.plugins)
+        self.datasets: Registry[DatasetSpec] = Registry("dataset", plugins=self.plugins)
+        self.networks: Registry[NetworkSpec] = Registry("network", plugins=self.plugins)
+        self.extractors: Registry[ExtractorSpec] = Registry("extractor", plugins=self.plugins)
+        self.metrics: Registry[MetricSpec] = Registry("metric", plugins=self.plugins)
+        self.executors: Registry[ExecutorSpec] = Registry("executor", plugins=self.plugins)
+        self.studies: Registry[StudySpec] = Registry("study", plugins=self.plugins)
         self._warned_observers: set[str] = set()
 
     # ---- loading -------------------------------------------------------------------------------

@@ -183,6 +183,12 @@ BAD_INPUT = [
      "than 0, got 0; ", "mend the recipe or the -o override of 'batch_size'"),
     (("-o", "optimizer.lr=nan"), "error: recipe toy/toys.demo: optimizer.lr: Input should be a "
      "finite number", ""),
+    (("-o", "optimizer.lr=abc"), "error: recipe toy/toys.demo: optimizer.lr: Input should be a "
+     "valid number, unable to parse string as a number, got 'abc'; allowed: optimizer.lr > 0, peak "
+     "learning rate; ", "override of 'optimizer.lr'"),
+    (("-o", "network.width=0"), "error: network 'mlp': width: Input should be greater than or "
+     "equal to 8, got 0; allowed: network.width >= 8, hidden width (features); ",
+     "mend the recipe or the -o override of 'network.width'"),
     (("-o", "optimizer.name=sgd"), "error: recipe toy/toys.demo: optimizer.name: Input should be "
      "'adam', 'adamw' or 'radam', got 'sgd'", ""),
     (("-o", "network.name=mpl"), "error: cmbench: unknown network 'mpl'; ", "did you mean 'mlp'?"),
@@ -423,3 +429,27 @@ def test_an_override_given_twice_is_refused(cmbench_with_toys: Command) -> None:
     assert "batch_size is given twice: 'batch_size=8' and 'batch_size = 16'" in one_line(
         failed, 2, "error: -o"
     )
+
+
+def test_a_recipe_file_without_a_name_says_what_it_holds(
+    cmbench_with_toys: Command, tmp_path: Path
+) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text("[toys.mine]\nextends = 'demo'\n[gmm.other]\n")
+    line = one_line(cmbench_with_toys(*TOYS, "-r", str(file)), 2, "error: --recipe: ")
+    assert "allowed: FILE.toml:NAME; the file has toys.mine, gmm.other" in line
+    assert line.endswith(f"give {file}:mine")
+
+
+def test_a_folder_that_is_not_there_is_said_so(cmbench: Command) -> None:
+    line = one_line(cmbench("run", "-d", "folder:/nonexist"), 4, "error: dataset 'folder:/nonexist")
+    assert "/nonexist does not exist" in line
+    assert "prepare" not in line
+
+
+def test_saving_samples_of_finished_cells_is_said_to_do_nothing(cmbench_with_toys: Command) -> None:
+    options = (*TOYS, "--nfe", "1", "--save-samples")
+    cmbench_with_toys(*TOYS, "--nfe", "1")
+    assert "--save-samples: 1 cell(s) are finished" in cmbench_with_toys(*options).err
+    cmbench_with_toys(*options, "-o", "sigma=3")
+    assert cmbench_with_toys(*options, "-o", "sigma=3").err == ""

@@ -129,6 +129,8 @@ def test_what_cannot_be_tuned_is_said_in_one_line(trained: Command, workspace: W
     assert "'flow-map-mean' cannot be tuned by" in said
     said = failure(trained, "tune-times", *TUNE, "--sampler", "heun")
     assert "multistep only" in said
+    said = failure(trained, "tune-times", *TUNE, "--floor", "100")
+    assert "--floor: 100 leaves no noise level to choose; allowed: below " in said
     assert tuned_files(workspace) == []
 
 

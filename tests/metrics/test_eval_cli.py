@@ -304,3 +304,20 @@ def test_prepare_installs_only_verified_weights(
     assert taken.code == 0, taken.err
     assert "no published hash to verify" in taken.out
     assert "inception" in cmbench("prepare").out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--range", "a"), "--range: 'a'; allowed: -1,1 | 0,1 | 0,255"),
+        (("--range", "0,1"), "are a npz whose pixels need no range"),
+        (("--steps", "3"), "--steps: samples "),
+        (("--quantize", "foo"), "choose one of them"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    cmbench: Cmbench, noisy: Path, options: tuple[str, ...], said: str
+) -> None:
+    done = cmbench("eval", str(noisy), "--dataset", "digits", "-q", *options)
+    assert done.code == 2
+    assert said in done.err

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cmbench.errors import PluginError, UserError
+from cmbench.errors import PluginError, UserError, unknown_name
 from cmbench.plugin import hookimpl, hookspecs
 from cmbench.plugin.discovery import EntryPoint, Source, installed_sources
 from cmbench.plugin.manager import PluginInfo, PluginManager, load_plugins
@@ -397,3 +397,30 @@ def test_loading_twice_gives_two_managers() -> None:
     first, second = load_plugins(), load_plugins()
     first.metrics.add(MetricSpec("new", "New", True, "features"), first.plugins[0])
     assert "new" not in second.metrics.specs
+
+
+def test_an_unknown_name_tells_of_plugins_that_failed() -> None:
+    manager = loaded(source("mine", "no_such_module_of_mine"))
+    with pytest.raises(UserError) as caught:
+        manager.methods.get("my-method")
+    assert "plugin 'mine' (dist 1.0) failed: cannot be imported" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [("study", "see `cmbench list studies`"), ("method", "see `cmbench list methods`"),
+     ("quantization rule", "choose one of them")],
+)  # fmt: skip
+def test_only_listings_that_exist_are_named(kind: str, remedy: str) -> None:
+    assert str(unknown_name("x", kind, "zzz", ["a"])).endswith(remedy)
+
+
+def test_listing_plugins_fails_if_one_failed(
+    cmbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cmbench("plugins").code == 0
+    bad = [source("mine", "no_such_module_of_mine")]
+    monkeypatch.setattr("cmbench.plugin.manager.installed_sources", lambda: bad)
+    failed = cmbench("plugins")
+    assert failed.code == 1
+    assert "failed  cannot be imported" in failed.out
