@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
+#: Folders of the harness and of torch.
+_NOT_THEIRS = frozenset({"cmbench", "torch"})
+
 
 def one_line(text: str, limit: int = 500) -> str:
     """Return ``text`` without line breaks, cut at ``limit`` characters."""
@@ -11,4 +17,16 @@ def one_line(text: str, limit: int = 500) -> str:
 
 def method_failure(method: str, stage: str, error: BaseException) -> str:
     """Return the line for an exception that escaped from a method while it did ``stage``."""
-    return f"method {method!r} failed while {stage}: {type(error).__name__}: {one_line(str(error))}"
+    what = f"{type(error).__name__}: {one_line(str(error))}"
+    place = place_of(error)
+    return f"method {method!r} failed while {stage}: {what}" + (f" ({place})" if place else "")
+
+
+def place_of(error: BaseException) -> str:
+    """Return ``file.py:line`` where somebody else's code last was, by the file's name only.
+
+    Frames of the harness and of torch tell a plugin's author nothing.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if not any(part in Path(f.filename).parts for part in _NOT_THEIRS)]
+    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""

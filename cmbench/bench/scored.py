@@ -78,7 +78,10 @@ def score(context: Context, request: ScoreRequest) -> Record:
     size = known.data_shape if known is not None and not known.latent else ()
     extractors = open_extractors(context, request, plan, size)
     require_range(request)
-    read = replace(request.read, channels=channels_of(known, extractors))
+    read = replace(
+        request.read, channels=channels_of(known, extractors),
+        protocol_samples=known.num_samples if known else None,
+    )  # fmt: skip
     odd: list[str] = []
     dataset = dataset_of(context, request, spec)
     source = open_source(context, request.samples, read, request.nfe, request.dataset)

@@ -176,10 +176,11 @@ def execute(
                 if leads:
                     records[record.cell] = keep(context, record)
         except BusyError as error:
-            context.reporter.warn(str(error))
             busy.append(error)
 
     executor.run(plan.jobs, work)
+    for error in busy[1:]:
+        context.reporter.warn(str(error))
     if busy:
         raise busy[0]
     if not leads:

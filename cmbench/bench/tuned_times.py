@@ -115,11 +115,12 @@ def with_tuned_times(
         return settings
     path = tuned_file(context.workspace, run, plan)
     if not path.exists():
+        which = f"--{'recipe' if run.imported is None else 'checkpoint'} {run.recipe}"
         name = f"{run.spec.name} on {run.dataset}, recipe {run.recipe}, NFE {nfe}"
         raise MissingError(
             "--sigmas tuned", f"no tuned times of {name} in {context.workspace.root}",
             remedy=f"run `cmbench tune-times --method {run.spec.name} --dataset {run.dataset} "
-            f"--nfe {nfe}` with the same recipe and options first",
+            f"{which} --nfe {nfe}` with the same -o options first",
         )
     times = read_tuned(path)
     return replace(settings, sigmas=times.sigmas, tuned=times.in_record())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmbench.cli.main import workspace_option
+from cmbench.cli.main import WholeNumber, workspace_option
 
 if TYPE_CHECKING:
     from cmbench.bench.record import Record
@@ -41,13 +41,13 @@ _APPROXIMATIONS = {
 @click.option("--compile-extractor", is_flag=True,
               help="Compile the extractor: another metric key, never ranked.")
 @click.option("--label", metavar="NAME", default=None, help="Name of the row.")
-@click.option("--nfe", type=click.IntRange(min=1), metavar="N", default=None,
+@click.option("--nfe", type=WholeNumber(min=1), metavar="N", default=None,
               help="Network evaluations a sample took, for the row; of a run, those to spend.")
-@click.option("--seed", type=click.IntRange(min=0), metavar="N", default=0, show_default=True,
+@click.option("--seed", type=WholeNumber(min=0), metavar="N", default=0, show_default=True,
               help="Seed of a generator, and of the row.")
-@click.option("--limit", type=click.IntRange(min=2), metavar="N", default=None,
+@click.option("--limit", type=WholeNumber(min=2), metavar="N", default=None,
               help="Score at most N samples.")
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", default=None,
+@click.option("--steps", type=WholeNumber(min=1), metavar="N", default=None,
               help="Inference steps of a diffusers pipeline.")
 @click.option("--range", "value_range", metavar="LOW,HIGH", default=None,
               help="Range of float samples: -1,1 or 0,1 or 0,255.")
@@ -55,11 +55,11 @@ _APPROXIMATIONS = {
               help="Float samples to bytes: round, truncate, none.  [default: the dataset's]")
 @click.option("--held-out", metavar="REF", default=None,
               help="Real images never trained on: check whether samples copy the reference.")
-@click.option("--batch-size", metavar="N", type=click.IntRange(min=1), default=250,
+@click.option("--batch-size", metavar="N", type=WholeNumber(min=1), default=250,
               show_default=True, help="Images at a time; no effect on results.")
 @click.option("--device", metavar="DEVICE", default="auto", show_default=True,
               help="cpu, cuda, cuda:1 …")
-@click.option("--threads", metavar="N", type=click.IntRange(min=1), default=None,
+@click.option("--threads", metavar="N", type=WholeNumber(min=1), default=None,
               help="CPU threads.  [default: the cores that are free]")
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
 @click.option("--no-record", is_flag=True, help="Print only; keep no record.")
@@ -69,7 +69,9 @@ def eval_(samples: str, **options: Any) -> None:
     """Score SAMPLES that any generator made.
 
     SAMPLES is a folder of images, a .zip, .npz or .npy, a run of this harness (its id, folder or a
-    checkpoint), a diffusers pipeline, or a Python generator as module:function.
+    checkpoint), a diffusers pipeline, or a Python generator as module:function: called with sample
+    numbers [N] and a seed, it returns images [N, C, H, W], a tensor or a NumPy array, uint8 or
+    float in [-1, 1].
 
     \b
     cmbench eval samples/ --dataset cifar10

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmbench.cli.main import workspace_option
+from cmbench.cli.main import WholeNumber, workspace_option
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.seeds import HELD_OUT_FROM
 
@@ -152,9 +152,9 @@ def stop_asker(
               help="3 means seeds 0, 1, 2; 4,7 and 3-5 are taken as they stand.")
 @click.option("--option", "-o", "overrides", metavar="KEY=VALUE", multiple=True,
               help="Override a hyper-parameter, for example -o optimizer.lr=1e-4.")
-@click.option("--samples", metavar="N", type=click.IntRange(min=2), default=None,
+@click.option("--samples", metavar="N", type=WholeNumber(min=2), default=None,
               help="Images a cell.  [default: the dataset's protocol]")
-@click.option("--batch-size", metavar="N", type=click.IntRange(min=1), default=500,
+@click.option("--batch-size", metavar="N", type=WholeNumber(min=1), default=500,
               show_default=True, help="Images sampled at a time; no effect on results.")
 @click.option("--sampler", metavar="NAME", default=None, help="Solver, where a method has several.")
 @click.option("--sigmas", metavar="S[,S…]", default=None,
@@ -166,7 +166,7 @@ def stop_asker(
 @click.option("--save-samples", is_flag=True, help="Keep the images as PNG files.")
 @click.option("--device", metavar="DEVICE", default="auto", show_default=True,
               help="cpu, cuda, cuda:1 …")
-@click.option("--threads", metavar="N", type=click.IntRange(min=1), default=None,
+@click.option("--threads", metavar="N", type=WholeNumber(min=1), default=None,
               help="CPU threads.  [default: the cores that are free]")
 @click.option("--compile/--no-compile", "compiled", default=None,
               help="Compile networks.  [default: on CUDA]")
@@ -248,6 +248,8 @@ def sweep(options: dict[str, Any], request: SweepRequest, context: Context) -> i
     reasons = Counter(r.reason for r in records if r.status == "failed")
     for reason, count in reasons.items():
         click.echo(f"error: {count} cell(s) failed: {reason}", err=True)
+    if any(" failed while " in reason for reason in reasons) and not context.debug:
+        click.echo("run again with --debug for the traceback", err=True)
     return EXIT_CELLS_FAILED if reasons or plan.refused else EXIT_OK
 
 

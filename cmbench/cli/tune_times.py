@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmbench.cli.main import workspace_option
+from cmbench.cli.main import WholeNumber, workspace_option
 from cmbench.cli.results import echo_table
 from cmbench.cli.run import DEFAULT_DATASET, make_context, parse_numbers, parse_seeds, stop_asker
 from cmbench.errors import EXIT_OK
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
               help="Tune for this imported checkpoint instead of a run, see `cmbench import`.")
 @click.option("--nfe", metavar="N[,N…]", default="2", show_default=True,
               help="Network evaluations an image, from 2.")
-@click.option("--seed", metavar="N", type=click.IntRange(min=0, max=HELD_OUT_FROM - 1), default=0,
+@click.option("--seed", metavar="N", type=WholeNumber(min=0, max=HELD_OUT_FROM - 1), default=0,
               show_default=True, help="Training seed of the run to tune on.")
 @click.option("--option", "-o", "overrides", metavar="KEY=VALUE", multiple=True,
               help="Override a hyper-parameter, as in `cmbench run`.")
 @click.option("--held-out-seeds", metavar="LIST", default=str(HELD_OUT_FROM), show_default=True,
               help="Sampling seeds to search on (4,7 or 3-5); none that a record may use.")
-@click.option("--samples", metavar="N", type=click.IntRange(min=2), default=None,
+@click.option("--samples", metavar="N", type=WholeNumber(min=2), default=None,
               help="Images a schedule and seed.  [default: the dataset's protocol]")
-@click.option("--batch-size", metavar="N", type=click.IntRange(min=1), default=500,
+@click.option("--batch-size", metavar="N", type=WholeNumber(min=1), default=500,
               show_default=True, help="Images sampled at a time; no effect on results.")
 @click.option("--metric", metavar="NAME", default=None,
               help="What to tune by.  [default: the protocol's first that scores samples]")
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
               help="Which average of the weights to sample.")
 @click.option("--floor", "floor_sigma", metavar="SIGMA", default=0.02, show_default=True,
               type=click.FloatRange(min=0, min_open=True), help="Smallest noise level to consider.")
-@click.option("--evaluations", metavar="N", type=click.IntRange(min=2, max=60), default=10,
+@click.option("--evaluations", metavar="N", type=WholeNumber(min=2, max=60), default=10,
               show_default=True, help="Schedules to measure, a level and round.")
-@click.option("--rounds", metavar="N", type=click.IntRange(min=1, max=20), default=2,
+@click.option("--rounds", metavar="N", type=WholeNumber(min=1, max=20), default=2,
               show_default=True, help="Rounds through the levels, where there are several.")
 @click.option("--device", metavar="DEVICE", default="auto", show_default=True,
               help="cpu, cuda, cuda:1 …")
-@click.option("--threads", metavar="N", type=click.IntRange(min=1), default=None,
+@click.option("--threads", metavar="N", type=WholeNumber(min=1), default=None,
               help="CPU threads.  [default: the cores that are free]")
 @click.option("--time-limit", metavar="SECONDS", type=click.FloatRange(min=1), default=None,
               help="Stop and exit 75 after this long.")

@@ -101,8 +101,11 @@ class ArraySamples(SampleSource):
             )  # fmt: skip
         if self.options.value_range is None:
             sample = np.asarray(self._images[: min(len(self._images), 64)], np.float64)
+            if not np.isfinite(sample).all():
+                raise self.error("pixels are NaN or infinite", allowed="finite pixels",
+                                 remedy="the generator diverged: sample again")
             raise self.error(
-                f"float pixels from {np.nanmin(sample):.3g} to {np.nanmax(sample):.3g}, whose range"
+                f"float pixels from {sample.min():.3g} to {sample.max():.3g}, whose range"
                 " nobody has said",
                 allowed="uint8, or floats with --range " + " | ".join(RANGES),
                 remedy="say the range; they are then quantised by the rule you choose",

@@ -1,8 +1,9 @@
 """Samples from a program: a Python entry point, or a diffusers pipeline.
 
 An entry point ``module:function`` is called as ``function(indices, seed)`` with int64 sample
-numbers ``[N]`` and the seed, and returns images ``[N, C, H, W]``, uint8 or float in [-1, 1], or a
-pair of images and int64 labels ``[N]``. Image i must depend on (seed, i) only; that is checked.
+numbers ``[N]`` and the seed, and returns images ``[N, C, H, W]``, uint8 or float in [-1, 1], as a
+tensor or a NumPy array, or a pair of images and int64 labels ``[N]``. Image i must depend on
+(seed, i) only; that is checked.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -65,7 +67,7 @@ class GeneratorSamples(SampleSource):
     @property
     def count(self) -> int:
         """Samples to make."""
-        return self.options.limit or DEFAULT_COUNT
+        return self.options.limit or self.options.protocol_samples or DEFAULT_COUNT
 
     def _check_modules(self) -> None:
         owner = getattr(self._generate, "__self__", self._generate)
@@ -105,10 +107,11 @@ class GeneratorSamples(SampleSource):
                 f"raised {type(error).__name__} for {len(indices)} samples: {reason}",
                 allowed=self._interface,
             ) from error
-        images, labels = found if isinstance(found, tuple) else (found, None)
+        pair = found if isinstance(found, tuple) else (found, None)
+        images, labels = (torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in pair)
         if not isinstance(images, Tensor):
             raise self.error(
-                f"returned {type(images).__name__}", allowed="a tensor, or (images, labels)"
+                f"returned {type(images).__name__}", allowed="an array, or (images, labels)"
             )
         shape = tuple(images.shape)
         if len(shape) != 4 or shape[:2] != (len(indices), self.options.channels):

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from cmbench.data.preparation.decode import why_undecodable
 from cmbench.data.sources.archives import ZipSource
 from cmbench.data.sources.base import EncodedSource, Index
 from cmbench.data.sources.folder import FolderSource
@@ -100,7 +101,7 @@ class ImageSamples(SampleSource):
                 return self._convert(name, image, lossless=b"VP8L" in data[:64])
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
             raise self.error(
-                f"{name} cannot be decoded: {error}", allowed="whole image files",
+                f"{name} cannot be decoded ({why_undecodable(error)})", allowed="whole image files",
                 remedy="generate it again, or remove it and all that it stands for",
             ) from error  # fmt: skip
         except Image.DecompressionBombError as error:

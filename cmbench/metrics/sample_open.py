@@ -38,8 +38,9 @@ def open_samples(path: str, options: ReadOptions | None = None) -> SampleSource:
     if not found.exists():
         raise MissingError(
             f"samples {path}", "does not exist",
-            allowed="a folder, .zip, .npz, .npy, module:function, or a diffusers pipeline",
-            remedy="check the path",
+            allowed="a folder, .zip, .npz, .npy, module:function, a diffusers pipeline, the whole "
+            "id or the folder of a run, or import:NAME",
+            remedy="check the path or the id",
         )  # fmt: skip
     if found.is_dir():
         if (found / "model_index.json").is_file():

@@ -28,6 +28,7 @@ class ReadOptions:
         channels: channels that the extractor expects; 3, or 1 for grey data.
         value_range: a key of :data:`RANGES`, for float samples.
         limit: read at most this many samples.
+        protocol_samples: how many to make where there is no limit, for generators.
         seed: of the generator, where samples are made.
         steps: network evaluations a sample, for diffusers pipelines.
         device: where a diffusers pipeline runs.
@@ -39,6 +40,7 @@ class ReadOptions:
     seed: int = 0
     steps: int | None = None
     device: str = "cpu"
+    protocol_samples: int | None = None
 
 
 @dataclass

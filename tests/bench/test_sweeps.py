@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,8 @@ def test_trouble_is_a_record_and_one_line(toys: Context, listener: Any, trouble:
     assert record.status == "failed"
     assert record.reason.startswith(TROUBLES[trouble])
     assert "\n" not in record.reason
+    raised = trouble in ("raise", "exit", "sample-raises", "plan-raises")
+    assert (re.search(r" \(toy\.py:\d+\)$", record.reason) is not None) == raised
     assert on_disk(toys) == {record.cell: record}
     assert len(listener.warnings) == 1
     assert listener.warnings[0].endswith(record.reason)
@@ -239,7 +242,7 @@ def test_what_breaks_at_one_nfe_leaves_the_other(toys: Context, monkeypatch: Any
         return whole(context, trained, cell, **options)
 
     monkeypatch.setattr(sweep, "measure_cell", measure)
-    assert [(r.status, r.reason) for r in run(toys)] == [
+    assert [(r.status, r.reason.partition(" (")[0]) for r in run(toys)] == [
         ("failed", "method 'toy' failed while sampling: MemoryError: no room"), ("finished", ""),
     ]  # fmt: skip
 

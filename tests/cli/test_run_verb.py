@@ -17,7 +17,7 @@ from cmbench.bench.record import DTYPES
 from cmbench.bench.workspace import Workspace
 from cmbench.cli import run as run_module
 from cmbench.cli.run import PRECISIONS, parse_numbers, parse_seeds, parse_sigmas, stop_asker
-from cmbench.errors import UserError
+from cmbench.errors import BusyError, UserError
 
 Command = Callable[..., Any]
 TOYS = ("run", "-m", "toy", "-d", "toys", "--no-report")
@@ -453,3 +453,26 @@ def test_saving_samples_of_finished_cells_is_said_to_do_nothing(cmbench_with_toy
     assert "--save-samples: 1 cell(s) are finished" in cmbench_with_toys(*options).err
     cmbench_with_toys(*options, "-o", "sigma=3")
     assert cmbench_with_toys(*options, "-o", "sigma=3").err == ""
+
+
+def test_a_failure_says_where_and_how_to_see_more(cmbench_with_toys: Command) -> None:
+    failed = cmbench_with_toys(*TOYS, "--nfe", "1", "-o", "trouble=sample-raises")
+    one_line(failed, 1, "error: 1 cell(s) failed: method 'toy' failed while sampling: ValueError")
+    assert "run again with --debug for the traceback" in failed.err.splitlines()
+
+
+def test_a_misspelt_verb_has_a_suggestion_and_numbers_their_name(cmbench: Command) -> None:
+    assert "Did you mean 'run'?" in cmbench("rnu").err
+    assert "'1e3' is not a valid whole number." in cmbench("run", "--samples", "1e3").err
+
+
+def test_a_busy_run_is_said_once(
+    cmbench_with_toys: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> None:
+        raise BusyError("run x", "another process is training it")
+
+    monkeypatch.setattr("cmbench.bench.sweep.obtain_run", busy)
+    done = cmbench_with_toys(*TOYS)
+    assert done.code == 5
+    assert done.err.count("another process is training it") == 1

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from cmbench.errors import MissingError, NonFiniteError, UserError
+from cmbench.metrics.sample_generators import GeneratorSamples
 from cmbench.metrics.sample_open import open_samples
 from cmbench.metrics.sample_sources import ReadOptions, prefetched
 
@@ -402,3 +403,29 @@ class TestPrefetch:
         count = len(made)
         assert count < 10
         assert len(made) == count
+
+
+def test_undefined_pixels_are_said_without_a_warning(tmp_path: Path) -> None:
+    np.save(tmp_path / "nan.npy", np.full((2, 8, 8, 3), np.nan, np.float32))
+    with pytest.raises(UserError, match="pixels are NaN or infinite"):
+        open_samples(str(tmp_path / "nan.npy"))
+
+
+def test_undecodable_files_are_said_without_internals(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="no image format that Pillow knows") as caught:
+        list(open_samples(str(tmp_path)).batches(2))
+    assert "BytesIO" not in str(caught.value)
+
+
+def test_generators_may_return_arrays_and_make_the_protocols_count() -> None:
+    def generate(indices: Tensor, seed: int) -> tuple[object, object]:
+        grey = np.repeat(indices.numpy().astype(np.uint8), 12).reshape(-1, 3, 2, 2)
+        return grey, indices.numpy()
+
+    source = GeneratorSamples("arrays", generate, ReadOptions(protocol_samples=5))
+    assert source.count == 5
+    ((images, labels),) = source.batches(8)
+    assert images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 2, 3, 4]

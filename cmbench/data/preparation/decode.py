@@ -49,6 +49,13 @@ Array = npt.NDArray[Any]
 _GREY = frozenset({"1", "L", "LA", "I", "I;16", "F"})
 
 
+def why_undecodable(error: BaseException) -> str:
+    """Return why Pillow could not decode an image, without its internals."""
+    if isinstance(error, UnidentifiedImageError):  # it names our buffer, which tells nothing
+        return "UnidentifiedImageError: no image format that Pillow knows"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
 @dataclass(frozen=True)
 class Job:
     """What is the same for all blocks of a dataset."""
@@ -142,10 +149,9 @@ class ImageDecoder:
         except UserError as error:
             raise self._error(name, error.problem, error.allowed, error.remedy) from None
         except _UNDECODABLE as error:
-            detail = " ".join(str(error).split())[:120]
             raise self._error(
                 name,
-                f"cannot be decoded ({type(error).__name__}: {detail})",
+                f"cannot be decoded ({why_undecodable(error)})",
                 "",
                 "replace the file, or download the source again",
             ) from None
@@ -219,9 +225,8 @@ def peek(source: EncodedSource, index: Index) -> tuple[int, int, int]:
         image = open_image(data)
         return (1 if image.mode in _GREY else 3, image.height, image.width)
     except _UNDECODABLE as error:
-        detail = " ".join(str(error).split())[:120]
         raise source.error(
-            f"image {name!r} cannot be decoded ({type(error).__name__}: {detail})",
+            f"image {name!r} cannot be decoded ({why_undecodable(error)})",
             remedy="replace the file, or remove it",
         ) from None
     finally:
