@@ -77,11 +77,7 @@ def score(context: Context, request: ScoreRequest) -> Record:
     plan = plan_of(context, request, known)
     size = known.data_shape if known is not None and not known.latent else ()
     extractors = open_extractors(context, request, plan, size)
-    require_range(request)
-    read = replace(
-        request.read, channels=channels_of(known, extractors),
-        protocol_samples=known.num_samples if known else None,
-    )  # fmt: skip
+    read = reading(request, known, channels_of(known, extractors))
     odd: list[str] = []
     dataset = dataset_of(context, request, spec)
     source = open_source(context, request.samples, read, request.nfe, request.dataset)
@@ -138,11 +134,13 @@ def open_extractors(
     }  # fmt: skip
 
 
-def require_range(request: ScoreRequest) -> None:
-    """Raise ``UserError`` for a range of pixels that does not exist."""
+def reading(request: ScoreRequest, known: DatasetSpec | None, channels: int) -> ReadOptions:
+    """Return how samples are read; raise ``UserError`` for a range that does not exist."""
     given = request.read.value_range
     if given is not None and given not in RANGES:
         raise UserError("--range", f"{given!r}", allowed=" | ".join(RANGES))
+    protocol = known.num_samples if known else None
+    return replace(request.read, channels=channels, protocol_samples=protocol)
 
 
 def require_read(request: ScoreRequest, source: SampleSource) -> None:

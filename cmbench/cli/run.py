@@ -246,10 +246,10 @@ def sweep(options: dict[str, Any], request: SweepRequest, context: Context) -> i
     for (method, reason), count in skipped(records).items():
         click.echo(f"skipped: {count} cell(s) of {method}: {reason}", err=True)
     reasons = Counter(r.reason for r in records if r.status == "failed")
+    if any(" failed while " in reason for reason in reasons) and not context.debug:
+        click.echo("for the tracebacks of what failed, run again with --debug", err=True)
     for reason, count in reasons.items():
         click.echo(f"error: {count} cell(s) failed: {reason}", err=True)
-    if any(" failed while " in reason for reason in reasons) and not context.debug:
-        click.echo("run again with --debug for the traceback", err=True)
     return EXIT_CELLS_FAILED if reasons or plan.refused else EXIT_OK
 
 

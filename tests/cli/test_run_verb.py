@@ -458,7 +458,7 @@ def test_saving_samples_of_finished_cells_is_said_to_do_nothing(cmbench_with_toy
 def test_a_failure_says_where_and_how_to_see_more(cmbench_with_toys: Command) -> None:
     failed = cmbench_with_toys(*TOYS, "--nfe", "1", "-o", "trouble=sample-raises")
     one_line(failed, 1, "error: 1 cell(s) failed: method 'toy' failed while sampling: ValueError")
-    assert "run again with --debug for the traceback" in failed.err.splitlines()
+    assert "for the tracebacks of what failed, run again with --debug" in failed.err.splitlines()
 
 
 def test_a_misspelt_verb_has_a_suggestion_and_numbers_their_name(cmbench: Command) -> None:
