@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import ToyConfig
 
+from cmbench.bench.context import Context
 from cmbench.bench.recipes import (
     default_recipe,
     merge,
@@ -284,3 +285,11 @@ def test_every_field_says_what_it_is() -> None:
     for model in (MethodConfig, OptimizerConfig, EMAConfig):
         for name, field in model.model_fields.items():
             assert field.description or name == "name", f"{model.__name__}.{name}"
+
+
+def test_every_shipped_training_writes_checkpoints_on_its_way(context: Context) -> None:
+    for name, spec in context.plugins.methods.specs.items():
+        for dataset, recipe in recipe_names(spec):
+            table = recipe_table(spec, dataset, recipe)
+            between = table.get("checkpoint_kimg")
+            assert between is None or between < table["duration_kimg"], (name, dataset, recipe)
