@@ -6,9 +6,9 @@ was done in nine numbers, and told zeros when it generates. Resampling follows K
 (arXiv:2006.06676), App. B: twofold supersampling with the orthogonal wavelet filter sym6.
 
 UNVERIFIED, from memory of both papers, compared neither with them nor with the official code:
-``SCALE_LOG2_STD``, ``TRANSLATE_STD``, the uniform angles of rotation and anisotropy, the mirroring
-in x of half of the images at any probability, the order of the operations, and the order and units
-of the label's nine numbers. (Their count, and 0.12 for CIFAR-10, are those of the official recipe;
+``SCALE_LOG2_STD``, ``TRANSLATE_STD``, ``AXIS_TURNED``, the uniform angles of rotation and anisotropy,
+the mirroring in x of half of the images at any probability, the order of the operations, and the
+order and units of the label's nine numbers. (Their count, and 0.12 for CIFAR-10, are those of the official recipe;
 ``SYM6`` is orthogonal with six vanishing moments, which a test shows.)
 
 Here an image to which nothing but flips was done keeps its exact values, coordinates beyond the
@@ -31,6 +31,8 @@ from cmbench.training.resident import resident
 LABEL_DIM = 9
 #: UNVERIFIED standard deviations: of log2 of both scalings, and of translation in image sizes.
 SCALE_LOG2_STD, TRANSLATE_STD = 0.2, 0.125
+#: UNVERIFIED share of anisotropic scalings whose axis is turned; the others are along x.
+AXIS_TURNED = 0.5
 #: Low-pass filter of the wavelet sym6 (least asymmetric Daubechies, 6 vanishing moments).
 SYM6 = (
     0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
@@ -57,14 +59,14 @@ def augment(images: Tensor, draws: Draws, probability: float) -> tuple[Tensor, T
     like = images.new_empty(n, 5, dtype=torch.float32)
     done = (draws.uniform("augment-whether", like) < probability).float()
     y_done, scale_done, rotate_done, aniso_done, move_done = done.unbind(1)
-    uniform = draws.uniform("augment-uniform", like[:, :4])
+    uniform = draws.uniform("augment-uniform", like)
     normal = draws.normal("augment-normal", like[:, :4])
 
     x_flip = (uniform[:, 0] < 0.5).float()
     y_flip = (uniform[:, 1] < 0.5).float() * y_done
     scale = normal[:, 0] * scale_done
     angle = math.pi * (2 * uniform[:, 2] - 1) * rotate_done
-    axis = math.pi * (2 * uniform[:, 3] - 1)
+    axis = math.pi * (2 * uniform[:, 3] - 1) * (uniform[:, 4] < AXIS_TURNED).float()
     stretch = normal[:, 1] * aniso_done
     move = normal[:, 2:] * move_done[:, None]
 
@@ -91,12 +93,13 @@ def inverse_matrix(
     """Return ``(A R S)^-1`` ``[N, 2, 2]`` on (x, y), each argument ``[N]``.
 
     S scales by ``2^scale_log2``, R turns by ``-angle``, A scales by ``2^stretch_log2`` along
-    ``axis`` and by its inverse across it (Table 6; order UNVERIFIED).
+    the x axis turned by ``-axis``, as R turns, and by its inverse across it (Table 6; order and
+    sense UNVERIFIED).
     """
     shrink = torch.exp2(-scale_log2)[:, None, None]
     wide, high = torch.exp2(-stretch_log2), torch.exp2(stretch_log2)
     diagonal = torch.diag_embed(torch.stack([wide, high], 1))
-    turned = rotation(axis) @ diagonal @ rotation(-axis)
+    turned = rotation(-axis) @ diagonal @ rotation(axis)
     return shrink * (rotation(angle) @ turned)
 
 
