@@ -48,6 +48,7 @@ from cmbench.metrics.sample_sources import PIPELINE, RANGES, ReadOptions, Sample
 from cmbench.metrics.scores import MANIFOLD, needs
 from cmbench.metrics.suite import MetricSuite
 from cmbench.plugin.specs import DatasetSpec
+from cmbench.training.memory import sampling_memory_explained
 
 _STATISTICS = {".safetensors", ".pt", ".pkl"}
 
@@ -364,8 +365,9 @@ def run(
         context.reporter.task_progress(task, count, speed)
 
     try:
-        return evaluate(
-            source, suites, data_shape=data_shape, batch_size=batch_size, progress=progress
-        )
+        with sampling_memory_explained(context.device, batch_size):
+            return evaluate(
+                source, suites, data_shape=data_shape, batch_size=batch_size, progress=progress
+            )
     finally:
         context.reporter.task_finished(task)

@@ -26,6 +26,7 @@ from cmbench.bench.runs import TrainedRun, obtain_run, read_result
 from cmbench.bench.tuned_times import with_tuned_times
 from cmbench.errors import BusyError, InterruptedRunError, NonFiniteError, PluginError, UserError
 from cmbench.training.distributed import SharedFailureError
+from cmbench.training.memory import sampling_memory_explained
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,8 @@ def attempt(
 ) -> Record:
     """Measure one cell; what goes wrong becomes the record's reason."""
     try:
-        return measure_cell(context, trained, cell, save_samples=request.save_samples)
+        with sampling_memory_explained(context.device, cell.batch_size):
+            return measure_cell(context, trained, cell, save_samples=request.save_samples)
     except InterruptedRunError:
         raise
     except (Exception, SystemExit) as error:

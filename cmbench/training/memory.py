@@ -1,4 +1,4 @@
-"""Out of memory, in one line with the batch to try next."""
+"""Out of memory, in one line with the batch to try next, and what that does to the run."""
 
 from __future__ import annotations
 
@@ -34,15 +34,39 @@ def memory_explained(
         fewer = smaller_shard(share, shard)
         remedy = (
             f"set microbatch_size={fewer} (-o microbatch_size={fewer}): same batch, gradients "
-            "accumulate" if fewer else "choose a smaller network, precision=bf16 or more memory"
+            "accumulate" if fewer else "choose a smaller network or precision=bf16"
         )
-        used = ""
-        if device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(device) / 2**30
-            total = torch.cuda.get_device_properties(device).total_memory / 2**30
-            used = f", {peak:.1f} of {total:.1f} GiB allocated"
+        # The recipe, these options included, is the run's identity: nothing of it is resumed.
         raise BrokenRunError(
             f"training on {device}",
-            f"out of memory with {shard} images a pass after {nimg} images seen{used}",
-            remedy=f"{remedy}; the last good checkpoint is kept",
+            f"out of memory with {shard} images a pass after {nimg} images seen{_used(device)}",
+            remedy=f"{remedy}, as a new run from the start; this one's last good checkpoint is "
+            "kept, and goes on with more memory or more processes",
         ) from error
+
+
+@contextmanager
+def sampling_memory_explained(device: torch.device, batch_size: int) -> Iterator[None]:
+    """Turn torch's out-of-memory error of sampling or measuring into one that names the next batch.
+
+    Raises:
+        BrokenRunError: instead of ``torch.OutOfMemoryError``.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        fewer = batch_size // 2
+        raise BrokenRunError(
+            f"sampling and measuring on {device}",
+            f"out of memory with --batch-size {batch_size}{_used(device)}",
+            remedy=f"add --batch-size {fewer}: nothing else changes, trained weights are kept"
+            if fewer else "take a device with more memory; trained weights are kept",
+        ) from error
+
+
+def _used(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    peak = torch.cuda.max_memory_allocated(device) / 2**30
+    total = torch.cuda.get_device_properties(device).total_memory / 2**30
+    return f", {peak:.1f} of {total:.1f} GiB allocated"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from typing import Any
 
 import pytest
@@ -9,11 +10,17 @@ import torch
 from test_fit import BATCH, phase, train
 from torch import Tensor
 
+from cmbench.bench import scored, sweep
+from cmbench.bench.context import Context
+from cmbench.bench.executors import Local
+from cmbench.bench.planning import SampleSettings
+from cmbench.bench.runs import obtain_run
+from cmbench.bench.sweep import SweepRequest, execute, plan_sweep
 from cmbench.errors import BrokenRunError
 from cmbench.training.memory import smaller_shard
 
 
-def exhausted(*_: Any) -> Tensor:
+def exhausted(*_: Any, **__: Any) -> Tensor:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
@@ -30,7 +37,37 @@ def test_line_names_the_next_batch(microbatch_size: int | None, line: str) -> No
     with pytest.raises(BrokenRunError, match=f"^training on cpu: out of memory {line}") as caught:
         train(phase(exhausted), microbatch_size=microbatch_size)
     assert "\n" not in str(caught.value)
-    assert "last good checkpoint is kept" in str(caught.value)
+    assert str(caught.value).endswith(
+        ", as a new run from the start; this one's last good checkpoint is kept, and goes on with "
+        "more memory or more processes"
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "remedy"), [(5, "add --batch-size 2: nothing else"), (1, "take a device with")]
+)
+def test_sampling_names_the_next_batch(toys: Context, batch_size: int, remedy: str) -> None:
+    asked = SweepRequest(
+        ("toy",), "toys", nfes=(1,), sampling=SampleSettings(16, batch_size=batch_size)
+    )
+    plan = plan_sweep(toys, asked)
+    obtain_run(toys, plan.runs[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "measure_cell", exhausted)
+        (record,) = execute(toys, asked, plan, Local())
+    assert record.status == "failed"
+    assert record.reason.startswith(
+        f"sampling and measuring on cpu: out of memory with --batch-size {batch_size}; {remedy}"
+    )
+    smaller = SweepRequest(("toy",), "toys", nfes=(1,), sampling=SampleSettings(16, batch_size=2))
+    (again,) = execute(toys, smaller, plan_sweep(toys, smaller), Local())
+    assert (again.status, again.cell) == ("finished", record.cell), "the same cell"
+
+
+def test_scoring_names_the_next_batch(toys: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scored, "evaluate", exhausted)
+    with pytest.raises(BrokenRunError, match=r"--batch-size 250; add --batch-size 125: nothing"):
+        scored.run(toys, Namespace(name="images", count=8), [], 250, ())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
