@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +40,7 @@ def choose_device(asked: str = "auto", local_rank: int | None = None) -> torch.d
     if local_rank is not None and asked == "auto" and torch.cuda.is_available():
         asked = "cuda"
     if local_rank is not None and asked == "cuda":
-        asked = f"cuda:{local_rank}"
+        asked = "cuda:0" if _one_gpu_each() else f"cuda:{local_rank}"
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = asked.partition(":")
@@ -54,6 +55,12 @@ def choose_device(asked: str = "auto", local_rank: int | None = None) -> torch.d
             remedy="install a CUDA build of torch on a machine with an NVIDIA GPU",
         )
     return torch.device(asked)
+
+
+def _one_gpu_each() -> bool:
+    """Say whether the launcher shows each process one GPU of its own (Slurm's --gpus-per-task)."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named != "" and "," not in named and torch.cuda.device_count() == 1
 
 
 @dataclass

@@ -87,6 +87,11 @@ class Place:
         if values["WORLD_SIZE"] > 1 and "RANK" not in os.environ:
             raise UserError("environment variable WORLD_SIZE", f"{values['WORLD_SIZE']} without "
                             "RANK", remedy="start with torchrun, or unset it for one process")
+        if values["WORLD_SIZE"] > 1 and "LOCAL_RANK" not in os.environ:
+            raise UserError("environment variable LOCAL_RANK", f"missing for process "
+                            f"{values['RANK']} of {values['WORLD_SIZE']}: all of a machine would "
+                            "take its first GPU", allowed="the process's number on its machine",
+                            remedy="start with torchrun, or set it (Slurm: to $SLURM_LOCALID)")
         local = os.environ.get("LOCAL_WORLD_SIZE", "1")
         local_size = max(int(local), 1) if local.isdecimal() else 1
         return cls(values["RANK"], values["WORLD_SIZE"], values["LOCAL_RANK"], local_size)

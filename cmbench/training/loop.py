@@ -62,7 +62,9 @@ def fit(state: TrainingState, feed: Feed, settings: Settings, watchers: Watchers
     """Train ``state`` to the end of its last phase; return why it stopped early, or None.
 
     Raises:
-        NonFiniteError: a loss is NaN or infinite; the optimizer has not moved.
+        NonFiniteError: a loss or gradient is NaN or infinite. On the CPU the optimizer has not
+            moved; a GPU is asked at the end of the logging interval, and weights may be spoilt by
+            then. No checkpoint is written in between.
         PluginError: the method's loss does not return one value per image.
         SharedFailureError: one of several processes failed.
     """

@@ -352,3 +352,17 @@ def test_bad_input_is_said_by_the_leader_only(
     assert (first.code, second.code) == (EXIT_USAGE, EXIT_USAGE), first.err + second.err
     assert line in first.err
     assert second.err == ""
+
+
+def test_damaged_checkpoints_are_said_once(tmp_path: Path) -> None:
+    workspace = tmp_path / "two"
+    ended = together(tmp_path / "first", "-w", str(workspace), trouble=stop_second)
+    assert [e.code for e in ended] == [EXIT_REQUEUE] * 2
+    for path in workspace.glob("runs/toys/*/checkpoints/*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    first, second = together(tmp_path / "second", "-w", str(workspace))
+    assert (first.code, second.code) == (EXIT_CELLS_FAILED, 0), first.err + second.err
+    errors = [line for line in first.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, first.err
+    assert "has no good checkpoint" in errors[0]
+    assert second.err == ""

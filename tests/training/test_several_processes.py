@@ -14,7 +14,8 @@ import torch
 from test_fit import BATCH, Feed, Given, Net, phase
 from torch import nn
 
-from cmbench.errors import BusyError, NonFiniteError, UserError
+from cmbench.bench.context import choose_device
+from cmbench.errors import BusyError, MissingError, NonFiniteError, UserError
 from cmbench.plugin.config import OptimizerConfig
 from cmbench.plugin.method import Batch
 from cmbench.training.distributed import Place, World, joined
@@ -192,6 +193,7 @@ def test_batch_that_does_not_divide() -> None:
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE: 'two'; allowed: 1 to"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK: '2'; allowed: 0 to 1"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE: 2 without RANK; start with torchrun"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "LOCAL_RANK: missing for process 1 of 2: all of"),
         ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "-1"}, "LOCAL_RANK: '-1'"),
     ],
 )
@@ -214,3 +216,22 @@ def test_place_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert Place.from_environment() == Place(5, 8, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "device"),
+    [("7", 1, "cuda:0"), ("0,1,2,3", 4, "cuda:3"), (None, 4, "cuda:3"), (None, 1, None)],
+)
+def test_the_gpu_of_a_process(
+    visible: str | None, count: int, device: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if device is None:
+        with pytest.raises(MissingError, match=r"'cuda:3': torch sees 1 CUDA device"):
+            choose_device("auto", 3)
+    else:
+        assert choose_device("auto", 3) == torch.device(device)
