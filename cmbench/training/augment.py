@@ -6,10 +6,11 @@ was done in nine numbers, and told zeros when it generates. Resampling follows K
 (arXiv:2006.06676), App. B: twofold supersampling with the orthogonal wavelet filter sym6.
 
 UNVERIFIED, from memory of both papers, compared neither with them nor with the official code:
-``SCALE_LOG2_STD``, ``TRANSLATE_STD``, ``AXIS_TURNED``, the uniform angles of rotation and anisotropy,
-the mirroring in x of half of the images at any probability, the order of the operations, and the
-order and units of the label's nine numbers. (Their count, and 0.12 for CIFAR-10, are those of the official recipe;
-``SYM6`` is orthogonal with six vanishing moments, which a test shows.)
+``SCALE_LOG2_STD``, ``TRANSLATE_STD``, ``AXIS_TURNED``, the uniform angles of rotation and
+anisotropy, the mirroring in x of half of the images at any probability, the order of the
+operations, and the order and units of the label's nine numbers. (Their count, and 0.12 for
+CIFAR-10, are those of the official recipe; ``SYM6`` is orthogonal with six vanishing moments, which
+a test shows.)
 
 Here an image to which nothing but flips was done keeps its exact values, coordinates beyond the
 border are reflected, and nothing asks the device for a number.
