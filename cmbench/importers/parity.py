@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cmbench.diffusion.models import EDMConsistency, EDMModel
 from cmbench.diffusion.preconditioning import edm_scalings
-from cmbench.errors import UserError
+from cmbench.errors import UserError, first_names
 from cmbench.files import write_atomically
 from cmbench.importers.diffusers_folder import load_safetensors
 from cmbench.importers.imported import ImportedNetwork
@@ -77,7 +77,7 @@ def read_reference(path: Path, found: ImportedNetwork) -> dict[str, Tensor]:
     missing = {"in.x", "in.sigma"} - tensors.keys()
     if missing or not any(name in tensors for name in _OUTPUTS):
         raise UserError(
-            who, f"holds {', '.join(sorted(tensors)[:8]) or 'nothing'}",
+            who, f"holds {first_names(sorted(tensors), 8) or 'nothing'}",
             allowed=f"in.x, in.sigma and one of {', '.join(_OUTPUTS)}",
             remedy="make it as docs/parity.md says",
         )  # fmt: skip

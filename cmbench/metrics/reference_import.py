@@ -32,7 +32,7 @@ from torch import Tensor
 
 from cmbench.data.npy import npz_names, read_npz
 from cmbench.data.pickles import load_plain_pickle
-from cmbench.errors import MissingError, UserError, unknown_name
+from cmbench.errors import MissingError, UserError, first_names, unknown_name
 from cmbench.files import write_atomically
 from cmbench.metrics._files import sha256_file
 from cmbench.metrics.census import CensusTaker
@@ -248,7 +248,7 @@ def _read_pickle(path: Path, entry: str) -> Found:
 
 def _other(path: Path, content: object) -> UserError:
     if isinstance(content, dict):
-        held = ", ".join(sorted(map(str, content))[:8]) or "nothing"
+        held = first_names(sorted(map(str, content)), 8) or "nothing"
     else:
         held = type(content).__name__
     return UserError(str(path), f"holds {held}", allowed=_ALLOWED)

@@ -7,6 +7,7 @@ from pathlib import Path
 from record_factory import metric, record
 
 from cmbench.bench.record import Record
+from cmbench.errors import first_names
 from cmbench.leaderboard.best import best_values
 from cmbench.leaderboard.bootstrap import compare_units
 from cmbench.leaderboard.ranking import Rank, rank_all
@@ -191,3 +192,9 @@ def test_an_approximate_extractor_is_never_ranked() -> None:
         assert found[method].reason == "Under an approximate extractor"
     quick = next(row for row in rows(records) if row.method == "quick")
     assert not any(identity == quick.id for identity, _ in best_values(rows(records)))
+
+
+def test_a_list_that_was_cut_says_so() -> None:
+    assert first_names([], 2) == ""
+    assert first_names(["a", "b"], 2) == "a, b"
+    assert first_names(["a", "b", "c"], 2) == "a, b, …"

@@ -29,7 +29,7 @@ from cmbench.data.sources.base import (
     labels_from_folders,
     labels_from_json,
 )
-from cmbench.errors import UserError
+from cmbench.errors import UserError, first_names
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 _OPENERS = {b"\x1f\x8b": gzip.open, b"\xfd7": lzma.open, b"BZ": bz2.open}
@@ -73,7 +73,7 @@ def enter_split(
     if split and not chosen:
         raise source.error(
             f"has no folder {split!r}",
-            allowed=", ".join(sorted(tops)[:20]),
+            allowed=first_names(sorted(tops), 20),
             remedy="give --split one of them",
         )
     kept = [i for i, name in enumerate(names) if name.startswith(prefix)]

@@ -17,7 +17,7 @@ from cmbench.data.sources.base import (
     labels_from_folders,
     labels_from_json,
 )
-from cmbench.errors import UserError
+from cmbench.errors import UserError, first_names
 
 
 def read_json(path: Path, who: str) -> Any:
@@ -93,7 +93,7 @@ class FolderSource(EncodedSource):
         if split and self.root == path:
             raise self.error(
                 f"has no subfolder {split!r}",
-                allowed=", ".join(sorted(p.name for p in path.iterdir() if p.is_dir())[:20]),
+                allowed=first_names(sorted(p.name for p in path.iterdir() if p.is_dir()), 20),
                 remedy="give --split one of them",
             )
 
