@@ -92,13 +92,7 @@ _REMEDY = "restore the file, or delete it to fall back to an older one or train 
 def load_checkpoint(path: Path, remedy: str = _REMEDY) -> Checkpoint:
     """Read and verify a checkpoint; raise ``UserError`` naming the file if anything is wrong."""
     who = f"checkpoint {path}"
-    try:
-        manifest = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        expected, meta, version = manifest["sha256"], dict(manifest["meta"]), manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(who, f"its manifest cannot be read ({error})", remedy=remedy) from error
-    if version != FORMAT:
-        raise UserError(who, f"has format {version!r}", allowed=str(FORMAT), remedy=remedy)
+    meta, expected = read_manifest(path, remedy)
     try:
         actual = file_sha256(path)
     except OSError as error:
@@ -113,6 +107,23 @@ def load_checkpoint(path: Path, remedy: str = _REMEDY) -> Checkpoint:
         return Checkpoint(path, load_file(path), meta, expected)
     except (SafetensorError, OSError) as error:
         raise UserError(who, f"is not a safetensors file ({error})", remedy=remedy) from error
+
+
+def read_manifest(path: Path, remedy: str = _REMEDY) -> tuple[dict[str, Any], str]:
+    """Return a checkpoint's metadata and the hash of its tensors, which are not read.
+
+    Raises:
+        UserError: the manifest cannot be read, or is of another format.
+    """
+    who = f"checkpoint {path}"
+    try:
+        manifest = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        expected, meta, version = manifest["sha256"], dict(manifest["meta"]), manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(who, f"its manifest cannot be read ({error})", remedy=remedy) from error
+    if version != FORMAT:
+        raise UserError(who, f"has format {version!r}", allowed=str(FORMAT), remedy=remedy)
+    return meta, expected
 
 
 def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -10,9 +10,10 @@ approximates that average. Profiles are those of continuous time, as in the pape
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cmbench.errors import UserError
-from cmbench.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from cmbench.training.checkpoint import Checkpoint, load_checkpoint, read_manifest, save_checkpoint
 from cmbench.training.ema import power_exponent
 from cmbench.training.state import TrainingState
 
@@ -80,16 +81,21 @@ def coefficients(
 
 
 def combine(
-    averages: Sequence[Mapping[str, Tensor]], factors: Sequence[float]
+    averages: Iterable[Mapping[str, Tensor]], factors: Iterable[float]
 ) -> dict[str, Tensor]:
-    """Return the sum of averages times factors, in their own dtype, added up in float64."""
-    return {
-        name: sum(
-            (f * average[name].double() for f, average in zip(factors, averages, strict=True)),
-            start=torch.zeros(value.shape, dtype=torch.float64),
-        ).to(value.dtype)
-        for name, value in averages[0].items()
-    }
+    """Return the sum of averages times factors, in their own dtype, added up in float64.
+
+    Averages are taken one by one: those of an iterator need not be in memory together.
+    """
+    total: dict[str, Tensor] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    for factor, average in zip(factors, averages, strict=True):
+        for name, value in average.items():
+            dtypes.setdefault(name, value.dtype)
+            before = total.get(name)
+            start = torch.zeros(value.shape, dtype=torch.float64) if before is None else before
+            total[name] = start.add_(factor * value.double())
+    return {name: value.to(dtypes[name]) for name, value in total.items()}
 
 
 def asked_width(label: str) -> float | None:
@@ -124,12 +130,11 @@ def reconstruct(folder: Path, sigma_rel: float) -> dict[str, Tensor]:
     remedy = "choose an average that the recipe keeps"
     if not files:
         raise UserError(who, "no snapshots to reconstruct it from", remedy=remedy)
-    stored: list[Profile] = []
-    averages: list[Mapping[str, Tensor]] = []
-    for snapshot in (load_checkpoint(file, remedy) for file in files):
-        for label, width in snapshot.meta["sigma_rel"].items():
-            stored.append(Profile(float(width), float(snapshot.meta["nimg"])))
-            averages.append(_under(snapshot, label))
+    metas = [read_manifest(file, remedy)[0] for file in files]
+    stored = [
+        Profile(float(width), float(meta["nimg"]))
+        for meta in metas for width in meta["sigma_rel"].values()
+    ]  # fmt: skip
     wanted = Profile(sigma_rel, max(profile.nimg for profile in stored))
     factors, error = coefficients(stored, wanted)
     if error > TOLERANCE:
@@ -138,7 +143,17 @@ def reconstruct(folder: Path, sigma_rel: float) -> dict[str, Tensor]:
             allowed=f"errors up to {TOLERANCE:.0%}: widths near the stored ones",
             remedy="keep two widths around it, and more checkpoints (checkpoint_kimg)",
         )
-    return combine(averages, [float(f) for f in factors])
+    return combine(_averages(files, metas, remedy), [float(f) for f in factors])
+
+
+def _averages(
+    files: Sequence[Path], metas: Sequence[Mapping[str, Any]], remedy: str
+) -> Iterator[Mapping[str, Tensor]]:
+    """Yield the averages of one snapshot after another, in the order of their profiles."""
+    for file, meta in zip(files, metas, strict=True):
+        snapshot = load_checkpoint(file, remedy)
+        for label in meta["sigma_rel"]:
+            yield _under(snapshot, label)
 
 
 def _under(snapshot: Checkpoint, label: str) -> dict[str, Tensor]:

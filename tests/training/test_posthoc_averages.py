@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +24,8 @@ from cmbench.bench.planning import RunPlan, plan_run
 from cmbench.bench.runs import TrainedRun, build_modules, load_weights, obtain_run
 from cmbench.errors import InterruptedRunError, UserError
 from cmbench.plugin.config import EMAConfig
+from cmbench.training import posthoc
+from cmbench.training.checkpoint import Checkpoint
 from cmbench.training.ema import WeightAverage, power_exponent
 from cmbench.training.posthoc import (
     Profile,
@@ -152,6 +155,28 @@ def test_a_run_gives_widths_that_it_did_not_keep(toys: Context) -> None:
     again = reconstruct(trained.folder / "snapshots", 0.05)
     kept = loaded(toys, trained, "power-0.05")
     assert all(torch.allclose(again[k], kept[k], rtol=0, atol=1e-5) for k in again)
+
+
+def test_snapshots_are_in_memory_one_at_a_time(
+    toys: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = obtain_run(toys, planned(toys, [0.05, 0.10], duration_kimg=2.048)).folder / "snapshots"
+    more = len(list(folder.glob("*.safetensors")))
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    load = posthoc.load_checkpoint
+
+    def counting(path: Path, remedy: str) -> Checkpoint:
+        nonlocal most
+        found = load(path, remedy)
+        alive.append(weakref.ref(next(iter(found.tensors.values()))))
+        most = max(most, sum(ref() is not None for ref in alive))
+        return found
+
+    monkeypatch.setattr(posthoc, "load_checkpoint", counting)
+    reconstruct(folder, 0.08)
+    assert len(alive) == more > 1
+    assert most <= 2, "the next one is read before the last one is let go"
 
 
 def test_a_stop_leaves_no_other_snapshots(toys: Context) -> None:
