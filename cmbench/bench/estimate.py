@@ -32,6 +32,8 @@ from cmbench.training.state import TrainingState
 #: A calibration takes this many FLOPs a step at most, and on the CPU this much memory.
 _STEP_FLOPS = {"cpu": 1.0e10, "cuda": 5.0e14}
 _CPU_BYTES = 4 * 2**30
+#: Memory of a large GPU, to which plans that need more are told the way.
+_GPU_BYTES = 80 * 2**30
 _WARM_UP, _TIMED = 2, 3
 _FP32_BYTES = 4
 
@@ -55,18 +57,31 @@ def estimate(context: Context, plan: RunPlan) -> Cost:
     except Exception as error:  # an estimate must not stand in the way of a plan
         return Cost(images, note=f"not counted: {_why(error)}")
     peak = fixed + activations
+    advice = _advice(plan, fixed, activations)
     reason = _too_much(context, flops, fixed)
     if reason:
-        return Cost(images, flops, peak, note=f"not measured: {reason}")
+        return Cost(images, flops, peak, note=f"not measured: {reason}{advice}")
     batch = _calibration_batch(context, plan, flops)
     try:
         seconds = seconds_per_image(context, plan, batch)
     except Exception as error:
-        return Cost(images, flops, peak, note=f"not measured: {_why(error)}")
+        return Cost(images, flops, peak, note=f"not measured: {_why(error)}{advice}")
     attained = flops / seconds
     how = "eager" if context.device.type == "cuda" else f"{context.threads} thread(s)"
     note = f"{_TIMED} steps of {batch} images on {context.device}, {how}, {attained:.2g} FLOP/s"
-    return Cost(images, flops, peak, seconds * images / 3600, note)
+    return Cost(images, flops, peak, seconds * images / 3600, note + advice)
+
+
+def _advice(plan: RunPlan, fixed_bytes: float, activation_bytes: float) -> str:
+    """Say which shards of the batch would fit a large GPU, where the whole would not."""
+    batch = plan.config.batch_size
+    shard = min(plan.config.microbatch_size or batch, batch)
+    if fixed_bytes + activation_bytes <= _GPU_BYTES:
+        return ""
+    room = (_GPU_BYTES - fixed_bytes) * shard / activation_bytes
+    fits = [n for n in range(1, shard) if batch % n == 0 and n <= room]
+    wanted = f"-o microbatch_size={fits[-1]} would fit" if fits else "one image does not fit"
+    return f"; {wanted} {_GPU_BYTES / 2**30:.0f} GiB"
 
 
 def _why(error: Exception) -> str:

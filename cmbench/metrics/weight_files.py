@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from platformdirs import user_data_path
 
+from cmbench.data.locations import DataLocations, default_data_dir
 from cmbench.errors import MissingError, UserError, unknown_name
 from cmbench.metrics._files import sha256_file
 
@@ -73,9 +74,9 @@ WEIGHTS: dict[str, WeightsFile] = {
 
 
 def weights_folder() -> Path:
-    """Return ``$CMBENCH_WEIGHTS`` or the weights folder in the user's data directory."""
+    """Return ``$CMBENCH_WEIGHTS``, or the weights folder where prepared datasets lie."""
     given = os.environ.get(WEIGHTS_VARIABLE)
-    return Path(given).expanduser() if given else user_data_path("cmbench") / "weights"
+    return Path(given).expanduser() if given else default_data_dir() / "weights"
 
 
 def find_weights(name: str, location: Path | str | None = None) -> Path:
@@ -91,7 +92,8 @@ def find_weights(name: str, location: Path | str | None = None) -> Path:
             raise MissingError(f"weights {name!r}", f"no file {path}", remedy=_remedy(name))
         return path
     hub = Path(torch.hub.get_dir()) / "checkpoints"
-    for folder in (weights_folder(), hub):
+    before: Path = user_data_path("cmbench") / "weights"  # prepared before CMBENCH_DATA was set
+    for folder in (weights_folder(), *(() if WEIGHTS_VARIABLE in os.environ else (before,)), hub):
         for candidate in (file.file_name, *file.also):
             if (folder / candidate).is_file():
                 return folder / candidate
@@ -183,24 +185,28 @@ def _verify(file: WeightsFile, path: Path) -> None:
         )
 
 
-def prepare_target(name: str, source: Path | None) -> str:
-    """Install a weights file and return the line that ``cmbench prepare`` prints."""
-    path = prepare_weights(name, source)
+def prepare_target(name: str, source: Path | None, locations: DataLocations) -> str:
+    """Install a weights file and return the line that ``cmbench prepare`` prints.
+
+    Without ``$CMBENCH_WEIGHTS`` it goes to the folder ``weights`` of ``--data-dir``.
+    """
+    named = os.environ.get(WEIGHTS_VARIABLE)
+    path = prepare_weights(name, source, None if named else locations.data_dir / "weights")
     found = sha256_file(path)
     state = "verified" if weights_file(name).verifies(found) else "no published hash to verify"
     return f"{name}: {path} (sha256 {found}, {state})"
 
 
-def prepare_inception(source: Path | None, locations: object, reporter: object) -> str:
+def prepare_inception(source: Path | None, locations: DataLocations, reporter: object) -> str:
     """``cmbench prepare inception``."""
-    return prepare_target("inception", source)
+    return prepare_target("inception", source, locations)
 
 
-def prepare_clean_fid(source: Path | None, locations: object, reporter: object) -> str:
+def prepare_clean_fid(source: Path | None, locations: DataLocations, reporter: object) -> str:
     """``cmbench prepare clean-fid``."""
-    return prepare_target("clean-fid", source)
+    return prepare_target("clean-fid", source, locations)
 
 
-def prepare_dinov2(source: Path | None, locations: object, reporter: object) -> str:
+def prepare_dinov2(source: Path | None, locations: DataLocations, reporter: object) -> str:
     """``cmbench prepare dinov2``."""
-    return prepare_target("dinov2", source)
+    return prepare_target("dinov2", source, locations)

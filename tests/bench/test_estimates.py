@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,6 +134,21 @@ def test_a_learned_distance_is_counted_without_its_weights(context: Context) -> 
     assert learned.config.model_dump()["metric"] == "lpips"
     plain = plan_run(context, "cd", "cifar10", "paper", 0, (*colour, "metric=l2"))
     assert count(context, learned)[1] > 10 * count(context, plain)[1]
+
+
+def test_what_fits_no_gpu_is_told_the_way(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(context, "edm", "batch_size=64")
+    monkeypatch.setattr(module, "seconds_per_image", lambda *_: 1.0)
+    assert "microbatch_size" not in estimate(context, plan).note
+    monkeypatch.setattr(module, "_GPU_BYTES", 0.3 * estimate(context, plan).peak_bytes)
+    shard = int(re.search(r"-o microbatch_size=(\d+) would fit", estimate(context, plan).note)[1])
+    assert 64 % shard == 0
+    small = planned(context, "edm", "batch_size=64", f"microbatch_size={shard}")
+    assert estimate(context, small).peak_bytes <= module._GPU_BYTES * 1.01
+    monkeypatch.setattr(module, "_GPU_BYTES", 1)
+    assert "one image does not fit" in estimate(context, plan).note
 
 
 def test_bad_input_is_said_without_its_class(

@@ -19,7 +19,7 @@ from cmbench.data.digits import read_digits
 from cmbench.errors import MissingError
 from cmbench.leaderboard.rows import aggregate
 from cmbench.metrics.reference_import import PUBLISHED
-from cmbench.metrics.weight_files import WEIGHTS
+from cmbench.metrics.weight_files import WEIGHTS, find_weights, weights_folder
 
 Cmbench = Callable[..., Any]
 DIM = 4
@@ -304,6 +304,19 @@ def test_prepare_installs_only_verified_weights(
     assert taken.code == 0, taken.err
     assert "no published hash to verify" in taken.out
     assert "inception" in cmbench("prepare").out
+
+
+def test_weights_lie_with_the_data(
+    cmbench: Cmbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"anything")
+    place = tmp_path / "elsewhere"
+    options = ("--from", str(tmp_path / "file"), "--data-dir", str(place))
+    assert cmbench("prepare", "dinov2", *options).code == 0
+    monkeypatch.setenv("CMBENCH_DATA", str(place))
+    found = find_weights("dinov2")
+    assert found.parent == place / "weights" == weights_folder()
+    assert found.read_bytes() == b"anything"
 
 
 @pytest.mark.parametrize(
