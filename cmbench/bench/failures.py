@@ -5,8 +5,10 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+import torch
+
 #: Folders of the harness and of torch.
-_NOT_THEIRS = frozenset({"cmbench", "torch"})
+_NOT_THEIRS = (Path(__file__).resolve().parents[1], Path(torch.__file__).resolve().parent)
 
 
 def one_line(text: str, limit: int = 500) -> str:
@@ -28,5 +30,6 @@ def place_of(error: BaseException) -> str:
     Frames of the harness and of torch tell a plugin's author nothing.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if not any(part in Path(f.filename).parts for part in _NOT_THEIRS)]
-    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
+    places = [(Path(frame.filename).resolve(), frame.lineno) for frame in frames]
+    theirs = [p for p in places if not any(p[0].is_relative_to(own) for own in _NOT_THEIRS)]
+    return f"{theirs[-1][0].name}:{theirs[-1][1]}" if theirs else ""
