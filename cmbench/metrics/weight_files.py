@@ -92,8 +92,10 @@ def find_weights(name: str, location: Path | str | None = None) -> Path:
             raise MissingError(f"weights {name!r}", f"no file {path}", remedy=_remedy(name))
         return path
     hub = Path(torch.hub.get_dir()) / "checkpoints"
-    before: Path = user_data_path("cmbench") / "weights"  # prepared before CMBENCH_DATA was set
-    for folder in (weights_folder(), *(() if WEIGHTS_VARIABLE in os.environ else (before,)), hub):
+    # those that were prepared before CMBENCH_DATA was set
+    before = [] if WEIGHTS_VARIABLE in os.environ else [Path(user_data_path("cmbench"), "weights")]
+    folders: list[Path] = [weights_folder(), *before, hub]
+    for folder in folders:
         for candidate in (file.file_name, *file.also):
             if (folder / candidate).is_file():
                 return folder / candidate
