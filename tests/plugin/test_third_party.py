@@ -165,7 +165,7 @@ FAILURES = {
 
 def test_plugins_lists_each_with_status_and_error(installed: Installed) -> None:
     done = installed.run("plugins", "--json")
-    assert done.returncode == 0
+    assert done.returncode == 1
     found = {p["name"]: p for p in json.loads(done.stdout)}
     assert {n for n, p in found.items() if p["status"] == "ok"} == {
         "cmbench-builtins", "example", "acme-rogues"
