@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +28,15 @@ Kind = Literal["measured", "imported checkpoint", "scored samples"]
 
 #: Names become file names and table cells: a conservative alphabet.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}$")]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+#: No number is larger in magnitude: squares of sums of such numbers are floats still.
+LARGEST = 1e50
+#: Counts up to here are exact as floats, which is what pages and JavaScript make of them.
+LARGEST_COUNT = 2**53
+Finite = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
+#: What becomes a path: no control characters (a NUL is no path at all).
+PathText = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class Part(BaseModel):
@@ -61,18 +68,18 @@ class PluginRecord(Part):
 class TrainingRecord(Part):
     """How the generator came to be."""
 
-    run: str = Field(description="run id, <dataset>/<method>-<recipe>-s<seed>-<hash>")
-    seed: int
+    run: PathText = Field(description="run id, <dataset>/<method>-<recipe>-s<seed>-<hash>")
+    seed: Seed
     recipe: str
     config: dict[str, Any] = Field(description="the resolved recipe, every key")
     config_sha256: str
     teacher: str | None = Field(None, description="run id or name of the teacher, if there is one")
-    parameters: int = Field(description="of the network that is sampled")
-    images_seen: int
-    network_evaluations: int = Field(
+    parameters: Count = Field(description="of the network that is sampled")
+    images_seen: Count
+    network_evaluations: Count = Field(
         0, description="images through any network in training; a backward pass counts as two"
     )
-    seconds_by_phase: dict[str, float] = Field(default_factory=dict)
+    seconds_by_phase: dict[str, Finite] = Field(default_factory=dict)
     checkpoint_sha256: str = ""
     ema: str = Field("", description="which average of the weights was sampled")
 
@@ -84,22 +91,22 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 class SamplingRecord(Part):
     """How the images were made."""
 
-    nfe: int = Field(description="network evaluations an image, declared; 0 if nobody has said")
-    nfe_measured: float | None = Field(None, description="counted by wrapping the network")
+    nfe: Count = Field(description="network evaluations an image, declared; 0 if nobody has said")
+    nfe_measured: Finite | None = Field(None, description="counted by wrapping the network")
     sampler: str = ""
-    times: list[float] = Field(default_factory=list, description="noise levels sigma, descending")
+    times: list[Finite] = Field(default_factory=list, description="noise levels sigma, descending")
     tuned: dict[str, Any] | None = Field(None, description="how the times were tuned, if they were")
-    seed: int
-    num_samples: int
-    protocol_samples: int = Field(description="what the dataset's protocol asks for")
-    batch_size: int
+    seed: Seed
+    num_samples: Count
+    protocol_samples: Count = Field(description="what the dataset's protocol asks for")
+    batch_size: Count
     dtype: str = Field(
         "float32", description="of the network's passes; bfloat16 and float16 by autocast"
     )
     quantize: str = ""
     labels: str = Field("", description="how class labels were drawn")
-    seconds: float | None = None
-    images_per_s: float | None = None
+    seconds: Finite | None = None
+    images_per_s: Finite | None = None
 
 
 class DatasetRecord(Part):
@@ -108,7 +115,7 @@ class DatasetRecord(Part):
     name: Name
     revision: str = ""
     sha256: str = ""
-    reference_count: int | None = None
+    reference_count: Count | None = None
     reference_sha256: str = ""
     extractor: str = ""
     extractor_sha256: str = ""
@@ -124,15 +131,15 @@ class EnvironmentRecord(Part):
     git_dirty: bool | None = None
     platform: str = ""
     cpu: str = ""
-    threads: int | None = None
+    threads: Count | None = None
     gpu: str | None = None
-    world_size: int = 1
+    world_size: Count = 1
 
 
 class Artifact(Part):
     """A file beside the record (a sample grid, a training curve)."""
 
-    file: str = Field(description="path relative to the record's folder")
+    file: PathText = Field(description="path relative to the record's folder")
     sha256: str
 
 
@@ -150,7 +157,7 @@ class Record(Part):
     title: str = ""
     family: str = ""
     reference: str = ""
-    year: int = 0
+    year: Count = 0
     conditional: bool = False
     plugin: PluginRecord
     dataset: DatasetRecord
@@ -174,8 +181,8 @@ class Record(Part):
 
 
 def finite_or_none(value: float | None) -> float | None:
-    """Return ``value``, or None where it is NaN or infinite (JSON has neither)."""
-    return value if value is not None and math.isfinite(value) else None
+    """Return ``value``, or None where it is NaN, infinite or above `LARGEST`: no record has it."""
+    return value if value is not None and abs(value) <= LARGEST else None
 
 
 def write_record(record: Record, folder: Path) -> Path:
@@ -202,7 +209,8 @@ def read_record(path: Path) -> Record:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(who, f"cannot be read ({error})", remedy="check the file") from error
     try:
-        data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
+        data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float,
+                          parse_int=_bounded_int)  # fmt: skip
         if "\\ud" in text.lower():  # half a surrogate pair cannot be printed or written
             json.dumps(data, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -235,11 +243,18 @@ def _refuse_constant(name: str) -> float:
 
 
 def _finite_float(text: str) -> float:
-    """Return a number; one too large for a float would become infinite."""
+    """Return a number that readers may square and sum: at most `LARGEST` in magnitude."""
     value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is too large")
+    if abs(value) > LARGEST:
+        raise ValueError(f"{text[:40]} is too large: at most {LARGEST:g}")
     return value
+
+
+def _bounded_int(text: str) -> int:
+    """Return an integer that fits 64 bits, signed or not: readers may make a float of it."""
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+        raise ValueError(f"{text[:40]} is too large: at most 64 bits")
+    return int(text)
 
 
 def read_records(folder: Path) -> Iterator[tuple[Path, Record | UserError]]:

@@ -19,15 +19,17 @@ from cmbench.leaderboard.merge import merge
 def merge_(sources: tuple[Path, ...], workspace: str | None) -> int:
     """Copy the records of other workspaces or record folders into this workspace.
 
-    Equal records are kept once. Two finished records of one cell that differ are a conflict: it is
-    refused by name and nothing is written. Records that cannot be read are left out and listed; the
-    exit code is 1 then.
+    Equal records are kept once. Two finished records of one cell that differ are a conflict, and so
+    are two artifacts of one name: they are refused by name and nothing is written. Records that
+    cannot be read are left out and listed; the exit code is 1 then.
     """
     place = Workspace.choose(workspace)
     result = merge(sources, place.all_records)
     for word, names in (("added", result.added), ("replaced", result.replaced)):
         for name in names:
             click.echo(f"{word}  {name}")
+    for told in result.left_out:
+        click.echo(f"not copied: {told}", err=True)
     click.echo(
         f"{len(result.added)} added, {len(result.replaced)} replaced, "
         f"{len(result.equal)} already there", err=True,

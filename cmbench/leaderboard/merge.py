@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,8 @@ class MergeResult:
     replaced: tuple[str, ...]
     #: Why records, of the sources or the target, were left alone.
     unreadable: tuple[UserError, ...] = ()
+    #: Why artifacts were not copied.
+    left_out: tuple[str, ...] = ()
 
 
 def find_records(source: Path) -> list[Path]:
@@ -45,12 +47,14 @@ def merge(sources: Sequence[Path], target: Path) -> MergeResult:
     """Copy the records of ``sources`` with their artifacts to ``target/<dataset>/``.
 
     All records are read and all conflicts found before anything is written. A finished record
-    replaces a failed or skipped one of the same cell; two finished ones that differ are a conflict.
-    Files that cannot be read are neither copied nor replaced, and are returned with the reason.
+    replaces a failed or skipped one of the same cell; two finished ones that differ are a conflict,
+    and so are two artifacts of one name that differ: no file is ever overwritten by another one.
+    Files that cannot be read, or are not named after their cell, are neither copied nor replaced,
+    and are returned with the reason.
 
     Raises:
-        UserError: a source that holds no records, or every conflicting cell by name with both
-            files.
+        UserError: a source that holds no records, or every conflicting cell or artifact by name
+            with the files.
     """
     conflicts: list[str] = []
     unreadable: list[UserError] = []
@@ -81,9 +85,19 @@ def _readable(paths: Sequence[Path], unreadable: list[UserError]) -> Iterator[tu
     """Yield the records of ``paths``; collect the errors of the others."""
     for path in paths:
         try:
-            yield path, read_record(path)
+            yield path, _read(path)
         except UserError as error:
             unreadable.append(error)
+
+
+def _read(path: Path) -> Record:
+    record = read_record(path)
+    if path.stem != record.cell:
+        raise UserError(
+            f"record {path}", f"is of the cell {record.cell!r}, not of the one it is named after",
+            allowed=f"{record.cell}.json", remedy="rename the file",
+        )  # fmt: skip
+    return record
 
 
 def _choose(
@@ -110,28 +124,83 @@ def _write(
     there: dict[tuple[str, str], tuple[Path, Record]],
     target: Path,
 ) -> MergeResult:
-    added, equal, replaced = [], [], []
+    added: list[str] = []
+    equal: list[str] = []
+    replaced: list[str] = []
+    new = []
     for (dataset, cell), (path, record) in chosen.items():
         name = f"{dataset}/{cell}"
-        if (dataset, cell) in there:
-            if there[dataset, cell][0] == path:
-                equal.append(name)
-                continue
-            replaced.append(name)
-        else:
-            added.append(name)
-        _copy_artifacts(path, record, target / dataset)
-        write_atomically(target / dataset / f"{cell}.json", record.to_json().encode())
-    return MergeResult(tuple(added), tuple(equal), tuple(replaced))
+        if (dataset, cell) in there and there[dataset, cell][0] == path:
+            equal.append(name)
+            continue
+        (replaced if (dataset, cell) in there else added).append(name)
+        new.append((path, record))
+    copies, left_out = _plan_artifacts({**there, **chosen}.values(), new, target)
+    for goal, source in copies.items():
+        write_atomically(goal, source.read_bytes())
+    for _, record in new:
+        folder = target / record.dataset.name
+        write_atomically(folder / f"{record.cell}.json", record.to_json().encode())
+    return MergeResult(tuple(added), tuple(equal), tuple(replaced), tuple(left_out))
 
 
-def _copy_artifacts(path: Path, record: Record, folder: Path) -> None:
-    """Copy what lies beside the record; paths that leave its folder are not followed."""
-    root = path.parent.resolve()
-    for artifact in record.artifacts.values():
-        source = (root / artifact.file).resolve()
-        goal = (folder / artifact.file).resolve()
-        inside = source.is_relative_to(root) and goal.is_relative_to(folder.resolve())
-        if inside and source.is_file() and source != goal:
-            goal.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, goal)
+def _plan_artifacts(
+    kept: Iterable[tuple[Path, Record]], new: Sequence[tuple[Path, Record]], target: Path
+) -> tuple[dict[Path, Path], list[str]]:
+    """Return what to copy, by goal, and why the others stay; nothing is written yet.
+
+    An artifact is copied if it has the hash that its record holds. Where its goal holds other
+    bytes, or another record wants other bytes there, it is a conflict.
+    """
+    wanted: dict[Path, str] = {}
+    for _, record in kept:
+        for artifact in record.artifacts.values():
+            goal = _inside(target / record.dataset.name, artifact.file)
+            if goal is not None and wanted.setdefault(goal, artifact.sha256) != artifact.sha256:
+                wanted[goal] = ""  # two records disagree: no file fits both
+    copies: dict[Path, Path] = {}
+    left_out, conflicts = [], []
+    for path, record in new:
+        for artifact in record.artifacts.values():
+            label = f"{artifact.file!r} of {record.dataset.name}/{record.cell}"
+            source = _inside(path.parent, artifact.file)
+            goal = _inside(target / record.dataset.name, artifact.file)
+            if source is None or goal is None:
+                left_out.append(f"{label}: leaves its folder")
+            elif goal.suffix.lower() == ".json":
+                conflicts.append(f"{label} would lie among the records as one of them")
+            elif wanted[goal] != artifact.sha256:
+                conflicts.append(f"{label} in {source} is another file than other records have")
+            elif _hash(goal) not in (None, artifact.sha256):
+                conflicts.append(f"{label} in {source} differs from {goal}")
+            elif _hash(source) != artifact.sha256:
+                left_out.append(f"{label}: {source} is missing or has another hash")
+            elif source != goal:
+                copies[goal] = source
+    if conflicts:
+        raise UserError(
+            "merge", f"{len(conflicts)} conflicting artifact(s): {'; '.join(conflicts)}",
+            remedy="keep the records of one of the machines and move the others away",
+        )  # fmt: skip
+    return copies, left_out
+
+
+def _inside(folder: Path, file: str) -> Path | None:
+    """Return where ``file`` lies; None for what leaves ``folder`` or is no path at all."""
+    try:
+        root = folder.resolve()
+        path = (root / file).resolve()
+    except (OSError, ValueError, RuntimeError):  # NULs, loops of links
+        return None
+    return path if path.is_relative_to(root) and path != root else None
+
+
+def _hash(path: Path) -> str | None:
+    """Return the sha256 of what lies at ``path``; None if nothing does."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # a folder, a file where a folder should be
+        return f"unreadable: {error.strerror}"

@@ -12,6 +12,7 @@ import json
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -19,7 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cmbench import __version__
-from cmbench.bench.record import Record, read_record
+from cmbench.bench.record import Artifact, Record, read_record
 from cmbench.errors import UserError
 from cmbench.files import write_atomically
 
@@ -62,9 +63,11 @@ def pack(records: Sequence[Path], target: Path) -> Manifest:
     """Write the finished ``records`` and what belongs to them into the zip ``target``.
 
     Raises:
-        UserError: an unreadable or unfinished record, a missing or changed artifact, two records of
-            one name, or a target that exists.
+        UserError: no or an unreadable or unfinished record, a missing or changed artifact, two
+            records or artifacts of one name, or a target that exists.
     """
+    if not records:
+        raise UserError("submit", "there are no records", remedy="name at least one finished cell")
     if target.exists():
         raise UserError("submit", f"{target} exists", remedy="choose another name for the archive")
     files: dict[str, bytes] = {}
@@ -74,6 +77,9 @@ def pack(records: Sequence[Path], target: Path) -> Manifest:
         entries=tuple(sorted(entries, key=lambda entry: entry.record)),
         files={name: _sha256(data) for name, data in sorted(files.items())},
     )
+    for entry in manifest.entries:
+        record = Record.model_validate_json(files[entry.record])
+        _check_entry(entry, record, files, "submit")
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
     _write_zip(target, {MANIFEST: text.encode(), **files})
     return manifest
@@ -92,13 +98,12 @@ def _add(path: Path, files: dict[str, bytes]) -> Entry:
         raise UserError("submit", f"two records are named {name}", remedy="give each once")
     files[name] = record.to_json().encode()
     for artifact in record.artifacts.values():
-        files[f"{folder}/{artifact.file}"] = _artifact(path, artifact.file, artifact.sha256)
+        _add_artifact(f"{folder}/{artifact.file}", _artifact(path, artifact), files)
     training = record.training
-    recipe = {"method": record.method, "recipe": training.recipe, "config": training.config}
-    run = training.run.replace("/", "-")
-    recipe_name = f"recipes/{run}.json"
-    _inside(recipe_name, "submit")
-    files[recipe_name] = _json(recipe)
+    recipe = _json(_recipe(record))
+    # By content: records of one run may be of several methods (an evaluation under a label).
+    recipe_name = f"recipes/{_sha256(recipe)[:16]}.json"
+    files[recipe_name] = recipe
     environment = _json(record.environment.model_dump(mode="json"))
     environment_name = f"environments/{_sha256(environment)[:16]}.json"
     files[environment_name] = environment
@@ -108,22 +113,46 @@ def _add(path: Path, files: dict[str, bytes]) -> Entry:
     )  # fmt: skip
 
 
-def _artifact(record: Path, file: str, sha256: str) -> bytes:
-    folder = record.parent.resolve()
-    path = (folder / file).resolve()
-    problem = ""
-    if not path.is_relative_to(folder):
-        problem = "lies outside the record's folder"
-    elif not path.is_file():
-        problem = "is missing"
-    elif _sha256(path.read_bytes()) != sha256:
-        problem = "is not the file that was measured: its hash differs"
+def _recipe(record: Record) -> dict[str, Any]:
+    training = record.training
+    return {"method": record.method, "recipe": training.recipe, "config": training.config}
+
+
+def _add_artifact(name: str, data: bytes, files: dict[str, bytes]) -> None:
+    _inside(name, "submit")
+    if name.lower().endswith(".json"):
+        raise UserError(
+            "submit", f"artifact {name} would lie among the records as one of them",
+            allowed="pictures and curves", remedy="leave the record out",
+        )  # fmt: skip
+    if files.setdefault(name, data) != data:
+        raise UserError(
+            "submit", f"two records have different artifacts named {name}",
+            remedy="submit the records of each machine in an archive of its own",
+        )  # fmt: skip
+
+
+def _artifact(record: Path, artifact: Artifact) -> bytes:
+    problem, data = "", b""
+    try:
+        folder = record.parent.resolve()
+        path = (folder / artifact.file).resolve()
+        if not path.is_relative_to(folder):
+            problem = "lies outside the record's folder"
+        elif not path.is_file():
+            problem = "is missing"
+        else:
+            data = path.read_bytes()
+            if _sha256(data) != artifact.sha256:
+                problem = "is not the file that was measured: its hash differs"
+    except (OSError, ValueError, RuntimeError) as error:  # no path at all, loops of links
+        problem = f"cannot be read ({error})"
     if problem:
         raise UserError(
-            "submit", f"artifact {file} of {record.name} {problem}",
+            "submit", f"artifact {artifact.file} of {record.name} {problem}",
             remedy="restore it from where the record was made",
         )  # fmt: skip
-    return path.read_bytes()
+    return data
 
 
 def _json(value: Any) -> bytes:
@@ -155,7 +184,8 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
 
     Raises:
         UserError: naming what is wrong: no zip, a name that leaves the folder, too large, a file
-            without or with another hash, a recipe or environment that is not its record's.
+            without or with another hash, a recipe or environment that is not its record's, no
+            entry at all, a record that no entry lists.
     """
     who = f"submission {archive}"
     files = _read_zip(archive, who)
@@ -168,6 +198,7 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
             raise _bad(who, f"{name!r} has another hash than its manifest says")
     if listed:
         raise _bad(who, f"{sorted(listed)[0]!r} of its manifest is missing")
+    _check_complete(manifest, who)
     try:
         for name, data in files.items():
             path = folder / name
@@ -176,7 +207,7 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
     except OSError as error:  # a full disk, or a name that is a file and a folder
         raise _bad(who, f"cannot be extracted ({error.strerror})") from error
     for entry in manifest.entries:
-        _check_entry(entry, folder, files, who)
+        _check_entry(entry, read_record(folder / entry.record), files, who)
     return [folder / entry.record for entry in manifest.entries]
 
 
@@ -223,17 +254,26 @@ def _manifest(files: dict[str, bytes], who: str) -> Manifest:
         raise _bad(who, f"{MANIFEST} field {where!r}: {first['msg']}") from error
 
 
-def _check_entry(entry: Entry, folder: Path, files: dict[str, bytes], who: str) -> None:
-    for name in (entry.record, entry.recipe, entry.environment):
-        if name not in files:
+def _check_complete(manifest: Manifest, who: str) -> None:
+    """Every record of the archive is an entry, once, and there is one: all will be checked."""
+    entries = [entry.record for entry in manifest.entries]
+    if not entries:
+        raise _bad(who, "holds no record")
+    for name in (n for e in manifest.entries for n in (e.record, e.recipe, e.environment)):
+        if name not in manifest.files:
             raise _bad(who, f"{name!r} of its manifest is missing")
-    record: Record = read_record(folder / entry.record)
+    count = Counter(entries)
+    for name in sorted(manifest.files):
+        is_record = name.lower().startswith("records/") and name.lower().endswith(".json")
+        if is_record and count[name] != 1:
+            found = "twice" if count[name] else "not"
+            raise _bad(who, f"the record {name!r} is {found} among its entries")
+
+
+def _check_entry(entry: Entry, record: Record, files: dict[str, bytes], who: str) -> None:
     if record.training.checkpoint_sha256 != entry.checkpoint_sha256:
         raise _bad(who, f"the checkpoint hash of {entry.record} is not the record's")
     if files[entry.environment] != _json(record.environment.model_dump(mode="json")):
         raise _bad(who, f"{entry.environment} is not the environment of {entry.record}")
-    recipe = {
-        "method": record.method, "recipe": record.training.recipe, "config": record.training.config,
-    }  # fmt: skip
-    if files[entry.recipe] != _json(recipe):
+    if files[entry.recipe] != _json(_recipe(record)):
         raise _bad(who, f"{entry.recipe} is not the recipe of {entry.record}")

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from cmbench.bench.record import MetricRecord, Record, read_record
+from cmbench.bench.record import Artifact, MetricRecord, Record, read_record
 from cmbench.errors import UserError
 
 State = Literal["ok", "failed", "not checked"]
@@ -109,19 +109,25 @@ def _check_config(record: Record) -> Check:
 
 
 def _check_artifacts(path: Path, record: Record) -> list[Check]:
-    checks = []
-    folder = path.parent.resolve()
-    for name, artifact in sorted(record.artifacts.items()):
-        label, file = f"artifact {name}", (folder / artifact.file).resolve()
+    return [
+        _check_artifact(f"artifact {name}", path, artifact)
+        for name, artifact in sorted(record.artifacts.items())
+    ]
+
+
+def _check_artifact(label: str, path: Path, artifact: Artifact) -> Check:
+    try:
+        folder = path.parent.resolve()
+        file = (folder / artifact.file).resolve()
         if not file.is_relative_to(folder):
-            checks.append(Check(label, "failed", f"{artifact.file} leaves the record's folder"))
-        elif not file.is_file():
-            checks.append(Check(label, "not checked", f"{artifact.file} is not here"))
-        elif _file_sha256(file) != artifact.sha256:
-            checks.append(Check(label, "failed", f"{artifact.file} has another hash"))
-        else:
-            checks.append(Check(label, "ok", artifact.sha256))
-    return checks
+            return Check(label, "failed", f"{artifact.file} leaves the record's folder")
+        if not file.is_file():
+            return Check(label, "not checked", f"{artifact.file} is not here")
+        if _file_sha256(file) != artifact.sha256:
+            return Check(label, "failed", f"{artifact.file} has another hash")
+    except (OSError, ValueError, RuntimeError) as error:  # no path at all, loops of links
+        return Check(label, "failed", f"{artifact.file!r} cannot be read ({error})")
+    return Check(label, "ok", artifact.sha256)
 
 
 def _file_sha256(path: Path) -> str:
@@ -133,13 +139,16 @@ def _check_checkpoint(record: Record, runs: Path | None) -> Check:
     expected = record.training.checkpoint_sha256
     if not expected:
         return Check("checkpoint", "not checked", "the record holds no checkpoint hash")
-    folder = None if runs is None else (runs / record.training.run).resolve()
-    if folder is None or not folder.is_relative_to(runs.resolve() if runs else folder):
-        return Check("checkpoint", "not checked", "no folder of runs")
-    files = sorted(folder.glob("weights-*.safetensors"))
-    if not files:
-        return Check("checkpoint", "not checked", f"no weights of {record.training.run} here")
-    hashes = {file.name: _file_sha256(file) for file in files}
+    try:
+        folder = None if runs is None else (runs / record.training.run).resolve()
+        if folder is None or not folder.is_relative_to(runs.resolve() if runs else folder):
+            return Check("checkpoint", "not checked", "no folder of runs")
+        files = sorted(folder.glob("weights-*.safetensors"))
+        if not files:
+            return Check("checkpoint", "not checked", f"no weights of {record.training.run} here")
+        hashes = {file.name: _file_sha256(file) for file in files}
+    except (OSError, ValueError, RuntimeError) as error:  # no path at all, loops of links
+        return Check("checkpoint", "not checked", f"the run cannot be read: {error}")
     if expected in hashes.values():
         return Check("checkpoint", "ok", expected)
     return Check("checkpoint", "failed", f"none of {', '.join(hashes)} has the hash {expected}")
@@ -182,12 +191,12 @@ def _check_grid(path: Path, record: Record, grid_png: bytes | None) -> Check:
     artifact = record.artifacts.get("grid")
     if artifact is None or grid_png is None:
         return Check("grid", "not checked", "no sample grid to compare with")
-    file = (path.parent / artifact.file).resolve()
-    if not (file.is_relative_to(path.parent.resolve()) and file.is_file()):
-        return Check("grid", "not checked", f"{artifact.file} is not here")
     try:
+        file = (path.parent / artifact.file).resolve()
+        if not (file.is_relative_to(path.parent.resolve()) and file.is_file()):
+            return Check("grid", "not checked", f"{artifact.file} is not here")
         stored, made = _pixels(file.read_bytes()), _pixels(grid_png)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, RuntimeError, SyntaxError, Image.DecompressionBombError) as error:
         return Check("grid", "failed", f"{artifact.file} is no picture: {error}")
     if stored.shape != made.shape:
         return Check("grid", "failed", f"{made.shape} instead of {stored.shape} pixels")

@@ -41,14 +41,16 @@ class ArtifactError(Exception):
 
 def read_artifact(record_path: Path, artifact: Artifact) -> bytes:
     """Return an artifact's bytes; refuse files outside the record's folder or with another hash."""
-    folder = record_path.parent.resolve()
-    path = (folder / artifact.file).resolve()
-    if not path.is_relative_to(folder):
-        raise ArtifactError(f"{artifact.file} lies outside the record's folder")
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{artifact.file} cannot be read: {error.strerror}") from error
+        folder = record_path.parent.resolve()
+        path = (folder / artifact.file).resolve()
+        inside = path.is_relative_to(folder)
+        data = path.read_bytes() if inside else b""
+    except (OSError, ValueError, RuntimeError) as error:  # the latter: NULs, loops of links
+        told = error.strerror if isinstance(error, OSError) else error
+        raise ArtifactError(f"{artifact.file!r} cannot be read: {told}") from error
+    if not inside:
+        raise ArtifactError(f"{artifact.file} lies outside the record's folder")
     if hashlib.sha256(data).hexdigest() != artifact.sha256:
         raise ArtifactError(f"{artifact.file} is not the file that was measured: its hash differs")
     return data

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from record_factory import on_disk, png, record, with_artifact
 
-from cmbench.bench.record import read_record
+from cmbench.bench.record import Artifact, read_record
 from cmbench.errors import UserError
 from cmbench.leaderboard.merge import merge
 
@@ -94,3 +94,51 @@ def test_artifacts_that_leave_their_folder_are_not_copied(tmp_path: Path) -> Non
     on_disk(folder, [with_artifact(folder, record("alpha"), "grid", "../../secret.png", png())])
     merge([tmp_path / "one"], tmp_path / "deep" / "all")
     assert [p.name for p in (tmp_path / "deep").rglob("*.png")] == []
+
+
+def test_one_curve_measured_on_two_machines_is_a_conflict(tmp_path: Path) -> None:
+    for name, nfe, curve in (("one", 1, b"nimg,loss\n1,2\n"), ("two", 2, b"nimg,loss\n1,3\n")):
+        folder = tmp_path / name / "digits"
+        made = with_artifact(folder, record("alpha", nfe=nfe), "curve", "curves/run.csv", curve)
+        on_disk(folder, [made])
+    target = tmp_path / "all"
+    merge([tmp_path / "one"], target)
+    for sources in ([tmp_path / "two"], [tmp_path / "one", tmp_path / "two"]):
+        with pytest.raises(UserError, match=r"artifact.*run\.csv.*nfe2") as caught:
+            merge(sources, target)
+        assert str(tmp_path / "two") in str(caught.value)
+    assert (target / "digits/curves/run.csv").read_bytes() == b"nimg,loss\n1,2\n"
+    assert len(list((target / "digits").glob("*.json"))) == 1
+    with pytest.raises(UserError, match="2 conflicting artifact"):
+        merge([tmp_path / "one", tmp_path / "two"], tmp_path / "fresh")
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_an_artifact_cannot_replace_another_record(tmp_path: Path) -> None:
+    victim = record("alpha")
+    target = tmp_path / "all"
+    on_disk(target / "digits", [victim])
+    folder = tmp_path / "one" / "digits"
+    bad = Artifact(file=f"{victim.cell}.json", sha256="0" * 64)
+    on_disk(folder, [record("beta", artifacts={"grid": bad})])
+    with pytest.raises(UserError, match="would lie among the records"):
+        merge([folder], target)
+    assert read_record(target / "digits" / f"{victim.cell}.json") == victim
+
+
+def test_only_the_artifact_that_was_measured_is_copied(tmp_path: Path) -> None:
+    folder = tmp_path / "one" / "digits"
+    on_disk(folder, [with_artifact(folder, record("alpha"), "grid", "a.png", png())])
+    (folder / "a.png").write_bytes(b"another")
+    result = merge([folder], tmp_path / "all")
+    assert len(result.added) == 1
+    assert "a.png is missing or has another hash" in result.left_out[0]
+    assert not (tmp_path / "all/digits/a.png").exists()
+
+
+def test_records_named_after_another_cell_are_left_out(tmp_path: Path) -> None:
+    [(path, _)] = on_disk(tmp_path / "one" / "digits", [record("alpha")])
+    path.rename(path.with_name("other.json"))
+    result = merge([tmp_path / "one"], tmp_path / "all")
+    assert result.added == ()
+    assert "other.json: is of the cell 'digits-alpha" in str(result.unreadable[0])

@@ -187,6 +187,27 @@ def test_only_sound_finished_records_are_packed(tmp_path: Path) -> None:
         pack([path], tmp_path / "a.zip")
 
 
+def test_two_methods_of_one_run_are_packed(tmp_path: Path) -> None:
+    run = {"run": "digits/alpha-demo-s0-abc"}
+    measured = on_disk(tmp_path / "r", [record("alpha", training=run)])[0][0]
+    relabelled = on_disk(tmp_path / "r", [record("named", training=run)])[0][0]
+    pack([measured, relabelled], tmp_path / "a.zip")
+    assert len(unpack(tmp_path / "a.zip", tmp_path / "out")) == 2
+
+
+def test_two_artifacts_of_one_name_are_refused(tmp_path: Path) -> None:
+    paths = [honest(tmp_path / name, method=name) for name in ("r", "s")]
+    made = with_artifact(tmp_path / "t", record("beta"), "grid", "a.png", png((0, 0, 0)))
+    paths.append(on_disk(tmp_path / "t", [made])[0][0])
+    with pytest.raises(UserError, match=r"different artifacts named records/digits/a\.png"):
+        pack(paths, tmp_path / "a.zip")
+    with pytest.raises(UserError, match="there are no records"):
+        pack([], tmp_path / "a.zip")
+    made = with_artifact(tmp_path / "u", record("beta"), "grid", "a.json", b"{}")
+    with pytest.raises(UserError, match="would lie among the records"):
+        pack([on_disk(tmp_path / "u", [made])[0][0]], tmp_path / "a.zip")
+
+
 @pytest.fixture
 def archive(tmp_path: Path) -> dict[str, bytes]:
     pack([honest(tmp_path / "r")], tmp_path / "good.zip")
@@ -242,6 +263,21 @@ def test_a_recipe_that_is_not_the_records_is_found(
     files = archive | {recipe: b"{}", MANIFEST: json.dumps(manifest).encode()}
     with pytest.raises(UserError, match="is not the recipe of"):
         unpack(zipped(tmp_path / "bad.zip", list(files.items())), tmp_path / "out")
+
+
+def test_every_record_of_an_archive_is_checked(archive: dict[str, bytes], tmp_path: Path) -> None:
+    manifest = json.loads(archive[MANIFEST])
+    twice = manifest["entries"] * 2
+    for entries, message in (([], "holds no record"), (twice, "is twice among its entries")):
+        files = archive | {MANIFEST: json.dumps({**manifest, "entries": entries}).encode()}
+        with pytest.raises(UserError, match=message):
+            unpack(zipped(tmp_path / "bad.zip", list(files.items())), tmp_path / "out")
+    name = "records/digits/hidden.json"
+    manifest["files"][name] = sha(b"{}")
+    files = archive | {name: b"{}", MANIFEST: json.dumps(manifest).encode()}
+    with pytest.raises(UserError, match=r"hidden\.json' is not among its entries"):
+        unpack(zipped(tmp_path / "bad.zip", list(files.items())), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_zip_is_refused(tmp_path: Path) -> None:
