@@ -8,19 +8,29 @@ import click
 
 from cmbench.bench.record import Record, read_records
 from cmbench.bench.workspace import Workspace
+from cmbench.cli.export import record_folders
 from cmbench.cli.main import workspace_option
 from cmbench.cli.results import echo_table
-from cmbench.errors import EXIT_CELLS_FAILED, EXIT_MISSING, EXIT_OK
+from cmbench.errors import EXIT_CELLS_FAILED, EXIT_MISSING, EXIT_OK, UserError
 from cmbench.leaderboard.compare import Comparison, compare, select
 from cmbench.leaderboard.rows import Row, aggregate
 
 
-def workspace_rows(place: Workspace, dataset: str | None) -> list[Row]:
-    """Return the measured rows of a workspace, or of one of its datasets."""
+def workspace_rows(place: Workspace, dataset: str | None) -> tuple[list[Row], list[UserError]]:
+    """Return the measured rows of a workspace, or of one of its datasets, and unreadable records.
+
+    Raises:
+        UserError: a dataset without records; lists those with some.
+    """
     cells: list[tuple[Path, Record]] = []
-    for folder in sorted(place.all_records.glob(dataset or "*")):
-        cells += [(p, found) for p, found in read_records(folder) if isinstance(found, Record)]
-    return aggregate(cells)
+    errors: list[UserError] = []
+    for folder in record_folders(place, (dataset,) if dataset else ()).values():
+        for path, found in read_records(folder):
+            if isinstance(found, Record):
+                cells.append((path, found))
+            else:
+                errors.append(found)
+    return aggregate(cells), errors
 
 
 @click.command("compare")
@@ -35,9 +45,12 @@ def compare_(a: str, b: str, dataset: str | None, workspace: str | None) -> int:
     A minus B with 95 % intervals; p-values carry Holm's correction over the settings compared.
 
     \b
-    Exit codes: 0 A is nowhere worse; 1 B is better somewhere; 4 nothing could be compared.
+    Exit codes: 0 A is nowhere worse; 1 B is better somewhere or a record could not be read;
+    4 nothing could be compared.
     """
-    rows = workspace_rows(Workspace.existing(workspace), dataset)
+    rows, errors = workspace_rows(Workspace.existing(workspace), dataset)
+    for error in errors:
+        click.echo(f"unreadable: {error}", err=True)
     found = compare(select(rows, a), select(rows, b))
     echo_table(
         ["dataset", "NFE", "metric", "A", "B", "A - B", "95 % interval", "p", "pairs", "verdict"],
@@ -49,7 +62,7 @@ def compare_(a: str, b: str, dataset: str | None, workspace: str | None) -> int:
     verdicts = {item.verdict for item in found}
     if verdicts == {"not comparable"}:
         return EXIT_MISSING
-    return EXIT_CELLS_FAILED if "B is better" in verdicts else EXIT_OK
+    return EXIT_CELLS_FAILED if "B is better" in verdicts or errors else EXIT_OK
 
 
 def table_row(item: Comparison) -> list[str]:

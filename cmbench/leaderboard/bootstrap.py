@@ -11,6 +11,10 @@ too sure of itself (three seeds of one sign would be a certainty). Two things me
 * a p-value is never smaller than that of the paired t test, nor an interval narrower: the bootstrap
   knows nothing of tails beyond its n values.
 
+Differences without any spread leave neither a t statistic nor a bootstrap, and that two or three
+seeds agree to the last digit is no certainty either: the exact sign test over seeds remains, whose
+p-value is 2^(1-n).
+
 Up to six values every resample is enumerated; beyond, a fixed seeded set of them is drawn, so a
 result never changes between calls.
 """
@@ -34,6 +38,8 @@ from cmbench.seeds import derive_seed
 
 Array = npt.NDArray[np.float64]
 
+#: Standard deviations below this share of the mean are rounding of floats: no spread.
+NO_SPREAD = 1e-9
 ENUMERATED = 6
 RESAMPLES = 2000
 
@@ -108,6 +114,8 @@ def paired_difference(values: Sequence[float], confidence: float = CONFIDENCE) -
     data = np.asarray(values, float)
     n, mean = len(data), float(np.mean(data))
     deviation = float(np.std(data, ddof=1))
+    if deviation <= NO_SPREAD * abs(mean):
+        return _constant_difference(mean, n, n, confidence)
     shares, weights = resample_weights(n)
     return _difference(
         mean, shares @ data, np.log(weights), deviation / n, deviation / math.sqrt(n), n - 1,
@@ -122,22 +130,34 @@ def independent_difference(
     first, second = np.asarray(a, float), np.asarray(b, float)
     variances = [float(np.var(x, ddof=1)) / len(x) for x in (first, second)]
     total = sum(variances)
+    mean = float(np.mean(first) - np.mean(second))
+    if math.sqrt(total) <= NO_SPREAD * abs(mean):
+        return _constant_difference(mean, min(len(first), len(second)), 0, confidence)
     parts = sum(v**2 / (len(x) - 1) for v, x in zip(variances, (first, second)))
     degrees = total**2 / parts if parts > 0 else len(first) + len(second) - 2
     (shares_a, weights_a), (shares_b, weights_b) = map(resample_weights, (len(a), len(b)))
     means = np.subtract.outer(shares_a @ first, shares_b @ second).ravel()
     logs = np.add.outer(np.log(weights_a), np.log(weights_b)).ravel()
     smoothing = math.sqrt(sum(v / len(x) for v, x in zip(variances, (first, second))))
-    mean = float(np.mean(first) - np.mean(second))
     return _difference(mean, means, logs, smoothing, math.sqrt(total), degrees, 0, confidence)
+
+
+def sign_test_p(n: int) -> float:
+    """Return the two-sided p-value of n differences of one sign: 2^(1-n)."""
+    return 2.0 ** (1 - n)
+
+
+def _constant_difference(mean: float, n: int, pairs: int, confidence: float) -> Difference:
+    """Return what ``n`` equal differences say; the interval reaches 0 where p is not small."""
+    p = sign_test_p(n) if mean != 0 else 1.0
+    reach = 0.0 if p > 1 - confidence else mean
+    return Difference(mean, min(mean, reach), max(mean, reach), p, pairs)
 
 
 def _difference(
     mean: float, means: Array, log_weights: Array, smoothing: float, standard_error: float,
     degrees: float, pairs: int, confidence: float,
 ) -> Difference:  # fmt: skip
-    if smoothing == 0:  # no spread at all: equal, or always apart by the same
-        return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0, pairs)
     tail = float(stdtrit(degrees, 0.5 + confidence / 2))
     tails = [float(_log_share(sign * means / smoothing, log_weights)) for sign in (1.0, -1.0)]
     p = 2 * float(stdtr(degrees, float(ndtri_exp(min(tails)))))
@@ -255,13 +275,16 @@ def _alike_pairs(
 
 
 def paired_t_p(data: Array) -> Array:
-    """Return the two-sided p-value of the paired t test of each row of ``data`` ``[pairs, n]``."""
+    """Return the two-sided p-value of the paired t test of each row of ``data`` ``[pairs, n]``.
+
+    Rows without any spread have that of the sign test.
+    """
     n = data.shape[1]
     mean, deviation = data.mean(1), data.std(1, ddof=1)
-    flat = deviation == 0
+    flat = deviation <= NO_SPREAD * np.abs(mean)
     safe = np.where(flat, 1.0, deviation)
     p: Array = 2 * stdtr(n - 1, -np.abs(mean) / (safe / math.sqrt(n)))
-    return np.where(flat, np.where(mean == 0, 1.0, 0.0), p)
+    return np.where(flat, np.where(mean == 0, 1.0, sign_test_p(n)), p)
 
 
 def paired_p(data: Array, block: int = 4096) -> Array:
@@ -275,7 +298,7 @@ def paired_p(data: Array, block: int = 4096) -> Array:
 def _block_p(data: Array, shares: Array, log_weights: Array) -> Array:
     n = data.shape[1]
     deviation = data.std(1, ddof=1)
-    flat = deviation == 0
+    flat = deviation <= NO_SPREAD * np.abs(data.mean(1))
     safe: Any = np.where(flat, 1.0, deviation)
     scaled = (data @ shares.T) / (safe / n)[:, None]
     tails = [_log_share(sign * scaled, log_weights) for sign in (1.0, -1.0)]

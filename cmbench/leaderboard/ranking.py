@@ -5,7 +5,7 @@ samples). A row's rank is one more than the number of rows that are significantl
 interval reaches to where the rows that are not significantly worse could push it. With Holm's
 correction over all pairs of the group these intervals hold simultaneously (M. Mogstad et al. 2024,
 "Inference for Ranks with Applications to Mobility across Neighbourhoods", Review of Economic
-Studies 91). A single seed has no rank.
+Studies 91). A single seed has no rank, and neither has a row alone in its group.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from cmbench.leaderboard.sections import Section
 
 ALPHA = 0.05
 ONE_SEED = "one seed"
+ALONE = "nothing to rank against"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def rank_section(section: Section) -> dict[str, Rank]:
 
 
 def _rank(rows: Sequence[Row]) -> dict[str, Rank]:
+    if len(rows) == 1:
+        return {rows[0].id: Rank(size=1, reason=ALONE)}
     found = [row.rank_measurement for row in rows]
     measurements = [m for m in found if m is not None]
     assert len(measurements) == len(rows)

@@ -25,6 +25,9 @@ State = Literal["ok", "failed", "not checked"]
 
 #: Relative difference of a metric measured again on all images: covers other hardware's rounding.
 DEFAULT_TOLERANCE = 0.01
+#: Where a metric is near 0 a share of it says nothing: this share of its standard error is allowed
+#: too, or, for a metric without one, one image of those measured.
+ROUNDING_ERRORS = 0.1
 #: Mean absolute difference of the sample grid, in levels of 255.
 GRID_LEVELS = 1.0
 #: Half-width, in combined standard errors, for numbers measured again on a subset.
@@ -180,10 +183,18 @@ def _check_again(
         return [Check("samples", "not checked", str(error))]
     except UserError as error:
         return [Check("samples", "not checked", f"cannot be sampled again: {error}")]
+    except Exception as error:  # a method's fault must not end the verification of the others
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        return [Check("samples", "failed", f"sampling again failed: {told}")]
     full = again.count == record.sampling.num_samples
     checks = [_check_grid(path, record, again.grid_png)]
     for name, stored in record.metrics.items():
-        checks.append(_check_metric(name, stored, again.metrics.get(name), full, tolerance))
+        try:
+            made = again.metrics.get(name)
+            checks.append(_check_metric(name, stored, made, tolerance, count, full))
+        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+            told = f"cannot be compared: {type(error).__name__}: {error}"
+            checks.append(Check(f"metric {name}", "failed", told))
     return checks
 
 
@@ -211,8 +222,9 @@ def _pixels(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
 
 
 def _check_metric(
-    name: str, stored: MetricRecord, again: MetricRecord | None, full: bool, tolerance: float
-) -> Check:
+    name: str, stored: MetricRecord, again: MetricRecord | None, tolerance: float,
+    count: int, full: bool,
+) -> Check:  # fmt: skip
     label = f"metric {name}"
     if again is None or again.value is None or stored.value is None:
         return Check(label, "not checked", "no value to compare")
@@ -221,11 +233,15 @@ def _check_metric(
     if again.key != stored.key:
         return Check(label, "failed", f"measured under {again.key} instead of {stored.key}")
     difference = abs(again.value - stored.value)
-    allowed = tolerance * max(abs(stored.value), 1e-12)
+    allowed = tolerance * abs(stored.value)
+    if stored.standard_error:
+        allowed = max(allowed, ROUNDING_ERRORS * stored.standard_error)
+    elif not stored.value:
+        allowed = 1 / max(count, 1)
     state: State = "ok" if difference <= allowed else "failed"
     return Check(
         label, state,
-        f"{again.value:.6g} again, {stored.value:.6g} stored, allowed ±{tolerance:.2%}",
+        f"{again.value:.6g} again, {stored.value:.6g} stored, allowed ±{allowed:.3g}",
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from cmbench.leaderboard.ranking import Rank
 from cmbench.leaderboard.rows import Measurement, Row
 from cmbench.report.numbers import format_count, format_mean, format_number
 from cmbench.report.paths import without_paths
+
+#: A number as sources print them.
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 SortValue = float | str | None
 
@@ -162,7 +166,8 @@ def _rank(rank: Rank | None) -> Cell:
 def _reported(found: Reported | None) -> Cell:
     if found is None or not found.text:
         return Cell()
-    return Cell(found.text, found.text)
+    first = _NUMBER.search(found.text)  # "7.85; 7.80" sorts by the first
+    return Cell(found.text, float(first.group()) if first else None)
 
 
 def _difference(found: Reported | None) -> Cell:

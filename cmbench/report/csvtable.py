@@ -8,6 +8,8 @@ from cmbench.leaderboard.rows import Row
 from cmbench.report.columns import Cell, Column
 
 _METRIC_PARTS = ("mean", "low", "high", "seeds", "values")
+#: Numeric columns whose text says more than what they sort by: ``63x2``, ``7.85; 7.80``.
+_AS_PRINTED = ("nfe", "reported")
 
 
 def csv_header(columns: Sequence[Column]) -> list[str]:
@@ -30,7 +32,7 @@ def csv_cells(
         if column.metric:
             values += _metric_values(row, column.metric)
         elif column.numeric and isinstance(cell.sort, float):
-            values.append(cell.text if column.key == "nfe" else cell.sort)
+            values.append(cell.text if column.key in _AS_PRINTED else cell.sort)
         else:
             values.append(cell.text)
     return values

@@ -87,6 +87,7 @@ def page_payload(page: Page, tables: Mapping[str, str]) -> dict[str, Any]:
         ],
         "filters": {item.key: item.values for item in page.filters},
         "sections": [s.section.title for s in page.sections],
+        "ranked": [s.section.ranked for s in page.sections],
         "rows": rows,
         "pool": pool.values,
         "curves": [

@@ -117,10 +117,21 @@ def hook_charts(page: Page, charts: Charts | None) -> list[Chart]:
     if charts is None:
         return []
     rows = [public_row(line.row) for line in page.lines]
+    found: list[Chart] = []
     try:
-        return [sanitize_chart(chart) for chart in charts(page.dataset, rows)]
+        # One by one: what a generator made stays if it raises.
+        found.extend(_sanitized(chart) for chart in charts(page.dataset, rows))
     except Exception as error:  # a plugin's fault must not cost the page
-        return [Chart("plugin", problem=f"{type(error).__name__}: {error}")]
+        found.append(Chart("plugin", problem=f"{type(error).__name__}: {error}"))
+    return found
+
+
+def _sanitized(chart: Mapping[str, str]) -> Chart:
+    try:
+        return sanitize_chart(chart)
+    except Exception as error:  # neither may one chart cost the others
+        title = chart.get("title", "untitled") if isinstance(chart, Mapping) else "untitled"
+        return Chart(str(title)[:200], problem=f"{type(error).__name__}: {error}")
 
 
 def _with_csp(

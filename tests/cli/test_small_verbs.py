@@ -251,6 +251,18 @@ def test_a_record_cannot_move_the_cursor(swept: Command, workspace: Workspace) -
 # ---- env and completion -------------------------------------------------------------------------
 
 
+def test_compare_names_what_it_could_not_read(swept: Command, workspace: Workspace) -> None:
+    (workspace.records("toys") / "torn.json").write_text("{")
+    done = swept("compare", "toy", "toy")
+    assert "unreadable: record" in done.err
+    assert "torn.json: is not JSON" in done.err
+    for name in ("toyz", "/x", "*"):
+        done = swept("compare", "toy", "toy", "-d", name)
+        assert done.code == 2
+        assert f"no records of {name!r}" in done.err
+        assert "toys" in done.err
+
+
 def test_env(cmbench: Command, workspace: Workspace) -> None:
     data = json.loads(cmbench("env", "--json").out)
     assert data["cmbench"] == __version__

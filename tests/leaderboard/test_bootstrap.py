@@ -128,7 +128,14 @@ def test_independent_groups_agree_with_welch() -> None:
 
 def test_no_spread_at_all() -> None:
     assert paired_difference([0.0, 0.0]).p == 1.0
-    assert paired_difference([2.0, 2.0]).p == 0.0
+    for n, p in ((2, 0.5), (3, 0.25), (6, 1 / 32)):
+        rounded = [0.3 - 0.2, 0.4 - 0.3] + [0.1] * (n - 2)  # equal but for the last bits
+        found = paired_difference(rounded)
+        assert found.p == p
+        assert (found.low > 0) == (p < 0.05)
+        apart = independent_difference([1.0] * n, [0.5] * n)
+        assert (apart.p, apart.pairs) == (p, 0)
+        assert pairwise_p([units(*[1.0] * n), units(*[0.5] * n)]) == {(0, 1): p}
 
 
 @settings(deadline=None, max_examples=30)

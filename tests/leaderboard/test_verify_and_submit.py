@@ -137,6 +137,33 @@ def test_a_subset_is_compared_without_the_sample_counts_bias(tmp_path: Path) -> 
     assert found["grid"] == "not checked"
 
 
+def test_near_zero_the_standard_error_is_the_scale(tmp_path: Path) -> None:
+    metrics = {
+        "fd-digits": metric(1e-6, standard_error=1e-4),
+        "recall": metric(0.0, "recall", higher=True),
+    }
+    path = honest(tmp_path, metrics=metrics)
+    near = again(**{"fd-digits": {"value": -8e-6}, "recall": {"value": 1 / 1797}})
+    assert {s for n, s in states(path, resample=near).items() if "metric" in n} == {"ok"}
+    far = again(**{"fd-digits": {"value": 2e-5}, "recall": {"value": 2 / 1797}})
+    assert {s for n, s in states(path, resample=far).items() if "metric" in n} == {"failed"}
+
+
+def test_one_fault_does_not_end_the_other_checks(tmp_path: Path) -> None:
+    def broken(item: Record, count: int) -> Resampled:
+        raise RuntimeError("shapes differ\nTraceback")
+
+    found = verify_record(honest(tmp_path / "a"), resample=broken)[-1]
+    assert (found.name, found.state) == ("samples", "failed")
+    assert found.detail == "sampling again failed: RuntimeError: shapes differ"
+    detail = {"infinity": {"value": "one", "interval": [0]}}
+    metrics = {"fd-digits": metric(1.0, detail=detail), "kid": metric(1.0, standard_error=0.1)}
+    path = honest(tmp_path / "b", metrics=metrics)
+    found_states = states(path, resample=again(), samples=5)
+    assert found_states["metric fd-digits"] == "failed"
+    assert found_states["metric kid"] == "ok"
+
+
 def test_why_a_record_cannot_be_sampled_again(tmp_path: Path) -> None:
     def no_weights(item: Record, count: int) -> Resampled:
         raise CannotResampleError("the checkpoint is not here")

@@ -252,6 +252,42 @@ def test_the_selection_drives_the_charts_and_stands_in_the_hash(
     assert "#" not in page.current_url.removesuffix("#")
 
 
+def test_a_metric_may_have_the_name_of_what_objects_inherit(browser: Any, tmp_path: Path) -> None:
+    items = sweep(("alpha", "beta"), (1, 2), 2)
+    for index, item in enumerate(items):
+        if item.method == "alpha":
+            odd = {"constructor": metric(1.0, "constructor"), "toString": metric(2.0, "toString")}
+            items[index] = item.model_copy(update={"metrics": {**item.metrics, **odd}})
+    on_disk(tmp_path / "r", items)
+    render({"digits": read_records(tmp_path / "r")}, tmp_path)
+    page = opened(browser, tmp_path / "digits.html", "#metric=constructor")
+    assert complaints(page) == []
+    assert script(page, "return document.querySelectorAll('#chart-nfe .point').length") == 2
+    assert script(page, "return document.querySelectorAll('#chart-steps .point').length") == 1
+
+
+@pytest.mark.parametrize(("full", "label"), [(True, "Pareto front, measured"), (False, "")])
+def test_only_a_ranked_section_has_a_front(
+    browser: Any, tmp_path: Path, full: bool, label: str
+) -> None:
+    items = sweep(("alpha", "beta"), (1, 2), 2)
+    if not full:
+        few = {"num_samples": 10}
+        items = [
+            i.model_copy(update={"sampling": i.sampling.model_copy(update=few)}) for i in items
+        ]
+    on_disk(tmp_path / "r", items)
+    render({"digits": read_records(tmp_path / "r")}, tmp_path)
+    page = opened(browser, tmp_path / "digits.html")
+    assert complaints(page) == []
+    assert script(page, "return document.querySelectorAll('#chart-nfe .point').length") == 4
+    text = script(page, "return document.querySelector('#chart-nfe').textContent")
+    assert ("Pareto front" in text) == bool(label)
+    assert label in text
+    faint = script(page, "return document.querySelectorAll('#chart-nfe .faint').length")
+    assert (faint > 0) != full
+
+
 def test_a_link_restores_the_selection(browser: Any, page_path: Path) -> None:
     page = opened(
         browser, page_path,

@@ -9,7 +9,9 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -201,6 +203,21 @@ def test_a_chart_hook_that_raises_costs_only_its_charts(tmp_path: Path) -> None:
     render({"digits": on_disk(tmp_path / "r", sweep())}, tmp_path, extra_charts=charts)
     html = (tmp_path / "digits.html").read_text()
     assert "RuntimeError: no &lt;data&gt;" in html
+
+
+def test_one_bad_chart_does_not_cost_the_others(tmp_path: Path) -> None:
+    good = {"title": "good", "svg": svg("<rect/>")}
+    deep = {"title": "deep", "svg": svg("<g>" * 20_000 + "</g>" * 20_000)}
+
+    def charts(dataset: str, rows: object) -> Iterator[Any]:
+        yield from (good, "no chart", deep, good)
+        raise RuntimeError("no more")
+
+    render({"digits": on_disk(tmp_path / "r", sweep())}, tmp_path, extra_charts=charts)
+    html = (tmp_path / "digits.html").read_text()
+    assert html.count("data:image/svg+xml;base64,") == 2
+    for problem in ("AttributeError", "deep", "RecursionError", "RuntimeError: no more"):
+        assert problem in html
 
 
 def test_chart_hooks_see_plain_rows(tmp_path: Path) -> None:

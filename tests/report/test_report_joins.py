@@ -12,8 +12,12 @@ import pytest
 from record_factory import metric, on_disk, record
 
 from cmbench.bench.record import read_records
+from cmbench.leaderboard.joins import Reported
 from cmbench.leaderboard.published import load_published
+from cmbench.leaderboard.rows import aggregate
 from cmbench.report import render
+from cmbench.report.columns import Cell, Column, _reported
+from cmbench.report.csvtable import csv_cells
 
 KEY = "fid:inception@aa:bilinear:round:n-1:float64:ref=bb:n=50000:v1"
 BOARD = """
@@ -147,3 +151,17 @@ def test_the_drawer_spells_both_keys_out(made: Path) -> None:
     assert said("alpha", 1)["difference"] == pytest.approx(0.3)
     assert len(said("beta", 1)) == 4
     assert said("alpha", 1, "reported") == {}
+
+
+def test_reported_numbers_sort_as_numbers_and_stay_text_in_csv() -> None:
+    found = [Reported((), "fd", "", None), None]
+    assert [_reported(item) for item in found] == [Cell(), Cell()]
+
+    class Printed(Reported):
+        text = "12.30; 7.80"
+
+    cell = _reported(Printed((), "fd", "", None))
+    assert (cell.text, cell.sort) == ("12.30; 7.80", 12.3)
+    column = Column("reported", "Reported", lambda row: cell, numeric=True)
+    row = aggregate([(Path("a.json"), record())])[0]
+    assert csv_cells(row, "Measured", [cell], [column])[-1] == "12.30; 7.80"

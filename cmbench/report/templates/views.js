@@ -1,9 +1,13 @@
 // Which charts the page shows and what they draw from the selected rows.
 
 const data = JSON.parse(document.getElementById("data").textContent);
+// Names of metrics and scalars come from records: "constructor" is one like any other, and what an
+// object inherits is no value of it.
+const own = (object, name) => (Object.hasOwn(object, name) ? object[name] : undefined);
 const metricOf = (name) => data.metrics.find((m) => m.name === name);
 const isReported = (row) => row.kind === "reported";
-const isApart = (row) => row.section > 0 && !isReported(row);
+const isMain = (row) => row.section === 0 && data.ranked[0];
+const isApart = (row) => !isMain(row) && !isReported(row);
 const rowById = new Map(data.rows.map((r) => [r.id, r]));
 
 // A method has a colour on every chart, whoever measured it; a series of it (another sampler or
@@ -34,11 +38,11 @@ function styleGroups(rows, nameOf = (r) => r.label) {
   const fewMeasured = count(rows.filter((r) => !isReported(r))) <= METHODS_IN_LEGEND;
   const groups = new Map();
   for (const row of rows) {
-    const own = few || (fewMeasured && !isReported(row));
-    const name = own ? nameOf(row) : row.family;
+    const named = few || (fewMeasured && !isReported(row));
+    const name = named ? nameOf(row) : row.family;
     if (!groups.has(name)) {
-      const colour = own ? methodIndex.get(row.method) : familyIndex.get(row.family);
-      const shape = own ? labelShape.get(row.label) : colour;
+      const colour = named ? methodIndex.get(row.method) : familyIndex.get(row.family);
+      const shape = named ? labelShape.get(row.label) : colour;
       groups.set(name, { name, style: `s${colour % COLOURS}`, shape: SHAPES[shape % SHAPES.length], rows: [], points: [] });
     }
     groups.get(name).rows.push(row);
@@ -71,7 +75,7 @@ function summarise(rows, metric) {
 }
 
 function scatter(rows, metric, xOf, options) {
-  const usable = rows.filter((r) => r.metrics[metric.name] && xOf(r) > 0);
+  const usable = rows.filter((r) => own(r.metrics, metric.name) && xOf(r) > 0);
   const groups = styleGroups(usable);
   for (const group of groups) {
     group.points = group.rows.map((row) => {
@@ -81,7 +85,7 @@ function scatter(rows, metric, xOf, options) {
   }
   const points = groups.flatMap((g) => g.points);
   // Only rows that compare with each other have a front: the first ranked section, or what was reported.
-  const main = points.filter((p) => p.row.section === 0 && !p.hollow);
+  const main = points.filter((p) => isMain(p.row) && !p.hollow);
   const log = points.length > 0 && !metric.higher && points.every((p) => p.y > 0);
   const ticks = options.ticks ? [...new Set(usable.map(xOf))].sort((a, b) => a - b) : undefined;
   return {
@@ -100,7 +104,7 @@ function scatter(rows, metric, xOf, options) {
 function stepPairs(rows, metric) {
   const pairs = new Map();
   for (const row of rows) {
-    if (!row.metrics[metric.name] || (row.nfe !== 1 && row.nfe !== 2)) continue;
+    if (!own(row.metrics, metric.name) || (row.nfe !== 1 && row.nfe !== 2)) continue;
     if (!pairs.has(row.series)) pairs.set(row.series, {});
     if (!pairs.get(row.series)[row.nfe]) pairs.get(row.series)[row.nfe] = row;
   }
@@ -146,11 +150,11 @@ function scalarParts(name) {
 function curveChart(rows) {
   const parts = scalarParts(state.scalar);
   const shown = new Set(rows.map((r) => r.id));
-  const curves = data.curves.filter((c) => shown.has(c.row) && parts.some(([name]) => c.scalars[name]));
+  const curves = data.curves.filter((c) => shown.has(c.row) && parts.some(([name]) => own(c.scalars, name)));
   const groups = styleGroups(curves.map((c) => rowById.get(c.row)), (r) => r.method);
   for (const group of groups) {
     const ids = new Set(group.rows.map((r) => r.id));
-    group.points = curves.filter((c) => ids.has(c.row)).flatMap((c) => parts.flatMap(([name, dash]) => (c.scalars[name] || [])
+    group.points = curves.filter((c) => ids.has(c.row)).flatMap((c) => parts.flatMap(([name, dash]) => (own(c.scalars, name) || [])
       .map((y, i) => ({ x: c.nimg[i], y, dash, label: `${c.run}: ${name} ${y} at ${c.nimg[i]} images`, line: `${c.run} ${name}` }))
       .filter((p) => p.y !== null)));
   }
