@@ -141,7 +141,7 @@ def _write(
     for _, record in new:
         folder = target / record.dataset.name
         write_atomically(folder / f"{record.cell}.json", record.to_json().encode())
-    return MergeResult(tuple(added), tuple(equal), tuple(replaced), tuple(left_out))
+    return MergeResult(tuple(added), tuple(equal), tuple(replaced), left_out=tuple(left_out))
 
 
 def _plan_artifacts(
