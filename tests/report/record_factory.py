@@ -115,7 +115,8 @@ def sweep(
     """Records of several methods whose distance falls with NFE and wobbles with the seed."""
     return [
         record(
-            method, nfe=nfe, seed=seed, value=(i + 1) * 10 / nfe + 0.1 * ((seed * 7 + nfe) % 3),
+            method, nfe=nfe, seed=seed,
+            value=(i + 1) * 10 / nfe + (0.1 + 0.01 * i) * ((seed * 7 + nfe) % 3),
             **fields,
         )
         for i, method in enumerate(methods)

@@ -72,8 +72,8 @@ def test_the_minimum_is_never_what_is_shown(tmp_path: Path) -> None:
 
 
 def test_equal_means_are_both_bold(tmp_path: Path) -> None:
-    items = [record(m, seed=s, value=2.0) for m in ("alpha", "beta") for s in range(2)]
-    items += [record("gamma", seed=s, value=3.0) for s in range(2)]
+    items = [record(m, seed=s, value=2.0) for m in ("alpha", "beta") for s in range(6)]
+    items += [record("gamma", seed=s, value=3.0) for s in range(6)]
     render({"digits": on_disk(tmp_path / "r", items)}, tmp_path)
     assert (tmp_path / "digits.md").read_text().count("**2.000**") == 2
     assert (tmp_path / "digits.tex").read_text().count(r"\textbf{2.000}") == 2
