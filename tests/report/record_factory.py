@@ -116,7 +116,7 @@ def sweep(
     return [
         record(
             method, nfe=nfe, seed=seed,
-            value=(i + 1) * 10 / nfe + (0.1 + 0.01 * i) * ((seed * 7 + nfe) % 3),
+            value=(i + 1) * 10 / nfe + (0.1 - 0.01 * i) * ((seed * 7 + nfe) % 3),
             **fields,
         )
         for i, method in enumerate(methods)
