@@ -26,7 +26,7 @@ def find_record(workspace: Workspace, name: str, who: str = "cmbench show") -> P
     some = first_names([f.stem for f in matches or files], 5) or "no records yet"
     problem = f"{name!r} fits {len(matches)} records" if matches else f"no record {name!r}"
     raise UserError(who, problem, allowed=some,
-                    remedy="give a cell's full name, see `cmbench status`")
+                    remedy="give a cell's full name: a file's in the folder records, without .json")
 
 
 @click.command()
