@@ -221,7 +221,7 @@ def test_show_takes_the_start_of_one_name(swept: Command, workspace: Workspace) 
     none = swept("show", "nothing")
     assert none.code == 2
     assert "no record 'nothing'" in none.err
-    assert none.err.endswith("give a cell's full name: a file's in the folder records, without .json\n")
+    assert none.err.endswith("a file's in the folder records, without .json\n")
 
 
 def test_show_without_records(cmbench: Command) -> None:
