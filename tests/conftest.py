@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import torch
+from command_outcome import Outcome
 from hypothesis import settings
 from toy import add_toys
 
@@ -82,15 +82,6 @@ def listener() -> Listener:
 def context(plugins: PluginManager, workspace: Workspace, listener: Listener) -> Context:
     """A context on the CPU that reports to ``listener``."""
     return Context(plugins, workspace, listener, torch.device("cpu"), threads=1)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left: exit code, standard output and standard error."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture

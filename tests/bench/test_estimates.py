@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Outcome
+from command_outcome import Outcome
 from torch.utils.flop_counter import FlopCounterMode
 
 from cmbench.bench import estimate as module

@@ -190,12 +190,6 @@ def test_threads_of_the_first_attempt_are_kept(toys: Context) -> None:
     assert load_checkpoint(newest).meta["threads"] == 1
 
 
-def test_an_untrained_run_is_a_run(toys: Context) -> None:
-    trained = obtain_run(toys, planned(toys, "duration_kimg=0"))
-    assert trained.result["images_seen"] == 0
-    assert trained.weights().tensors
-
-
 def test_a_checkpoint_interval_below_one_image_is_every_step(toys: Context) -> None:
     folder = interrupt(toys, planned(toys, "checkpoint_kimg=1e-9"), 2)
     assert len(list((folder / "checkpoints").glob("*.json"))) == 2

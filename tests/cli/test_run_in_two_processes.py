@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Outcome
+from command_outcome import Outcome
 from safetensors.torch import load_file
 from toy import Toy
 

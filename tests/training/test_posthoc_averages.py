@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Outcome
+from command_outcome import Outcome
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
