@@ -41,7 +41,8 @@ def covariance_factor(moments: Moments) -> Tensor:
     rank = min(int((values > floor).sum()), moments.rank_bound)
     keep = slice(moments.dim - rank, moments.dim)
     factor: Tensor = vectors[:, keep] * values[keep].sqrt()
-    return factor
+    # Row by row in memory, as it comes back from a file: products' last bits depend on the layout.
+    return factor.contiguous()
 
 
 def _root_trace_error(values: Tensor) -> float:

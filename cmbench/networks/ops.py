@@ -240,10 +240,15 @@ def _group_norm(
         weight = weight.to(x.dtype)
         bias = None if bias is None else bias.to(x.dtype)
     n, c = x.shape[:2]
-    if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
-        x = x.contiguous()
+    layout = torch.contiguous_format
+    if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
+        layout = torch.channels_last
     pixels = x.numel() // (n * c)
-    return torch.native_group_norm(x, weight, bias, n, c, pixels, groups, eps)
+    y, mean, rstd = torch.native_group_norm(
+        x.contiguous(memory_format=layout), weight, bias, n, c, pixels, groups, eps
+    )
+    # The kernel keeps the layout; a compiler may believe otherwise (torch 2.14's fake tensors do).
+    return y.contiguous(memory_format=layout), mean, rstd
 
 
 def group_norm(
