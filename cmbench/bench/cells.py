@@ -66,7 +66,7 @@ def measure_cell(
     spec = context.dataset_spec(cell.run.dataset)
     dataset = context.dataset(cell.run.dataset)
     extractor, reference = open_reference(context, spec, dataset)
-    sampler = open_sampler(context, trained, cell, dataset)
+    sampler, snapshots = open_sampler(context, trained, cell, dataset)
     suite = open_suite(context, spec, dataset, extractor, reference, cell)
     task = f"sample {cell.cell}"
     context.reporter.task_started(task, task, cell.num_samples)
@@ -96,6 +96,7 @@ def measure_cell(
             "metrics": metrics,
             "dataset": dataset_record(spec, dataset, extractor, reference),
             "sampling": sampling_record(cell, spec, sampler),
+            "training": record.training.model_copy(update={"snapshots": dict(snapshots)}),
             "warnings": [*suite.warnings, *too_few(cell, spec)],
             "artifacts": artifacts(context, trained, cell, torch.cat(shown)),
         }
@@ -145,12 +146,12 @@ def open_reference(
 
 def open_sampler(
     context: Context, trained: TrainedRun, cell: CellPlan, dataset: Dataset
-) -> Sampler:
-    """Load the run's weights and return its sampler."""
+) -> tuple[Sampler, Mapping[str, str]]:
+    """Load the run's weights; return its sampler and the snapshots of a reconstructed average."""
     assert cell.sampling is not None
     method, modules = build_modules(context, trained.plan, None)
-    load_weights(trained.weights(cell.sampling.variant), modules, cell.ema)
-    return Sampler(
+    snapshots = load_weights(trained.weights(cell.sampling.variant), modules, cell.ema)
+    sampler = Sampler(
         method,
         modules,
         cell.sampling,
@@ -159,6 +160,7 @@ def open_sampler(
         precision=cell.precision,
         compiled=context.compile,
     )
+    return sampler, snapshots
 
 
 def open_suite(

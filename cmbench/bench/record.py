@@ -13,7 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from cmbench.errors import UserError
 from cmbench.files import write_atomically
@@ -37,6 +44,7 @@ Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 #: What becomes a path: no control characters (a NUL is no path at all).
 PathText = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Part(BaseModel):
@@ -82,6 +90,19 @@ class TrainingRecord(Part):
     seconds_by_phase: dict[str, Finite] = Field(default_factory=dict)
     checkpoint_sha256: str = ""
     ema: str = Field("", description="which average of the weights was sampled")
+    snapshots: dict[Name, Sha256] = Field(
+        default_factory=dict,
+        description="what a reconstructed average was made from: SHA-256 by file of the run's "
+        "`snapshots/`; left out where the average was kept",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_no_snapshots(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what most records lack, so that the bytes of older ones stay canonical."""
+        data: dict[str, Any] = dump(self)
+        if not self.snapshots:
+            data.pop("snapshots", None)
+        return data
 
 
 #: By option, what records call the precision of a network's passes.

@@ -240,11 +240,15 @@ def build_modules(
     return method, {n: place(m, context.device, channels_last=last) for n, m in modules.items()}
 
 
-def load_weights(weights: Checkpoint, modules: dict[str, nn.Module], ema: str) -> None:
+def load_weights(
+    weights: Checkpoint, modules: dict[str, nn.Module], ema: str
+) -> Mapping[str, str]:
     """Load an export into freshly built modules; ``ema`` names the average, or ``raw``.
 
-    A power-function average that was not kept is reconstructed from the run's snapshots.
+    A power-function average that was not kept is reconstructed from the run's snapshots, whose
+    SHA-256 by file name is returned (nothing for averages that were kept).
     """
+    snapshots: Mapping[str, str] = {}
     prefix = f"{ema}/model."
     state = {k.removeprefix(prefix): v for k, v in weights.tensors.items() if k.startswith(prefix)}
     model = modules["model"]
@@ -252,7 +256,8 @@ def load_weights(weights: Checkpoint, modules: dict[str, nn.Module], ema: str) -
     if not state and width is not None and weights.path.stem == f"weights-{MAIN}":
         raw = "raw/model."
         state = {k.removeprefix(raw): v for k, v in weights.tensors.items() if k.startswith(raw)}
-        state |= reconstruct(weights.path.parent / SNAPSHOTS, width)
+        found = reconstruct(weights.path.parent / SNAPSHOTS, width, weights.meta.get("seen_nimg"))
+        state, snapshots = state | found.parameters, found.snapshots
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     if {k: tuple(v.shape) for k, v in state.items()} != expected:
         raise UserError(
@@ -263,6 +268,7 @@ def load_weights(weights: Checkpoint, modules: dict[str, nn.Module], ema: str) -
             remedy="delete the run's folder to train it again, or correct the recipe",
         )
     model.load_state_dict(state)
+    return snapshots
 
 
 def _train(

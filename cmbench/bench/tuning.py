@@ -58,7 +58,7 @@ class Objective:
         self.dataset = context.dataset(run.dataset)
         self.opened = open_reference(context, self.spec, self.dataset)
         self.only = self.spec._replace(metrics=(metric,))
-        self.samplers = [open_sampler(context, trained, cell, self.dataset) for cell in cells]
+        self.samplers = [open_sampler(context, trained, cell, self.dataset)[0] for cell in cells]
         self.values: dict[Levels, float] = {}
         self.key, self.sign = "", 1.0
 

@@ -37,6 +37,8 @@ def resampler(context: Context) -> Callable[[Record, int], Resampled]:
             grid = made.artifacts.get("grid")
             folder = place.records(record.dataset.name)
             picture = (folder / grid.file).read_bytes() if grid is not None else None
+        if record.training.snapshots not in ({}, made.training.snapshots):
+            raise CannotResampleError("the run's snapshots here are not those of the record")
         if made.dataset != record.dataset:
             raise CannotResampleError("the dataset, reference or extractor here is another one")
         return Resampled(count, made.metrics, picture)

@@ -87,6 +87,7 @@ def verify_record(
         _check_config(record),
         *_check_artifacts(path, record),
         _check_checkpoint(record, runs),
+        *_check_snapshots(record, runs),
         _check_nfe(record),
         *_check_again(path, record, resample, samples, tolerance),
     ]
@@ -155,6 +156,27 @@ def _check_checkpoint(record: Record, runs: Path | None) -> Check:
     if expected in hashes.values():
         return Check("checkpoint", "ok", expected)
     return Check("checkpoint", "failed", f"none of {', '.join(hashes)} has the hash {expected}")
+
+
+def _check_snapshots(record: Record, runs: Path | None) -> list[Check]:
+    """Check what a reconstructed average was made from; nothing for averages that were kept."""
+    expected, label = record.training.snapshots, "snapshots"
+    if not expected:
+        return []
+    try:
+        folder = None if runs is None else (runs / record.training.run / "snapshots").resolve()
+        if folder is None or runs is None or not folder.is_relative_to(runs.resolve()):
+            return [Check(label, "not checked", "no folder of runs")]
+        here = {n: _file_sha256(folder / n) for n in expected if (folder / n).is_file()}
+    except (OSError, ValueError, RuntimeError) as error:  # no path at all, loops of links
+        return [Check(label, "not checked", f"the run cannot be read: {error}")]
+    changed = sorted(name for name, found in here.items() if found != expected[name])
+    if changed:
+        return [Check(label, "failed", f"of another hash: {', '.join(changed)}")]
+    if len(here) < len(expected):
+        missing = f"{len(expected) - len(here)} of {len(expected)} are not here"
+        return [Check(label, "not checked", missing)]
+    return [Check(label, "ok", f"{len(here)} of the hashes that the record holds")]
 
 
 def _check_nfe(record: Record) -> Check:

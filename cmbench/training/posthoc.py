@@ -108,29 +108,49 @@ def asked_width(label: str) -> float | None:
 # ---- files ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Reconstruction:
+    """Averaged parameters, and what they were made from: SHA-256 by file name of a snapshot."""
+
+    parameters: dict[str, Tensor]
+    snapshots: dict[str, str]
+
+
 def save_snapshot(folder: Path, state: TrainingState) -> None:
     """Write the power-function averages of the last phase to ``folder``; nothing if it has none."""
     kept = [average for average in state.averages if average.config.sigma_rel is not None]
     if not kept or state.phase_index != len(state.phases) - 1 or state.nimg == 0:
         return
     tensors = {f"{a.config.label}/{k}": v for a in kept for k, v in a.parameters().items()}
-    meta = {"nimg": state.nimg, "sigma_rel": {a.config.label: a.config.sigma_rel for a in kept}}
+    meta = {"nimg": state.nimg, "seen_nimg": state.seen_nimg,
+            "sigma_rel": {a.config.label: a.config.sigma_rel for a in kept}}
     save_checkpoint(folder / f"{state.nimg:014d}.safetensors", tensors, meta)
 
 
-def reconstruct(folder: Path, sigma_rel: float) -> dict[str, Tensor]:
+def reconstruct(folder: Path, sigma_rel: float, seen_nimg: int | None = None) -> Reconstruction:
     """Return the averaged parameters of width ``sigma_rel`` at the newest snapshot in ``folder``.
 
+    Args:
+        folder: snapshots of a run.
+        sigma_rel: the width wanted.
+        seen_nimg: images over all phases that the newest snapshot must have seen.
+
     Raises:
-        UserError: the snapshots are missing or damaged, or do not determine this width to within
-            :data:`TOLERANCE`.
+        UserError: the snapshots are missing or damaged, the newest is of another moment, or they do
+            not determine this width to within :data:`TOLERANCE`.
     """
     who = f"average power-{sigma_rel:g} of {folder.parent}"
     files = sorted(folder.glob("*.safetensors"))
     remedy = "choose an average that the recipe keeps"
     if not files:
         raise UserError(who, "no snapshots to reconstruct it from", remedy=remedy)
-    metas = [read_manifest(file, remedy)[0] for file in files]
+    metas, hashes = zip(*(read_manifest(file, remedy) for file in files), strict=True)
+    newest = metas[-1].get("seen_nimg", seen_nimg)
+    if seen_nimg is not None and newest != seen_nimg:
+        raise UserError(
+            who, f"its newest snapshot has seen {newest} images, the weights {seen_nimg}",
+            allowed="the snapshot of the end of training", remedy=f"restore it, or {remedy}",
+        )
     stored = [
         Profile(float(width), float(meta["nimg"]))
         for meta in metas for width in meta["sigma_rel"].values()
@@ -143,7 +163,8 @@ def reconstruct(folder: Path, sigma_rel: float) -> dict[str, Tensor]:
             allowed=f"errors up to {TOLERANCE:.0%}: widths near the stored ones",
             remedy="keep two widths around it, and more checkpoints (checkpoint_kimg)",
         )
-    return combine(_averages(files, metas, remedy), [float(f) for f in factors])
+    made = combine(_averages(files, metas, remedy), [float(f) for f in factors])
+    return Reconstruction(made, {f.name: h for f, h in zip(files, hashes, strict=True)})
 
 
 def _averages(

@@ -214,3 +214,29 @@ def test_a_folder_of_records_yields_each_or_its_error(tmp_path: Path) -> None:
     found = list(read_records(tmp_path))
     assert [path.name for path, _ in found] == ["a.json", "b.json"]
     assert [type(f) for _, f in found] == [UserError, Record]
+
+
+# ---- snapshots of a reconstructed average --------------------------------------------------------
+
+
+def with_snapshots(snapshots: object) -> Record:
+    base = record().model_dump(mode="json")
+    base["training"]["snapshots"] = snapshots
+    return Record.model_validate(base)
+
+
+def test_snapshots_are_kept_and_records_without_any_have_the_bytes_they_had(
+    tmp_path: Path,
+) -> None:
+    assert "snapshots" not in record().to_json()
+    named = with_snapshots({"00000000002048.safetensors": "a" * 64})
+    assert read_record(write_record(named, tmp_path)) == named
+    assert named.sha256 != record().sha256
+
+
+@pytest.mark.parametrize(
+    "snapshots", [{"../x": "a" * 64}, {"a/b": "a" * 64}, {"a": "A" * 64}, {"a": "b"}, ["a"], "a"]
+)
+def test_snapshots_name_files_and_hashes(snapshots: object) -> None:
+    with pytest.raises(ValidationError, match="snapshots"):
+        with_snapshots(snapshots)

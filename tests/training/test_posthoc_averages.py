@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import weakref
 from collections.abc import Callable, Sequence
@@ -152,7 +154,7 @@ def test_a_run_gives_widths_that_it_did_not_keep(toys: Context) -> None:
     found = loaded(toys, trained, "power-0.08")
     nearest = min(distance(loaded(toys, trained, w), expected) for w in ("power-0.05", "power-0.1"))
     assert 0 < distance(found, expected) < 0.1 * nearest
-    again = reconstruct(trained.folder / "snapshots", 0.05)
+    again = reconstruct(trained.folder / "snapshots", 0.05).parameters
     kept = loaded(toys, trained, "power-0.05")
     assert all(torch.allclose(again[k], kept[k], rtol=0, atol=1e-5) for k in again)
 
@@ -210,6 +212,15 @@ def test_missing_snapshots_are_one_line(toys: Context) -> None:
         loaded(toys, trained, "power-0.07")
 
 
+def test_an_average_of_an_earlier_moment_is_refused(toys: Context) -> None:
+    trained = obtain_run(toys, planned(toys, [0.05, 0.10], duration_kimg=2.048))
+    newest = max((trained.folder / "snapshots").glob("*.safetensors"))
+    newest.unlink()
+    with pytest.raises(UserError, match="newest snapshot has seen 1536 images, the weights 2048"):
+        loaded(toys, trained, "power-0.07")
+    loaded(toys, trained, "power-0.05")  # kept: needs no snapshot
+
+
 def test_on_the_command_line(
     cmbench_with_toys: Callable[..., Outcome], tmp_path: Path
 ) -> None:
@@ -219,10 +230,45 @@ def test_on_the_command_line(
     for label in ("power-0.05", "power-0.07", "power-.07"):
         done = cmbench_with_toys(*toy, *keeps, "--ema", label)
         assert done.code == 0, done.err
-    assert len(list((tmp_path / "w").glob("records/toys/*.json"))) == 2
+    records = [json.loads(p.read_text()) for p in (tmp_path / "w").glob("records/toys/*.json")]
+    assert len(records) == 2
+    training = {r["training"]["ema"]: r["training"] for r in records}
+    assert "snapshots" not in training["power-0.05"]
+    files = (tmp_path / "w").glob("runs/toys/*/snapshots/*.safetensors")
+    hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    assert training["power-0.07"]["snapshots"] == hashes
+    assert len(hashes) == 4
     assert len(list((tmp_path / "w").glob("runs/toys/*/result.json"))) == 1
     refused = cmbench_with_toys(*toy, "--ema", "power-0.07")
     assert "--ema: 'power-0.07' is not kept by this run" in refused.err
+
+
+def test_verify_checks_the_snapshots(
+    cmbench_with_toys: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    place = ("-w", str(tmp_path))
+    cmbench_with_toys("run", "-m", "toy", "-d", "toys", "--nfe", "1", "--samples", "16", "-q",
+                      "--no-report", "-o", "ema=[{sigma_rel=0.05},{sigma_rel=0.1}]",
+                      "--ema", "power-0.07", *place)  # fmt: skip
+    (record,) = tmp_path.glob("records/toys/*.json")
+
+    def verified() -> Outcome:
+        return cmbench_with_toys("verify", str(record), "--samples", "0", *place)
+
+    sound = verified()
+    assert sound.code == 0, sound.out
+    assert "ok           snapshots: 4 of the hashes that the record holds" in sound.out
+    assert "ok           grid" in sound.out
+    snapshots = sorted(tmp_path.glob("runs/toys/*/snapshots/*.safetensors"))
+    content = snapshots[0].read_bytes()
+    snapshots[0].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    spoilt = verified()
+    assert spoilt.code == 1
+    assert f"failed       snapshots: of another hash: {snapshots[0].name}" in spoilt.out
+    snapshots[0].unlink()
+    lost = verified()
+    assert "not checked  snapshots: 1 of 4 are not here" in lost.out
+    assert "failed       metric" not in lost.out
 
 
 def test_averages_of_several_kinds_at_once(toys: Context) -> None:
