@@ -5,15 +5,14 @@ anisotropic scaling and translation, each with a probability of its own; the net
 was done in nine numbers, and told zeros when it generates. Resampling follows Karras et al. 2020
 (arXiv:2006.06676), App. B: twofold supersampling with the orthogonal wavelet filter sym6.
 
-UNVERIFIED, from memory of both papers, compared neither with them nor with the official code:
-``SCALE_LOG2_STD``, ``TRANSLATE_STD``, ``AXIS_TURNED``, the uniform angles of rotation and
-anisotropy, the mirroring in x of half of the images at any probability, the order of the
-operations, and the order and units of the label's nine numbers. (Their count, and 0.12 for
-CIFAR-10, are those of the official recipe; ``SYM6`` is orthogonal with six vanishing moments, which
-a test shows.)
+Order of the operations, standard deviations, angles, the share of turned axes, the mirroring in x of
+half of the images at any probability, and order and units of the label's nine numbers were compared
+line by line with the official ``training/augment.py`` and the settings that ``train.py`` of
+NVlabs/edm gives it (commit 0a2ff34): they agree. Beyond the border pixels are reflected without
+repeating the last one, as there.
 
-Here an image to which nothing but flips was done keeps its exact values, coordinates beyond the
-border are reflected, and nothing asks the device for a number.
+Unlike there, an image to which nothing but flips was done keeps its exact values, reflection goes on
+beyond one image size (there: zeros), and nothing asks the device for a number.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from cmbench.training.resident import resident
 #: Numbers of a label: x-flip, y-flip, log-scale, cos - 1 and sin of the rotation, anisotropy along
 #: and across its axis, translation in x and y.
 LABEL_DIM = 9
-#: UNVERIFIED standard deviations: of log2 of both scalings, and of translation in image sizes.
+#: Standard deviations of log2 of both scalings, and of translation in image sizes.
 SCALE_LOG2_STD, TRANSLATE_STD = 0.2, 0.125
-#: UNVERIFIED share of anisotropic scalings whose axis is turned; the others are along x.
+#: Share of anisotropic scalings whose axis is turned; the others are along x.
 AXIS_TURNED = 0.5
 #: Low-pass filter of the wavelet sym6 (least asymmetric Daubechies, 6 vanishing moments).
 SYM6 = (
@@ -94,8 +93,7 @@ def inverse_matrix(
     """Return ``(A R S)^-1`` ``[N, 2, 2]`` on (x, y), each argument ``[N]``.
 
     S scales by ``2^scale_log2``, R turns by ``-angle``, A scales by ``2^stretch_log2`` along
-    the x axis turned by ``-axis``, as R turns, and by its inverse across it (Table 6; order and
-    sense UNVERIFIED).
+    the x axis turned by ``-axis``, as R turns, and by its inverse across it (Table 6).
     """
     shrink = torch.exp2(-scale_log2)[:, None, None]
     wide, high = torch.exp2(-stretch_log2), torch.exp2(stretch_log2)
@@ -148,17 +146,18 @@ def _pixel_positions(side: int, device: torch.device) -> Tensor:
 
 def _grid_coordinate(position: Tensor, side: int, count: int) -> Tensor:
     """Reflect pixels from the centre at the border; return ``grid_sample`` coordinates."""
-    from_edge = torch.remainder(position + side / 2, 2 * side)
-    reflected = side / 2 - (from_edge - side).abs()
+    last = side - 1
+    from_first = torch.remainder(position + last / 2, max(2 * last, 1))
+    reflected = last / 2 - (from_first - last).abs()
     # Just beyond the border the padding is as good, and leaves what is not moved as it was.
     near = torch.where(position.abs() <= side / 2 + _REACH, position, reflected)
     return (2 * (near + (side - 1) / 2 + _MARGIN) + _CENTRE) * (2 / (count - 1)) - 1
 
 
 def _mirrored(side: int) -> Tensor:
-    """Return the indices of ``side`` pixels and of their reflections on both sides."""
-    turned = torch.arange(-_MARGIN, side + _MARGIN) % (2 * side)
-    return torch.minimum(turned, 2 * side - 1 - turned)
+    """Return the indices of ``side`` pixels and of their reflections about the first and last."""
+    turned = torch.arange(-_MARGIN, side + _MARGIN) % max(2 * side - 2, 1)
+    return torch.minimum(turned, 2 * side - 2 - turned).clamp_min(0)
 
 
 def _resample(images: Tensor, *, up: bool) -> Tensor:

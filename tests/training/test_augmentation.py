@@ -191,14 +191,21 @@ def test_whole_pixels_move_exactly(shift: tuple[float, float]) -> None:
     torch.testing.assert_close(centre(moved, 7), centre(expected, 7), rtol=0, atol=2e-5)
 
 
-def test_outside_is_reflected() -> None:
-    x = noise(1)
+@pytest.mark.parametrize(("turns", "image", "tolerance"), [(1, smooth(), 3e-3), (2, noise(1), 1e-4)])
+def test_outside_is_reflected_about_the_last_pixel(
+    turns: int, image: Tensor, tolerance: float
+) -> None:
+    """As the official code pads: the border's pixel is not repeated."""
     eye = inverse_matrix(zeros(), zeros(), zeros(), zeros())
-    moved = warp(x, eye, torch.tensor([[32.0, 0.0]]))  # two widths: once around the mirrors
-    torch.testing.assert_close(centre(moved, 6), centre(x, 6), rtol=0, atol=1e-4)
-    wave = smooth()
-    moved = warp(wave, eye, torch.tensor([[32.0, 0.0]]))
-    torch.testing.assert_close(centre(moved, 6), centre(wave.flip(3), 6), rtol=0, atol=3e-3)
+    last = image.shape[3] - 1
+    moved = warp(image, eye, torch.tensor([[float(turns * last), 0.0]]))
+    expected = image.flip(3) if turns == 1 else image  # twice is once around the mirrors
+    torch.testing.assert_close(centre(moved, 6), centre(expected, 6), rtol=0, atol=tolerance)
+
+
+def test_one_pixel_survives() -> None:
+    x = noise(2, 1)
+    assert augment(x, StepDraws(1, 0), 0.9)[0].isfinite().all()
 
 
 # ---- through the feed ----------------------------------------------------------------------------
