@@ -5,14 +5,14 @@ anisotropic scaling and translation, each with a probability of its own; the net
 was done in nine numbers, and told zeros when it generates. Resampling follows Karras et al. 2020
 (arXiv:2006.06676), App. B: twofold supersampling with the orthogonal wavelet filter sym6.
 
-Order of the operations, standard deviations, angles, the share of turned axes, the mirroring in x of
-half of the images at any probability, and order and units of the label's nine numbers were compared
-line by line with the official ``training/augment.py`` and the settings that ``train.py`` of
-NVlabs/edm gives it (commit 0a2ff34): they agree. Beyond the border pixels are reflected without
+Order of the operations, standard deviations, angles, the share of turned axes, the mirroring in x
+of half of the images at any probability, and order and units of the label's nine numbers were
+compared line by line with the official ``training/augment.py`` and the settings that ``train.py``
+of NVlabs/edm gives it (commit 0a2ff34): they agree. Beyond the border pixels are reflected without
 repeating the last one, as there.
 
-Unlike there, an image to which nothing but flips was done keeps its exact values, reflection goes on
-beyond one image size (there: zeros), and nothing asks the device for a number.
+Unlike there, an image to which nothing but flips was done keeps its exact values, reflection goes
+on beyond one image size (there: zeros), and nothing asks the device for a number.
 """
 
 from __future__ import annotations

@@ -191,7 +191,9 @@ def test_whole_pixels_move_exactly(shift: tuple[float, float]) -> None:
     torch.testing.assert_close(centre(moved, 7), centre(expected, 7), rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize(("turns", "image", "tolerance"), [(1, smooth(), 3e-3), (2, noise(1), 1e-4)])
+@pytest.mark.parametrize(
+    ("turns", "image", "tolerance"), [(1, smooth(), 3e-3), (2, noise(1), 1e-4)], ids=["1", "2"]
+)
 def test_outside_is_reflected_about_the_last_pixel(
     turns: int, image: Tensor, tolerance: float
 ) -> None:
