@@ -24,7 +24,7 @@ from cmbench.bench.imported import PREFIX, open_imported
 from cmbench.bench.kit import TrainingKit
 from cmbench.bench.planning import ANALYTIC, RunPlan
 from cmbench.bench.run_log import RunLog
-from cmbench.bench.threads import use_threads
+from cmbench.bench.threads import resumed_threads, use_threads
 from cmbench.data.base import Dataset
 from cmbench.diffusion.models import MixtureModel
 from cmbench.errors import BusyError, InterruptedRunError, MissingError, UserError
@@ -281,7 +281,7 @@ def _train(
         latest, warnings = latest_checkpoint(checkpoints) if checkpoints.exists() else (None, [])
         for warning in warnings:
             context.reporter.warn(f"{warning}; going back to the checkpoint before it")
-        threads = int(latest.meta["threads"]) if latest else context.threads
+        threads = _threads(context, plan, latest)
         use_threads(threads)
         method, modules = build_modules(context, plan, teacher)
         state = TrainingState(method, modules)
@@ -329,6 +329,21 @@ def _train(
         if context.world.leads:
             _finish(folder, state, exports, threads, teacher, context.world.size)
     return _finished(plan, folder)
+
+
+def _threads(context: Context, plan: RunPlan, latest: Checkpoint | None) -> int:
+    """Return this process's threads, and say where a resumed run cannot keep those it had."""
+    if latest is None:
+        return context.threads
+    before, split = int(latest.meta["threads"]), latest.meta.get("split")
+    same = split is None or split["processes"] == context.world.size
+    threads = resumed_threads(before, context.threads, same_processes=same)
+    if same and threads != before:
+        context.reporter.warn(
+            f"run {plan.run_id}: had {before} threads, more than there are cores here, and goes on "
+            f"with {threads}: the same result to rounding, not bit for bit"
+        )
+    return threads
 
 
 def shard_size(context: Context, plan: RunPlan, latest: Checkpoint | None) -> int | None:

@@ -40,6 +40,20 @@ def choose_threads() -> int:
     return max(1, cores - busy)
 
 
+def resumed_threads(before: int, now: int, *, same_processes: bool) -> int:
+    """Return the threads of a run that goes on: those it had, so that its bits are the same.
+
+    With another number of processes the bits change anyway, and what one process had may be far too
+    many, or too few, for each of them. Nor are more threads kept than there are cores.
+
+    Args:
+        before: threads of each process so far.
+        now: threads that a new run would get in each process.
+        same_processes: whether there are as many processes as before.
+    """
+    return before if same_processes and before <= max(available_cores(), now) else now
+
+
 def use_threads(count: int) -> None:
     """Make torch use ``count`` threads."""
     import torch  # heavy: only where tensors are needed

@@ -42,6 +42,20 @@ def test_the_variable_wins(machine: pytest.MonkeyPatch, given: str, expected: in
     assert threads.choose_threads() == expected
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "same", "expected"),
+    [
+        (3, 8, True, 3), (8, 1, True, 8),  # the same bits, however busy the machine is now
+        (3, 8, False, 8), (8, 1, False, 1),  # one process of eight had an eighth of the cores
+        (16, 8, True, 8), (64, 64, True, 64),  # 64 only if they are asked for again
+    ],
+)  # fmt: skip
+def test_threads_of_a_resumed_run(
+    machine: pytest.MonkeyPatch, before: int, now: int, same: bool, expected: int
+) -> None:
+    assert threads.resumed_threads(before, now, same_processes=same) == expected
+
+
 def test_a_system_without_a_load_has_all_cores(machine: pytest.MonkeyPatch) -> None:
     def missing() -> tuple[float, float, float]:
         raise OSError

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cmbench.bench import runs
+from cmbench.bench import runs, threads
 from cmbench.bench.context import Context, choose_device
 from cmbench.bench.planning import RunPlan, plan_run
 from cmbench.bench.run_log import read_log
@@ -188,6 +188,19 @@ def test_threads_of_the_first_attempt_are_kept(toys: Context) -> None:
     assert torch.get_num_threads() == 1
     newest = max((folder / "checkpoints").glob("*.safetensors"))
     assert load_checkpoint(newest).meta["threads"] == 1
+
+
+def test_more_threads_than_there_are_cores_are_not_kept(
+    toys: Context, listener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(toys, planned(toys), 4)
+    manifest = max(toys.workspace.root.glob("runs/toys/*/checkpoints/*.json"))
+    manifest.write_text(manifest.read_text().replace('"threads": 1', '"threads": 64'))
+    monkeypatch.setattr(threads, "available_cores", lambda: 8)
+    assert obtain_run(toys, planned(toys)).result["threads"] == 1
+    (said,) = [w for w in listener.warnings if "threads" in w]
+    assert said.endswith("had 64 threads, more than there are cores here, and goes on with 1: "
+                         "the same result to rounding, not bit for bit")  # fmt: skip
 
 
 def test_a_checkpoint_interval_below_one_image_is_every_step(toys: Context) -> None:

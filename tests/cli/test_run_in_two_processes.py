@@ -173,6 +173,26 @@ def test_sigterm_to_one_process_saves_and_asks_for_requeue_then_one_process_goes
     assert_same_weights(alone, workspace)
 
 
+def test_threads_are_kept_by_as_many_processes_and_chosen_again_by_others(
+    tmp_path: Path, cmbench_with_toys: Callable[..., Outcome]
+) -> None:
+    workspace = tmp_path / "two"
+    options = ("-w", str(workspace))
+
+    def threads() -> int:
+        newest = max(workspace.glob("runs/toys/*/checkpoints/*.json"))
+        return int(json.loads(newest.read_text())["meta"]["threads"])
+
+    together(tmp_path / "first", *options, "--threads", "2", trouble=stop_second)
+    assert threads() == 2
+    together(tmp_path / "second", *options, "--threads", "1", trouble=stop_second)
+    assert threads() == 2, "the same bits as without a stop"
+    assert cmbench_with_toys(*RUN, *options, "--threads", "1").code == 0
+    assert threads() == 1, "one process of two had too many for itself, or too few"
+    (path,) = workspace.glob("records/toys/*.json")
+    assert json.loads(path.read_text())["environment"]["threads"] == 1
+
+
 def test_the_shards_of_two_processes_are_kept_by_one(
     alone: Path, tmp_path: Path, cmbench_with_toys: Callable[..., Outcome]
 ) -> None:
