@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -108,13 +109,15 @@ def at_step(number: int, act: Callable[[], None]) -> None:
     loop.train_step = stepping
 
 
-def weights(workspace: Path) -> Mapping[str, torch.Tensor]:
-    (path,) = workspace.glob("runs/toys/*/weights-final.safetensors")
+def weights(workspace: Path, method: str = "toy") -> Mapping[str, torch.Tensor]:
+    (path,) = workspace.glob(f"runs/*/{method}-*/weights-final.safetensors")
     return load_file(path)
 
 
-def assert_same_weights(one: Path, other: Path, *, atol: float = 1e-6) -> None:
-    expected, found = weights(one), weights(other)
+def assert_same_weights(
+    one: Path, other: Path, *, atol: float = 1e-6, method: str = "toy"
+) -> None:
+    expected, found = weights(one, method), weights(other, method)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=atol)
@@ -148,6 +151,28 @@ def test_two_processes_make_what_one_makes(alone: Path, tmp_path: Path) -> None:
         json.loads(expected.read_text())["metrics"]["fd-pixels"]["value"], rel=1e-4
     )
     assert list(workspace.rglob("*.tmp")) == []
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["toy", "sct"])
+def test_compiled_networks_in_two_processes_make_what_one_makes(
+    method: str, tmp_path: Path, cmbench_with_toys: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Without and with a carried tangent; a teacher is compiled too."""
+    compiler: Callable[..., Any] = torch.compile
+    monkeypatch.setattr(torch, "compile", partial(compiler, backend="aot_eager"))
+    options = ["--compile", "-o", "microbatch_size=16"]
+    if method == "sct":
+        options += ["-m", "sct", "-d", "gmm", "-r", "smoke", "-o", "duration_kimg=0.128",
+                    "-o", "teacher=analytic", "-o", "batch_size=32", "-o", "network.width=8",
+                    "-o", "warmup_steps=2"]  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = cmbench_with_toys(*RUN, *options, "-w", str(one))
+    assert done.code == 0, done.err
+    ended = together(tmp_path / "talk", *options, "-w", str(two))
+    assert [e.code for e in ended] == [0, 0], ended[0].err + ended[1].err
+    assert_same_weights(one, two, method=method)
 
 
 def stop_second(rank: int) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,8 +42,14 @@ SCENARIOS = {
     "checkpointed": Scenario("sct", checkpointing=True),
     "distilled": Scenario("scd"),
     "compiled": Scenario("sct", "gmm", compiled=True),
+    "compiled, no tangent": Scenario("ict", "gmm", compiled=True),
     "dropout": Scenario("sct", dropout=0.2),
 }
+Results = tuple[dict[str, Any], list[dict[str, Any]]]
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None,
+    reason="torch.compile needs a C++ compiler on the CPU",
+)
 
 
 class Feed:
@@ -81,8 +89,9 @@ def trained(world: World, scenario: Scenario) -> dict[str, Any]:
     """Train a few steps; return weights, the last gradients, and the derivative's errors."""
     torch._dynamo.reset()
     network = {"dropout": scenario.dropout}
+    warm = {} if scenario.method == "ict" else {"warmup_steps": 2}
     case = build(scenario.method, scenario.dataset, batch_size=BATCH, network=network,
-                 optimizer=SMOOTH, warmup_steps=2)  # fmt: skip
+                 optimizer=SMOOTH, **warm)  # fmt: skip
     stir({"model": case.modules["model"]}, 9, 0.3)  # curved: the derivative must matter
     model: Any = case.modules["model"]
     model.gradient_checkpointing = scenario.checkpointing
@@ -108,36 +117,41 @@ def flat(tensors: list[Any]) -> Tensor:
     return torch.cat([t.flatten() for t in tensors])
 
 
-def child(rank: int, port: int, pipe: Connection) -> None:
+def child(rank: int, port: int, pipe: Connection, scenarios: Mapping[str, Scenario]) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     with joined(Place(rank, 2, rank, 2), torch.device("cpu")) as world:
-        pipe.send({name: trained(world, scenario) for name, scenario in SCENARIOS.items()})
+        pipe.send({name: trained(world, scenario) for name, scenario in scenarios.items()})
+
+
+def in_one_and_in_two(scenarios: Mapping[str, Scenario]) -> Results:
+    """What one process and each of two find; one goes first."""
+    alone = {name: trained(World(), scenario) for name, scenario in scenarios.items()}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork, pipes, processes = get_context("fork"), [], []
+    for rank in range(2):
+        here, there = fork.Pipe()
+        processes.append(fork.Process(target=child, args=(rank, port, there, scenarios)))
+        processes[-1].start()
+        there.close()
+        pipes.append(here)
+    try:
+        return alone, [pipe.recv() for pipe in pipes]
+    finally:
+        for process in processes:
+            process.join(30)
+            process.kill()
 
 
 @pytest.fixture(scope="module")
-def results() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What one process and each of two found."""
+def results() -> Results:
+    """What one process and each of two found; compiled is what autograd's compiler makes."""
     with pytest.MonkeyPatch.context() as patch:
         compiler: Callable[..., Any] = torch.compile
         patch.setattr(torch, "compile", partial(compiler, backend="aot_eager"))
-        alone = {name: trained(World(), scenario) for name, scenario in SCENARIOS.items()}
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        fork, pipes, processes = get_context("fork"), [], []
-        for rank in range(2):
-            here, there = fork.Pipe()
-            processes.append(fork.Process(target=child, args=(rank, port, there)))
-            processes[-1].start()
-            there.close()
-            pipes.append(here)
-        try:
-            return alone, [pipe.recv() for pipe in pipes]
-        finally:
-            for process in processes:
-                process.join(30)
-                process.kill()
+        return in_one_and_in_two(SCENARIOS)
 
 
 def relative(found: Any, expected: Any) -> float:
@@ -148,8 +162,26 @@ def relative(found: Any, expected: Any) -> float:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_two_processes_train_as_one(
-    name: str, results: tuple[dict[str, Any], list[dict[str, Any]]]
+    name: str, results: Results
 ) -> None:
+    assert_as_one(name, results)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_two_processes_train_as_one_through_the_real_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One method whose step has a graded pass and a carried tangent, through the C++ compiler."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # shared by the processes
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool before the fork
+    results = in_one_and_in_two({"sct": Scenario("sct", "gmm", compiled=True)})
+    assert list(tmp_path.rglob("*.so")), "nothing was compiled"
+    assert_as_one("sct", results)
+
+
+def assert_as_one(name: str, results: Results) -> None:
     alone, both = results
     for found in both:
         assert abs(found[name]["weights"] - alone[name]["weights"]).max() < 1e-6
@@ -160,7 +192,7 @@ def test_two_processes_train_as_one(
 
 @pytest.mark.parametrize("name", ["checkpointed", "distilled"])
 def test_the_derivative_in_each_process_is_that_of_central_differences(
-    name: str, results: tuple[dict[str, Any], list[dict[str, Any]]]
+    name: str, results: Results
 ) -> None:
     alone, both = results
     assert len(alone[name]["errors"]) == STEPS * BATCH // SHARD
@@ -171,7 +203,7 @@ def test_the_derivative_in_each_process_is_that_of_central_differences(
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_derivative_in_two_processes_is_the_uncompiled_one(
-    results: tuple[dict[str, Any], list[dict[str, Any]]],
+    results: Results,
 ) -> None:
     """A tangent that the compiler dropped would leave another gradient."""
     eager = trained(World(), Scenario("sct", "gmm"))
