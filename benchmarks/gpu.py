@@ -2,12 +2,14 @@
 
     python benchmarks/gpu.py --out benchmarks/results/h200.json
     python benchmarks/gpu.py --parts train --methods edm,sct --case imagenet64-edm2-s
+    python benchmarks/gpu.py --parts profile --case cifar10-ddpmpp,imagenet64-edm2-s
     python benchmarks/gpu.py --cpu-smoke                 # the same code on a tiny problem
 
 Images are random bytes, teachers have random weights: only speed is measured. Steps go through the
-engine's own ``train_step``. FLOPs are those of matrix products and convolutions in one eager step
-(``torch.utils.flop_counter``), the ceiling is the best bf16 matrix product measured here. Results
-are written after every measurement, so a run that is cut short keeps what it has.
+engine's own ``train_step``; a batch that does not fit is accumulated from shards that do. FLOPs
+are those of matrix products and convolutions in one eager step (``torch.utils.flop_counter``), the
+ceiling is the best bf16 matrix product measured here. Results are written after every measurement,
+so a run that is cut short keeps what it has.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from cmbench.bench.recipes import merge
 from cmbench.bench.runs import build_modules
 from cmbench.bench.workspace import Workspace
 from cmbench.data.stored import ArrayDataset
-from cmbench.errors import UserError
+from cmbench.errors import BrokenRunError, UserError
 from cmbench.files import write_atomically
 from cmbench.plugin.manager import load_plugins
 from cmbench.plugin.method import Teacher
@@ -112,7 +114,8 @@ class Bench:
         self.out = Path(options.out) if options.out else None
         folder = tempfile.mkdtemp(prefix="cmbench-gpu-")
         self.context = Context(load_plugins(), Workspace(Path(folder)), device=self.device)
-        self.results: dict[str, Any] = {"command": " ".join(sys.argv), "options": vars(options)}
+        told = {k: v for k, v in vars(options).items() if k != "out"}  # a path of this machine
+        self.results: dict[str, Any] = {"script": Path(__file__).name, "options": told}
         self._datasets: dict[str, ArrayDataset] = {}
 
     # ---- results -------------------------------------------------------------------------------
@@ -200,8 +203,10 @@ class Bench:
                 for n, m in modules.items()}
         return Teacher("random", method.diffusion_model(nets), modules["model"])
 
-    def training(self, method: str, case: Case, batch: int, variant: Variant) -> Training:
-        """Set up a training as ``cmbench run`` does."""
+    def training(
+        self, method: str, case: Case, batch: int, variant: Variant, shard: int | None = None
+    ) -> Training:
+        """Set up a training as ``cmbench run`` does; ``shard`` images go through at a time."""
         plan = self.plan(method, case, batch, precision=variant.precision)
         needs = "trigflow" if method in ("sct", "scd", "pd") else "edm"
         teacher = None if method == "edm" or method == "ict" else self.teacher(case, variant, needs)
@@ -209,8 +214,8 @@ class Bench:
         modules = {n: place(m, self.device, channels_last=variant.channels_last)
                    for n, m in modules.items()}
         state = TrainingState(built, modules)
-        settings = Settings(seed=0, batch_size=batch, precision=variant.precision,
-                            compile=variant.compiled, log_seconds=1e9)
+        settings = Settings(seed=0, batch_size=batch, microbatch_size=shard,
+                            precision=variant.precision, compile=variant.compiled, log_seconds=1e9)
         nets = prepare(state, settings)
         state.enter(0)
         if not variant.fused:
@@ -319,6 +324,7 @@ def time_steps(bench: Bench, training: Training, steps: int) -> dict[str, Any]:
         "host_ms": round(issued / steps * 1e3, 3),
         "warm_up_s": [round(w, 2) for w in warm],
         "batch": training.settings.batch_size,
+        "shard": training.settings.microbatch_size or training.settings.batch_size,
         "parameters": training.parameters,
     }
     if bench.device.type == "cuda":
@@ -340,17 +346,25 @@ def synchronisations(training: Training) -> list[str]:
     return sorted({f"{Path(w.filename).name}:{w.lineno}" for w in found})
 
 
-def with_fitting_batch(bench: Bench, batch: int, work: Callable[[int], Any]) -> Any:
-    """Call ``work`` with the batch, halved until it fits."""
+def with_fitting_shard(bench: Bench, batch: int, work: Callable[[int], Any]) -> Any:
+    """Call ``work`` with the shard of a batch, halved until it fits."""
+    shard = batch
     while True:
         try:
-            return work(batch)
-        except torch.OutOfMemoryError:
-            print(f"batch {batch} does not fit", flush=True)
-            if batch < 32:
+            return work(shard)
+        except (torch.OutOfMemoryError, BrokenRunError) as error:
+            if not out_of_memory(error) or shard < 32 or shard % 2:
                 raise
-            batch //= 2
+            print(f"{shard} images at a time do not fit", flush=True)
+            shard //= 2
         bench.free()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Say whether an error is torch's for want of memory, or the engine's explanation of one."""
+    return isinstance(error, torch.OutOfMemoryError) or isinstance(
+        error.__cause__, torch.OutOfMemoryError
+    )
 
 
 def measure_training(bench: Bench, name: str, case: Case, method: str) -> None:
@@ -358,19 +372,21 @@ def measure_training(bench: Bench, name: str, case: Case, method: str) -> None:
     flops = count_flops(bench, method, case)
     bench.free()
 
-    def work(batch: int) -> dict[str, Any]:
-        training = bench.training(method, case, batch, bench_variant(bench))
+    batch = bench.options.batch or case.batch
+
+    def work(shard: int) -> dict[str, Any]:
+        training = bench.training(method, case, batch, bench_variant(bench), shard)
         return time_steps(bench, training, bench.options.steps)
 
     with tf32(FULL.tf32):
-        found = with_fitting_batch(bench, bench.options.batch or case.batch, work)
+        found = with_fitting_shard(bench, batch, work)
     rate = flops * found["images_per_s"] / 1e12
     found |= {"gflops_per_image": round(flops / 1e9, 3), "tflops": round(rate, 2)}
     ceiling = bench.results.get("ceiling", {}).get("bf16_tflops")
     if ceiling:
         found["utilisation"] = round(rate / ceiling, 4)
     base = bench.results.get("train", {}).get(name, {}).get("edm", {})
-    if base.get("batch") == found["batch"] or method == "edm":
+    if method == "edm" or "step_ms" in base:
         found["step_over_edm"] = round(found["step_ms"] / base.get("step_ms", found["step_ms"]), 3)
     bench.put(found, "train", name, method)
 
@@ -385,14 +401,12 @@ def measure_table(bench: Bench, name: str, case: Case) -> None:
     batch = bench.options.batch or case.batch
 
     def row(variant: Variant) -> None:
-        def work(size: int) -> dict[str, Any]:
-            training = bench.training("edm", case, size, variant)
+        def work(shard: int) -> dict[str, Any]:
+            training = bench.training("edm", case, batch, variant, shard)
             return time_steps(bench, training, max(bench.options.steps // 2, 2))
 
-        nonlocal batch
         with tf32(variant.tf32):
-            found = with_fitting_batch(bench, batch, work)
-        batch = found["batch"]
+            found = with_fitting_shard(bench, batch, work)
         table = bench.results.get("table", {}).get(name, {})
         first = next(iter(table.values()), {}).get("images_per_s", found["images_per_s"])
         found["speed_up"] = round(found["images_per_s"] / first, 2)
@@ -513,7 +527,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", help="JSON file to write")
     parser.add_argument("--parts", default="train,table,sampling",
                         help=f"of {','.join(PARTS)} [default: all but profile]")
-    parser.add_argument("--case", default="cifar10-ddpmpp", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--case", default="cifar10-ddpmpp,imagenet64-edm2-s",
+                        help=f"of {','.join(CASES)} [default: %(default)s]")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--batch", type=int, default=0, help="images a step [default: the case's]")
     parser.add_argument("--sample-batch", type=int, default=500)
@@ -525,30 +540,67 @@ def parse() -> argparse.Namespace:
     if options.cpu_smoke:
         options.case, options.steps, options.sample_batch = "smoke", 2, 8
     unknown = set(options.parts.split(",")) - set(PARTS)
-    if unknown or options.case not in CASES:
-        parser.error(f"unknown {', '.join(unknown) or options.case}")
+    unknown |= set(options.case.split(",")) - set(CASES)
+    if unknown:
+        parser.error(f"unknown {', '.join(sorted(unknown))}")
     return options
+
+
+def measure_part(bench: Bench, part: str, name: str, case: Case) -> None:
+    """Measure one part of one case, every method of it where it has methods."""
+    if part == "table":
+        measure_table(bench, name, case)
+    elif part == "sampling":
+        bench.attempt(lambda: measure_sampling(bench, name, case), "sampling", name, "state")
+    else:
+        work = measure_training if part == "train" else measure_profile
+        for method in bench.options.methods.split(","):
+            bench.attempt(
+                lambda m=method: work(bench, name, case, m),  # type: ignore[misc]
+                part, name, method,
+            )
+
+
+#: By part, the figures of its summary and their headings.
+SUMMARY = {
+    "train": {"images_per_s": "images/s", "utilisation": "utilisation", "step_ms": "ms a step",
+              "step_over_edm": "of edm's step", "gflops_per_image": "GFLOP an image",
+              "peak_memory_gib": "GiB"},
+    "table": {"step_ms": "ms a step", "images_per_s": "images/s", "speed_up": "speed-up"},
+    "sampling": {"images_per_s": "images/s", "share_not_network": "not the network"},
+}
+
+
+def print_summary(results: dict[str, Any]) -> None:
+    """Print the figures once more, a table a part and case."""
+    for part, columns in SUMMARY.items():
+        for name, rows in results.get(part, {}).items():
+            print(f"\n{part}, {name}: {' | '.join(columns.values())}")
+            for row, found in flat_rows(rows):
+                figures = " | ".join(str(found.get(key, "-")) for key in columns)
+                print(f"  {row:32} {found.get('error') or found.get('skipped') or figures}")
+
+
+def flat_rows(rows: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the measurements of nested tables, each with its path."""
+    for key, value in rows.items():
+        nested = isinstance(value, dict) and any(isinstance(v, dict) for v in value.values())
+        if nested:
+            yield from flat_rows(value, f"{prefix}{key} ")
+        elif isinstance(value, dict):
+            yield f"{prefix}{key}", value
 
 
 def main() -> int:
     """Run the parts asked for; the exit code says whether every measurement succeeded."""
     options = parse()
     bench = Bench(options)
-    name, case = options.case, CASES[options.case]
     hardware(bench)
     measure_ceiling(bench)
-    for part in options.parts.split(","):
-        if part == "table":
-            measure_table(bench, name, case)
-        elif part == "sampling":
-            bench.attempt(lambda: measure_sampling(bench, name, case), "sampling", name, "state")
-        else:
-            work = measure_training if part == "train" else measure_profile
-            for method in options.methods.split(","):
-                bench.attempt(
-                    lambda w=work, m=method: w(bench, name, case, m),  # type: ignore[misc]
-                    part, name, method,
-                )
+    for name in options.case.split(","):
+        for part in options.parts.split(","):
+            measure_part(bench, part, name, CASES[name])
+    print_summary(bench.results)
     return int('"error"' in json.dumps(bench.results))
 
 
