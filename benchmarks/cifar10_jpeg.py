@@ -1,35 +1,48 @@
 """Train and measure the few-step methods on `cifar10-jpeg`, in pieces resumed from checkpoints.
 
-    python benchmarks/cifar10_jpeg.py --archive cifar10-jpeg.tar.xz --out results --seconds 540
+    python benchmarks/cifar10_jpeg.py --archive cifar10-jpeg.tar.xz --out results --work work \
+        --seconds 540 --budget-seconds 60      # again and again, until it ends with exit 0
     python benchmarks/cifar10_jpeg.py --archive cifar10-jpeg.tar.xz --out /tmp/out --smoke  # CPU
 
 ``--archive`` may be left out where ``CMBENCH_CIFAR10_JPEG`` names it. ``--smoke`` takes a few
 pictures of each class, tiny networks and few samples: it shows that everything runs, and measures
-nothing. Where the package ships no extractor, one is trained into ``--out``.
+nothing. Where the package ships no extractor, one is trained, once for a ``--work``.
+
+``--budget-seconds`` gives every student the same GPU time: `equal_time.py` measures their speed on
+this device once the teachers are trained, and keeps the lengths in ``--work``, a copy in ``--out``.
+Without it lengths are the recipes', which are estimates.
 
 Everything goes through ``cmbench prepare`` and ``cmbench run --time-limit``; a run that was stopped
 is started again until it is done or the time is over. After every piece, records with their
 artifacts and the runs' logs are packed into ``--out`` (``records.tar.gz``, ``runs.tar.gz``), so
-that a command that is cut off keeps what is finished.
+that a command that is cut off keeps what is finished. At the end `cifar10_jpeg_board.py` makes the
+board of them (``leaderboards/``, ``reports/`` in ``--out``); run by hand it puts it into the
+repository.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from cmbench.errors import EXIT_REQUEUE
 
 DATASET = "cifar10-jpeg"
 METHODS = "edm,ect,ict,cd,sct,scd,pd"
+TEACHER = "edm"
 EXTRACTOR = Path(__file__).with_name("train_cifar_extractor.py")
+EQUAL_TIME = Path(__file__).with_name("equal_time.py")
+BOARD = Path(__file__).with_name("cifar10_jpeg_board.py")
 WEIGHTS = Path(__file__).parents[1] / "cmbench" / "metrics" / "weights" / "cifar-cnn.safetensors"
 ARCHIVE_VARIABLE = "CMBENCH_CIFAR10_JPEG"
 PICTURE = re.compile(r"(?:\./)?((?:train|test)/[a-z]+)/(\d+)\.jpg")
@@ -50,7 +63,7 @@ class Session:
         self.out.mkdir(parents=True, exist_ok=True)
         self.environment = {
             **os.environ, "CMBENCH_DATA": str(self.work / "data"),
-            "CMBENCH_WEIGHTS": str(self.out.resolve()),
+            "CMBENCH_WEIGHTS": str(self.weights.resolve()),
         }
 
     def left(self) -> float:
@@ -75,8 +88,21 @@ class Session:
         """Where runs and records go."""
         return self.work / "workspace"
 
+    @property
+    def weights(self) -> Path:
+        """Where the extractor is, if the package ships none: every cell is measured with one."""
+        return self.work / "weights"
+
+    @property
+    def budget(self) -> Path:
+        """The lengths of the students; they belong to the runs, so they lie beside them."""
+        return self.work / "budget.json"
+
     def pack(self) -> None:
-        """Pack what there is: records with artifacts, run logs without weights."""
+        """Pack what there is: records with artifacts, run logs, lengths, the extractor."""
+        for path in (self.budget, *self.weights.glob("cifar-cnn.*")):
+            if path.exists():
+                shutil.copyfile(path, self.out / path.name)
         self._pack("records.tar.gz", self.workspace / "records", "**/*")
         self._pack("runs.tar.gz", self.workspace / "runs", "**/*.json*", skip="checkpoints")
 
@@ -112,6 +138,53 @@ def run_to_the_end(session: Session, methods: str, *more: str) -> int:
     return EXIT_REQUEUE
 
 
+def train_and_measure(session: Session) -> int:
+    """Train and measure every method; return 75 for more time, or the worst other exit code."""
+    worst = 0
+    for code in exit_codes(session):
+        worst = max(worst, code)
+        if code == EXIT_REQUEUE:
+            break
+    return worst
+
+
+def exit_codes(session: Session) -> Iterator[int]:
+    """Do one thing after another, yield how it ended."""
+    options = session.options
+    methods = options.methods.split(",")
+    if not options.budget_seconds:
+        yield run_to_the_end(session, options.methods)
+    else:
+        students = [name for name in methods if name != TEACHER]
+        if TEACHER in methods:
+            yield run_to_the_end(session, TEACHER)
+        code = calibrate(session, students)
+        yield code
+        if code:
+            return  # nobody's length is known
+        lengths = json.loads(session.budget.read_text(encoding="utf-8"))["students"]
+        for name in students:
+            length = float(lengths[name]["duration_kimg"])
+            yield run_to_the_end(session, name, "-o", f"duration_kimg={length!r}")
+    if TEACHER in methods:
+        # What the teacher reaches with many evaluations bounds what its students can.
+        yield run_to_the_end(session, TEACHER, "--nfe", "35")
+
+
+def calibrate(session: Session, students: list[str]) -> int:
+    """Measure what the file of lengths lacks, training teachers in pieces on the way."""
+    options, code = session.options, EXIT_REQUEUE
+    while code == EXIT_REQUEUE and session.left() > options.least:
+        code = session.call(
+            str(EQUAL_TIME), "--methods", ",".join(students), "--dataset", DATASET,
+            "--recipe", options.recipe, "--budget-seconds", str(options.budget_seconds),
+            "--workspace", str(session.workspace), "--out", str(session.budget),
+            "--time-limit", f"{min(session.left(), options.piece):.0f}",
+            "--compile", options.compile,
+        )
+    return code
+
+
 def parse() -> argparse.Namespace:
     """Read the options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -123,12 +196,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--seconds", type=float, default=540.0, help="wall clock for everything")
     parser.add_argument("--piece", type=float, default=180.0, help="time limit of a piece")
+    parser.add_argument("--budget-seconds", type=float, default=0.0,
+                        help="GPU time of each student [default: the recipes' lengths]")
     parser.add_argument("--least", type=float, default=25.0, help="start no piece with less left")
     parser.add_argument("--samples", type=int, default=0, help="images a cell [default: protocol]")
     parser.add_argument("--sample-batch", type=int, default=2000)
     parser.add_argument("--compile", choices=("auto", "yes", "no"), default="auto")
     parser.add_argument("--train-extractor", action="store_true",
-                        help="into --out, also where weights are shipped (which go first)")
+                        help="also where weights are shipped (which go first)")
     parser.add_argument("--extractor-epochs", type=int, default=30)
     parser.add_argument("--smoke", action="store_true", help="tiny networks and few images, CPU")
     options = parser.parse_args()
@@ -146,20 +221,25 @@ def main() -> int:
     options = parse()
     session = Session(options)
     if options.smoke and options.archive.is_file():
-        options.archive = few_pictures(options.archive, session.work / "few", FEW)
+        few = session.work / "few"
+        if not few.exists():  # the next command of this --work must find the same files
+            few_pictures(options.archive, session.work / "few.part", FEW).rename(few)
+        options.archive = few
     if session.cmbench("prepare", DATASET, "--source", str(options.archive), *subset(options)):
         return 1
-    if options.train_extractor or not WEIGHTS.exists():
+    trained = (session.weights / WEIGHTS.name).with_suffix(".json").exists()  # written last
+    if not trained and (options.train_extractor or not WEIGHTS.exists()):
         limits = ["--epochs", "1", "--limit", "64"] if options.smoke else [
             "--epochs", str(options.extractor_epochs)]
         if session.call(str(EXTRACTOR), "--source", str(options.archive),
-                        "--out", str(session.out), *limits):
+                        "--out", str(session.weights), *limits):
             return 1
-    code = run_to_the_end(session, options.methods)
-    if not code and "edm" in options.methods.split(","):
-        # What the teacher reaches with many evaluations bounds what its students can.
-        code = run_to_the_end(session, "edm", "--nfe", "35")
+    code = train_and_measure(session)
     session.pack()
+    if any(session.workspace.glob("records/*/*.json")):
+        code = max(code, session.call(str(BOARD), str(session.out), "--leaderboards",
+                                      str(session.out / "leaderboards"), "--reports",
+                                      str(session.out / "reports")))  # fmt: skip
     print(f"done in {time.monotonic() - session.began:.0f} s, exit {code}", flush=True)
     return code
 
