@@ -22,7 +22,7 @@ from cmbench.bench.kit import TrainingKit
 from cmbench.bench.planning import ANALYTIC, RunPlan
 from cmbench.bench.runs import build_modules
 from cmbench.diffusion.models import MixtureModel
-from cmbench.errors import UserError
+from cmbench.errors import BrokenRunError, UserError
 from cmbench.plugin.method import Batch, Method, Phase, Progress, Teacher
 from cmbench.training.augment import LABEL_DIM
 from cmbench.training.loop import Meter, Settings, prepare, train_step
@@ -34,6 +34,8 @@ _STEP_FLOPS = {"cpu": 1.0e10, "cuda": 5.0e14}
 _CPU_BYTES = 4 * 2**30
 #: Memory of a large GPU, to which plans that need more are told the way.
 _GPU_BYTES = 80 * 2**30
+#: FLOP/s for hours that were not measured: pure arithmetic, printed with the rate.
+_SUPPOSED_RATE = 1e14
 _WARM_UP, _TIMED = 2, 3
 _FP32_BYTES = 4
 
@@ -60,16 +62,33 @@ def estimate(context: Context, plan: RunPlan) -> Cost:
     advice = _advice(plan, fixed, activations)
     reason = _too_much(context, flops, fixed)
     if reason:
-        return Cost(images, flops, peak, note=f"not measured: {reason}{advice}")
+        at_rate = f"; {flops * images / _SUPPOSED_RATE / 3600:,.0f} h at {_SUPPOSED_RATE:g} FLOP/s"
+        return Cost(images, flops, peak, note=f"not measured: {reason}{at_rate}{advice}")
     batch = _calibration_batch(context, plan, flops)
     try:
-        seconds = seconds_per_image(context, plan, batch)
+        batch, seconds = _fitting(context, plan, batch)
     except Exception as error:
         return Cost(images, flops, peak, note=f"not measured: {_why(error)}{advice}")
     attained = flops / seconds
     how = "eager" if context.device.type == "cuda" else f"{context.threads} thread(s)"
     note = f"{_TIMED} steps of {batch} images on {context.device}, {how}, {attained:.2g} FLOP/s"
     return Cost(images, flops, peak, seconds * images / 3600, note + advice)
+
+
+def _fitting(context: Context, plan: RunPlan, batch: int) -> tuple[int, float]:
+    """Return how many images were calibrated with, halved until they fit, and seconds an image."""
+    while True:
+        try:
+            return batch, seconds_per_image(context, plan, batch)
+        except (torch.OutOfMemoryError, BrokenRunError) as error:
+            lacks = isinstance(error, torch.OutOfMemoryError) or isinstance(
+                error.__cause__, torch.OutOfMemoryError
+            )
+            if not lacks or batch == 1:
+                raise
+        batch //= 2  # the error, which holds the step's tensors, is gone here
+        if context.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _advice(plan: RunPlan, fixed_bytes: float, activation_bytes: float) -> str:

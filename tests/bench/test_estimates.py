@@ -17,7 +17,7 @@ from cmbench.bench.estimate import _Saved, count, estimate, random_teacher
 from cmbench.bench.feed import DatasetFeed
 from cmbench.bench.planning import RunPlan, plan_run
 from cmbench.bench.runs import build_modules
-from cmbench.errors import MissingError
+from cmbench.errors import BrokenRunError, MissingError
 from cmbench.training.loop import Meter, Settings, prepare, train_step
 from cmbench.training.state import TrainingState
 
@@ -87,6 +87,32 @@ def test_hours_are_seconds_an_image_times_images(
     cost = estimate(context, planned(context, "pd"))
     assert cost.device_hours == pytest.approx(cost.images / 100)
     assert cost.images > 1000
+
+
+@pytest.mark.parametrize("explained", [True, False])
+def test_a_calibration_that_does_not_fit_takes_fewer_images(
+    context: Context, monkeypatch: pytest.MonkeyPatch, explained: bool
+) -> None:
+    def seconds(context: Context, plan: RunPlan, batch: int) -> float:
+        if batch > 32:
+            error = torch.OutOfMemoryError("tried 2 GiB")
+            if explained:
+                raise BrokenRunError("training", "out of memory") from error
+            raise error
+        return 36.0
+
+    monkeypatch.setattr(module, "seconds_per_image", seconds)
+    cost = estimate(context, planned(context, "edm", "batch_size=128"))
+    assert cost.device_hours == pytest.approx(cost.images / 100)
+    assert cost.note.startswith("3 steps of 32 images on cpu")
+
+
+def test_what_is_too_large_to_measure_has_hours_at_a_stated_rate(context: Context) -> None:
+    cost = estimate(context, plan_run(context, "edm", "cifar10", "paper", 0))
+    assert cost.device_hours is None
+    assert cost.flops_per_image is not None
+    hours = cost.flops_per_image * cost.images / 1e14 / 3600
+    assert f"on cpu; {hours:,.0f} h at 1e+14 FLOP/s" in cost.note
 
 
 def test_all_phases_count(toys: Context) -> None:
