@@ -50,11 +50,11 @@ def _config(folder: Path) -> dict[str, Any]:
             f"its config.json cannot be read: {error}",
             remedy="download it again",
         ) from None
-    if not isinstance(config, dict) or "sample_size" not in config:
+    if not isinstance(config, dict) or "down_block_types" not in config:
         raise UserError(
             f"diffusers folder {folder}",
             "its config.json describes no U-Net",
-            allowed="a UNet2DModel's config with sample_size",
+            allowed="a UNet2DModel's config with down_block_types",
             remedy="give the folder `unet`",
         )
     return config
@@ -68,14 +68,17 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
         raise broken_error(f"checkpoint {path}", error) from None
 
 
-def read_diffusers_folder(folder: Path) -> Found:
-    """Read a U-Net folder whose network is an ADM."""
+def read_diffusers_folder(folder: Path, resolution: int | None = None) -> Found:
+    """Read a U-Net folder whose network is an ADM.
+
+    ``resolution`` is the side of the images where the config does not tell.
+    """
     config, weights = _config(folder), weights_file(folder)
     raw = load_safetensors(weights) if weights.suffix == ".safetensors" else load_tensors(weights)
     state = to_openai_names(config, raw)
     return Found(
         "diffusers",
         state,
-        recognize_diffusers(config, state),
+        recognize_diffusers(config, state, resolution),
         description={"config": plain_facts(config)},
     )

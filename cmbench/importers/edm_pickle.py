@@ -40,7 +40,7 @@ def read_edm_pickle(path: Path, part: str = "ema", preconditioning: Precondition
     """
     module = _choose(load_network_pickle(path), part, path)
     tensors = state_dict(module)
-    meaning = preconditioning or _meaning(module, tensors, path)
+    meaning = _meaning(module, tensors, preconditioning, path)
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     head = _channels_per_head(module)
     found = recognize(shapes, **({"channels_per_head": head} if head else {}))
@@ -80,9 +80,19 @@ def _choose(data: Any, part: str, path: Path) -> InertObject:
 
 
 def _meaning(
-    module: InertObject, tensors: Mapping[str, Tensor], path: Path
+    module: InertObject, tensors: Mapping[str, Tensor], told: Preconditioning, path: Path
 ) -> Preconditioning:
+    """Return what the output means: as ``told``, or as the class says."""
     name = module.class_name.rpartition(".")[2]
+    if name in _OTHER:
+        raise UserError(
+            f"checkpoint {path}",
+            f"its network is wrapped as {name!r}, which gives it other inputs than EDM's",
+            allowed=", ".join(_PRECONDITIONING),
+            remedy="it cannot be imported",
+        )
+    if told:
+        return told
     if name == _EDM2_CLASS and not any(tensor.startswith("logvar_") for tensor in tensors):
         raise UserError(
             f"checkpoint {path}",
@@ -93,15 +103,11 @@ def _meaning(
         )
     if name in _PRECONDITIONING:
         return _PRECONDITIONING[name]
-    known = name in _OTHER
     raise UserError(
         f"checkpoint {path}",
-        f"its network is wrapped as {name!r}"
-        + (", which gives it other inputs than EDM's" if known else ", which is unknown"),
+        f"its network is wrapped as {name!r}, which is unknown",
         allowed=", ".join(_PRECONDITIONING),
-        remedy="it cannot be imported"
-        if known
-        else "if it scales like EDM, say so with --preconditioning edm or boundary",
+        remedy="if it scales like EDM, say so with --preconditioning edm or boundary",
     )
 
 

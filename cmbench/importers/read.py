@@ -51,6 +51,7 @@ def read_checkpoint(
         )
     try:
         found = _read(path, part, preconditioning, channels_per_head, resolution)
+        _check_told(found, channels_per_head, resolution)
         return found if found.preconditioning else replace(found, preconditioning=preconditioning)
     except MissingError:
         raise
@@ -71,6 +72,22 @@ def read_checkpoint(
         ) from None
 
 
+def _check_told(
+    found: ImportedNetwork, channels_per_head: int | None, resolution: int | None
+) -> None:
+    """Raise ``UserError`` for a setting that the file itself tells otherwise."""
+    said = {
+        "--channels-per-head": (channels_per_head, found.options.get("channels_per_head")),
+        "--resolution": (resolution, found.data_shape[1]),
+    }
+    for option, (given, there) in said.items():
+        if given not in (None, there):
+            told = "has one head" if there is None else f"says {there}"
+            raise UserError(
+                "checkpoint", f"{option} {given}: the file {told}", remedy="leave it out"
+            )
+
+
 def _read(
     path: Path,
     part: str,
@@ -87,7 +104,7 @@ def _read(
                 allowed=_ALLOWED,
                 remedy="give the checkpoint itself",
             )
-        return to_ours(read_diffusers_folder(folder), path, weights_file(folder))
+        return to_ours(read_diffusers_folder(folder, resolution), path, weights_file(folder))
     found = _read_file(path, part, preconditioning, channels_per_head, resolution)
     return to_ours(found, path, path)
 

@@ -18,25 +18,26 @@ from cmbench.networks.recognize import Recognized, recognize
 
 #: What an ADM network's config.json must say, with diffusers' defaults for absent keys.
 _REQUIRED: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "_class_name": ("UNet2DModel", ("UNet2DModel",)),
     "act_fn": ("silu", ("silu",)),
     "add_attention": (True, (True,)),
-    # None would leave the middle attention without a norm.
-    "attn_norm_num_groups": (None, (32,)),
     "center_input_sample": (False, (False,)),
     "class_embed_type": (None, (None,)),
     "downsample_type": ("conv", ("resnet",)),
     "flip_sin_to_cos": (True, (True,)),
     "freq_shift": (0, (0,)),
-    "mid_block_scale_factor": (1, (1, 1.0)),
+    "mid_block_type": ("UNetMidBlock2D", ("UNetMidBlock2D",)),
+    "mid_block_scale_factor": (1, (1,)),
     "norm_eps": (1e-5, (1e-5,)),
     "norm_num_groups": (32, (32,)),
-    "resnet_time_scale_shift": ("default", ("scale_shift",)),
+    "resnet_time_scale_shift": ("default", ("scale_shift", "default")),
     "time_embedding_type": ("positional", ("positional",)),
     "upsample_type": ("conv", ("resnet",)),
 }
+#: Blocks of a resolution with and without attention.
 _BLOCKS = {
-    "down_block_types": {"ResnetDownsampleBlock2D", "AttnDownBlock2D"},
-    "up_block_types": {"ResnetUpsampleBlock2D", "AttnUpBlock2D"},
+    "down_block_types": ("AttnDownBlock2D", "ResnetDownsampleBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
 }
 _RESNET = {
     "norm1": "in_layers.0",
@@ -63,17 +64,52 @@ def check_diffusers_config(config: Mapping[str, Any]) -> None:
         value = config.get(key, default)
         if value not in allowed:
             raise _unsupported(f"{key} = {value!r}", " or ".join(repr(a) for a in allowed))
+    _check_blocks(config)
+    _check_widths(config)
+    colours, outputs = config.get("in_channels", 3), config.get("out_channels", 3)
+    if colours != outputs:
+        raise _unsupported(f"out_channels = {outputs!r}"[:100], f"in_channels, {colours!r}"[:60])
+    # Absent, the middle attention has a norm only beside blocks without scale and shift.
+    adaptive = config.get("resnet_time_scale_shift") == "scale_shift"
+    groups = config.get("attn_norm_num_groups")
+    if groups not in ((32,) if adaptive else (32, None)):
+        raise _unsupported(f"attn_norm_num_groups = {groups!r}", "32")
+
+
+def _check_widths(config: Mapping[str, Any]) -> None:
+    """Raise UserError unless all widths are multiples of the first, one for each resolution."""
+    widths, levels = config.get("block_out_channels"), len(config["down_block_types"])
+    if not isinstance(widths, list) or len(widths) != levels:
+        raise _unsupported(f"block_out_channels = {widths!r}"[:100], f"a list of {levels} widths")
+    embedding = config.get("time_embedding_dim")
+    told = {"block_out_channels": widths, "time_embedding_dim": [embedding or 4 * widths[0]]}
+    for key, values in told.items():
+        if any(type(v) is not int or v < 1 or v % widths[0] for v in values):
+            value = f"{key} = {config[key]!r}"[:100]
+            raise _unsupported(value, f"multiples of the first width, {widths[0]}"[:60])
+
+
+def _check_blocks(config: Mapping[str, Any]) -> None:
+    """Raise UserError unless the blocks are ADM's, the same on the way down and up."""
+    attention: dict[str, list[bool]] = {}
     for key, known in _BLOCKS.items():
-        types = config.get(key, [])
-        if not isinstance(types, list):
-            raise _unsupported(f"{key} = {types!r}", "a list of block types")
+        types = config.get(key)
+        if not isinstance(types, list) or not types:
+            raise _unsupported(f"{key} = {types!r}"[:100], "a list of block types")
         for value in types:
-            if not isinstance(value, str) or value not in known:
-                raise _unsupported(f"{key} has {value!r}", " or ".join(sorted(known)))
+            if value not in known:
+                raise _unsupported(f"{key} has {value!r}"[:100], " or ".join(sorted(known)))
+        attention[key] = [value == known[0] for value in types]
+    if attention["up_block_types"] != attention["down_block_types"][::-1]:
+        shown = ", ".join(config["up_block_types"])
+        raise _unsupported(f"up_block_types = {shown}"[:200], "the reverse of down_block_types")
 
 
 def _integer(config: Mapping[str, Any], key: str, default: int) -> int:
-    """Return a positive integer of the config; an equal pair counts as one."""
+    """Return a positive integer of the config; an equal pair counts as one.
+
+    ``default`` (0: none) takes the place of an absent one and of null.
+    """
     value = config.get(key)
     if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
         value = value[0]
@@ -117,15 +153,32 @@ def to_openai_names(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> d
 
 
 def recognize_diffusers(
-    config: Mapping[str, Any], openai_state: Mapping[str, Tensor]
+    config: Mapping[str, Any], openai_state: Mapping[str, Tensor], resolution: int | None = None
 ) -> Recognized:
-    """Return the network of a state dict that :func:`to_openai_names` renamed."""
+    """Return the network of a state dict that :func:`to_openai_names` renamed.
+
+    ``resolution`` is the side of the images where the config does not tell.
+    """
+    per_head = _integer(config, "attention_head_dim", 8)
+    if "attention_head_dim" in config and config["attention_head_dim"] is None:
+        per_head = max(config["block_out_channels"])  # null is one head, however wide
     found = recognize(
         {name: tuple(tensor.shape) for name, tensor in openai_state.items()},
-        channels_per_head=_integer(config, "attention_head_dim", 8),
-        resolution=_integer(config, "sample_size", 0),
+        channels_per_head=per_head,
+        resolution=_side(config, resolution),
     )
     return found._replace(assumed={"time_factor": found.options["time_factor"]})
+
+
+def _side(config: Mapping[str, Any], resolution: int | None) -> int:
+    if config.get("sample_size") is None and resolution is None:
+        raise UserError(
+            "diffusers U-Net",
+            "its config has no sample_size",
+            allowed="the side of the images",
+            remedy="say it with --resolution",
+        )
+    return _integer(config, "sample_size", resolution or 0)
 
 
 def _place(module: str, per_level: int, state: Mapping[str, Tensor]) -> tuple[str, str]:

@@ -213,9 +213,12 @@ def test_shapes_that_make_no_network(tmp_path: Path, tensors: dict[str, Tensor])
 
 
 @pytest.mark.parametrize(("key", "value"), [
-    ("sample_size", None), ("sample_size", [16, 8]), ("sample_size", "x"), ("sample_size", 0),
+    ("sample_size", [16, 8]), ("sample_size", "x"), ("sample_size", 0),
     ("layers_per_block", "x"), ("attention_head_dim", [8]), ("attention_head_dim", -1),
-    ("down_block_types", 3), ("up_block_types", [["x"]]),
+    ("down_block_types", 3), ("up_block_types", [["x"]]), ("block_out_channels", None),
+    ("block_out_channels", [32]), ("block_out_channels", [32, 0]), ("block_out_channels", [0, 32]),
+    ("block_out_channels", ["x", 32]), ("time_embedding_dim", "x"), ("out_channels", "x"),
+    ("_class_name", 3),
 ])  # fmt: skip
 def test_diffusers_configs_of_odd_types(tmp_path: Path, key: str, value: object) -> None:
     refuse(diffusers(tmp_path, {key: value}), rf"{key} (= |has )")

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from checkpoint_builders import GOLDEN, write_edm
+from patches import PATCHES
 from safetensors.torch import load_file
 
 from cmbench.bench import runs
@@ -23,56 +23,9 @@ from cmbench.bench.record import Record
 from cmbench.bench.runs import build_modules, obtain_run, obtain_teacher
 from cmbench.bench.sweep import SweepRequest, execute, is_trained, plan_sweep
 from cmbench.bench.tuning import TuneSettings, tune
-from cmbench.data.locations import DataLocations
-from cmbench.data.stored import ArrayDataset
 from cmbench.errors import MissingError, UserError
 from cmbench.importers.read import read_checkpoint
 from cmbench.leaderboard.verify import _check_config
-from cmbench.plugin import hookimpl
-from cmbench.plugin.manager import PluginInfo
-from cmbench.plugin.specs import DatasetSpec
-
-PATCHES = DatasetSpec(
-    name="patches", factory="test_imported_models_in_use:build_patches", title="Noise in colour",
-    data_shape=(3, 16, 16), num_classes=10, extractor="pixels", metrics=("fd-pixels",),
-    nfe=(1, 2), num_samples=12, embedded=True,
-)  # fmt: skip
-
-RECIPES = """
-[base]
-batch_size = 4
-duration_kimg = 0.008
-network = { name = "unet-tiny", dropout = 0.1 }
-
-[patches.tiny]
-teacher = "import:m"
-"""
-
-
-def build_patches(spec: DatasetSpec, locations: DataLocations) -> ArrayDataset:
-    random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, (40, 3, 16, 16), dtype=np.uint8)
-    return ArrayDataset(spec, pixels, np.arange(40) % 10, sha256="1" * 64, revision="1")
-
-
-class Patches:
-    @hookimpl
-    def cmbench_register_datasets(self) -> list[DatasetSpec]:
-        return [PATCHES]
-
-
-@pytest.fixture
-def patches(context: Context) -> Context:
-    """A context with a dataset of the golden networks' shape."""
-    context.plugins.register(Patches(), PluginInfo("patches", "patches", "tests", "1"))
-    return context
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> str:
-    path = tmp_path / "own.toml"
-    path.write_text(RECIPES)
-    return f"{path}:tiny"
 
 
 def bring(
