@@ -44,6 +44,8 @@ class Settings:
     precision: str = "fp32"
     compile: bool = False
     checkpoint_nimg: int = 0
+    #: also after so long without one: what a kill or a lost process can cost
+    checkpoint_seconds: float = 1800.0
     log_seconds: float = 1.0
     world: World = field(default_factory=World)
 
@@ -78,17 +80,20 @@ def fit(state: TrainingState, feed: Feed, settings: Settings, watchers: Watchers
             failure = attempt_step(state, nets, feed, settings, meter)
             stop = watchers.should_stop()
             # Together: a process that logs, stops or fails alone would leave the others waiting.
-            due, stopping = world.agree(meter.due(), bool(stop), failure=failure)
+            due, stopping, old = world.agree(
+                meter.due(), bool(stop), meter.long_unsaved(), failure=failure
+            )
             if stopping:
                 stop = stop or "stopped by another process"
             if due:
                 scalars = meter.take()
                 with world.together():
                     watchers.log(state, scalars)
-            if stop or checkpoint_due(state, settings):
+            if stop or old or checkpoint_due(state, settings):
                 meter.check_finite()
                 with world.together():  # nobody leaves before the checkpoint is written
                     watchers.checkpoint(state)
+                meter.saved()
             if stop:
                 return stop
         scalars = meter.take()
@@ -258,7 +263,7 @@ class Meter:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._bad_nimg: Tensor | None = None
-        self._started = self._last = time.perf_counter()
+        self._started = self._last = self._saved = time.perf_counter()
         self._steps = 0
 
     def see_loss(self, loss: Tensor) -> None:
@@ -314,6 +319,14 @@ class Meter:
     def due(self) -> bool:
         """Say whether the logging interval is over."""
         return self._last - self._started >= self.settings.log_seconds
+
+    def long_unsaved(self) -> bool:
+        """Say whether the last checkpoint, or the start, was too long ago."""
+        return self._last - self._saved >= self.settings.checkpoint_seconds
+
+    def saved(self) -> None:
+        """Count from now on: a checkpoint has just been written."""
+        self._saved = time.perf_counter()
 
     def take(self) -> dict[str, float]:
         """Return the interval's means and start the next one."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cmbench.errors import NonFiniteError, PluginError
 from cmbench.plugin.config import EMAConfig, MethodConfig, OptimizerConfig
 from cmbench.plugin.method import Batch, Kit, Method, Objective, Phase, Problem, Progress
+from cmbench.training import loop
 from cmbench.training.distributed import World
 from cmbench.training.loop import Settings, Watchers, fit
 from cmbench.training.prepared import PreparedNetwork
@@ -214,6 +215,19 @@ def test_checkpoints_come_at_their_interval_and_at_a_stop() -> None:
     state = TrainingState(Given(phase(images=100)), {"model": Net()})
     assert fit(state, Feed(), Settings(3, BATCH), watchers) == "the limit"
     assert at == [24]
+
+
+def test_a_checkpoint_comes_when_the_last_one_is_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, written = 0.0, []
+
+    def log(state: TrainingState, scalars: Mapping[str, float]) -> None:
+        nonlocal now
+        now += 10.0  # a step of ten seconds
+
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
+    watchers = Watchers(log, lambda state: written.append(state.nimg))
+    train(phase(images=10 * BATCH), watchers=watchers, log_seconds=0.0, checkpoint_seconds=30.0)
+    assert written == [4 * BATCH, 8 * BATCH], "each after 30 s without one, seen after a step"
 
 
 def test_what_a_method_logs_is_averaged_over_the_interval() -> None:
