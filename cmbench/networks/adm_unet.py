@@ -117,6 +117,10 @@ class ADM(Network):
         self.norm_out = GroupNorm(widths[0], min_channels=config.min_group_channels)
         self.conv_out = Conv2d(widths[0], data_shape[0], 3, init=_ZERO)
 
+    def units(self) -> list[nn.Module]:
+        """Return the blocks of the U-Net."""
+        return self.body_net.units()
+
     def body(
         self, x: Value, c_noise: Value, labels: Tensor | None, augment_labels: Tensor | None
     ) -> Value:

@@ -23,6 +23,8 @@ class Network(nn.Module):
     """
 
     Config: ClassVar[type[NetworkConfig]]
+    #: Methods beside ``forward`` that compute with weights (those on ``forward`` need no mention).
+    weight_methods: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self, config: NetworkConfig, data_shape: tuple[int, int, int], num_classes: int
@@ -95,6 +97,13 @@ class Network(nn.Module):
             x, c_noise, labels, augment_labels, tangents=(dx, dc_noise), tangent_dtype=tangent_dtype
         )
         return y, dy
+
+    def units(self) -> list[nn.Module]:
+        """Return modules that compute one after another and hold most of the weights.
+
+        A network that is split over processes has the whole weights of one at a time.
+        """
+        return []
 
     def set_explicit_attention(self, explicit: bool) -> None:
         """Compute attention by explicit products instead of PyTorch's fused kernel, or back."""

@@ -125,6 +125,7 @@ class EDM2(Network):
     """The raw network. Call :meth:`normalize_weights` after every optimizer step."""
 
     Config: ClassVar[type[EDM2Config]] = EDM2Config
+    weight_methods = ("log_variance",)
     config: EDM2Config
 
     def __init__(
@@ -192,6 +193,10 @@ class EDM2(Network):
                 emb = mp_sum(emb, vector, self.config.label_balance)
             return mp_silu(emb)
 
+    def units(self) -> list[nn.Module]:
+        """Return the blocks of the U-Net."""
+        return self.body_net.units()
+
     def body(
         self, x: Value, c_noise: Value, labels: Tensor | None, augment_labels: Tensor | None
     ) -> Value:
@@ -233,4 +238,4 @@ class MPLogVariance(nn.Module):
     def forward(self, c_noise: Tensor) -> Tensor:
         """Map ``[N]`` to ``[N]``."""
         y: Tensor = self.linear(self.fourier(c_noise))
-        return y[:, 0]
+        return y.sum(1)  # of one column: not a view, which FSDP's hooks would warn of

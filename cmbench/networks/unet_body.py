@@ -120,6 +120,12 @@ class UNetBody(nn.Module):
                 channels = width
             self.decoder.append(stage)
 
+    def units(self) -> list[nn.Module]:
+        """Return all blocks, each once."""
+        stages = (*self.encoder, self.middle, *self.decoder)
+        blocks = [block for stage in stages for block in cast(Stage, stage)]
+        return [*self.downs, *self.ups, *blocks]
+
     def forward(self, x: Value, emb: Value, *, checkpointing: bool = False) -> Value:
         """Map the input ``[N, C, H, W]`` to ``[N, widths[0], H, W]``."""
         aux: Value = ops.linear_map(favour_layout, x)

@@ -30,6 +30,8 @@ from cmbench.errors import (
 
 #: Others wait this long for rank 0, which samples and measures alone.
 PATIENCE = timedelta(days=7)
+#: A process that failed where others wait for its slices waits this long for them to fail too.
+SHORT_PATIENCE = timedelta(seconds=60)
 #: Flags of one agreement: its message has the same length wherever a process is.
 _MOST_FLAGS = 3
 #: The note on an error that the leader has raised, and will print.
@@ -111,23 +113,33 @@ class World:
         """Whether this process writes files, records and logs, and holds locks."""
         return self.rank == 0
 
-    def agree(self, *flags: bool, failure: BaseException | None = None) -> tuple[bool, ...]:
+    def agree(
+        self,
+        *flags: bool,
+        failure: BaseException | None = None,
+        patience: timedelta | None = None,
+    ) -> tuple[bool, ...]:
         """Return, for each flag, whether any process has raised it; all wait for each other.
 
         Args:
             flags: at most three.
             failure: what this process has failed of, if it has. All of them then raise it here,
                 whichever agreement they have come to.
+            patience: how long to wait for the others; None waits for :data:`PATIENCE`.
 
         Raises:
             SharedFailureError: a process has failed.
+            LostProcessError: another process is gone, or has not come in time.
         """
         if self.size == 1:
             return flags
         padded = [failure is not None, *flags, *[False] * (_MOST_FLAGS - len(flags))]
         message = torch.tensor([int(flag) for flag in padded])
         with self._contact():
-            dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self.control)
+            work = dist.all_reduce(
+                message, op=dist.ReduceOp.MAX, group=self.control, async_op=True
+            )
+            work.wait(patience or PATIENCE)
         failed, *agreed = (bool(flag) for flag in message.tolist())
         if failed:
             self._raise_first(failure)
@@ -147,6 +159,28 @@ class World:
         shared = SharedFailureError(f"rank {rank} of {self.size}", what, foreseen)
         shared.add_note(trace)
         raise shared from failure
+
+    def share(self, failure: BaseException) -> None:
+        """Raise ``failure`` in all processes, or here alone if the others do not come for it.
+
+        Where weights are split, a step waits for the other processes' slices: one that fails
+        within a step cannot know that the others will come to an agreement.
+
+        Raises:
+            SharedFailureError: all processes have come.
+            BrokenRunError: they have not; the launcher ends them when this one exits.
+        """
+        try:
+            self.agree(failure=failure, patience=SHORT_PATIENCE)
+        except LostProcessError:
+            line = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+            raise BrokenRunError(
+                f"rank {self.rank} of {self.size}",
+                f"{type(failure).__name__}: {line[:300]}; the others wait for its slices of the "
+                "weights, or are gone",
+                remedy="see what the other processes said, mend it, and start the same command "
+                "again: training resumes from the last good checkpoint",
+            ) from failure
 
     @contextmanager
     def together(self) -> Iterator[None]:

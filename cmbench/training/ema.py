@@ -7,7 +7,7 @@ beta_t = (1 - 1/t)^(gamma + 1), where gamma solves the width equation for sigma_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import numpy as np
@@ -47,14 +47,24 @@ def ema_decay(config: EMAConfig, *, batch_size: int, nimg: int) -> float:
 
 
 class WeightAverage:
-    """One average of a module's parameters; buffers are copied."""
+    """One average of a module's parameters; buffers are copied.
 
-    def __init__(self, config: EMAConfig, module: nn.Module) -> None:
+    ``slices`` maps the parameters to the tensors that are averaged: this process's part of each,
+    where a network is split.
+    """
+
+    def __init__(
+        self,
+        config: EMAConfig,
+        module: nn.Module,
+        slices: Callable[[list[nn.Parameter]], list[nn.Parameter]] = list,
+    ) -> None:
         self.config = config
         named = dict(module.named_parameters(remove_duplicate=False))  # tied weights: every name
-        self._source: list[Tensor] = list(dict.fromkeys(named.values()))
+        parameters = list(dict.fromkeys(named.values()))
+        self._source: list[Tensor] = list(slices(parameters))
         self.average = [p.detach().clone() for p in self._source]
-        place = {id(p): index for index, p in enumerate(self._source)}
+        place = {id(p): index for index, p in enumerate(parameters)}
         self._places = {name: place[id(p)] for name, p in named.items()}
         kept = module.state_dict(keep_vars=True)
         self._buffers = {k: v for k, v in kept.items() if k not in named}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -91,13 +91,14 @@ def fit(state: TrainingState, feed: Feed, settings: Settings, watchers: Watchers
                     watchers.log(state, scalars)
             if stop or old or checkpoint_due(state, settings):
                 meter.check_finite()
-                with world.together():  # nobody leaves before the checkpoint is written
+                # Together: nobody leaves before the checkpoint is written.
+                with state.gathered(), world.together():
                     watchers.checkpoint(state)
                 meter.saved()
             if stop:
                 return stop
         scalars = meter.take()
-        with world.together():
+        with state.gathered(), world.together():
             watchers.log(state, scalars)
             watchers.phase_done(state)
     return None
@@ -115,6 +116,8 @@ def attempt_step(
     except (Exception, SystemExit) as error:
         if settings.world.size == 1:
             raise
+        if state.sharding is not None:
+            settings.world.share(error)
         return error
     return None
 
@@ -146,7 +149,7 @@ def train_step(
             continue
         optimizer = state.optimizers[index]
         scaler = state.scaler(index)
-        optimizer.zero_grad(set_to_none=True)
+        state.zero_gradients(index, objective)
         loss = accumulate(state, nets, objective, index, feed, settings, progress)
         meter.see_loss(loss)
         lr = learning_rate(
@@ -162,7 +165,7 @@ def train_step(
     state.nimg += batch_size
     state.seen_nimg += batch_size
     if phase.after_step is not None:
-        with torch.no_grad():
+        with torch.no_grad(), state.mixed():
             phase.after_step(state.modules, progress)
     for average in state.averages:
         average.update(batch_size=batch_size, nimg=state.nimg)
@@ -188,8 +191,10 @@ def accumulate(
 ) -> Tensor:
     """Back-propagate the mean loss of the batch, shard by shard; return this process's share."""
     total = torch.zeros((), device=state.device)
-    world = settings.world
-    with world.together(), memory_of_step(state, settings):
+    world, whole = settings.world, state.whole_parameters(objective)
+    # Where weights are split, the block waits for the other processes itself.
+    together = world.together() if state.sharding is None else nullcontext()
+    with together, memory_of_step(state, settings):
         for first, count in world.shards(settings.batch_size, settings.microbatch_size):
             position = state.seen_nimg + first
             batch = feed.batch(position, count, settings.seed)
@@ -200,8 +205,9 @@ def accumulate(
             loss = per_image.sum() / settings.batch_size
             state.scaler(index).scaled(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        gradients = world.flat_gradients(state.parameters(objective))
-    world.sum_gradients(state.parameters(objective), gradients)
+        gradients = world.flat_gradients(whole)
+    world.sum_gradients(whole, gradients)
+    state.slice_gradients(objective)
     return world.sum(total)
 
 
@@ -224,17 +230,16 @@ def require_one_per_image(state: TrainingState, loss: object, count: int) -> Non
 
 def clip(state: TrainingState, objective: Objective) -> Tensor:
     """Clip the gradient's norm if the recipe says so; return the norm before clipping."""
-    gradients = [p.grad for p in state.parameters(objective) if p.grad is not None]
-    if not gradients:
+    norm = state.gradient_norm(objective)
+    if norm is None:
         raise PluginError(
             f"method {type(state.method).__name__}",
             f"its loss has no gradient with respect to {', '.join(objective.trains)}",
             remedy="check that the loss uses those modules without detaching them",
         )
-    norm = torch.nn.utils.get_total_norm(gradients)
     if objective.optimizer.grad_clip is not None:
         torch.nn.utils.clip_grads_with_norm_(
-            state.parameters(objective), objective.optimizer.grad_clip, norm
+            state.moved(objective), objective.optimizer.grad_clip, norm
         )
     return norm
 
@@ -242,11 +247,16 @@ def clip(state: TrainingState, objective: Objective) -> Tensor:
 def prepare(state: TrainingState, settings: Settings) -> dict[str, Any]:
     """Wrap every module that a loss may call for precision, compilation and counting."""
     state.scales_loss = settings.precision == "fp16"
-    nets = {
-        name: PreparedNetwork(module, settings.precision, settings.compile)
+    state.split(compiled=settings.compile)
+    compiled, layout = settings.compile, None
+    if state.sharding is not None:
+        # Blocks are compiled already; their weights lie contiguous, their images need not.
+        compiled = False
+        layout = torch.channels_last if state.device.type == "cuda" else None
+    return {
+        name: PreparedNetwork(module, settings.precision, compiled, layout)
         for name, module in state.modules.items()
     }
-    return nets
 
 
 def checkpoint_due(state: TrainingState, settings: Settings) -> bool:

@@ -118,12 +118,13 @@ class Reconstruction:
 
 def save_snapshot(folder: Path, state: TrainingState) -> None:
     """Write the power-function averages of the last phase to ``folder``; nothing if it has none."""
-    kept = [average for average in state.averages if average.config.sigma_rel is not None]
+    configs = [average.config for average in state.averages]
+    kept = [index for index, config in enumerate(configs) if config.sigma_rel is not None]
     if not kept or state.phase_index != len(state.phases) - 1 or state.nimg == 0:
         return
-    tensors = {f"{a.config.label}/{k}": v for a in kept for k, v in a.parameters().items()}
+    tensors = {f"{configs[i].label}/{k}": v for i in kept for k, v in state.averaged(i).items()}
     meta = {"nimg": state.nimg, "seen_nimg": state.seen_nimg,
-            "sigma_rel": {a.config.label: a.config.sigma_rel for a in kept}}
+            "sigma_rel": {configs[i].label: configs[i].sigma_rel for i in kept}}
     save_checkpoint(folder / f"{state.nimg:014d}.safetensors", tensors, meta)
 
 

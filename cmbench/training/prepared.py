@@ -41,23 +41,30 @@ def memory_layout(module: nn.Module) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def allow_recompiles() -> None:
+def allow_recompiles(graphs: int = _GRAPHS) -> None:
     """Raise the compiler's limit of graphs for one piece of code (never lower it)."""
     config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, _GRAPHS)
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * _GRAPHS)
+    config.recompile_limit = max(config.recompile_limit, graphs)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * graphs)
 
 
 class PreparedNetwork:
     """Calls ``module`` under the run's precision and counts images that pass through it.
 
     Attributes of the module (``parameters``, ``train``, …) are reachable as on the module itself.
+    ``layout`` is the memory layout of its input images, by default that of its weights.
     """
 
-    def __init__(self, module: nn.Module, precision: str = "fp32", compiled: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        precision: str = "fp32",
+        compiled: bool = False,
+        layout: torch.memory_format | None = None,
+    ) -> None:
         self.module = module
         self.precision = precision
-        self._layout = memory_layout(module)
+        self._layout = memory_layout(module) if layout is None else layout
         #: images that went through the network
         self.evaluations = 0
         #: the same in units of a forward pass: a tangent costs one more, a backward pass two more

@@ -20,12 +20,20 @@ SMALLEST_SCALE = 1.0
 
 
 class LossScaler:
-    """One optimizer's scale; without ``enabled`` everything passes through untouched."""
+    """One optimizer's scale; without ``enabled`` everything passes through untouched.
+
+    ``several``: each process has only its slices of the gradients, and all skip a step together.
+    """
 
     def __init__(
-        self, device: torch.device, enabled: bool, saved: Mapping[str, Any] | None = None
+        self,
+        device: torch.device,
+        enabled: bool,
+        saved: Mapping[str, Any] | None = None,
+        *,
+        several: bool = False,
     ) -> None:
-        self._scaler = torch.amp.GradScaler(device.type) if enabled else None
+        self._scaler = _make_scaler(device, several) if enabled else None
         if self._scaler is not None and saved:
             self._scaler.load_state_dict(dict(saved))
 
@@ -65,6 +73,14 @@ class LossScaler:
     def state(self) -> dict[str, Any]:
         """Return plain numbers for a checkpoint (waits for the device); empty without scaling."""
         return {} if self._scaler is None else dict(self._scaler.state_dict())
+
+
+def _make_scaler(device: torch.device, several: bool) -> torch.amp.GradScaler:
+    if not several:
+        return torch.amp.GradScaler(device.type)
+    from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+    return ShardedGradScaler(device.type)
 
 
 def scaler_states(scalers: Sequence[LossScaler]) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from cmbench.training.ema import WeightAverage
 from cmbench.training.optimizers import load_state_tensors, make_optimizer, state_tensors
 from cmbench.training.prepared import PreparedNetwork
 from cmbench.training.scaling import LossScaler, scaler_states
+
+if TYPE_CHECKING:
+    from cmbench.training.sharding import Sharding
 
 
 class OtherNetworkError(ValueError):
@@ -26,13 +30,20 @@ class TrainingState:
     images over all phases, and every random draw of a step is derived from it.
     """
 
-    def __init__(self, method: Method, modules: dict[str, nn.Module]) -> None:
+    def __init__(
+        self, method: Method, modules: dict[str, nn.Module], sharding: Sharding | None = None
+    ) -> None:
         self.method = method
         self.modules = modules
+        #: how large networks are split over processes; None keeps them whole
+        self.sharding = sharding
+        self._split = False
         #: prepared networks outside ``modules`` whose evaluations count (a teacher's)
         self.observed: list[PreparedNetwork] = []
         self.phases: Sequence[Phase] = method.phases(modules)
         self._parameters: dict[tuple[str, ...], list[nn.Parameter]] = {}
+        self._moved: dict[tuple[str, ...], list[nn.Parameter]] = {}
+        self._held: dict[str, Tensor] | None = None
         self.phase_index = -1
         self.nimg = 0
         self.seen_nimg = 0
@@ -55,6 +66,12 @@ class TrainingState:
         """Where the model's parameters are."""
         return next(self.modules["model"].parameters()).device
 
+    def split(self, *, compiled: bool = False) -> None:
+        """Split large networks over the processes, once, if the run is to be split."""
+        if self.sharding is not None and not self._split:
+            self.sharding.split(self.modules, compiled=compiled)
+            self._split = True
+
     def enter(self, index: int, *, resumed: bool = False) -> None:
         """Begin phase ``index``: fresh optimizers and averages, and the phase's own start."""
         self.phase_index = index
@@ -62,23 +79,29 @@ class TrainingState:
         if not resumed:
             self.nimg = 0
             if phase.start is not None:
-                with torch.no_grad():
+                with torch.no_grad(), self.mixed():
                     phase.start(self.modules)
         trained = {name for objective in phase.objectives for name in objective.trains}
         for name, module in self.modules.items():
             module.requires_grad_(name in trained).train(name in trained or name == "target")
         self.optimizers = [
-            make_optimizer(objective.optimizer, self.parameters(objective))
+            make_optimizer(objective.optimizer, self.moved(objective))
             for objective in phase.objectives
         ]
-        self.averages = [WeightAverage(config, self.modules["model"]) for config in phase.ema]
+        slices = self.sharding.slices if self.sharding is not None else list
+        self.averages = [
+            WeightAverage(config, self.modules["model"], slices) for config in phase.ema
+        ]
         self._scalers, self._scaler_states = [], []
 
     def scaler(self, index: int) -> LossScaler:
         """Return the loss scaler of optimizer ``index``, made at its first use."""
         if not self._scalers:
             saved = self._scaler_states or [{}] * len(self.optimizers)
-            self._scalers = [LossScaler(self.device, self.scales_loss, s) for s in saved]
+            several = self.sharding is not None
+            self._scalers = [
+                LossScaler(self.device, self.scales_loss, s, several=several) for s in saved
+            ]
         return self._scalers[index]
 
     def parameters(self, objective: Objective) -> list[nn.Parameter]:
@@ -90,22 +113,93 @@ class TrainingState:
             ]
         return self._parameters[objective.trains]
 
+    def moved(self, objective: Objective) -> list[nn.Parameter]:
+        """Return the parameters as the optimizer sees them: slices, where they are split."""
+        if self.sharding is None:
+            return self.parameters(objective)
+        if objective.trains not in self._moved:
+            self._moved[objective.trains] = self.sharding.slices(self.parameters(objective))
+        return self._moved[objective.trains]
+
+    def whole_parameters(self, objective: Objective) -> list[nn.Parameter]:
+        """Return the parameters whose gradients the engine itself must sum over processes."""
+        pairs = zip(self.parameters(objective), self.moved(objective), strict=True)
+        return [parameter for parameter, moved in pairs if parameter is moved]
+
+    def zero_gradients(self, index: int, objective: Objective) -> None:
+        """Forget an objective's gradients."""
+        self.optimizers[index].zero_grad(set_to_none=True)
+        if self.sharding is not None:
+            for parameter in self.parameters(objective):
+                parameter.grad = None
+
+    def slice_gradients(self, objective: Objective) -> None:
+        """Show the optimizer the gradients, once they are summed."""
+        if self.sharding is not None:
+            self.sharding.slice_gradients(self.parameters(objective), self.moved(objective))
+
+    def gradient_norm(self, objective: Objective) -> Tensor | None:
+        """Return the L2 norm of the whole gradient; None if no parameter has one."""
+        moved = self.moved(objective)
+        gradients = [p.grad for p in moved if p.grad is not None]
+        if not gradients:
+            return None
+        if self.sharding is not None:
+            return self.sharding.total_norm(self.parameters(objective), moved)
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def mixed(self) -> AbstractContextManager[None]:
+        """Allow what methods do to two networks' parameters at once, split or whole."""
+        return nullcontext() if self.sharding is None else self.sharding.mixed()
+
     # ---- to tensors and back -------------------------------------------------------------------
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Have :meth:`tensors` and :meth:`export` at hand in the block, where weights are split.
+
+        Then all processes must enter it together, and only the leader has the tensors, on the CPU.
+        """
+        if self.sharding is not None:
+            leads = self.sharding.world.leads
+            self._held = {n: t.to("cpu", copy=True) for n, t in self._tensors() if leads}
+        try:
+            yield
+        finally:
+            self._held = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the whole state as named tensors."""
-        return dict(self._tensors())
+        if self.sharding is None:
+            return dict(self._tensors())
+        assert self._held is not None, "a split state's tensors exist in `gathered` only"
+        return dict(self._held)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, module in self.modules.items():
             for key, value in module.state_dict().items():
-                yield f"nets.{name}.{key}", value
+                yield f"nets.{name}.{key}", self._whole(value)
         for index, optimizer in enumerate(self.optimizers):
+            parameters = self.parameters(self.phase.objectives[index])
             for key, value in state_tensors(optimizer):
-                yield f"optimizer.{index}.{key}", value
+                like = parameters[int(key.partition(".")[0])]
+                yield f"optimizer.{index}.{key}", self._whole(value, like)
+        named = dict(self.modules["model"].named_parameters(remove_duplicate=False))
         for index, average in enumerate(self.averages):
             for key, value in average.state_dict().items():
-                yield f"ema.{index}.{key}", value
+                yield f"ema.{index}.{key}", self._whole(value, named.get(key))
+
+    def _whole(self, value: Tensor, like: Tensor | None = None) -> Tensor:
+        if self.sharding is None:
+            return value
+        if like is None:
+            return self.sharding.whole(value.detach())
+        return self.sharding.whole_of(value.detach(), like)
+
+    def averaged(self, index: int) -> dict[str, Tensor]:
+        """Return the parameters of average ``index``, whole, under the model's names."""
+        names, tensors = self.averages[index].parameters(), self.tensors()
+        return {name: tensors[f"ema.{index}.{name}"] for name in names}
 
     def meta(self) -> dict[str, Any]:
         """Return the counters."""
@@ -119,8 +213,10 @@ class TrainingState:
             "seconds": self.seconds,
         }
 
-    def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Restore a state saved by :meth:`tensors` and :meth:`meta`.
+    def load(
+        self, tensors: dict[str, Tensor], meta: dict[str, Any], *, compiled: bool = False
+    ) -> None:
+        """Restore a state saved by :meth:`tensors` and :meth:`meta`, then :meth:`split` it.
 
         Raises:
             OtherNetworkError: the tensors are another network's; nothing has been restored.
@@ -129,25 +225,37 @@ class TrainingState:
             _require_same(name, module, _under(tensors, f"nets.{name}."))
         for name, module in self.modules.items():
             module.load_state_dict(_under(tensors, f"nets.{name}."))
+        self.split(compiled=compiled)
         self.nimg, self.seen_nimg = int(meta["nimg"]), int(meta["seen_nimg"])
         self.network_evaluations = int(meta["network_evaluations"])
         self.seconds = {k: float(v) for k, v in meta["seconds"].items()}
         self.enter(int(meta["phase_index"]), resumed=True)
         for index, optimizer in enumerate(self.optimizers):
-            load_state_tensors(optimizer, _under(tensors, f"optimizer.{index}."))
+            found = _under(tensors, f"optimizer.{index}.")
+            likes = dict(enumerate(self.parameters(self.phase.objectives[index])))
+            mine = {k: self._mine(v, likes[int(k.partition(".")[0])]) for k, v in found.items()}
+            load_state_tensors(optimizer, mine)
+        named = dict(self.modules["model"].named_parameters(remove_duplicate=False))
         for index, average in enumerate(self.averages):
-            average.load(_under(tensors, f"ema.{index}."))
+            found = _under(tensors, f"ema.{index}.")
+            average.load({k: self._mine(v, named.get(k)) for k, v in found.items()})
         self._scaler_states = list(meta.get("loss_scalers", []))
+
+    def _mine(self, whole: Tensor, like: Tensor | None) -> Tensor:
+        if self.sharding is None or like is None:
+            return whole
+        return self.sharding.slice_of(whole, like)
 
     def export(self) -> dict[str, Tensor]:
         """Return what sampling needs: each average of the model, and the other modules.
 
         Keys are ``<average>/<module>.<parameter>``; ``raw`` is the model without averaging.
         """
-        out = {f"raw/model.{k}": v for k, v in self.modules["model"].state_dict().items()}
-        for average in self.averages:
-            label = average.config.label
-            out |= {f"{label}/model.{k}": v for k, v in average.state_dict().items()}
+        tensors = self.tensors()
+        out = {f"raw/model.{k}": v for k, v in _under(tensors, "nets.model.").items()}
+        for index, average in enumerate(self.averages):
+            found = _under(tensors, f"ema.{index}.")
+            out |= {f"{average.config.label}/model.{k}": v for k, v in found.items()}
         return out
 
 
