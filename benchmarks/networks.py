@@ -1,12 +1,18 @@
 """Cost of the networks, as ratios measured side by side.
 
-    python benchmarks/networks.py [--network NAME ...] [--threads N] [--repeats N] [--json FILE]
+    python benchmarks/networks.py --json benchmarks/results/networks.json
+    python benchmarks/networks.py [--network NAME ...] [--threads N] [--repeats N] [--cpu-time]
 
-For each network: forward with and without graph, forward and backward, the joint pass
+For each small network: forward without a graph, forward and backward, the joint pass
 (``forward_with_tangent``), PyTorch's ``func.jvp``, and a whole sCM-like step, each relative to the
-forward or to the diffusion step. With ``--diffusers``, DDPM++ is set beside diffusers' UNet2DModel
-of the same size (needs ``pip install diffusers``). Calls are interleaved and medians taken, so that
-other load on the machine hits all of them alike.
+forward or to the diffusion step. For the published sizes: forward, joint pass and their ratio.
+Last, DDPM++ beside diffusers' UNet2DModel of the same size (needs ``pip install diffusers``; left
+out with a note where it is missing). One JSON file takes it all. Calls are interleaved and medians
+taken, so that other load on the machine hits all of them alike.
+
+A joint pass costs 2 forwards but for what is not linear: attention takes 5 products where the
+forward takes 2, which narrow networks at 1024 tokens feel (``adm-narrow``), the published ones
+hardly.
 """
 
 from __future__ import annotations
@@ -17,6 +23,8 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +45,21 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], int, int]] 
     "adm-narrow": ("adm", {"channels": 32, "blocks": 1}, (3, 64, 64), 10, 4),
     "edm2-narrow": ("edm2", {"channels": 64, "blocks": 1}, (3, 64, 64), 10, 4),
 }
-DEFAULT = ("unet-tiny", "mlp", "ddpmpp-narrow", "ncsnpp-narrow", "adm-narrow", "edm2-narrow")
+#: Published sizes too large for ``func.jvp`` and steps: forward and joint pass only.
+PUBLISHED = {
+    "adm-imagenet64": (*SIZES["adm-imagenet64"], (3, 64, 64), 1000, 1),
+    "edm2-s": (*SIZES["edm2-s"], (3, 64, 64), 1000, 1),
+}
+#: The row that sets DDPM++ at its CIFAR-10 settings beside diffusers'.
+DIFFUSERS = "diffusers"
+DEFAULT = (
+    "unet-tiny", "mlp", "ddpmpp-narrow", "ncsnpp-narrow", "adm-narrow", "edm2-narrow",
+    *PUBLISHED, DIFFUSERS,
+)  # fmt: skip
 
 
 def build(name: str) -> tuple[Network, dict[str, Tensor]]:
-    network, options, shape, classes, batch = SETTINGS[name]
+    network, options, shape, classes, batch = {**SETTINGS, **PUBLISHED}[name]
     cls: Any = load_object({entry.name: entry.factory for entry in NETWORKS}[network])
     torch.manual_seed(0)
     module: Network = cls(cls.Config(**options), shape, classes)
@@ -106,18 +124,24 @@ def calls_of(network: Network, inputs: dict[str, Tensor]) -> dict[str, Callable[
 
 def measure(name: str, repeats: int, clock: Callable[[], float]) -> dict[str, Any]:
     network, inputs = build(name)
-    seconds = interleaved(calls_of(network, inputs), repeats, clock)
+    calls = calls_of(network, inputs)
+    if name in PUBLISHED:
+        calls = {key: calls[key] for key in ("forward", "joint")}
+    seconds = interleaved(calls, repeats, clock)
     row: dict[str, Any] = {
         "network": name,
         "parameters": num_parameters(network),
         "batch": inputs["x"].shape[0],
         "forward_ms": 1e3 * seconds["forward"],
-        "step_ms": 1e3 * seconds["step"],
-        "step/forward": seconds["step"] / seconds["forward"],
         "joint/forward": seconds["joint"] / seconds["forward"],
-        "func.jvp/forward": seconds["func.jvp"] / seconds["forward"],
-        "joint step/step": seconds["joint step"] / seconds["step"],
     }
+    if "step" in seconds:
+        row |= {
+            "step_ms": 1e3 * seconds["step"],
+            "step/forward": seconds["step"] / seconds["forward"],
+            "func.jvp/forward": seconds["func.jvp"] / seconds["forward"],
+            "joint step/step": seconds["joint step"] / seconds["step"],
+        }
     return row
 
 
@@ -170,33 +194,57 @@ def measure_against_diffusers(repeats: int, clock: Callable[[], float]) -> dict[
     }
 
 
-def main() -> None:
+def machine(threads: int, clock: str) -> dict[str, Any]:
+    """Return what the numbers belong to."""
+    facts: dict[str, Any] = {"cpu": cpu_name(), "threads": threads, "torch": torch.__version__}
+    if find_spec(DIFFUSERS):
+        facts[DIFFUSERS] = version(DIFFUSERS)
+    return facts | {"clock": clock}
+
+
+def cpu_name() -> str:
+    """Return the processor's name (``platform.processor`` is empty on most Linux systems)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", action="append", choices=sorted(SETTINGS))
-    parser.add_argument("--diffusers", action="store_true", help="compare with diffusers only")
+    parser.add_argument(
+        "--network", action="append", choices=sorted({*SETTINGS, *PUBLISHED, DIFFUSERS})
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument(
         "--cpu-time", action="store_true", help="count CPU seconds: steadier on a busy machine"
     )
     parser.add_argument("--json", type=Path, help="also write the rows and the machine here")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = options()
     torch.set_num_threads(args.threads)
     clock = time.process_time if args.cpu_time else time.perf_counter
     rows = []
-    for name in ("diffusers",) if args.diffusers else args.network or DEFAULT:
-        compare = args.diffusers
-        row = (
-            measure_against_diffusers(args.repeats, clock)
-            if compare
-            else measure(name, args.repeats, clock)
-        )
+    for name in args.network or DEFAULT:
+        if name == DIFFUSERS and find_spec(DIFFUSERS) is None:
+            print("not compared with diffusers: it is not installed (pip install diffusers)")
+            continue
+        if name == DIFFUSERS:
+            row = measure_against_diffusers(args.repeats, clock)
+        else:
+            row = measure(name, args.repeats, clock)
         rows.append(row)
         cells = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
         print("  ".join(cells), flush=True)
     if args.json:
-        machine = {"cpu": platform.processor(), "threads": args.threads, "torch": torch.__version__}
-        args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        facts = machine(args.threads, "CPU seconds" if args.cpu_time else "seconds")
+        args.json.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
