@@ -75,6 +75,8 @@ class Context:
     threads: int = field(default_factory=choose_threads)
     command: str = ""
     compile: bool = False
+    #: whether networks are split over the processes (FSDP2); None splits the largest, on GPUs
+    split: bool | None = None
     should_stop: Callable[[], str | None] = lambda: None
     debug: bool = False
     #: whether the device is what was found here (``--device auto``), not what was asked for

@@ -36,6 +36,8 @@ _CPU_BYTES = 4 * 2**30
 _GPU_BYTES = 80 * 2**30
 #: FLOP/s for hours that were not measured: pure arithmetic, printed with the rate.
 _SUPPOSED_RATE = 1e14
+#: GPUs of a usual machine, and the share of a GPU's memory above which splitting is spoken of.
+_NODE, _WORTH_SPLITTING = 8, 0.25
 _WARM_UP, _TIMED = 2, 3
 _FP32_BYTES = 4
 
@@ -92,15 +94,22 @@ def _fitting(context: Context, plan: RunPlan, batch: int) -> tuple[int, float]:
 
 
 def _advice(plan: RunPlan, fixed_bytes: float, activation_bytes: float) -> str:
-    """Say which shards of the batch would fit a large GPU, where the whole would not."""
+    """Say which shards of the batch would fit a large GPU, where the whole would not.
+
+    Where weights, moments and averages take much of it themselves, say what splitting them leaves.
+    """
     batch = plan.config.batch_size
     shard = min(plan.config.microbatch_size or batch, batch)
+    split = ""
+    if fixed_bytes > _WORTH_SPLITTING * _GPU_BYTES:
+        each = fixed_bytes / _NODE / 2**30
+        split = f"; weights and their like split over {_NODE} GPUs (--split): {each:.1f} GiB each"
     if fixed_bytes + activation_bytes <= _GPU_BYTES:
-        return ""
+        return split
     room = (_GPU_BYTES - fixed_bytes) * shard / activation_bytes
     fits = [n for n in range(1, shard) if batch % n == 0 and n <= room]
     wanted = f"-o microbatch_size={fits[-1]} would fit" if fits else "one image does not fit"
-    return f"; {wanted} {_GPU_BYTES / 2**30:.0f} GiB"
+    return f"; {wanted} {_GPU_BYTES / 2**30:.0f} GiB{split}"
 
 
 def _why(error: Exception) -> str:

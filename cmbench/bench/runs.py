@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -37,10 +37,14 @@ from cmbench.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from cmbench.training.distributed import SPLIT_FROM
 from cmbench.training.loop import Settings, Watchers, checkpoint_due, fit
 from cmbench.training.posthoc import asked_width, reconstruct, save_snapshot
 from cmbench.training.prepared import PreparedNetwork, place
 from cmbench.training.state import OtherNetworkError, TrainingState
+
+if TYPE_CHECKING:
+    from cmbench.training.sharding import Sharding
 
 MAIN = "final"
 #: Folder of the power-function averages that others are reconstructed from.
@@ -284,11 +288,11 @@ def _train(
         threads = _threads(context, plan, latest)
         use_threads(threads)
         method, modules = build_modules(context, plan, teacher)
-        state = TrainingState(method, modules)
+        state = TrainingState(method, modules, _sharding(context, modules["model"]))
         if teacher is not None:
             state.observed = _prepared_parts(teacher)
         if latest is not None:
-            _restore(state, latest)
+            _restore(state, latest, compiled=context.compile)
     if context.world.lead(lambda: state.seen_nimg) != state.seen_nimg:
         raise _not_shared(folder)
     log = None
@@ -329,6 +333,23 @@ def _train(
         if context.world.leads:
             _finish(folder, state, exports, threads, teacher, context.world.size)
     return _finished(plan, folder)
+
+
+def _sharding(context: Context, model: nn.Module) -> Sharding | None:
+    """Return how the run's networks are split over processes; None keeps them whole.
+
+    The teacher is never split: it has neither gradients nor moments nor averages.
+    """
+    split = context.split
+    if split is None:
+        size = sum(parameter.numel() for parameter in model.parameters())
+        split = context.device.type == "cuda" and size >= SPLIT_FROM
+    if not split or context.world.size == 1:
+        return None
+    from cmbench.training.sharding import Sharding  # FSDP takes half a second to import
+
+    context.reporter.note(f"networks are split over {context.world.size} processes")
+    return Sharding.over(context.world, context.device)
 
 
 def _threads(context: Context, plan: RunPlan, latest: Checkpoint | None) -> int:
@@ -376,10 +397,10 @@ def shard_size(context: Context, plan: RunPlan, latest: Checkpoint | None) -> in
     return shard if kept else wanted
 
 
-def _restore(state: TrainingState, checkpoint: Checkpoint) -> None:
-    """Load a checkpoint into freshly built modules."""
+def _restore(state: TrainingState, checkpoint: Checkpoint, *, compiled: bool) -> None:
+    """Load a checkpoint into freshly built modules, and split them if the run is split."""
     try:
-        state.load(checkpoint.tensors, checkpoint.meta["state"])
+        state.load(checkpoint.tensors, checkpoint.meta["state"], compiled=compiled)
     except OtherNetworkError as error:
         raise UserError(
             f"checkpoint {checkpoint.path}", str(error),

@@ -170,6 +170,9 @@ def stop_asker(
               help="CPU threads.  [default: the cores that are free]")
 @click.option("--compile/--no-compile", "compiled", default=None,
               help="Compile networks.  [default: on CUDA]")
+@click.option("--split/--no-split", default=None,
+              help="Split networks over processes (FSDP2).  "
+              "[default: from 1,000,000,000 parameters, on GPUs]")
 @click.option("--time-limit", metavar="SECONDS", type=click.FloatRange(min=1), default=None,
               help="Save a checkpoint and exit 75 after this long.")
 @click.option("--executor", metavar="NAME", default="local", show_default=True,
@@ -195,6 +198,9 @@ def run(ctx: click.Context, /, **options: Any) -> int:
     from cmbench.training.distributed import Place, joined
 
     place = Place.from_environment()
+    if options["split"] and place.size == 1:
+        raise UserError("--split", "there is one process", allowed="several processes",
+                        remedy="start with torchrun, see docs/clusters.md, or leave it out")
     with stop_asker(options["time_limit"], patient=place.size > 1) as should_stop:
         context = make_context(options, plugins, should_stop, place)
         if options["dry_run"] or place.size == 1:
@@ -351,6 +357,7 @@ def make_context(
         threads=threads,
         command=command_line(),
         compile=device.type == "cuda" if compiled is None else compiled,
+        split=options.get("split"),
         should_stop=should_stop,
         debug=options.get("debug", False),
         device_found=options.get("device", "auto") == "auto",

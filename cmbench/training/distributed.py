@@ -32,6 +32,8 @@ from cmbench.errors import (
 PATIENCE = timedelta(days=7)
 #: A process that failed where others wait for its slices waits this long for them to fail too.
 SHORT_PATIENCE = timedelta(seconds=60)
+#: Networks of at least so many parameters are split over GPUs unless told otherwise (EDM2-XL is).
+SPLIT_FROM = 1_000_000_000
 #: Flags of one agreement: its message has the same length wherever a process is.
 _MOST_FLAGS = 3
 #: The note on an error that the leader has raised, and will print.

@@ -177,6 +177,18 @@ def test_what_fits_no_gpu_is_told_the_way(
     assert "one image does not fit" in estimate(context, plan).note
 
 
+def test_what_splitting_saves_is_said_where_weights_are_large(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(context, "edm")
+    monkeypatch.setattr(module, "seconds_per_image", lambda *_: 1.0)
+    assert "--split" not in estimate(context, plan).note
+    fixed = count(context, plan)[2]
+    monkeypatch.setattr(module, "_GPU_BYTES", 3.9 * fixed)
+    said = f"split over 8 GPUs (--split): {fixed / 8 / 2**30:.1f} GiB each"
+    assert said in estimate(context, plan).note
+
+
 def test_bad_input_is_said_without_its_class(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:

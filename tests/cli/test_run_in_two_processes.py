@@ -198,6 +198,30 @@ def test_sigterm_to_one_process_saves_and_asks_for_requeue_then_one_process_goes
     assert_same_weights(alone, workspace)
 
 
+def test_a_split_run_that_was_stopped_goes_on_whole_and_is_what_one_process_makes(
+    alone: Path, tmp_path: Path, cmbench_with_toys: Callable[..., Outcome]
+) -> None:
+    options = ("-o", "microbatch_size=16", "-w")
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    ended = together(tmp_path / "first", *options, str(straight), "--split")
+    assert [e.code for e in ended] == [0, 0], ended[0].err + ended[1].err
+    assert "networks are split over 2 processes" in ended[0].err + ended[0].out
+    assert_same_weights(alone, straight)
+    ended = together(tmp_path / "second", *options, str(stopped), "--split", trouble=stop_second)
+    assert [e.code for e in ended] == [EXIT_REQUEUE] * 2, ended[0].err + ended[1].err
+    assert cmbench_with_toys(*RUN, *options, str(stopped)).code == 0
+    assert_same_weights(alone, stopped)
+
+
+def test_one_process_has_nobody_to_split_with(cmbench_with_toys: Callable[..., Outcome]) -> None:
+    refused = cmbench_with_toys(*RUN, "--split")
+    assert refused.code == EXIT_USAGE
+    assert refused.err.splitlines()[-1] == (
+        "error: --split: there is one process; allowed: several processes; start with torchrun, "
+        "see docs/clusters.md, or leave it out"
+    )
+
+
 def test_threads_are_kept_by_as_many_processes_and_chosen_again_by_others(
     tmp_path: Path, cmbench_with_toys: Callable[..., Outcome]
 ) -> None:

@@ -63,10 +63,10 @@ def test_commands_without_tensors_import_no_torch(arguments: tuple[str, ...]) ->
 OPTIONS = {
     "run": (
         "--batch-size", "--checkpoint", "--compile", "--dataset", "--device", "--dry-run", "--ema",
-        "--executor", "--help", "--method", "--nfe", "--no-compile", "--no-report", "--option",
-        "--precision", "--quiet", "--recipe", "--sampler", "--samples", "--save-samples", "--seeds",
-        "--sigmas", "--threads", "--time-limit", "--workspace", "-d", "-h", "-m", "-o", "-q", "-r",
-        "-w",
+        "--executor", "--help", "--method", "--nfe", "--no-compile", "--no-report", "--no-split",
+        "--option", "--precision", "--quiet", "--recipe", "--sampler", "--samples",
+        "--save-samples", "--seeds", "--sigmas", "--split", "--threads", "--time-limit",
+        "--workspace", "-d", "-h", "-m", "-o", "-q", "-r", "-w",
     ),
     "status": ("--help", "--workspace", "-h", "-w"),
     "show": ("--help", "--json", "--workspace", "-h", "-w", "CELL"),
