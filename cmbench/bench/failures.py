@@ -10,6 +10,9 @@ import torch
 #: Folders of the harness and of torch.
 _NOT_THEIRS = (Path(__file__).resolve().parents[1], Path(torch.__file__).resolve().parent)
 
+#: How the lines of torch's compiler begin, whatever it was that went wrong inside.
+_OF_THE_COMPILER = ("InductorError", "BackendCompilerFailed", "InternalTorchDynamoError")
+
 
 def one_line(text: str, limit: int = 500) -> str:
     """Return ``text`` without line breaks, cut at ``limit`` characters."""
@@ -22,6 +25,23 @@ def method_failure(method: str, stage: str, error: BaseException) -> str:
     what = f"{type(error).__name__}: {one_line(str(error))}"
     place = place_of(error)
     return f"method {method!r} failed while {stage}: {what}" + (f" ({place})" if place else "")
+
+
+def compiler_failure(method: str, stage: str, what: str) -> str | None:
+    """Return the line for a failure of ``torch.compile``, which is not the method's; else None.
+
+    Args:
+        method: what was compiled.
+        stage: what was being done.
+        what: the error's line, beginning with its class's name.
+    """
+    if not what.startswith(_OF_THE_COMPILER):
+        return None
+    first = one_line(what.partition("Set TORCHDYNAMO_VERBOSE")[0])
+    return (
+        f"torch.compile failed while {stage} {method!r} ({first}); add --no-compile, which changes "
+        "speed and rounding only, or install what it lacks, usually a C++ compiler"
+    )
 
 
 def place_of(error: BaseException) -> str:

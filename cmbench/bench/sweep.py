@@ -11,7 +11,7 @@ from typing import Any
 from cmbench.bench.cells import failed_record, measure_cell, require_metrics, skipped_record
 from cmbench.bench.context import Context
 from cmbench.bench.executors import Executor, Job
-from cmbench.bench.failures import method_failure, one_line
+from cmbench.bench.failures import compiler_failure, method_failure, one_line
 from cmbench.bench.missing_gpu import missing_gpu
 from cmbench.bench.planning import (
     CellPlan,
@@ -245,9 +245,13 @@ def reason_of(
     """Return why a cell failed, in one line; the traceback goes to the reporter under --debug."""
     if context.debug:
         context.reporter.note("".join(traceback.format_exception(error)))
-    if isinstance(error, SharedFailureError) and not error.foreseen:
+    shared = error if isinstance(error, SharedFailureError) else None
+    what = shared.what if shared else f"{type(error).__name__}: {error}"
+    if line := compiler_failure(run.spec.name, stage, what):
+        return line
+    if shared and not shared.foreseen:
         return one_line(
-            f"method {run.spec.name!r} failed while {stage} in {error.where}: {error.what}"
+            f"method {run.spec.name!r} failed while {stage} in {shared.where}: {shared.what}"
         )
     if isinstance(error, UserError):
         return str(error)

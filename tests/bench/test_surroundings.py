@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cmbench.bench import provenance, threads
-from cmbench.bench.failures import method_failure, one_line
+from cmbench.bench.failures import compiler_failure, method_failure, one_line
 from cmbench.bench.workspace import Workspace
 from cmbench.errors import UserError
 
@@ -198,3 +198,14 @@ def test_a_failure_is_one_short_line() -> None:
     assert line.startswith("method 'm' failed while training: ValueError: two lines xxx")
     assert len(line) < 600
     assert one_line("short\ttext\n") == "short text"
+
+
+def test_a_compiler_that_fails_is_not_the_methods_fault() -> None:
+    what = ("InductorError: InvalidCxxCompiler: No working C++ compiler found in (None, 'g++')\n\n"
+            "Set TORCHDYNAMO_VERBOSE=1 for the internal stack trace")  # fmt: skip
+    assert compiler_failure("m", "training", what) == (
+        "torch.compile failed while training 'm' (InductorError: InvalidCxxCompiler: No working "
+        "C++ compiler found in (None, 'g++')); add --no-compile, which changes speed and "
+        "rounding only, or install what it lacks, usually a C++ compiler"
+    )
+    assert compiler_failure("m", "training", "RuntimeError: InductorError") is None

@@ -23,6 +23,7 @@ from cmbench.leaderboard.rows import aggregate
 from cmbench.leaderboard.verify import CannotResampleError, verify_record
 from cmbench.plugin import hookimpl
 from cmbench.plugin.manager import PluginInfo
+from cmbench.training.distributed import SharedFailureError
 
 
 def request(*overrides: str, methods: tuple[str, ...] = ("toy",), **options: Any) -> SweepRequest:
@@ -387,3 +388,27 @@ def test_a_skipped_cell_of_a_distilled_run_names_its_teacher(
     )
     states = {c.name: c.state for c in verify_record(write_record(older, tmp_path))}
     assert states["recipe hash"] == "not checked"
+
+
+class InductorError(RuntimeError):
+    """As torch's compiler raises it."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InductorError("no C++ compiler"),
+     SharedFailureError("rank 1 of 2", "InductorError: no C++ compiler", foreseen=False)],
+)  # fmt: skip
+def test_a_failing_compiler_is_recorded_with_the_remedy(
+    toys: Context, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(sweep, "obtain_run", failing)
+    (record, *_) = run(toys)
+    assert record.status == "failed"
+    assert record.reason.startswith(
+        "torch.compile failed while training 'toy' (InductorError: no C++ compiler); add "
+        "--no-compile"
+    )
