@@ -18,13 +18,13 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from cmbench.bench.context import Context
-from cmbench.bench.failures import one_line
 from cmbench.bench.feed import DatasetFeed
 from cmbench.bench.imported import PREFIX, open_imported
 from cmbench.bench.kit import TrainingKit
 from cmbench.bench.planning import ANALYTIC, RunPlan
+from cmbench.bench.resuming import restore, shard_size, threads_of
 from cmbench.bench.run_log import RunLog
-from cmbench.bench.threads import resumed_threads, use_threads
+from cmbench.bench.threads import use_threads
 from cmbench.data.base import Dataset
 from cmbench.diffusion.models import MixtureModel
 from cmbench.errors import BusyError, InterruptedRunError, MissingError, UserError
@@ -41,7 +41,7 @@ from cmbench.training.distributed import SPLIT_FROM
 from cmbench.training.loop import Settings, Watchers, checkpoint_due, fit
 from cmbench.training.posthoc import asked_width, reconstruct, save_snapshot
 from cmbench.training.prepared import PreparedNetwork, place
-from cmbench.training.state import OtherNetworkError, TrainingState
+from cmbench.training.state import TrainingState
 
 if TYPE_CHECKING:
     from cmbench.training.sharding import Sharding
@@ -285,14 +285,14 @@ def _train(
         latest, warnings = latest_checkpoint(checkpoints) if checkpoints.exists() else (None, [])
         for warning in warnings:
             context.reporter.warn(f"{warning}; going back to the checkpoint before it")
-        threads = _threads(context, plan, latest)
+        threads = threads_of(context, plan, latest)
         use_threads(threads)
         method, modules = build_modules(context, plan, teacher)
         state = TrainingState(method, modules, _sharding(context, modules["model"]))
         if teacher is not None:
             state.observed = _prepared_parts(teacher)
         if latest is not None:
-            _restore(state, latest, compiled=context.compile)
+            restore(state, latest, compiled=context.compile)
     if context.world.lead(lambda: state.seen_nimg) != state.seen_nimg:
         raise _not_shared(folder)
     log = None
@@ -350,71 +350,6 @@ def _sharding(context: Context, model: nn.Module) -> Sharding | None:
 
     context.reporter.note(f"networks are split over {context.world.size} processes")
     return Sharding.over(context.world, context.device)
-
-
-def _threads(context: Context, plan: RunPlan, latest: Checkpoint | None) -> int:
-    """Return this process's threads, and say where a resumed run cannot keep those it had."""
-    if latest is None:
-        return context.threads
-    before, split = int(latest.meta["threads"]), latest.meta.get("split")
-    same = split is None or split["processes"] == context.world.size
-    threads = resumed_threads(before, context.threads, same_processes=same)
-    if same and threads != before:
-        context.reporter.warn(
-            f"run {plan.run_id}: had {before} threads, more than there are cores here, and goes on "
-            f"with {threads}: the same result to rounding, not bit for bit"
-        )
-    return threads
-
-
-def shard_size(context: Context, plan: RunPlan, latest: Checkpoint | None) -> int | None:
-    """Return the images of a forward pass, and say what another number of processes changes.
-
-    A step's randomness belongs to its shards, so a resumed run keeps the shards it had wherever
-    they still divide each process's share.
-
-    Raises:
-        UserError: the batch does not divide evenly (on every process).
-    """
-    world, batch_size, wanted = context.world, plan.config.batch_size, plan.config.microbatch_size
-    world.lead(lambda: list(world.shards(batch_size, wanted)))
-    before = latest.meta.get("split") if latest is not None else None
-    share = batch_size // world.size
-    shard = int(before["shard"]) if before is not None else min(wanted or share, share)
-    kept = share % shard == 0
-    if before is None or before["processes"] == world.size:
-        return shard if kept else wanted  # perhaps those of an earlier number of processes
-    consequence = (
-        f"still in shards of {shard} images: same randomness, same result to rounding"
-        if kept
-        else f"its shards of {shard} images do not fit a share of {share}: from here on the run "
-        "draws other random numbers of the same distribution"
-    )
-    context.reporter.warn(
-        f"run {plan.run_id}: was trained by {before['processes']} process(es) and goes on with "
-        f"{world.size}, {consequence}"
-    )
-    return shard if kept else wanted
-
-
-def _restore(state: TrainingState, checkpoint: Checkpoint, *, compiled: bool) -> None:
-    """Load a checkpoint into freshly built modules, and split them if the run is split."""
-    try:
-        state.load(checkpoint.tensors, checkpoint.meta["state"], compiled=compiled)
-    except OtherNetworkError as error:
-        raise UserError(
-            f"checkpoint {checkpoint.path}", str(error),
-            allowed="the network that the recipe describes",
-            remedy=f"put the run's own checkpoints back, or delete {checkpoint.path.parent.parent} "
-            "to train the run from the start",
-        ) from error
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"checkpoint {checkpoint.path}",
-            f"does not fit what the method builds ({type(error).__name__}: {one_line(str(error))})",
-            allowed="checkpoints of the same plugin version and recipe",
-            remedy=f"delete {checkpoint.path.parent.parent} to train the run from the start",
-        ) from error
 
 
 def _prepared_parts(teacher: Teacher) -> list[PreparedNetwork]:
