@@ -127,13 +127,13 @@ class Sharding:
     @staticmethod
     def total_norm(parameters: Sequence[nn.Parameter], slices: Sequence[Tensor]) -> Tensor:
         """Return the L2 norm of the whole gradient, the same on every process."""
-        squares = []
-        for split in (True, False):
+        squares = [torch.zeros((), dtype=torch.float64, device=slices[0].device) for _ in range(2)]
+        for split, square in zip((True, False), squares):
             gradients = [
                 mine.grad for p, mine in zip(parameters, slices, strict=True)
                 if isinstance(p, DTensor) == split and mine.grad is not None
             ]
-            norm = torch.nn.utils.get_total_norm(gradients).to(slices[0].device, torch.float64)
-            squares.append(norm.square())
+            if gradients:
+                square += torch.nn.utils.get_total_norm(gradients).double().square()
         dist.all_reduce(squares[0])
         return (squares[0] + squares[1]).sqrt().float()
