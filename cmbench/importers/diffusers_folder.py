@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cmbench.data.pickles import BROKEN, broken_error
-from cmbench.errors import UserError
+from cmbench.data.pickles import BROKEN
+from cmbench.errors import MissingError, UserError
 from cmbench.importers.imported import Found
 from cmbench.importers.inert import plain_facts
 from cmbench.importers.torch_file import load_tensors
@@ -60,12 +60,35 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file."""
+def load_safetensors(path: Path, who: str = "checkpoint") -> dict[str, Tensor]:
+    """Read a safetensors file; ``who`` names its kind in errors.
+
+    Raises:
+        MissingError: there is no such file.
+        UserError: it cannot be read, or is truncated or corrupt.
+    """
+    if not path.exists():
+        raise MissingError(f"{who} {path}", "does not exist", remedy="give the path of the file")
     try:
         return load_file(path)
-    except (SafetensorError, OSError, *BROKEN) as error:
-        raise broken_error(f"checkpoint {path}", error) from None
+    except OSError as error:
+        raise unreadable_error(f"{who} {path}", error) from None
+    except (SafetensorError, *BROKEN) as error:
+        detail = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{who} {path}",
+            f"truncated or corrupt safetensors ({detail})",
+            remedy="download it again and compare its size and hash with the original's",
+        ) from None
+
+
+def unreadable_error(who: str, error: OSError) -> UserError:
+    """Return the error for a file that the system does not let us read."""
+    return UserError(
+        who,
+        f"cannot be read: {error.strerror or error}",
+        remedy="check that it is a file and its permissions",
+    )
 
 
 def read_diffusers_folder(folder: Path, resolution: int | None = None) -> Found:

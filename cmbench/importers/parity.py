@@ -73,7 +73,7 @@ def write_inputs(found: ImportedNetwork, path: Path, count: int = 8, seed: int =
 def read_reference(path: Path, found: ImportedNetwork) -> dict[str, Tensor]:
     """Read inputs and official outputs; raise ``UserError`` unless they fit the network."""
     who = f"reference {path}"
-    tensors = load_safetensors(path)
+    tensors = load_safetensors(path, "reference")
     missing = {"in.x", "in.sigma"} - tensors.keys()
     if missing or not any(name in tensors for name in _OUTPUTS):
         raise UserError(

@@ -10,6 +10,7 @@ from cmbench.importers.diffusers_folder import (
     find_unet,
     load_safetensors,
     read_diffusers_folder,
+    unreadable_error,
     weights_file,
 )
 from cmbench.importers.edm_pickle import read_edm_pickle
@@ -22,6 +23,15 @@ _ALLOWED = (
     "EDM/EDM2/ECT/TCM .pkl, OpenAI .pt, a diffusers U-Net folder, OpenAI's JAX checkpoint_N, "
     ".safetensors under official names"
 )
+
+
+#: Suffixes of what torch saved, in its older format a pickle.
+_TORCH = (".pt", ".pth", ".bin")
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    """Return whether a file begins with the length of a JSON header that it has room for."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
 
 
 def read_checkpoint(
@@ -62,6 +72,8 @@ def read_checkpoint(
         raise UserError(
             f"checkpoint {path}", what, allowed=error.allowed, remedy=error.remedy
         ) from None
+    except OSError as error:
+        raise unreadable_error(f"checkpoint {path}", error) from None
     except Exception as error:  # names, shapes and values of an untrusted file: any may surprise
         detail = " ".join(str(error).split())[:120]
         raise UserError(
@@ -120,12 +132,12 @@ def _read_file(
         head = file.read(16)
     if not head:
         raise UserError(f"checkpoint {path}", "is empty", remedy="download it again")
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or _is_safetensors(head, path.stat().st_size):
         tensors = load_safetensors(path)
         shapes = {name: tuple(t.shape) for name, t in tensors.items()}
         given = {"channels_per_head": channels_per_head} if channels_per_head else {}
         return Found("safetensors", tensors, recognize(shapes, resolution=resolution, **given))
-    if head[:2] == b"PK" or path.suffix in (".pt", ".pth", ".bin"):
+    if head[:2] == b"PK" or (path.suffix in _TORCH and head[:1] == b"\x80"):
         return read_torch_file(path, channels_per_head=channels_per_head, resolution=resolution)
     if head[:1] == b"\x80":
         return read_edm_pickle(path, part, preconditioning)

@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from torch import nn
 
+from cmbench.errors import UserError
 from cmbench.networks import ops
 from cmbench.networks.dual import Value
 from cmbench.networks.layers import Conv2d, Init
+
+
+def head_count(channels: int, per_head: int) -> int:
+    """Return how many heads of about ``per_head`` channels a block of ``channels`` has, at least 1.
+
+    Raises UserError unless they share its channels evenly.
+    """
+    heads = max(channels // per_head, 1)
+    if channels % heads:
+        raise UserError(
+            "network",
+            f"channels_per_head {per_head} in a block of {channels} channels",
+            allowed="a size that divides every width with attention",
+            remedy="choose another channels_per_head or base width",
+        )
+    return heads
 
 
 class AttentionBase(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cmbench.networks import ops
-from cmbench.networks.attention import SelfAttention
+from cmbench.networks.attention import SelfAttention, head_count
 from cmbench.networks.config import Conditioning
 from cmbench.networks.dual import Dual, Value
 from cmbench.networks.layers import Conv2d, GroupNorm, Init, Linear, Resample, ResampleMode
@@ -99,7 +99,7 @@ class UNetBlock(nn.Module):
         style = self.style
         return SelfAttention(
             channels,
-            heads=max(channels // (style.channels_per_head or channels), 1),
+            heads=head_count(channels, style.channels_per_head or channels),
             norm=style.norm(channels),
             init=style.init_attention,
             init_zero=style.init_zero,

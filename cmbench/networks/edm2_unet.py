@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cmbench.errors import UserError
 from cmbench.networks import ops
-from cmbench.networks.attention import AttentionBase
+from cmbench.networks.attention import AttentionBase, head_count
 from cmbench.networks.base import Network, check_resolution
 from cmbench.networks.config import EDM2Config
 from cmbench.networks.dual import Value
@@ -55,7 +55,7 @@ class MPAttention(AttentionBase):
 
     def __init__(self, channels: int, per_head: int) -> None:
         super().__init__()
-        self.heads = channels // per_head
+        self.heads = head_count(channels, per_head)
         self.qkv = MPConv(channels, 3 * channels, 1)
         self.proj = MPConv(channels, channels, 1)
 

@@ -192,8 +192,14 @@ def _openai(shapes: Shapes, channels_per_head: int, resolution: int | None) -> R
     levels = len(ups) + 1
     blocks = len(outputs) // levels - 1
     side = resolution or _OPENAI_SIDES.get(levels)
-    if side is None:
-        raise _unsupported(f"an ADM of {levels} resolutions; give its image resolution")
+    if side is None or side % 2 ** (levels - 1):
+        told = "" if side is None else f" for images of {side}x{side} pixels"
+        raise UserError(
+            "checkpoint",
+            f"an ADM of {levels} resolutions{told}",
+            allowed=f"multiples of {2 ** (levels - 1)} pixels",
+            remedy="say the side of its images with --resolution",
+        )
     # One stem, then per level the blocks and, but for the last, a block that halves.
     first = [1 + level * (blocks + 1) for level in range(levels)]
     widths = [shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0] for i in first]

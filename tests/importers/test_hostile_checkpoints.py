@@ -198,7 +198,9 @@ def test_other_preconditionings_are_refused(
     tmp_path: Path, weights: dict[str, Tensor], name: str
 ) -> None:
     path = write_edm(tmp_path / "a.pkl", weights, name)
-    refuse(path, rf"wrapped as '{name}', which gives it other inputs .*cannot be imported")
+    message = rf"wrapped as '{name}', which gives it other inputs .*cannot be imported"
+    refuse(path, message)
+    refuse(path, message, preconditioning="edm")
 
 
 def test_an_unknown_class_can_be_explained(tmp_path: Path, weights: dict[str, Tensor]) -> None:
@@ -223,6 +225,52 @@ def test_a_state_dict_of_something_else(tmp_path: Path) -> None:
     refuse(tmp_path / "b.pt", r"holds no state dict \(it holds epoch, loss\)")
     torch.save([1], tmp_path / "c.pt")
     refuse(tmp_path / "c.pt", r"holds no state dict \(it holds list\)")
+
+
+def test_a_name_that_is_not_the_contents(tmp_path: Path) -> None:
+    """safetensors are known by their header, whatever the file is called."""
+    weights = load_file(GOLDEN / "edm-adm-uncond.weights.safetensors")
+    for name in ("a.pt", "a.pkl", "a"):
+        save_file(weights, tmp_path / name)
+        assert read_checkpoint(tmp_path / name).network == "adm"
+    (tmp_path / "b.pt").write_bytes(b"no checkpoint at all")
+    refuse(tmp_path / "b.pt", r"is of no known kind \(it begins with 6e 6f 20 63\)")
+    (tmp_path / "b.safetensors").write_bytes(b"no checkpoint at all")
+    refuse(tmp_path / "b.safetensors", r"truncated or corrupt safetensors \(")
+
+
+def test_a_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x04")
+
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    refuse(tmp_path / "a.pkl", r"cannot be read: Permission denied; check that")
+
+
+def test_settings_that_the_file_tells_otherwise(
+    tmp_path: Path, weights: dict[str, Tensor]
+) -> None:
+    path = write_edm(tmp_path / "a.pkl", weights)
+    refuse(path, r"--resolution 32: the file says 16; leave it out", resolution=32)
+    refuse(path, r"--channels-per-head 8: the file has one head; leave it", channels_per_head=8)
+    assert read_checkpoint(path, resolution=16).data_shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("family", ["openai-adm-cond", "edm-adm-cond", "edm2-cond"])
+def test_heads_that_do_not_divide_a_width(tmp_path: Path, family: str) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(load_file(GOLDEN / f"{family}.weights.safetensors"), path)
+    message = r"channels_per_head 5 in a block of \d+ channels; allowed: a size that divides"
+    refuse(path, message, channels_per_head=5, resolution=16)
+
+
+def test_an_adm_of_unknown_or_impossible_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(load_file(GOLDEN / "openai-adm-cond.weights.safetensors"), path)
+    refuse(path, r"an ADM of 2 resolutions; .*say the side of its images with --resolution")
+    refuse(path, r"resolutions for images of 17x17 pixels; allowed: multiples of 2", resolution=17)
 
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:

@@ -137,3 +137,13 @@ def test_references_that_do_not_fit(
 def test_it_is_told_what_to_do(cmbench: Command, tmp_path: Path) -> None:
     done = cmbench("parity", str(tmp_path / "a.pkl"))
     assert (done.code, "--inputs or --reference" in done.err) == (2, True)
+    checkpoint, _ = original(tmp_path, "edm-ddpmpp-uncond")
+    (tmp_path / "cut").write_bytes(b"\xff")
+    for reference, code, problem in (
+        ("gone", 4, "gone: does not exist"), ("cut", 2, "cut: truncated or corrupt safetensors"),
+        (".", 2, "cannot be read"),
+    ):  # fmt: skip
+        done = cmbench("parity", checkpoint, "--reference", str(tmp_path / reference))
+        assert (done.code, problem in done.err) == (code, True), done.err
+        assert done.err.startswith("error: reference ")
+        assert len(done.err.splitlines()) == 1

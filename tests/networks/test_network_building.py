@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from cmbench.errors import UserError
 from cmbench.networks import config as configs
+from cmbench.networks.adm_unet import ADM
 from cmbench.networks.base import Network, num_parameters
 from cmbench.networks.catalog import NETWORKS, SIZES
 from cmbench.networks.edm2_unet import EDM2
@@ -156,6 +157,18 @@ def test_images_that_cannot_be_halved_are_refused(cls: Any) -> None:
     config = cls.Config(channels=16, channel_mult=(1, 1, 1))
     with pytest.raises(UserError, match=r"images of 6x6 pixels; allowed: square images"):
         cls(config, (1, 6, 6), 0)
+
+
+@pytest.mark.parametrize("cls", [ADM, EDM2, UNetTiny])
+def test_heads_share_the_channels(cls: Any) -> None:
+    options = {"channels": 16, "channel_mult": (1,), "blocks": 1, "attention_resolutions": (8,)}
+    if cls is UNetTiny:
+        options["patch_size"] = 1
+    wide = cls(cls.Config(**options, channels_per_head=64), (1, 8, 8), 0)
+    heads = {m.heads for m in wide.modules() if hasattr(m, "heads")}
+    assert heads == {1}, "a head wider than the block is the block"
+    with pytest.raises(UserError, match="channels_per_head 5 in a block of 16 channels; allowed"):
+        cls(cls.Config(**options, channels_per_head=5), (1, 8, 8), 0)
 
 
 def test_edm2_has_no_augmentation_input_and_no_head_unless_asked() -> None:
