@@ -6,6 +6,9 @@ Without diffusers these are skipped; ``test_diffusers_names.py`` has outputs tha
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from cmbench.networks.base import Network
 diffusers = pytest.importorskip("diffusers", reason="needs the extra `diffusers`")
 
 Command = Callable[..., Any]
+DOCS = Path(__file__).parents[2] / "docs"
 OPTIONS: dict[str, Any] = {
     "sample_size": 16, "layers_per_block": 1, "block_out_channels": (32, 64),
     "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
@@ -196,6 +200,22 @@ def test_a_pipeline_is_imported_sampled_and_taught_from(
     assert {r["method"] for r in records} == {"edm", "cd", "ect", "sct"}
     students = [r for r in records if r["kind"] == "measured"]
     assert {r["training"]["teacher"] for r in students} == {model.title}
+
+
+def test_the_procedure_of_the_documentation(
+    cmbench: Command, pipeline: tuple[Path, nn.Module], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """docs/parity.md, step by step, with its own lines for diffusers."""
+    (pipeline[0]).rename(tmp_path / "folder")
+    monkeypatch.chdir(tmp_path)
+    assert cmbench("parity", "folder", "--inputs", "inputs.safetensors").code == 0
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "parity.md").read_text(), re.DOTALL)
+    (lines,) = [block for block in blocks if "UNet2DModel" in block]
+    subprocess.run([sys.executable, "-c", lines], check=True)
+    done = cmbench("parity", "folder", "--reference", "outputs.safetensors")
+    assert done.code == 0, done.out
+    assert done.out.startswith("out.raw: largest relative error ")
 
 
 def test_a_consistency_model_is_sampled_as_one(
