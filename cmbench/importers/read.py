@@ -62,7 +62,10 @@ def read_checkpoint(
     try:
         found = _read(path, part, preconditioning, channels_per_head, resolution)
         _check_told(found, channels_per_head, resolution)
-        return found if found.preconditioning else replace(found, preconditioning=preconditioning)
+        told = {"channels_per_head": channels_per_head, "resolution": resolution}
+        assumed = {k: v for k, v in found.assumed.items() if told.get(k) is None}
+        meaning = found.preconditioning or preconditioning
+        return replace(found, assumed=assumed, preconditioning=meaning)
     except MissingError:
         raise
     except UserError as error:

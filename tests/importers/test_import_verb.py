@@ -98,6 +98,7 @@ def test_what_a_file_does_not_say_can_be_said(cmbench: Command, tmp_path: Path) 
     shape = ("--channels-per-head", "16", "--resolution", "16")
     done = cmbench("import", str(path), *shape)
     assert "not told: say it with --preconditioning" in done.out
+    assert "assumed          time_factor 1000.0 (shapes do not tell)\n" in done.out
     assert "sample it with" not in done.out
     done = cmbench("import", str(path), *shape, "--to", "b", "--preconditioning", "boundary",
                    "--sigma-min", "0.002")
