@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from cmbench.errors import UserError
 from cmbench.networks import ops
-from cmbench.networks.attention import AttentionBase, head_count
+from cmbench.networks.attention import (
+    AttentionBase,
+    attention,
+    head_count,
+    merge_heads,
+    split_heads,
+)
 from cmbench.networks.base import Network, check_resolution
 from cmbench.networks.config import EDM2Config
 from cmbench.networks.dual import Value
@@ -61,9 +67,9 @@ class MPAttention(AttentionBase):
 
     def forward(self, x: Value) -> Value:
         """Return the branch ``[N, C, H, W]``."""
-        qkv = ops.normalize(ops.split_heads(self.qkv(x), self.heads), -1, EPS)
-        y = ops.attention(*ops.unbind(qkv), explicit=self.explicit)
-        return self.proj(ops.merge_heads(y, x.shape))  # type: ignore[no-any-return]
+        qkv = ops.normalize(split_heads(self.qkv(x), self.heads), -1, EPS)
+        y = attention(*ops.unbind(qkv), explicit=self.explicit)
+        return self.proj(merge_heads(y, x.shape))  # type: ignore[no-any-return]
 
 
 class EDM2Block(nn.Module):

@@ -10,7 +10,7 @@ from network_cases import relative
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from cmbench.networks import ops
+from cmbench.networks import attention, ops
 from cmbench.networks.dual import Dual, Value, make_dual, primal_of
 from cmbench.networks.layers import Conv2d, GroupNorm, Resample
 
@@ -41,8 +41,8 @@ UNARY: dict[str, Callable[[Value], Value]] = {
     "up_fir": Resample("up", (1, 3, 3, 1)).double(),
     "conv_up": Conv2d(8, 4, 3, resample="up").double(),
     "norm_layer": GroupNorm(8).double(),
-    "heads": lambda x: ops.merge_heads(
-        ops.unbind(ops.split_heads(ops.cat([x, x, x]), 2))[0], x.shape
+    "heads": lambda x: attention.merge_heads(
+        ops.unbind(attention.split_heads(ops.cat([x, x, x]), 2))[0], x.shape
     ),
 }
 BINARY: dict[str, Callable[[Value, Value], Value]] = {
@@ -93,26 +93,26 @@ def test_scale_shift(moving: tuple[bool, bool, bool]) -> None:
 def test_attention_in_chunks_that_fit_the_cache(
     weights: int, chunk: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "_CACHED_WEIGHTS", weights)
+    monkeypatch.setattr(attention, "_CACHED_WEIGHTS", weights)
     points = [randn(2, 2, 7, 4, seed=i) for i in range(3)]
-    images, queries = ops._chunk(points[0].shape, 7, torch.device("cpu"))
+    images, queries = attention._chunk(points[0].shape, 7, torch.device("cpu"))
     assert (min(images, 2), queries) == chunk
-    check(lambda q, k, v: ops.attention(q, k, v, explicit=True), points, [True] * 3)
+    check(lambda q, k, v: attention.attention(q, k, v, explicit=True), points, [True] * 3)
 
 
 @pytest.mark.parametrize("chunk", [3, 1024])
 def test_attention_in_chunks_of_queries(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: whole batches, some of their queries."""
-    monkeypatch.setattr(ops, "_chunk", lambda shape, keys, device: (shape[0], chunk))
+    monkeypatch.setattr(attention, "_chunk", lambda shape, keys, device: (shape[0], chunk))
     points = [randn(2, 2, 7, 4, seed=i) for i in range(3)]
-    check(lambda q, k, v: ops.attention(q, k, v, explicit=True), points, [True] * 3)
+    check(lambda q, k, v: attention.attention(q, k, v, explicit=True), points, [True] * 3)
 
 
 def test_attention_gradients_of_both_kernels_agree() -> None:
     grads = []
     for explicit in (False, True):
         q, k, v = (randn(1, 2, 9, 4, seed=i).requires_grad_() for i in range(3))
-        y = primal_of(ops.attention(q, k, v, explicit=explicit))
+        y = primal_of(attention.attention(q, k, v, explicit=explicit))
         grads.append(torch.autograd.grad(y.square().sum(), (q, k, v)))
     for fused, explicit_ in zip(*grads, strict=True):
         assert relative(fused, explicit_) < 1e-12
