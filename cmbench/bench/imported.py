@@ -193,13 +193,7 @@ def open_imported(workspace: Workspace, text: str) -> ImportedModel:
     path = path_of(workspace, text)
     manifest = path.with_suffix(".json")
     if not manifest.is_file() or not path.is_file():
-        known = sorted(p.stem for p in workspace.imported.glob("*.json"))
-        raise MissingError(
-            f"imported checkpoint {text!r}", f"is not in {workspace.imported}"
-            if path.parent == workspace.imported else "is not there",
-            allowed=", ".join(known) or "none yet",
-            remedy=f"run `cmbench import FILE --to {text}` first",
-        )  # fmt: skip
+        raise _missing(workspace, text, path)
     try:
         data = json.loads(manifest.read_text(encoding="utf-8"))
         facts = Facts.model_validate(data["meta"]["imported"])
@@ -216,6 +210,23 @@ def open_imported(workspace: Workspace, text: str) -> ImportedModel:
             allowed=wanted, remedy="import the original file under another name",
         )  # fmt: skip
     return ImportedModel(path.stem, path, sha256, facts)
+
+
+def _missing(workspace: Workspace, text: str, path: Path) -> MissingError:
+    """Return the error for a checkpoint that is not there, or is no import of ours."""
+    inside = path.parent == workspace.imported
+    if path.is_file() and not inside:
+        problem = f"has no manifest {path.with_suffix('.json').name} beside it: was not imported"
+        remedy = f"run `cmbench import {text} --to NAME` first, then name NAME"
+    else:
+        problem = f"is not in {workspace.imported}" if inside else "is not there"
+        target = path.stem if NAME.fullmatch(path.stem) else "NAME"
+        remedy = f"run `cmbench import FILE --to {target}` first"
+    known = sorted(p.stem for p in workspace.imported.glob("*.json"))
+    return MissingError(
+        f"imported checkpoint {text!r}", problem, allowed=", ".join(known) or "none yet",
+        remedy=remedy,
+    )  # fmt: skip
 
 
 def require_students_reading(context: Context, config: BaseModel) -> None:

@@ -191,6 +191,14 @@ def test_what_cannot_be_used_is_one_line(
 
     with pytest.raises(MissingError, match=r"'m': is not in .*run `cmbench import FILE --to m`"):
         sample()
+    never = tmp_path / "never-imported.safetensors"
+    with pytest.raises(MissingError, match=r"never-imported\.safetensors': is not there; .*"
+                       r"import FILE --to never-imported` first"):  # fmt: skip
+        sample(str(never))
+    never.write_bytes(b"")
+    with pytest.raises(MissingError, match=r"has no manifest never-imported\.json beside it: was "
+                       r"not imported; .*cmbench import .*never-imported\.safetensors --to NAME"):
+        sample(str(never))
     with pytest.raises(MissingError, match="allowed: none yet"):
         plan_run(patches, "cd", "patches", recipe, 0)
     bring(patches, tmp_path)
