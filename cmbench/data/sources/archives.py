@@ -29,6 +29,7 @@ from cmbench.data.sources.base import (
     labels_from_folders,
     labels_from_json,
 )
+from cmbench.data.sources.zip_table import Member, read_members
 from cmbench.errors import UserError, first_names
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -39,6 +40,7 @@ TRUNCATED = (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, zi
 #: Bytes of an encoded image, at most, and of its row in a table of labels.
 LARGEST_IMAGE = 256 << 20
 _TABLE_ROW = 1000
+_REPACK = "repack the archive with `zip -0`"
 #: Bytes that unpacking leaves free on the disk, and how many it writes between two looks at it.
 _SPARE, _STRIDE = 256 << 20, 16 << 20
 
@@ -80,11 +82,6 @@ def enter_split(
     return kept, [names[i][len(prefix) :] for i in kept], chosen
 
 
-#: Where a member of a zip lies: name, offset, packed size, size, CRC, deflated. A plain tuple: one
-#: for each image goes to a worker.
-ZipEntry = tuple[str, int, int, int, int, bool]
-
-
 class ZipReader:
     """Reads members through one memory map: about ten times faster than ``ZipFile.read``.
 
@@ -96,15 +93,15 @@ class ZipReader:
         with open(path, "rb") as file:
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def read(self, locator: ZipEntry) -> bytes:
+    def read(self, locator: Member) -> bytes:
         """Return a member's bytes; raise ``UserError`` if they are damaged."""
-        name, offset, packed, size, crc, deflated = locator
+        name, offset, packed, size, crc, method, _ = locator
         head = self.map[offset : offset + 30]
         start = offset + 30
         if len(head) == 30 and head[:4] == b"PK\x03\x04":
             start += int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
             data = self.map[start : start + packed]
-            if deflated:
+            if method == zipfile.ZIP_DEFLATED:
                 try:
                     data = zlib.decompressobj(-15).decompress(data, size + 1)
                 except zlib.error:
@@ -131,72 +128,70 @@ class ZipSource(EncodedSource):
     def index(self) -> Index:
         """Read the central directory."""
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                infos = {i.filename: i for i in archive.infolist() if not i.is_dir()}
-                labelled = "dataset.json" in infos
-                self._check_table(infos)
-                table = json.loads(archive.read("dataset.json")) if labelled else None
+            members = {member[0]: member for member in read_members(self.path)}
         except TRUNCATED as error:
             raise truncated(self, error) from None
-        except (ValueError, RecursionError) as error:
-            raise self.error(
-                f"its dataset.json cannot be read: {error}",
-                remedy="make the archive with EDM's dataset tool",
-            ) from None
-        members = sorted(name for name in infos if is_image(name))
-        if not members:
+        except NotImplementedError as error:  # a version of the format that zipfile does not know
+            raise self.error(f"cannot be read: {error}", remedy=_REPACK) from None
+        names = sorted(filter(is_image, members))
+        if not names:
             raise self.error(
                 "holds no images",
                 allowed=".png, .jpg, .webp, … or .npy for latents",
                 remedy="give --source an archive of images",
             )
-        if labelled:
-            kept, names = list(range(len(members))), members
-            labels, classes = labels_from_json(self, table, names), []
+        labels: list[int] | None
+        classes: list[str] = []
+        if "dataset.json" in members:
+            kept = names
+            labels = labels_from_json(self, self._table(members["dataset.json"], len(names)), names)
         else:
-            kept, names, self.split = enter_split(members, self.split, self)
-            found = labels_from_folders(names)
+            places, kept, self.split = enter_split(names, self.split, self)
+            names = [names[i] for i in places]
+            found = labels_from_folders(kept)
             labels, classes = found if found else (None, [])
-        entries = [self._entry(infos[members[i]]) for i in kept]
+        entries = [members[name] for name in names]
+        for member in entries:
+            self._check(member, LARGEST_IMAGE)
         fingerprint = Fingerprint()
         fingerprint.add(entries)  # all at once: a line each would take longer than reading them
-        return Index(names, entries, labels, classes, fingerprint.value)
+        return Index(kept, entries, labels, classes, fingerprint.value)
 
-    def _check_table(self, infos: dict[str, zipfile.ZipInfo]) -> None:
-        """Refuse a table of labels that is far larger than its images need."""
-        table = infos.get("dataset.json")
-        images = sum(map(is_image, infos))
-        if table is not None and table.file_size > (1 << 20) + _TABLE_ROW * images:
+    def _table(self, member: Member, images: int) -> Any:
+        """Read a table of labels, unless it is far larger than its images need."""
+        size = member[3]
+        if size > (1 << 20) + _TABLE_ROW * images:
             raise self.error(
-                f"its dataset.json takes {table.file_size:,} bytes for {images:,} images",
+                f"its dataset.json takes {size:,} bytes for {images:,} images",
                 allowed=f"about {_TABLE_ROW} bytes an image",
                 remedy="make the archive with EDM's dataset tool",
             )
+        self._check(member, size)
+        reader = self.reader()
+        try:
+            return json.loads(reader.read(member))
+        except (ValueError, RecursionError) as error:
+            raise self.error(
+                f"its dataset.json cannot be read: {error}",
+                remedy="make the archive with EDM's dataset tool",
+            ) from None
+        finally:
+            reader.close()
 
-    def _entry(self, info: zipfile.ZipInfo) -> ZipEntry:
-        if info.flag_bits & 1 or info.compress_type not in (
-            zipfile.ZIP_STORED,
-            zipfile.ZIP_DEFLATED,
-        ):
+    def _check(self, member: Member, largest: int) -> None:
+        name, _, _, size, _, method, flags = member
+        if flags & 1 or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise self.error(
-                f"member {info.filename!r} is encrypted or packed by method {info.compress_type}",
+                f"member {name!r} is encrypted or packed by method {method}",
                 allowed="stored or deflated members",
-                remedy="repack the archive with `zip -0`",
+                remedy=_REPACK,
             )
-        if info.file_size > LARGEST_IMAGE:
+        if size > largest:
             raise self.error(
-                f"member {info.filename!r} takes {info.file_size:,} bytes",
-                allowed=f"up to {LARGEST_IMAGE:,} bytes an image",
+                f"member {name!r} takes {size:,} bytes",
+                allowed=f"up to {largest:,} bytes an image",
                 remedy="remove it from the archive",
             )
-        return (
-            info.filename,
-            info.header_offset,
-            info.compress_size,
-            info.file_size,
-            info.CRC,
-            info.compress_type == zipfile.ZIP_DEFLATED,
-        )
 
     def reader(self) -> ZipReader:
         """Map the archive."""
