@@ -122,6 +122,29 @@ def test_pixel_modes_are_converted_and_counted(
     assert np.array_equal(open_store(locations.folder("tiny")).images[1], [grey[..., 0]] * 3)
 
 
+def test_pictures_are_placed_in_order_however_many_make_a_group(
+    tmp_path: Path, rule: Rule, locations: DataLocations
+) -> None:
+    # Seven grey pictures of 20x20, more than one group, the last one short.
+    images = pictures(7, 20, channels=1)
+    spec = DatasetSpec("grey", "", "grey", (1, 20, 20), 0, "pixels", (), (1,), 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cmbench.data.preparation.decode._GROUP_BYTES", 3 * 400)
+        path = edm_zip(tmp_path / "a.zip", images, None)
+        prepare(spec, rule, Request(path), locations)
+    found = open_store(locations.folder("grey")).images
+    assert np.array_equal(found, images.transpose(0, 3, 1, 2))
+
+
+def test_pictures_cannot_have_four_channels(
+    tmp_path: Path, spec: DatasetSpec, rule: Rule, locations: DataLocations
+) -> None:
+    path = edm_zip(tmp_path / "a.zip", pictures(3), [0, 1, 2])
+    message = r"image '00000/img00000000.png' cannot have 4 channels; allowed: 1 or 3"
+    wide = spec._replace(data_shape=(4, 8, 8))
+    check_refused(wide, rule, Request(path), locations, message)
+
+
 def test_imagenet_crops_are_applied_to_originals_and_recorded(
     tmp_path: Path, rule: Rule, spec: DatasetSpec
 ) -> None:

@@ -162,6 +162,31 @@ def test_a_folder_with_a_table_of_labels(tmp_path: Path) -> None:
         FolderSource(tmp_path).index()
 
 
+@pytest.mark.parametrize("change", [b"more", b"", b"the same size!!!"])
+def test_a_file_that_changed_since_it_was_listed_is_read_whole(
+    tmp_path: Path, change: bytes
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"0123456789abcdef")
+    source = FolderSource(tmp_path)
+    locator = source.index().locators[0]
+    assert source.reader().read(locator) == path.read_bytes()
+    path.write_bytes(path.read_bytes() + change if change == b"more" else change)
+    assert source.reader().read(locator) == path.read_bytes()
+
+
+def test_an_encrypted_or_oddly_packed_table_of_labels(tmp_path: Path) -> None:
+    path = edm_zip(tmp_path / "a.zip", pictures(3), [0, 1, 2], compression=zipfile.ZIP_BZIP2)
+    with pytest.raises(UserError, match=r"'dataset.json' is encrypted or packed by method 12"):
+        ZipSource(path).index()
+    data = bytearray(path.read_bytes())
+    row = data.rfind(b"PK\x01\x02")
+    data[row + 6] = 99  # a version of the format that nobody knows yet
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a.zip: cannot be read: zip file version 9.9; repack"):
+        ZipSource(path).index()
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no images; allowed: .png"):
         FolderSource(tmp_path).index()

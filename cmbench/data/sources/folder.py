@@ -65,10 +65,21 @@ class FolderReader:
     def __init__(self, root: Path) -> None:
         self.root = f"{root}{os.sep}"
 
-    def read(self, locator: str) -> bytes:
-        """Return a file's bytes."""
-        with open(self.root + locator, "rb", buffering=0) as file:
-            return file.readall()
+    def read(self, locator: tuple[str, int]) -> bytes:
+        """Return a file's bytes; ``locator`` is its name and the size it had."""
+        name, size = locator
+        # Three system calls: Python's files make eight, which costs a tenth of a small JPEG.
+        file = os.open(self.root + name, os.O_RDONLY)
+        try:
+            data = os.read(file, size + 1)
+            if len(data) == size:  # one byte more was asked for: this is the end
+                return data
+            parts = [data]
+            while parts[-1]:  # it has grown, or was read in parts
+                parts.append(os.read(file, 1 << 20))
+            return b"".join(parts)
+        finally:
+            os.close(file)
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -100,9 +111,10 @@ class FolderSource(EncodedSource):
     def index(self) -> Index:
         """Walk the folder."""
         fingerprint = Fingerprint()
-        names = []
+        names, locators = [], []
         for name, state in walk(str(self.root)):
             names.append(name)
+            locators.append((name, state.st_size))
             fingerprint.add(name, state.st_size, state.st_mtime_ns)
         if not names:
             raise self.error(
@@ -113,10 +125,10 @@ class FolderSource(EncodedSource):
         table = self.root / "dataset.json"
         if table.is_file():
             labels = labels_from_json(self, read_json(table, self.who), names)
-            return Index(names, names, labels, fingerprint=fingerprint.value)
+            return Index(names, locators, labels, fingerprint=fingerprint.value)
         found = labels_from_folders(names)
         labels, classes = found if found else (None, [])
-        return Index(names, names, labels, classes, fingerprint.value)
+        return Index(names, locators, labels, classes, fingerprint.value)
 
     def reader(self) -> FolderReader:
         """Return a reader of files."""
