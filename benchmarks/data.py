@@ -35,10 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from cmbench.data.catalog import CIFAR10_JPEG
 from cmbench.data.locations import DataLocations
-from cmbench.data.preparation.run import Request, prepare
-from cmbench.data.rules import RULES
 from cmbench.data.sources.base import EncodedSource
 from cmbench.data.sources.detect import open_source
 
@@ -157,6 +154,12 @@ def measure_decoding(source: Path, workers: int, repeats: int) -> dict[str, floa
 
 
 def prepare_at(source: Path, target: Path, workers: int) -> None:
+    # Imported here, as the command line does: a worker process imports the main module again, and
+    # should find there no more than it does under `cmbench prepare`.
+    from cmbench.data.catalog import CIFAR10_JPEG
+    from cmbench.data.preparation.run import Request, prepare
+    from cmbench.data.rules import RULES
+
     rule = replace(RULES["cifar10-jpeg"], count=None)
     prepare(CIFAR10_JPEG, rule, Request(source, workers=workers), DataLocations(target))
 
@@ -168,6 +171,7 @@ def measure_reading(source: Path, repeats: int, batch: int = 512) -> dict[str, f
     """Gather every image once, in shuffled batches, into one buffer; copy as much by memcpy."""
     import torch
 
+    from cmbench.data.catalog import CIFAR10_JPEG
     from cmbench.data.prepared import build
 
     torch.set_num_threads(1)

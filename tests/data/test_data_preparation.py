@@ -29,7 +29,7 @@ from PIL import Image
 from cmbench.data.catalog import BUILTIN_DATASETS
 from cmbench.data.locations import DataLocations
 from cmbench.data.preparation import partial
-from cmbench.data.preparation.run import Request, prepare
+from cmbench.data.preparation.run import Request, is_large, prepare
 from cmbench.data.rules import RULES, Rule
 from cmbench.data.store import open_store
 from cmbench.data.verify import verify
@@ -107,6 +107,20 @@ def test_workers_make_what_one_process_makes(
     path.write_bytes(broken)
     with pytest.raises(UserError, match=r"img00002499.png' is damaged"):
         prepare(spec, rule, Request(path, workers=2), DataLocations(tmp_path / "3"))
+
+
+def test_a_glance_tells_whether_workers_pay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmbench.data.preparation.run._SERIAL_IMAGES", 6)
+    monkeypatch.setattr("cmbench.data.preparation.run._LARGE_SOURCE", 100)
+    class_folder(tmp_path / "source", pictures(5))
+    assert not is_large(tmp_path / "source")
+    (tmp_path / "source/ant/more.png").write_bytes(b"0" * 99)
+    assert is_large(tmp_path / "source")
+    assert not is_large(tmp_path / "source/ant/more.png")
+    (tmp_path / "source/ant/more.png").write_bytes(b"0" * 100)
+    assert is_large(tmp_path / "source/ant/more.png")
 
 
 def test_pixel_modes_are_converted_and_counted(
@@ -437,7 +451,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from cmbench.data.locations import DataLocations
-from cmbench.data.preparation.run import Request, prepare
+from cmbench.data.preparation.run import Request, is_large, prepare
 from cmbench.data.rules import Rule
 from cmbench.plugin.specs import DatasetSpec
 import cmbench.data.preparation.run as run

@@ -48,7 +48,8 @@ class Workers:
             self._pool = ProcessPoolExecutor(
                 self.count, mp_context=get_context("spawn"), initializer=start_worker
             )
-            self._pool.submit(warm_up)
+            for _ in range(self.count):  # a process is started for each, while none is idle
+                self._pool.submit(warm_up)
         return self._pool
 
     def run(self, job: Job, works: Iterator[BlockWork]) -> Iterator[BlockDone]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,7 +37,8 @@ from cmbench.plugin.specs import DatasetSpec
 
 #: Below this many images, starting workers costs more than it saves.
 _SERIAL_IMAGES = 4096
-#: Archives of at least this many bytes get their workers started while they are indexed.
+#: Archives of at least this many bytes, and folders of at least as many files as above, get their
+#: workers started while they are indexed.
 _LARGE_SOURCE = 8 << 20
 
 #: ``progress(stage, images done, images in all)``; a stage with a total of 0 cannot be counted.
@@ -99,6 +101,18 @@ def prepare(
             return found.manifest, False
 
 
+def is_large(path: Path) -> bool:
+    """Return whether a source is worth workers, as far as a glance tells."""
+    if path.is_file():
+        return path.stat().st_size >= _LARGE_SOURCE
+    seen = 0
+    for _, _, files in os.walk(path):
+        seen += len(files)
+        if seen >= _SERIAL_IMAGES:
+            return True
+    return False
+
+
 @dataclass
 class Preparation:
     """One preparation, under its lock."""
@@ -130,9 +144,9 @@ class Preparation:
 
     def decode_images(self, source: EncodedSource) -> Content:
         """Read, decode and write every image that the journal lacks."""
-        path, request = source.path, self.request
+        request = self.request
         with Workers(request.workers) as workers:
-            if workers.count > 1 and path.is_file() and path.stat().st_size >= _LARGE_SOURCE:
+            if workers.count > 1 and is_large(source.path):
                 workers.start()
             index = source.index()
             self.stop_if_prepared(fingerprint=index.fingerprint)
