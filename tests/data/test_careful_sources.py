@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 import zipfile
 from collections import namedtuple
 from pathlib import Path
@@ -117,6 +118,24 @@ def test_a_batch_that_is_none(tmp_path: Path) -> None:
         CifarPythonSource.LARGEST_BATCH = before
 
 
+def test_what_was_unpacked_from_one_archive_is_not_taken_for_another(tmp_path: Path) -> None:
+    first = image_tar(tmp_path / "a.tar.xz", pictures(4))
+    second = image_tar(tmp_path / "b.tar.xz", pictures(4, seed=1))
+    spool = tmp_path / "spool.tar"
+    fingerprints = [TarSource(p, spool=spool).index().fingerprint for p in (first, second, first)]
+    assert len(list(tmp_path.glob("spool*"))) == 1
+    unpacked = next(tmp_path.glob("spool*")).read_bytes()
+    assert TarSource(first, spool=spool).index().fingerprint == fingerprints[0]
+    with tarfile.open(first) as archive:
+        member = archive.extractfile("train/ant/00000.png")
+        assert member is not None
+        assert member.read() in unpacked
+    # What a kill leaves of unpacking is not taken for an archive either.
+    next(tmp_path.glob("spool*")).rename(tmp_path / "spool.tar-0123.part")
+    assert len(TarSource(second, spool=spool).index().names) == 4
+    assert len(list(tmp_path.glob("spool*"))) == 1
+
+
 def test_unpacking_leaves_room_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +145,6 @@ def test_unpacking_leaves_room_on_the_disk(
     spool = tmp_path / "spool.tar"
     with pytest.raises(UserError, match=r"unpacks to more than .* has room for"):
         TarSource(path, spool=spool).index()
-    assert not spool.exists()
-    assert not spool.with_suffix(".part").exists()
+    assert list(tmp_path.glob("spool*")) == []
     monkeypatch.undo()
     assert len(TarSource(path, spool=spool).index().names) == 4

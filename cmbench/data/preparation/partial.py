@@ -42,7 +42,7 @@ class Partial:
 
     @property
     def spool(self) -> Path:
-        """Where a compressed tar is unpacked to."""
+        """Where a compressed tar is unpacked to: the beginning of the file's name."""
         return self.folder / _SPOOL
 
     # ---- begin or resume -----------------------------------------------------------------------
@@ -143,14 +143,20 @@ class Partial:
 
     def put_in_place(self, target: Path) -> None:
         """Rename the finished folder to its final name; an old one goes only then."""
-        for name in (_SPOOL, _JOURNAL, _PLAN):
+        for name in (_JOURNAL, _PLAN):
             (self.folder / name).unlink(missing_ok=True)
+        for spooled in self.folder.glob(f"{_SPOOL}*"):
+            spooled.unlink()
         old = target.with_name(f"{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
             target.rename(old)
         self.folder.rename(target)
         shutil.rmtree(old, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Forget what was begun: the folder goes when the lock is released."""
+        (self.folder / _PLAN).unlink(missing_ok=True)
 
     def remove_if_empty(self) -> None:
         """Leave no trace of a preparation that failed before its first block."""

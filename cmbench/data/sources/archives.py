@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import json
 import lzma
 import mmap
@@ -45,11 +46,13 @@ _REPACK = "repack the archive with `zip -0`"
 _SPARE, _STRIDE = 256 << 20, 16 << 20
 
 
-def truncated(source: Source, error: BaseException) -> UserError:
-    """Return the error for an archive that ends early or is no archive."""
+def truncated(source: Source, error: BaseException, name: str = "") -> UserError:
+    """Return the error for an archive (or the file ``name`` of several) that ends early or is none.
+    """
     detail = " ".join(str(error).split())[:120]
+    what = f"{name} is a truncated" if name else "truncated"
     return source.error(
-        f"truncated or corrupt archive ({type(error).__name__}: {detail})",
+        f"{what} or corrupt archive ({type(error).__name__}: {detail})",
         remedy="download it again and compare its size and hash with the original's",
     )
 
@@ -217,8 +220,8 @@ class TarReader:
 class TarSource(EncodedSource):
     """A tar of images in class folders, packed or not.
 
-    ``spool`` is where a packed one is unpacked to; it is kept until the dataset is complete, so
-    that a resumed preparation need not unpack again.
+    ``spool`` says where a packed one is unpacked to; that is kept until the dataset is complete, so
+    that a resumed preparation need not unpack again. Its name tells which archive it came from.
     """
 
     kind = "tar"
@@ -235,10 +238,14 @@ class TarSource(EncodedSource):
         if opener is None:
             return
         assert self.spool is not None
-        self.plain = self.spool
-        if self.spool.exists():
+        origin = hashlib.sha256(f"{self.path.resolve()} {self.stat}".encode()).hexdigest()[:16]
+        self.plain = self.spool.with_name(f"{self.spool.name}-{origin}")
+        for other in self.spool.parent.glob(f"{self.spool.name}-*"):
+            if other != self.plain:  # another archive's, or one that a kill cut short
+                other.unlink()
+        if self.plain.exists():
             return
-        part = self.spool.with_suffix(".part")
+        part = self.plain.with_name(f"{self.plain.name}.part")
         try:
             with opener(self.path, "rb") as packed, open(part, "wb") as out:
                 while data := packed.read(_STRIDE):
@@ -252,7 +259,7 @@ class TarSource(EncodedSource):
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise truncated(self, error) from None
-        part.rename(self.spool)
+        part.rename(self.plain)
 
     def _require_room(self, folder: Path, size: int) -> None:
         if shutil.disk_usage(folder).free < size + _SPARE:
