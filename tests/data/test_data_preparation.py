@@ -302,6 +302,29 @@ def test_batches_of_another_resolution(
     check_refused(SPECS["imagenet64"], rule, Request(path), locations, message)
 
 
+def test_bad_batches_leave_nothing_behind(
+    tmp_path: Path, locations: DataLocations, rule: Rule
+) -> None:
+    # More than a block is copied before the fault shows, which is in the last batch.
+    images, spec = pictures(5500, 32), SPECS["cifar10"]
+    path = cifar_archive(tmp_path / "a.tar.gz", images, [*[0] * 5499, 10])
+    message = r"data_batch_5 holds label 10 \(of its image 1099\); allowed: 0 … 9"
+    check_refused(spec, rule, Request(path), locations, message)
+    path = cifar_archive(tmp_path / "b.tar.gz", images, [0] * 5500)
+    counted = dataclasses.replace(rule, count=6000)
+    check_refused(spec, counted, Request(path), locations, r"holds 5,500 images; allowed: 6,000")
+
+
+def test_missing_batches_are_named(tmp_path: Path, locations: DataLocations) -> None:
+    for i in (1, 3, 4, 5, 6, 8, 9, 10):
+        np.savez(tmp_path / f"train_data_batch_{i}.npz", data=np.zeros((2, 12288), np.uint8),
+                 labels=[1, 1000])  # fmt: skip
+    spec, rule = SPECS["imagenet64-small"], RULES["imagenet64-small"]
+    message = r"lacks train_data_batch_2, train_data_batch_7; .*; download .*--subset"
+    check_refused(spec, rule, Request(tmp_path), locations, message)
+    assert prepare(spec, rule, Request(tmp_path, subset=True), locations)[0].count == 16
+
+
 def test_altered_batches_are_recorded(tmp_path: Path, locations: DataLocations) -> None:
     path = cifar_archive(tmp_path / "cifar-10-python.tar.gz", pictures(10, 32), [0] * 10)
     rule = dataclasses.replace(RULES["cifar10"], count=10)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import tarfile
 import zipfile
@@ -23,6 +24,7 @@ from cmbench.data.sources.base import EncodedSource
 from cmbench.data.sources.batches import CifarPythonSource, ImageNetBatchSource
 from cmbench.data.sources.detect import open_source
 from cmbench.data.sources.folder import FolderSource
+from cmbench.data.sources.lmdb import LmdbSource
 from cmbench.errors import MissingError, UserError
 
 LABELS = [2, 0, 1, 1, 0, 2]
@@ -260,6 +262,10 @@ def bad_cifar(path: Path, batch: bytes) -> Path:
         ({"data": np.zeros((2, 3072)), "labels": [0, 0]}, r"float64 data"),
         ({"data": np.zeros((2, 3072), np.uint8), "labels": [0]}, r"labels of shape \(1,\)"),
         ({"data": np.zeros((1, 3072), np.uint8), "labels": [0.5]}, r"float64 labels"),
+        (
+            {"data": np.zeros((2, 3072), np.uint8), "labels": [9, 10]},
+            r"data_batch_1 holds label 10 \(of its image 1\); allowed: 0 … 9; give --source",
+        ),
         (Path("/"), r"refused: the pickle asks for pathlib"),
     ],
 )
@@ -289,6 +295,7 @@ def test_imagenet_batches(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert isinstance(source, ImageNetBatchSource)
     assert source.total == 9
+    assert source.missing == [f"train_data_batch_{i}" for i in range(3, 10)]
     chunks = list(source.chunks())
     assert [int(c.images[0, 0, 0, 0]) - int(rows[0, 0]) for c in chunks] == [1, 2, 10]
     assert chunks[0].labels is not None
@@ -306,8 +313,28 @@ def test_a_truncated_npz(tmp_path: Path) -> None:
     path = tmp_path / "train_data_batch_1.npz"
     np.savez(path, data=np.zeros((3, 12288), np.uint8), labels=[1, 2, 3])
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"truncated or corrupt archive"):
+    with pytest.raises(UserError, match=r"batch_1.npz is a truncated or corrupt archive"):
         open_source(tmp_path)
+
+
+def test_labels_that_imagenet_batches_cannot_have(tmp_path: Path) -> None:
+    for label in (0, 1001):  # they count from 1
+        np.savez(tmp_path / "train_data_batch_1.npz", data=np.zeros((2, 12288), np.uint8),
+                 labels=[1, label])
+        message = rf"train_data_batch_1.npz holds label {label} .*image 1\); allowed: 1 … 1000"
+        with pytest.raises(UserError, match=message):
+            list(ImageNetBatchSource(tmp_path).chunks())
+
+
+def test_an_npz_that_claims_more_than_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "train_data_batch_1.npz"
+    lie = b"{'descr': '|u1', 'fortran_order': False, 'shape': (100000000000, 12288), }".ljust(117)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data.npy", b"\x93NUMPY\x01\x00v\x00" + lie + b"\n")
+        with archive.open("labels.npy", "w") as file:
+            np.save(file, np.ones(3))
+    with pytest.raises(UserError, match=r"batch_1.npz: cannot be read: .* claims an array"):
+        list(ImageNetBatchSource(tmp_path).chunks())
 
 
 def test_an_npz_with_a_pickle_inside_is_refused(tmp_path: Path) -> None:
@@ -337,6 +364,24 @@ def test_an_lmdb(tmp_path: Path) -> None:
     (tmp_path / "data.mdb").write_bytes(b"\0" * len(data))
     with pytest.raises(UserError, match=r"truncated or corrupt database"):
         open_source(tmp_path).index()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.9])
+def test_an_lmdb_that_is_cut(tmp_path: Path, keep: float) -> None:
+    # To read beyond its end would be the end of the process.
+    lmdb = pytest.importorskip("lmdb", reason="the optional package lmdb is not installed")
+    with (
+        lmdb.open(str(tmp_path), map_size=8 << 20) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        for i in range(1000):
+            transaction.put(f"{i:040d}".encode(), bytes(2000))
+    assert len(LmdbSource(tmp_path).index()) == 1000
+    size = (tmp_path / "data.mdb").stat().st_size
+    os.truncate(tmp_path / "data.mdb", int(keep * size))
+    message = rf"truncated database: data.mdb takes {int(keep * size):,} bytes; allowed: [\d,]+ by"
+    with pytest.raises(UserError, match=message):
+        LmdbSource(tmp_path).index()
 
 
 # ---- detection ---------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cmbench.data.rules import Rule
-from cmbench.data.sources.base import Source
+from cmbench.data.sources.base import ArraySource, Source
+from cmbench.errors import first_names
 from cmbench.plugin.specs import DatasetSpec
 
 Labels = npt.NDArray[np.int32]
@@ -21,6 +22,17 @@ def check_kind(source: Source, spec: DatasetSpec, rule: Rule) -> None:
             f"cannot be the source of {spec.name!r}",
             allowed=", ".join(rule.kinds),
             remedy=f"give --source {rule.hint}",
+        )
+
+
+def check_missing(source: ArraySource, rule: Rule, *, subset: bool) -> None:
+    """Check that all files of a dataset are there, or that a part of it is asked for."""
+    if source.missing and rule.count is not None and not subset:
+        raise source.error(
+            f"lacks {first_names(source.missing, 10)}",
+            allowed="all of its batches",
+            remedy="download what is missing; or add --subset to prepare a part, which records "
+            "then say",
         )
 
 

@@ -15,7 +15,13 @@ import numpy as np
 from cmbench.data.layout import Layout
 from cmbench.data.locations import DataLocations
 from cmbench.data.preparation.arrays import ArrayBlocks
-from cmbench.data.preparation.checks import Labels, check_count, check_kind, check_labels
+from cmbench.data.preparation.checks import (
+    Labels,
+    check_count,
+    check_kind,
+    check_labels,
+    check_missing,
+)
 from cmbench.data.preparation.decode import BlockWork, Job
 from cmbench.data.preparation.partial import WHO, Partial, locked, os_errors
 from cmbench.data.preparation.pool import Workers, run_serially
@@ -193,11 +199,23 @@ class Preparation:
         """Copy decoded images, block by block."""
         fingerprint, request = source.fingerprint(), self.request
         self.stop_if_prepared(fingerprint=fingerprint)
+        check_missing(source, self.rule, subset=request.subset)
         if source.total is not None:
             check_count(source, source.total, self.rule, subset=request.subset)
         self.partial.open(self.plan(source, fingerprint), restart=request.restart)
         if not self.partial.images.exists():
             self.partial.images.write_bytes(self.layout.header(0))
+        try:
+            count, labels = self.copy_chunks(source)
+        except UserError:
+            # A fault of the source: what was copied would only stand in the way of a better one,
+            # and copying again takes no longer than reading.
+            self.partial.discard()
+            raise
+        return Content(count, labels, (), fingerprint, source.remark)
+
+    def copy_chunks(self, source: ArraySource) -> tuple[int, Labels | None]:
+        """Write the blocks that the journal lacks; return the number of images and the labels."""
         blocks = ArrayBlocks(self.partial.images, self.layout, self.partial.done, self.partial.add)
         total = source.total or self.rule.count or 0
         labels: list[int] = []
@@ -212,9 +230,8 @@ class Preparation:
                 labels.extend([] if chunk.labels is None else chunk.labels.tolist())
                 for done in blocks.add(chunk.images):
                     self.progress("copying", done, max(total, done))
-        check_count(source, blocks.count, self.rule, subset=request.subset)
-        checked = check_labels(source, self.spec, labels or None, (), ())
-        return Content(blocks.count, checked, (), fingerprint, source.remark)
+        check_count(source, blocks.count, self.rule, subset=self.request.subset)
+        return blocks.count, check_labels(source, self.spec, labels or None, (), ())
 
     # ---- common --------------------------------------------------------------------------------
 

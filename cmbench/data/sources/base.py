@@ -102,6 +102,8 @@ class ArraySource(Source):
 
     #: Number of images if it is known without reading them.
     total: int | None = None
+    #: Files of the whole dataset that are not here; a part of it can do without them.
+    missing: Sequence[str] = ()
     #: What is remarkable about the files (for the dataset's revision).
     remark: str = ""
 

@@ -1,6 +1,6 @@
 """Batch files of decoded images: the CIFAR-10 python archive, ImageNet's downsampled batches.
 
-Pickles are read by the restricted unpickler, ``.npz`` with ``allow_pickle=False``.
+Pickles are read by the restricted unpickler; ``.npz`` are never unpickled.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from cmbench.data.npy import read_npz
 from cmbench.data.pickles import load_plain_pickle
 from cmbench.data.sources.archives import TRUNCATED, open_packed, truncated
 from cmbench.data.sources.base import ArraySource, Chunk, Fingerprint
@@ -35,6 +36,7 @@ class BatchSource(ArraySource):
 
     size: ClassVar[int] = 32
     first_label: ClassVar[int] = 0
+    classes: ClassVar[int] = 10
 
     def chunk(self, batch: Any, name: str) -> Chunk:
         """Check one batch file's contents and shape them."""
@@ -59,8 +61,16 @@ class BatchSource(ArraySource):
                 allowed=f"{len(data)} class numbers",
                 remedy="give --source the archive as it was published",
             )
+        first = self.first_label
+        outside = np.flatnonzero((labels < first) | (labels >= first + self.classes))
+        if len(outside):
+            raise self.error(
+                f"{name} holds label {labels[outside[0]]} (of its image {outside[0]})",
+                allowed=f"{first} … {first + self.classes - 1}",
+                remedy="give --source the archive as it was published",
+            )
         images = data.reshape(-1, 3, self.size, self.size)
-        return Chunk(images, labels.astype(np.int64) - self.first_label)
+        return Chunk(images, labels.astype(np.int64) - first)
 
 
 class CifarPythonSource(BatchSource):
@@ -148,18 +158,22 @@ class ImageNetBatchSource(BatchSource):
     kind = "imagenet-batches"
     size = 64
     first_label = 1
+    classes = 1000
+    #: How many batches the training images come in.
+    BATCHES = 10
 
     def __init__(self, path: Path, split: str = "") -> None:
         super().__init__(path, split or "train")
         folder = path if path.is_dir() else path.parent
         matches = [(_IMAGENET_BATCH.fullmatch(f.name), f) for f in sorted(folder.iterdir())]
         wanted = "val_data" if self.split == "val" else "train_data_batch_"
-        self.files = [
-            f
-            for _, f in sorted(
-                (int(m.group(2) or 0), f) for m, f in matches if m and f.name.startswith(wanted)
-            )
-        ]
+        numbered = sorted(
+            (int(m.group(2) or 0), f) for m, f in matches if m and f.name.startswith(wanted)
+        )
+        self.files = [f for _, f in numbered]
+        if self.split == "train":
+            there = {number for number, _ in numbered}
+            self.missing = [f"{wanted}{i}" for i in range(1, self.BATCHES + 1) if i not in there]
         if not self.files:
             raise self.error(
                 "holds no batches",
@@ -187,18 +201,14 @@ class ImageNetBatchSource(BatchSource):
                     read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
                     total += int(np.prod(read(file)[0]))
             except (*TRUNCATED, KeyError, ValueError, AttributeError) as error:
-                raise truncated(self, error) from None
+                raise truncated(self, error, path.name) from None
         return total
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield the batches in the order of their numbers."""
         for path in self.files:
             if path.suffix == ".npz":
-                try:
-                    with np.load(path, allow_pickle=False) as arrays:
-                        batch = {n: arrays[n] for n in ("data", "labels") if n in arrays.files}
-                except (*TRUNCATED, ValueError, KeyError) as error:
-                    raise truncated(self, error) from None
+                batch: Any = read_npz(path, ("data", "labels"))
             else:
                 with open(path, "rb") as file:
                     batch = load_plain_pickle(file, f"{self.who}, {path.name}")

@@ -8,6 +8,9 @@ from typing import Any
 from cmbench.data.sources.base import EncodedSource, Fingerprint, Index
 from cmbench.errors import MissingError
 
+#: Pages that a whole database may lack at its end: those that its last change took and gave back.
+_LOOSE_PAGES = 16
+
 
 def _lmdb(who: str) -> Any:
     try:
@@ -24,14 +27,18 @@ class LmdbReader:
 
     def __init__(self, path: Path) -> None:
         lmdb = _lmdb(f"lmdb {path}")
+        self.errors = lmdb.Error
         self.environment = lmdb.open(
             str(path), readonly=True, lock=False, readahead=False, subdir=path.is_dir()
         )
         self.transaction = self.environment.begin(write=False)
 
     def read(self, locator: bytes) -> bytes:
-        """Return the value of a key."""
-        return bytes(self.transaction.get(locator) or b"")
+        """Return the value of a key; raise ``OSError`` if the database is damaged there."""
+        try:
+            return bytes(self.transaction.get(locator) or b"")
+        except self.errors as error:
+            raise OSError(str(error)) from None
 
     def close(self) -> None:
         """End the transaction."""
@@ -55,6 +62,7 @@ class LmdbSource(EncodedSource):
                 ) as environment,
                 environment.begin(write=False) as transaction,
             ):
+                self._require_whole(environment)
                 keys = [bytes(k) for k in transaction.cursor().iternext(keys=True, values=False)]
                 fingerprint.add(sorted(transaction.stat().items()))
         except lmdb.Error as error:
@@ -67,6 +75,18 @@ class LmdbSource(EncodedSource):
         fingerprint.add(len(keys), keys[0], keys[-1])
         names = [key.decode("utf-8", "backslashreplace") for key in keys]
         return Index(names, keys, None, fingerprint=fingerprint.value)
+
+    def _require_whole(self, environment: Any) -> None:
+        """Raise if the file is shorter than its pages: to read those would kill the process."""
+        file = self.path / "data.mdb" if self.path.is_dir() else self.path
+        wanted = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        found = file.stat().st_size
+        if found < wanted - _LOOSE_PAGES * environment.stat()["psize"]:
+            raise self.error(
+                f"truncated database: data.mdb takes {found:,} bytes",
+                allowed=f"{wanted:,} by its own table",
+                remedy="download it again and compare its size with the original's",
+            )
 
     def reader(self) -> LmdbReader:
         """Open the database."""
