@@ -14,7 +14,7 @@ from pathlib import Path
 from cmbench.data.locations import DataLocations
 from cmbench.data.preparation.decode import peek
 from cmbench.data.rules import CUSTOM_RULE, RULES, Rule
-from cmbench.data.sources.base import EncodedSource
+from cmbench.data.sources.base import EncodedSource, Index
 from cmbench.data.sources.detect import open_source
 from cmbench.data.store import MANIFEST, Manifest, read_manifest
 from cmbench.data.transforms import TRANSFORMS
@@ -23,6 +23,8 @@ from cmbench.plugin.specs import DatasetSpec
 
 _PREFIXES = ("folder:", "zip:")
 _FACTORY = "cmbench.data.prepared:build"
+#: Labels in a file may be any numbers; networks and counts have room for so many classes.
+_MOST_CLASSES = 100_000
 
 
 def is_custom(name: str) -> bool:
@@ -130,13 +132,24 @@ def custom_target(
     if transform in ("", "none") and (height, width) != (size, size):
         raise found.error(
             f"its first image, {index.names[0]!r}, is {width}x{height}",
-            allowed=f"{size}x{size}",
-            remedy="add --resolution and a --transform "
-            f"({', '.join(t for t in TRANSFORMS if t != 'none')})",
+            allowed=f"{size}x{size}" if resolution or height == width else "square images",
+            remedy=f"add --transform ({', '.join(t for t in TRANSFORMS if t != 'none')}) and "
+            "--resolution",
         )
-    labels = index.labels
-    if labels is not None and min(labels) < 0:
-        raise UserError(found.who, f"label {min(labels)} is out of range", allowed="0 and above")
-    classes = 0 if labels is None else max(len(index.class_names), max(labels) + 1)
     rule = replace(CUSTOM_RULE, transform=transform or "none")
-    return spec_of(name, (channels, size, size), classes), rule
+    return spec_of(name, (channels, size, size), _classes(found, index)), rule
+
+
+def _classes(source: EncodedSource, index: Index) -> int:
+    """Return the number of classes of a user's images, 0 without labels."""
+    if index.labels is None:
+        return 0
+    for label in (min(index.labels), max(index.labels)):
+        if not 0 <= label < _MOST_CLASSES:
+            name = index.names[index.labels.index(label)]
+            raise source.error(
+                f"label {label} of image {name!r} is out of range",
+                allowed=f"0 … {_MOST_CLASSES - 1:,}",
+                remedy="number the classes from 0",
+            )
+    return max(len(index.class_names), max(index.labels) + 1)

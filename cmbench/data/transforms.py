@@ -57,7 +57,7 @@ def as_is(image: Image.Image, size: int) -> Image.Image:
             "image",
             f"is {image.width}x{image.height}",
             allowed=f"{size}x{size}",
-            remedy="prepare the right source, or choose a --transform that crops and shrinks",
+            remedy="prepare a source of that size; images of your own can be cut by --transform",
         )
     return image
 

@@ -210,7 +210,8 @@ def test_a_folder_of_ones_own(tmp_path: Path, locations: DataLocations) -> None:
 
 def test_a_crop_is_needed_where_pictures_are_not_square(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(encode(pictures(1, 16)[0, :, :12]))
-    with pytest.raises(UserError, match=r"first image, '0.png', is 12x16; .*--transform \(adm"):
+    message = r"first image, '0.png', is 12x16; allowed: square images; add --transform \(adm"
+    with pytest.raises(UserError, match=message):
         custom_target("mine", tmp_path, "", None, "")
     spec, rule = custom_target("mine", tmp_path, "adm-crop", 8, "")
     assert (spec.data_shape, rule.transform) == ((3, 8, 8), "adm-crop")
@@ -220,9 +221,11 @@ def test_grey_pictures_and_numbers_without_names(tmp_path: Path) -> None:
     path = edm_zip(tmp_path / "a.zip", pictures(4, channels=1), [0, 5, 2, 0])
     spec, _ = custom_target("mine", path, "", None, "")
     assert (spec.data_shape, spec.num_classes) == ((1, 8, 8), 6)
-    path = edm_zip(tmp_path / "b.zip", pictures(2), [0, -1])
-    with pytest.raises(UserError, match=r"label -1 is out of range"):
-        custom_target("mine", path, "", None, "")
+    for label in (-1, 10**8):
+        path = edm_zip(tmp_path / "b.zip", pictures(2), [0, label])
+        message = rf"label {label} of image .*1.png' is out of range; allowed: 0 … 99,999; number"
+        with pytest.raises(UserError, match=message):
+            custom_target("mine", path, "", None, "")
 
 
 def test_an_unknown_dataset_lists_what_there_is(
