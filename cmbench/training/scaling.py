@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 #: Below this a gradient that is not finite is not the scale's fault.
@@ -33,7 +34,8 @@ class LossScaler:
         *,
         several: bool = False,
     ) -> None:
-        self._scaler = _make_scaler(device, several) if enabled else None
+        kind = _SharedScaler if several else torch.amp.GradScaler
+        self._scaler = kind(device.type) if enabled else None
         if self._scaler is not None and saved:
             self._scaler.load_state_dict(dict(saved))
 
@@ -75,12 +77,18 @@ class LossScaler:
         return {} if self._scaler is None else dict(self._scaler.state_dict())
 
 
-def _make_scaler(device: torch.device, several: bool) -> torch.amp.GradScaler:
-    if not several:
-        return torch.amp.GradScaler(device.type)
-    from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+class _SharedScaler(torch.amp.GradScaler):
+    """Skips a step in every process if the gradients are not finite in one.
 
-    return ShardedGradScaler(device.type)
+    ``ShardedGradScaler`` of FSDP does the same, but finds in the shape ``[1]``, which fused
+    optimizers refuse.
+    """
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        super().unscale_(optimizer)
+        found = self._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
+        for bad in found.values():
+            dist.all_reduce(bad, op=dist.ReduceOp.MAX)
 
 
 def scaler_states(scalers: Sequence[LossScaler]) -> list[dict[str, Any]]:

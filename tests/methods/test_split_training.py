@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from cmbench.errors import BrokenRunError, UserError
+from cmbench.plugin.config import OptimizerConfig
 from cmbench.plugin.method import Batch
 from cmbench.training import distributed
 from cmbench.training.distributed import Place, SharedFailureError, World, joined
 from cmbench.training.loop import Settings, Watchers, fit
+from cmbench.training.optimizers import make_optimizer
 from cmbench.training.scaling import LossScaler
 from cmbench.training.sharding import Sharding
 from cmbench.training.state import TrainingState
@@ -34,6 +36,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 BATCH, SHARD, STEPS = 12, 2, 3
+#: Fused kernels, and one without.
+OPTIMIZERS = ("adam", "adamw", "radam")
 #: Adam turns the rounding of a tiny gradient into a whole step, unless eps is large.
 SMOOTH = {"name": "adam", "lr": 0.02, "eps": 1.0, "warmup_kimg": 0, "decay": "constant"}
 EDM2 = {"name": "edm2", "channels": 8, "channels_per_head": 8, "channel_mult": [1, 2],
@@ -48,6 +52,7 @@ class Scenario:
     options: dict[str, Any] = field(default_factory=dict)
     compiled: bool = False
     checkpointing: bool = False
+    precision: str = "fp32"
 
 
 SCENARIOS = {
@@ -55,7 +60,7 @@ SCENARIOS = {
     "tangent": Scenario("sct", DOUBLE),
     "distilled tangent, checkpointed": Scenario("scd", DOUBLE, checkpointing=True),
     "compiled tangent": Scenario("sct", DOUBLE | {"channel_mult": [1]}, compiled=True),
-    "average as target": Scenario("cd", EDM2),
+    "average as target": Scenario("cd", EDM2, {"target_ema": 0.9}),
     "clipped": Scenario("ect", EDM2, {"optimizer": SMOOTH | {"grad_clip": 0.01}}),
     "radam, one unit": Scenario("ict", {}, {"optimizer": SMOOTH | {"name": "radam"}}),
     "staged": Scenario("pd", EDM2, {"start_steps": 4, "optimizer": SMOOTH}),
@@ -64,6 +69,8 @@ SCENARIOS = {
     ),
 }
 
+#: Sums of another order differ by float32's rounding, and moments then by half precision's.
+HALF = Scenario("ect", EDM2, precision="fp16")
 #: Those that three processes train too: no axis splits evenly, some slices are empty.
 UNEVEN = ("loss with a log-variance", "tangent", "average as target", "another network family")
 
@@ -128,7 +135,8 @@ def trained(
         left.checkpoints.append((numbers(state.tensors()), state.meta()))
 
     settings = Settings(seed=0, batch_size=BATCH, microbatch_size=SHARD, world=world,
-                        compile=scenario.compiled, checkpoint_nimg=2 * BATCH)  # fmt: skip
+                        compile=scenario.compiled, precision=scenario.precision,
+                        checkpoint_nimg=2 * BATCH)  # fmt: skip
     shape = state.method.problem.data_shape
     fit(state, Feed(shape, missing), settings, Watchers(
         checkpoint=checkpoint, phase_done=lambda s: left.exports.append(numbers(s.export())),
@@ -148,10 +156,10 @@ def attempted(call: Callable[[], object]) -> tuple[str, str]:
     return "nothing raised", ""
 
 
-def skipped_step(overflowing: bool) -> tuple[float, float]:
+def skipped_step(name: Any, overflowing: bool) -> tuple[float, float]:
     """Step on this process's slice under fp16 scaling; return its value and the next scale."""
     mine = nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.SGD([mine], lr=0.1)
+    optimizer = make_optimizer(OptimizerConfig(name=name, lr=0.1), [mine])
     scaler = LossScaler(torch.device("cpu"), True, several=True)
     scaler.scaled(mine.sum() * (float("inf") if overflowing else 1.0)).backward()
     scaler.unscale(optimizer)
@@ -168,9 +176,10 @@ def child(rank: int, size: int, port: int, pipe: Connection, wholes: dict[str, L
         names = SCENARIOS if size == 2 else UNEVEN
         found: dict[str, Any] = {n: trained(SCENARIOS[n], world, split=True) for n in names}
         middle = wholes["tangent"].checkpoints[0]
+        found["half"] = trained(HALF, world, split=True)
         found["resumed"] = trained(SCENARIOS["tangent"], world, split=True, resume=middle)
-        found["skipped"] = skipped_step(overflowing=rank == size - 1)
-        found["not skipped"] = skipped_step(overflowing=False)
+        found["skipped"] = [skipped_step(name, rank == size - 1) for name in OPTIMIZERS]
+        found["not skipped"] = [skipped_step(name, False) for name in OPTIMIZERS]
         pipe.send(found)
 
 
@@ -211,7 +220,8 @@ def together(size: int, wholes: dict[str, Left], target: Any = child) -> list[di
 def whole() -> dict[str, Left]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-        return {name: trained(s, World(), split=False) for name, s in SCENARIOS.items()}
+        scenarios = SCENARIOS | {"half": HALF}
+        return {name: trained(s, World(), split=False) for name, s in scenarios.items()}
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +287,14 @@ def assert_trained_as(expected: Left, split: list[Left]) -> None:
     assert max(shares) < 1.6 / len(split)
 
 
+def test_scaled_losses_train_split_networks_too(
+    whole: dict[str, Left], two: list[dict[str, Any]]
+) -> None:
+    found, expected = two[0]["half"], whole["half"]
+    assert_same(found.exports[-1], expected.exports[-1])
+    assert found.checkpoints[-1][1]["loss_scalers"] == expected.checkpoints[-1][1]["loss_scalers"]
+
+
 def test_blocks_are_compiled(two: list[dict[str, Any]]) -> None:
     assert two[0]["compiled tangent"].graphs >= 3
     assert two[0]["tangent"].graphs == 0
@@ -298,9 +316,9 @@ def test_what_a_split_run_left_goes_on_whole(
 
 
 def test_an_overflow_in_one_slice_skips_the_step_everywhere(three: list[dict[str, Any]]) -> None:
-    assert {found["skipped"] for found in three} == {(1.0, 2.0**15)}
-    (value, scale), = {found["not skipped"] for found in three}
-    assert (value, scale) == (pytest.approx(0.9), 2.0**16)
+    for found in three:
+        assert found["skipped"] == [(1.0, 2.0**15)] * len(OPTIMIZERS)
+        assert found["not skipped"] == [(pytest.approx(0.9), 2.0**16)] * len(OPTIMIZERS)
 
 
 def test_failures_within_a_step_are_said_by_all() -> None:
