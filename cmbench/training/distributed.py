@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -318,6 +318,9 @@ class World:
 def joined(place: Place, device: torch.device) -> Iterator[World]:
     """Join the other processes for the block (gloo on the CPU, NCCL on CUDA); leave at its end.
 
+    Where the block raises, what is under way is given up: NCCL would wait for processes that may
+    be gone, or be waiting themselves.
+
     Raises:
         MissingError: the others cannot be reached.
     """
@@ -338,5 +341,11 @@ def joined(place: Place, device: torch.device) -> Iterator[World]:
         ) from error
     try:
         yield World(place.rank, place.size, dist.new_group(backend="gloo", timeout=PATIENCE))
+    except BaseException:
+        group = dist.group.WORLD
+        with suppress(RuntimeError):  # the block's error is the one to hear of
+            if group is not None:
+                group.abort()
+        raise
     finally:
         dist.destroy_process_group()

@@ -7,10 +7,12 @@ import os
 import socket
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from test_fit import BATCH, Feed, Given, Net, phase
 from torch import nn
 
@@ -206,6 +208,31 @@ def test_bad_environment(
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=line):
         Place.from_environment()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_under_way_is_given_up_only_after_an_error(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL's farewell waits for all that was begun, and others may never come for it."""
+    calls: list[str] = []
+    group = SimpleNamespace(abort=lambda: calls.append("abort"))
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(dist, "new_group", lambda **_: None)
+    monkeypatch.setattr(dist, "group", SimpleNamespace(WORLD=group))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("destroy"))
+
+    def block() -> None:
+        with joined(Place(1, 2, 1, 2), torch.device("cuda")):
+            if fails:
+                raise NonFiniteError("loss", "is not finite")
+
+    if fails:
+        with pytest.raises(NonFiniteError):
+            block()
+    else:
+        block()
+    assert calls == (["abort", "destroy"] if fails else ["destroy"])
 
 
 def test_place_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
