@@ -61,7 +61,8 @@ def check_labels(
         raise source.error(
             f"has no labels, but {spec.name!r} has {spec.num_classes} classes",
             allowed="a dataset.json with labels, or one folder a class",
-            remedy=f"make it again with labels, or prepare it unlabelled as {as_custom}:PATH",
+            remedy="give the folder that holds the class folders, or an archive with labels; or "
+            f"prepare it unlabelled as {as_custom}:PATH",
         )
     if class_names and len(class_names) != spec.num_classes:
         raise source.error(
