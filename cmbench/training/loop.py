@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from cmbench.errors import NonFiniteError, PluginError
+from cmbench.errors import BrokenRunError, NonFiniteError, PluginError
 from cmbench.plugin.method import Batch, Objective, Progress
-from cmbench.training.distributed import LostProcessError, SharedFailureError, World
+from cmbench.training.distributed import RELAYED, LostProcessError, SharedFailureError, World
 from cmbench.training.memory import memory_explained
 from cmbench.training.optimizers import learning_rate
 from cmbench.training.prepared import PreparedNetwork
@@ -69,6 +69,7 @@ def fit(state: TrainingState, feed: Feed, settings: Settings, watchers: Watchers
             then. No checkpoint is written in between.
         PluginError: the method's loss does not return one value per image.
         SharedFailureError: one of several processes failed.
+        BrokenRunError: one of several processes failed, and they cannot go on together.
     """
     nets, world = prepare(state, settings), settings.world
     meter = Meter(state, settings)
@@ -77,12 +78,13 @@ def fit(state: TrainingState, feed: Feed, settings: Settings, watchers: Watchers
             with world.together():
                 state.enter(index)
         while state.nimg < state.phase.images:
-            failure = attempt_step(state, nets, feed, settings, meter)
-            stop = watchers.should_stop()
-            # Together: a process that logs, stops or fails alone would leave the others waiting.
-            due, stopping, old = world.agree(
-                meter.due(), bool(stop), meter.long_unsaved(), failure=failure
-            )
+            with in_step(state):
+                failure = attempt_step(state, nets, feed, settings, meter)
+                stop = watchers.should_stop()
+                # Together: who logs, stops or fails alone would leave the others waiting.
+                due, stopping, old = world.agree(
+                    meter.due(), bool(stop), meter.long_unsaved(), failure=failure
+                )
             if stopping:
                 stop = stop or "stopped by another process"
             if due:
@@ -102,6 +104,31 @@ def fit(state: TrainingState, feed: Feed, settings: Settings, watchers: Watchers
             watchers.log(state, scalars)
             watchers.phase_done(state)
     return None
+
+
+@contextmanager
+def in_step(state: TrainingState) -> Iterator[None]:
+    """Make a shared failure the end of these processes, where GPUs wait for each other's slices.
+
+    There a process hears of another's failure while its own stream still waits for slices that will
+    not come: what it sends for the next run would be taken for them.
+
+    Raises:
+        BrokenRunError: instead of :class:`SharedFailureError`; the leader is to say it.
+    """
+    try:
+        yield
+    except SharedFailureError as error:
+        if state.sharding is None or state.sharding.hosts_wait:
+            raise
+        broken = BrokenRunError(
+            error.where, error.what,
+            remedy="all processes end here, because GPUs wait for its slices of the weights; "
+            "started again, training resumes from the last good checkpoint",
+        )
+        if not state.sharding.world.leads:
+            broken.add_note(RELAYED)
+        raise broken from error
 
 
 def attempt_step(

@@ -13,7 +13,7 @@ split run matches an unsplit one to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -75,6 +75,28 @@ class Sharding:
             unit.set_force_sum_reduction_for_comms(True)
         for name in getattr(module, "weight_methods", ()):
             register_fsdp_forward_method(module, name)
+
+    @property
+    def hosts_wait(self) -> bool:
+        """Whether a process that waits for slices waits itself (gloo), not a GPU's stream (NCCL).
+
+        Then all have sent each other the same messages wherever they come to an agreement.
+        """
+        return self.mesh.device_type == "cpu"
+
+    @staticmethod
+    def forget_passes(modules: Iterable[nn.Module]) -> None:
+        """Drop what FSDP notes of forward passes; no backward pass may be to come.
+
+        It forgets at a backward pass only: of a network that never has one (a target), it would
+        keep a note of every block in every step.
+        """
+        for module in modules:
+            if isinstance(module, FSDPModule):
+                for state in module._get_fsdp_state()._state_ctx.all_states:
+                    state._comm_ctx.post_forward_order.clear()
+                    if state._fsdp_param_group is not None:
+                        state._fsdp_param_group._post_forward_indices.clear()
 
     @staticmethod
     def mixed() -> AbstractContextManager[None]:

@@ -127,9 +127,10 @@ class TrainingState:
         return [parameter for parameter, moved in pairs if parameter is moved]
 
     def zero_gradients(self, index: int, objective: Objective) -> None:
-        """Forget an objective's gradients."""
+        """Forget an objective's gradients; no backward pass may be to come."""
         self.optimizers[index].zero_grad(set_to_none=True)
         if self.sharding is not None:
+            self.sharding.forget_passes(self.modules.values())
             for parameter in self.parameters(objective):
                 parameter.grad = None
 

@@ -18,6 +18,7 @@ from method_kit import build, stir
 from numpy import concatenate
 from numpy.linalg import norm
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from cmbench.errors import BrokenRunError, UserError
@@ -98,6 +99,7 @@ class Left:
     before: dict[str, Any] = field(default_factory=dict)
     share: float = 1.0
     graphs: int = 0
+    noted: float = 0.0
 
 
 def numbers(tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -144,8 +146,19 @@ def trained(
     parameters = list(state.modules["model"].parameters())
     mine = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
     left.share = mine / sum(p.numel() for p in parameters)
+    left.noted = max(noted_passes(module) for module in state.modules.values())
     left.graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     return left
+
+
+def noted_passes(module: nn.Module) -> float:
+    """Return how many forward passes FSDP still has notes of, on average over a network's units."""
+    units = [m for m in module.modules() if isinstance(m, FSDPModule)]
+    if not units:
+        return 0.0
+    notes = [unit._get_fsdp_state()._fsdp_param_group._post_forward_indices for unit in units]
+    order = units[0]._get_fsdp_state()._comm_ctx.post_forward_order
+    return max(len(order), sum(map(len, notes))) / len(units)
 
 
 def attempted(call: Callable[[], object]) -> tuple[str, str]:
@@ -190,8 +203,11 @@ def failing(rank: int, size: int, port: int, pipe: Connection, wholes: dict[str,
     with joined(Place(rank, size, rank, size), torch.device("cpu")) as world:
         train = partial(trained, SCENARIOS["clipped"], world, split=True)
         in_all = attempted(lambda: train(missing=range(BATCH, 2 * BATCH)))
+        Sharding.hosts_wait = False  # type: ignore  # as over NCCL: streams are left waiting
+        on_gpus = attempted(lambda: train(missing=range(BATCH, 2 * BATCH)))
+        Sharding.hosts_wait = True  # type: ignore
         in_one = attempted(lambda: train(missing=range(2 * BATCH - 1, 2 * BATCH)))
-        pipe.send((in_all, in_one))
+        pipe.send((in_all, on_gpus, in_one))
         pipe.close()
         os._exit(3)
 
@@ -295,6 +311,14 @@ def test_scaled_losses_train_split_networks_too(
     assert found.checkpoints[-1][1]["loss_scalers"] == expected.checkpoints[-1][1]["loss_scalers"]
 
 
+@pytest.mark.parametrize("name", ["average as target", "staged"])
+def test_networks_without_a_backward_pass_leave_no_notes(
+    name: str, two: list[dict[str, Any]]
+) -> None:
+    in_a_step = BATCH // 2 // SHARD * 2  # shards of a process, in each two passes at most
+    assert 0 < two[0][name].noted <= in_a_step
+
+
 def test_blocks_are_compiled(two: list[dict[str, Any]]) -> None:
     assert two[0]["compiled tangent"].graphs >= 3
     assert two[0]["tangent"].graphs == 0
@@ -324,10 +348,12 @@ def test_an_overflow_in_one_slice_skips_the_step_everywhere(three: list[dict[str
 def test_failures_within_a_step_are_said_by_all() -> None:
     """One that fails alone cannot be heard by others, who wait for its slices: both end."""
     both = together(2, {}, failing)
-    for rank, (in_all, in_one) in enumerate(both):
+    for rank, (in_all, on_gpus, in_one) in enumerate(both):
         assert in_all[0] == SharedFailureError.__name__
         assert "OSError: image cannot be read" in in_all[1]
+        assert on_gpus[0] == BrokenRunError.__name__, "no run can follow in these processes"
+        assert "rank 0 of 2: OSError: image cannot be read; all processes end here" in on_gpus[1]
         assert in_one[0] == BrokenRunError.__name__
         assert f"rank {rank} of 2: " in in_one[1]
         assert "start the same command again" in in_one[1]
-    assert "OSError: image cannot be read; the others wait" in both[1][1][1]
+    assert "OSError: image cannot be read; the others wait" in both[1][2][1]
