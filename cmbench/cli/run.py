@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import signal
 import sys
@@ -194,7 +195,12 @@ def run(ctx: click.Context, /, **options: Any) -> int:
 
     options["debug"] = bool((ctx.obj or {}).get("debug"))
     plugins = load_plugins()
-    request = make_request(options, plugins)
+    try:
+        request = make_request(options, plugins)
+    except UserError as error:
+        if os.environ.get("RANK", "0") != "0":
+            return error.exit_code  # every process meets it, rank 0 says it
+        raise
     from cmbench.training.distributed import Place, joined
 
     place = Place.from_environment()
