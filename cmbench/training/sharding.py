@@ -1,7 +1,8 @@
 """Networks too large for one device: every weight in slices, one a process (FSDP2).
 
 ``torch.distributed.fsdp.fully_shard`` keeps a slice of each parameter and of its gradient in every
-process; the whole weights of a block exist only while that block computes. Optimizer, averages and
+process; the whole weights of a block exist only while that block computes (casts and normalised
+copies of them are activations, which autograd keeps until the backward pass). Optimizer, averages and
 clipping see the slices as plain tensors that share memory with FSDP's parameters, so moments and
 averages are sliced too, and multi-tensor kernels stay what they are. Checkpoints hold whole
 tensors: a run goes on with any number of processes, split or not.
