@@ -2,9 +2,9 @@
 
 ``torch.distributed.fsdp.fully_shard`` keeps a slice of each parameter and of its gradient in every
 process; the whole weights of a block exist only while that block computes (casts and normalised
-copies of them are activations, which autograd keeps until the backward pass). Optimizer, averages and
-clipping see the slices as plain tensors that share memory with FSDP's parameters, so moments and
-averages are sliced too, and multi-tensor kernels stay what they are. Checkpoints hold whole
+copies of them are activations, which autograd keeps until the backward pass). Optimizer, averages
+and clipping see the slices as plain tensors that share memory with FSDP's parameters, so moments
+and averages are sliced too, and multi-tensor kernels stay what they are. Checkpoints hold whole
 tensors: a run goes on with any number of processes, split or not.
 
 Scalars (EDM2's gains) cannot be sliced. They stay whole in every process, and their gradients are
