@@ -77,6 +77,8 @@ def _persistent(meta: object, *_: object) -> InertObject:
 
 def _storage(data: bytes) -> Tensor:
     """Return a pickled storage as a flat tensor, through torch's own restricted loader."""
+    if data[:2] == b"PK":  # torch pickles storages in its older format, which cannot be packed
+        raise RefusedName("a storage in a zip")
     loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if isinstance(loaded, Tensor):
         raise RefusedName("a tensor in the place of a storage")
@@ -159,7 +161,13 @@ class NetworkUnpickler(RestrictedUnpickler):
         return super().find_class(module, name)
 
     def call(self, load: Callable[[Any], None], count: int) -> None:
-        """Count the bytes of tensors too: each is a copy of its part of a storage."""
+        """Count the bytes of tensors too: each is a copy of its part of a storage.
+
+        A tensor is never the object of a call. Its own ``__setstate__`` would let a pickle lay it
+        anew over any size of memory, which nobody has written to, or over another tensor.
+        """
+        if count and isinstance(self.stack[-count - 1], Tensor):
+            raise RefusedName("a change of a tensor")
         super().call(load, count)
         made = self.stack[-1]
         if isinstance(made, Tensor) and made is not self._last:  # as a parameter of it would be

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import tracemalloc
@@ -41,6 +42,12 @@ def peak_of(call: Any) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def _typed(tensor: Tensor) -> torch.storage.TypedStorage:
+    return torch.storage.TypedStorage(
+        wrap_storage=tensor.untyped_storage(), dtype=tensor.dtype, _internal=True
+    )
 
 
 # ---- memory ------------------------------------------------------------------------------------
@@ -106,6 +113,41 @@ def test_a_zip_that_unpacks_to_far_more(tmp_path: Path) -> None:
             packed.writestr(info.filename, given.read(info))
     assert torch.load(tmp_path / "b.pt", weights_only=True), "torch itself would unpack it"
     refuse(tmp_path / "b.pt", r"takes 4,\d+,\d+ bytes unpacked, [\d,]+ packed; allowed: up to 4 ")
+
+
+def test_a_storage_that_unpacks_to_far_more(tmp_path: Path) -> None:
+    """The zip that torch would unpack lies within the pickle here."""
+    plain, packed = io.BytesIO(), io.BytesIO()
+    torch.save(_typed(torch.zeros(2**20)), plain)
+    with zipfile.ZipFile(plain) as given, zipfile.ZipFile(
+        packed, "w", zipfile.ZIP_DEFLATED
+    ) as target:
+        for info in given.infolist():
+            target.writestr(info.filename, given.read(info))
+
+    class Hidden:
+        def __reduce__(self) -> Any:
+            return (torch.storage._load_from_bytes, (packed.getvalue(),))
+
+    packed.seek(0)
+    assert torch.load(packed, weights_only=True).nbytes() == 2**22, "torch would unpack it"
+    path = write_pickle(tmp_path / "bad.pkl", {"ema": Hidden()})
+    refuse(path, "refused: the pickle asks for a storage in a zip; ")
+
+
+@pytest.mark.parametrize("state", [
+    (_typed(torch.zeros(4)), 0, (2**20,), (1,)),  # a longer storage: of memory as it was found
+    (_typed(torch.zeros(4)), 0, (2**40,), (0,)),  # one number seen many times
+    (False, None, {}), (torch.zeros(2), None, {}, False, None),
+])  # fmt: skip
+def test_a_tensor_that_is_laid_anew(tmp_path: Path, state: Any) -> None:
+    class Changed:
+        def __reduce__(self) -> Any:
+            arguments = (_typed(torch.zeros(4)), 0, (4,), (1,), False, {})
+            return (torch._utils._rebuild_tensor_v2, arguments, state)
+
+    path = write_pickle(tmp_path / "bad.pkl", {"ema": Changed()})
+    refuse(path, "refused: the pickle asks for a change of a tensor; ")
 
 
 def test_many_views_of_one_storage_in_a_pt(tmp_path: Path) -> None:
