@@ -35,6 +35,8 @@ _UNDECODABLE = (
 )
 #: Decoded bytes that are handled at a time: they stay in the processor's cache.
 _GROUP_BYTES = 192 << 10
+#: A block that a worker gets and frees once, untouched, so that it keeps what it frees later.
+_KEPT_BYTES = 24 << 20
 #: As Pillow refuses by default.
 _MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 27)
 _LOSSY = frozenset({"JPEG", "MPO", "WEBP"})
@@ -299,7 +301,10 @@ _writers: dict[Path, BlockWriter] = {}
 
 
 def start_worker() -> None:
-    """Make sure that this worker dies with its parent, even if that is killed."""
+    """Settle this worker's memory; make sure that it dies with its parent, however that ends."""
+    # glibc raises its limit for keeping freed memory to the largest block that was ever freed. In a
+    # fresh process that limit is low, and every picture's buffers would go back to the system.
+    bytes(_KEPT_BYTES)
     parent = parent_process()
     if parent is None:
         return
