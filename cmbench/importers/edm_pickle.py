@@ -22,11 +22,16 @@ from cmbench.networks.recognize import recognize
 
 #: EDM2's class; ECT's consistency models on EDM2's network bear its name, but have no logvar.
 _EDM2_CLASS = "Precond"
+#: The class of consistency models of ECT and of TCM; TCM's, unlike ECT's, has no boundary but zero.
+_ECM_CLASS = "ECMPrecond"
+#: The loss that ECT and TCM train with; beside a network it says that it is a consistency model,
+#: whatever wraps it. An attribute that TCM's has alone.
+_ECM_LOSS, _TCM_ATTRIBUTE = "ECMLoss", "boundary_prob"
 #: The classes that hold the network, and what they make of its output.
 _PRECONDITIONING: Mapping[str, Preconditioning] = {
     "EDMPrecond": "edm",
     _EDM2_CLASS: "edm",
-    "ECMPrecond": "boundary",
+    _ECM_CLASS: "boundary",
     "ECTPrecond": "boundary",
 }
 #: Classes whose network takes another time than ln(sigma) / 4 or other scalings of its input.
@@ -38,9 +43,10 @@ def read_edm_pickle(path: Path, part: str = "ema", preconditioning: Precondition
 
     ``preconditioning`` says what the network's output means where its class is unknown here.
     """
-    module = _choose(load_network_pickle(path), part, path)
+    data = load_network_pickle(path)
+    module, loss = _choose(data, part, path), _loss(data)
     tensors = state_dict(module)
-    meaning = _meaning(module, tensors, preconditioning, path)
+    meaning = _meaning(module, loss, tensors, preconditioning, path)
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     head = _channels_per_head(module)
     found = recognize(shapes, **({"channels_per_head": head} if head else {}))
@@ -54,7 +60,7 @@ def read_edm_pickle(path: Path, part: str = "ema", preconditioning: Precondition
         found,
         meaning,
         _number(state.get("sigma_data")),
-        _number(state.get("sigma_min")) if meaning == "boundary" else None,
+        _boundary(module, loss) if meaning == "boundary" else None,
         {
             "class": module.class_name,
             "part": part,
@@ -79,11 +85,37 @@ def _choose(data: Any, part: str, path: Path) -> InertObject:
     )
 
 
+def _loss(data: Any) -> InertObject | None:
+    """Return the loss that a snapshot keeps beside its networks, if it does."""
+    loss = data.get("loss_fn") if isinstance(data, dict) else None
+    return loss if isinstance(loss, InertObject) else None
+
+
+def _name(described: InertObject) -> str:
+    """Return the name of a described class without its module."""
+    return described.class_name.rpartition(".")[2]
+
+
+def _boundary(module: InertObject, loss: InertObject | None) -> float | None:
+    """Return the noise level at which a consistency function is the identity, if the file tells.
+
+    EDM's scalings have it at zero: under them a file's ``sigma_min`` is no boundary.
+    """
+    plain = _name(module) != _ECM_CLASS
+    if loss is not None and _name(loss) == _ECM_LOSS and (plain or _TCM_ATTRIBUTE in loss.state):
+        return 0.0
+    return _number(module.state.get("sigma_min"))
+
+
 def _meaning(
-    module: InertObject, tensors: Mapping[str, Tensor], told: Preconditioning, path: Path
+    module: InertObject,
+    loss: InertObject | None,
+    tensors: Mapping[str, Tensor],
+    told: Preconditioning,
+    path: Path,
 ) -> Preconditioning:
-    """Return what the output means: as ``told``, or as the class says."""
-    name = module.class_name.rpartition(".")[2]
+    """Return what the output means: as ``told``, or as the classes of network and loss say."""
+    name = _name(module)
     if name in _OTHER:
         raise UserError(
             f"checkpoint {path}",
@@ -93,6 +125,8 @@ def _meaning(
         )
     if told:
         return told
+    if name in _PRECONDITIONING and loss is not None and _name(loss) == _ECM_LOSS:
+        return "boundary"
     if name == _EDM2_CLASS and not any(tensor.startswith("logvar_") for tensor in tensors):
         raise UserError(
             f"checkpoint {path}",

@@ -129,10 +129,11 @@ def write_edm(
 ) -> Path:
     """A network snapshot as EDM's training loop writes it."""
     protocol = attributes.pop("protocol", 4)
+    loss = attributes.pop("loss", Persistent("EDMLoss", {"P_mean": -1.2, "P_std": 1.2}))
     network = inert_tree(weights, class_name, **({"sigma_data": 0.5} | attributes))
     data = {
         "ema": network,
-        "loss_fn": Persistent("EDMLoss", {"P_mean": -1.2, "P_std": 1.2}),
+        "loss_fn": loss,
         "augment_pipe": Persistent("AugmentPipe", {"p": 0.12, "noise": torch.ones(2)}),
         "dataset_kwargs": EasyDict(class_name="training.dataset.ImageFolderDataset"),
     }

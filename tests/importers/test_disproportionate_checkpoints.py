@@ -115,6 +115,7 @@ def test_a_zip_that_unpacks_to_far_more(tmp_path: Path) -> None:
     refuse(tmp_path / "b.pt", r"takes 4,\d+,\d+ bytes unpacked, [\d,]+ packed; allowed: up to 4 ")
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_a_storage_that_unpacks_to_far_more(tmp_path: Path) -> None:
     """The zip that torch would unpack lies within the pickle here."""
     plain, packed = io.BytesIO(), io.BytesIO()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from checkpoint_builders import GOLDEN, inert_tree, write_edm, write_pickle
+from checkpoint_builders import GOLDEN, Persistent, inert_tree, write_edm, write_pickle
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -97,10 +98,41 @@ def test_edm2_snapshots_in_half_precision_become_float32(tmp_path: Path) -> None
 
 def test_ect_pickles_say_their_boundary(tmp_path: Path) -> None:
     weights, io, _ = golden("edm-ddpmpp-uncond")
-    path = write_edm(tmp_path / "ect.pkl", weights, "ECMPrecond", sigma_min=0.003)
+    loss = Persistent("ECMLoss", {"q": 2})
+    path = write_edm(tmp_path / "ect.pkl", weights, "ECMPrecond", sigma_min=0.003, loss=loss)
     found = read_checkpoint(path)
     check_outputs(found, io)
     assert (found.preconditioning, found.sigma_min) == ("boundary", 0.003)
+
+
+def test_tcm_pickles_have_no_boundary_but_zero(tmp_path: Path) -> None:
+    """Its ECMPrecond keeps ECT's sigma_min, and scales as EDM's does all the same."""
+    weights, _, _ = golden("edm-ddpmpp-uncond")
+    loss = Persistent("ECMLoss", {"q": 2, "boundary_prob": 0.05})
+    path = write_edm(tmp_path / "tcm.pkl", weights, "ECMPrecond", sigma_min=0.003, loss=loss)
+    found = read_checkpoint(path)
+    assert (found.preconditioning, found.sigma_min) == ("boundary", 0.0)
+
+
+@pytest.mark.parametrize("name", ["edm2-uncond", "edm-ddpmpp-uncond"])
+def test_the_loss_tells_a_consistency_model_in_a_denoisers_class(
+    tmp_path: Path, name: str
+) -> None:
+    """ECT on EDM2's network, and on EDM's own preconditioning: scaled as EDM, boundary zero."""
+    weights, _, _ = golden(name)
+    kind = "Precond" if name.startswith("edm2") else "EDMPrecond"
+    heads = edm2_heads(weights) if name.startswith("edm2") else {}
+    options: dict[str, Any] = {"heads": heads, "sigma_min": 0.002}
+    plain = write_edm(tmp_path / "edm.pkl", weights, kind, **options)
+    assert (read_checkpoint(plain).preconditioning, read_checkpoint(plain).sigma_min) == (
+        "edm", None
+    )  # fmt: skip
+    path = write_edm(
+        tmp_path / "ect.pkl", weights, kind, loss=Persistent("ECMLoss", {}), **options
+    )
+    found = read_checkpoint(path)
+    assert (found.preconditioning, found.sigma_min) == ("boundary", 0.0)
+    assert read_checkpoint(path, preconditioning="edm").preconditioning == "edm"
 
 
 def test_tcm_pickles_under_another_package_and_class(tmp_path: Path) -> None:
