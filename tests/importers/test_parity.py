@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,12 @@ import torch
 from checkpoint_builders import GOLDEN, write_edm
 from safetensors.torch import load_file, save_file
 
+from cmbench.diffusion.models import EDMConsistency
 from cmbench.importers.parity import compare, read_reference, seeded_inputs
 from cmbench.importers.read import read_checkpoint
 
 Command = Callable[..., Any]
+DOCS = Path(__file__).parents[2] / "docs"
 PICKLED = ["edm-ddpmpp-cond", "edm-ddpmpp-uncond", "edm-ncsnpp-cond", "edm-adm-cond"]
 
 
@@ -101,6 +107,67 @@ def test_the_whole_procedure_with_a_stand_in_for_the_official_code(tmp_path: Pat
     (agreement,) = compare(found, read_reference(tmp_path / "r.safetensors", found))
     assert (agreement.output, agreement.images) == ("out.raw", 3)
     assert agreement.error < 1e-5
+
+
+def lines_of_the_documentation(word: str) -> str:
+    blocks: list[str] = re.findall(
+        r"```python\n(.*?)```", (DOCS / "parity.md").read_text(), re.DOTALL
+    )
+    (lines,) = [block for block in blocks if word in block]
+    return lines
+
+
+class ECMPrecond(torch.nn.Module):
+    """What ECT's class does in evaluation, around a network of ours."""
+
+    label_dim = 0
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, x: torch.Tensor, sigma: torch.Tensor, labels: None, force_fp32: bool,
+        augment_labels: torch.Tensor,
+    ) -> torch.Tensor:
+        model = EDMConsistency(self.network, 0.5, 0.003)
+        return model(x, sigma, labels, augment_labels=augment_labels)
+
+
+def test_the_lines_for_ect(
+    cmbench: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its class applies the boundary itself, so what comes out is no denoiser."""
+    weights = load_file(GOLDEN / "edm-ddpmpp-uncond.weights.safetensors")
+    name = "edm-cifar10-32x32-cond-vp.pkl"
+    path = write_edm(tmp_path / name, weights, "ECMPrecond", sigma_min=0.003)
+    network = read_checkpoint(path).build()
+    monkeypatch.chdir(tmp_path)
+    assert cmbench("parity", str(path), "--inputs", "inputs.safetensors").code == 0
+    (tmp_path / "official").mkdir()
+    with (tmp_path / "official" / name).open("wb") as file:
+        pickle.dump({"ema": ECMPrecond(network)}, file)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    (tmp_path / "official" / "inputs.safetensors").symlink_to(tmp_path / "inputs.safetensors")
+    lines = lines_of_the_documentation("force_fp32")
+    subprocess.run([sys.executable, "-c", lines], check=True, cwd=tmp_path / "official")
+    done = cmbench("parity", str(path), "--reference", "official/outputs.safetensors")
+    assert done.code == 0, done.out + done.err
+    assert done.out.startswith("out.consistency: ")
+
+
+def test_the_attention_for_openai() -> None:
+    """q, k and v first, then heads: as the class that it takes the place of."""
+    lines = lines_of_the_documentation("cm.unet")
+    compile(lines, "parity.md", "exec")
+    attention = lines[lines.index("from torch.nn"):lines.index("cm.unet.QKVFlash")]
+    namespace: dict[str, Any] = {"torch": torch}
+    exec(attention, namespace)  # noqa: S102 - our own documentation
+    qkv = torch.randn(2, 3 * 4 * 5, 7, dtype=torch.float64)
+    q, k, v = qkv.reshape(2, 3, 4, 5, 7).unbind(1)
+    weights = (torch.einsum("nhdq,nhdk->nhqk", q, k) * 5**-0.5).softmax(-1)
+    expected = torch.einsum("nhqk,nhdk->nhdq", weights, v).reshape(2, 20, 7)
+    assert torch.allclose(namespace["Attention"](20, 4)(qkv), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(
