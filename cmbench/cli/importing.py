@@ -65,8 +65,8 @@ def import_(checkpoint: Path, workspace: str | None, force: bool, **options: Any
     found = with_told(found, options["sigma_data"], options["sigma_min"])
     for line in describe(found):
         click.echo(line)
-    sha256 = keep(found, target, force)
     inside = target.parent == place.imported
+    sha256 = keep(found, target, force=force, ours=inside)
     name = target.stem if inside else str(target)
     click.echo(f"written          {target} (sha256 {sha256[:16]})")
     if found.preconditioning:
@@ -100,11 +100,20 @@ def with_told(
     )
 
 
-def keep(found: ImportedNetwork, target: Path, force: bool) -> str:
-    """Write weights and manifest and return the hash; another checkpoint there is kept."""
+def keep(found: ImportedNetwork, target: Path, *, force: bool, ours: bool) -> str:
+    """Write weights and manifest and return the hash; another checkpoint there is kept.
+
+    ``ours``: the target is in the workspace, where weights without a manifest are what an import
+    left that was stopped. Elsewhere they are a file of the user's, the checkpoint itself perhaps.
+    """
     from cmbench.training.checkpoint import load_checkpoint
 
     manifest = target.with_suffix(".json")
+    if target.exists() and not (manifest.exists() or force or ours):
+        raise UserError(
+            "cmbench import", f"{target} is there already, and was not imported",
+            allowed="a new file", remedy="choose one with --to, or replace it with --force",
+        )  # fmt: skip
     if manifest.exists() and not force:
         there = load_checkpoint(target, remedy="import it again with --force")
         if there.meta == json.loads(json.dumps({"imported": found.facts()})):

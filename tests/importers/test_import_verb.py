@@ -92,6 +92,25 @@ def test_a_file_of_the_users_own(
     refused(cmbench("import", str(path), "-o", "a/b"), "name 'a/b'", ".safetensors")
 
 
+def test_a_file_that_was_not_imported_is_kept(
+    cmbench: Command, workspace: Workspace, tmp_path: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    """Above all the checkpoint itself, named as its own target."""
+    path = tmp_path / "m.safetensors"
+    save_file(weights, path)
+    before = path.read_bytes()
+    refused(cmbench_quiet(cmbench, str(path), "--to", str(path)),
+            "m.safetensors is there already, and was not imported", "--force")  # fmt: skip
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.glob("m.*")) == ["m.safetensors"]
+    assert cmbench("import", str(path), "--to", str(path), "--force").code == 0
+    # In the workspace it is what an import left that was stopped before its manifest.
+    workspace.imported.mkdir(parents=True, exist_ok=True)
+    (workspace.imported / "n.safetensors").write_bytes(b"cut")
+    other = write_edm(tmp_path / "a.pkl", weights)
+    assert cmbench("import", str(other), "--to", "n").code == 0
+
+
 def test_what_a_file_does_not_say_can_be_said(cmbench: Command, tmp_path: Path) -> None:
     path = tmp_path / "cd.pt"
     torch.save(load_file(GOLDEN / "openai-adm-cond.weights.safetensors"), path)
