@@ -41,7 +41,7 @@ def slug(name: str) -> str:
     """Return the name that ``folder:PATH`` gets: kind, stem and a hash of the path."""
     kind, _, _ = name.partition(":")
     path = custom_path(name).resolve()
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "data"
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-") or "data"
     return f"{kind}-{stem[:40]}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
