@@ -26,7 +26,7 @@ def normalize_weight(weight: Tensor) -> Tensor:
     """Scale each output's weights to unit mean square (Eq. 47): rows of norm sqrt(fan-in)."""
     dims = tuple(range(1, weight.ndim))
     norm = torch.linalg.vector_norm(weight, dim=dims, keepdim=True)
-    y: Tensor = weight / (EPS + norm / math.sqrt(weight[0].numel()))
+    y: Tensor = weight / (EPS + norm / math.sqrt(math.prod(weight.shape[1:])))
     return y
 
 
@@ -45,7 +45,7 @@ class MPConv(nn.Module):
 
     def forward(self, x: Value, gain: Tensor | None = None) -> Value:
         """Map ``x`` with the normalised weights, times a scalar ``gain`` where given."""
-        weight = normalize_weight(self.weight) / math.sqrt(self.weight[0].numel())
+        weight = normalize_weight(self.weight) / math.sqrt(math.prod(self.weight.shape[1:]))
         if gain is not None:
             weight = weight * gain
         return ops.weighted_map(self._apply_weight, x, weight.to(x.dtype))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from toy import ToyConfig
 
 from cmbench.bench.context import Context
+from cmbench.bench.planning import plan_run
 from cmbench.bench.recipes import (
     default_recipe,
     merge,
@@ -23,6 +24,7 @@ from cmbench.bench.recipes import (
 from cmbench.bench.validation import validate
 from cmbench.errors import UserError
 from cmbench.plugin.specs import MethodSpec
+from cmbench.training.distributed import World
 
 FILE = """
 [base]
@@ -293,3 +295,20 @@ def test_every_shipped_training_writes_checkpoints_on_its_way(context: Context) 
             table = recipe_table(spec, dataset, recipe)
             between = table.get("checkpoint_kimg")
             assert between is None or between < table["duration_kimg"], (name, dataset, recipe)
+
+
+def test_published_recipes_train_the_same_run_on_one_to_eight_gpus(context: Context) -> None:
+    """Shards that all these numbers of processes share evenly; whole batches are for one only."""
+    seen = 0
+    for name in context.plugins.methods.specs:
+        for dataset in ("cifar10", "imagenet64"):
+            plan = plan_run(context, name, dataset, "paper", 0)
+            while plan is not None:
+                batch, shard = plan.config.batch_size, plan.config.microbatch_size
+                if batch > 128:
+                    assert shard is not None, plan.run_id
+                    cuts = [next(World(0, size).shards(batch, shard))[1] for size in (1, 2, 4, 8)]
+                    assert cuts == [shard] * 4, plan.run_id
+                    seen += 1
+                plan = plan.teacher
+    assert seen > 20

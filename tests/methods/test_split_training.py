@@ -20,13 +20,14 @@ from numpy.linalg import norm
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 from cmbench.errors import BrokenRunError, UserError
 from cmbench.plugin.config import OptimizerConfig
 from cmbench.plugin.method import Batch
 from cmbench.training import distributed
 from cmbench.training.distributed import Place, SharedFailureError, World, joined
-from cmbench.training.loop import Settings, Watchers, fit
+from cmbench.training.loop import Settings, Watchers, fit, project_weights
 from cmbench.training.optimizers import make_optimizer
 from cmbench.training.scaling import LossScaler
 from cmbench.training.sharding import Sharding
@@ -99,6 +100,7 @@ class Left:
     before: dict[str, Any] = field(default_factory=dict)
     share: float = 1.0
     graphs: int = 0
+    projecting: int = -1
     noted: float = 0.0
 
 
@@ -147,6 +149,9 @@ def trained(
     mine = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
     left.share = mine / sum(p.numel() for p in parameters)
     left.noted = max(noted_passes(module) for module in state.modules.values())
+    with CommDebugMode() as talk:
+        project_weights(state.modules["model"])
+    left.projecting = talk.get_total_counts()
     left.graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     return left
 
@@ -317,6 +322,11 @@ def test_networks_without_a_backward_pass_leave_no_notes(
 ) -> None:
     in_a_step = BATCH // 2 // SHARD * 2  # shards of a process, in each two passes at most
     assert 0 < two[0][name].noted <= in_a_step
+
+
+def test_projecting_weights_needs_no_other_process(two: list[dict[str, Any]]) -> None:
+    """Rows lie whole in one process; asking a split weight for a row would gather all of it."""
+    assert [found["loss with a log-variance"].projecting for found in two] == [0, 0]
 
 
 def test_blocks_are_compiled(two: list[dict[str, Any]]) -> None:
