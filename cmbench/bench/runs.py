@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -293,6 +293,7 @@ def _train(
             state.observed = _prepared_parts(teacher)
         if latest is not None:
             restore(state, latest, compiled=context.compile)
+            latest = replace(latest, tensors={})  # the file's memory map: pruning frees the disk
     if context.world.lead(lambda: state.seen_nimg) != state.seen_nimg:
         raise _not_shared(folder)
     log = None
