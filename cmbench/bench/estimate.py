@@ -18,10 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmbench.bench.context import Context
 from cmbench.bench.failures import one_line
+from cmbench.bench.imported import PREFIX, open_imported
 from cmbench.bench.kit import TrainingKit
 from cmbench.bench.planning import ANALYTIC, RunPlan
 from cmbench.bench.runs import build_modules
-from cmbench.diffusion.models import MixtureModel
+from cmbench.diffusion.models import EDMModel, MixtureModel
 from cmbench.errors import BrokenRunError, UserError
 from cmbench.plugin.method import Batch, Method, Phase, Progress, Teacher
 from cmbench.training.augment import LABEL_DIM
@@ -252,6 +253,13 @@ def random_teacher(context: Context, plan: RunPlan, build: Builder) -> Teacher |
         sigma_data = plan.problem(context).sigma_data
         model = MixtureModel(mixture.mixture.to(context.device), sigma_data)
         return Teacher(ANALYTIC, model, None)
+    if plan.config.teacher is not None and plan.config.teacher.startswith(PREFIX):
+        network = open_imported(context.workspace, plan.config.teacher).network(context)
+        network.eval().requires_grad_(False)
+        if context.device.type != "cpu":  # fake tensors cannot be moved, not even nowhere
+            network.to(context.device)
+        prepared = PreparedNetwork(network, plan.config.precision)
+        return Teacher("random", EDMModel(prepared, plan.problem(context).sigma_data), network)
     if plan.config.teacher is not None:
         raise ValueError(f"teacher {plan.config.teacher} is a run of its own")
     return None

@@ -275,6 +275,12 @@ def with_imported_teacher(
             allowed=str(conditional).lower(), remedy="leave it out",
         )  # fmt: skip
     found = {**table, "teacher": model.title, "network": network, "conditional": conditional}
-    if model.facts.sigma_data is not None and table.get("sigma_data") is None:
-        found["sigma_data"] = model.facts.sigma_data
+    told = model.facts.sigma_data
+    if told is not None and extra.get("sigma_data", told) != told:
+        raise UserError(
+            f"-o sigma_data={extra['sigma_data']}", f"the teacher {model.name} has {told:g}",
+            allowed=f"{told:g}", remedy="leave it out",
+        )  # fmt: skip
+    if told is not None and table.get("sigma_data") is None:
+        found["sigma_data"] = told
     return found

@@ -32,9 +32,12 @@ from cmbench.plugin.config import EMAConfig, MethodConfig
 from cmbench.plugin.method import Method, Problem, SamplingPlan
 from cmbench.plugin.specs import MethodSpec
 from cmbench.training.augment import LABEL_DIM
+from cmbench.training.distributed import World
 from cmbench.training.posthoc import asked_width
 
 ANALYTIC = "analytic"
+#: Constants that an imported checkpoint may tell.
+_TOLD = ("sigma_data", "sigma_min")
 #: Students of every seed share one teacher.
 TEACHER_SEED = 0
 
@@ -173,6 +176,8 @@ def plan_run(
             "recipe, conditional", f"dataset {dataset!r} has no labels", allowed="false",
             remedy="add -o conditional=false, or prepare it from a source with labels",
         )
+    if config.microbatch_size is not None:
+        list(World().shards(config.batch_size, config.microbatch_size))  # before a teacher's days
     teacher = _plan_teacher(context, config, dataset)
     return RunPlan(spec, dataset, recipe, seed, config, teacher, method_class)
 
@@ -201,19 +206,28 @@ def plan_imported_run(
     if "network" in extra:
         raise UserError("-o network", "a checkpoint brings its network", remedy="leave it out")
     facts = model.facts
+    _refuse_told(extra, {k: getattr(facts, k) for k in _TOLD}, f"imported checkpoint {model.name}")
     table: dict[str, Any] = {
         **merge(sampling_table(spec, data.name, recipe), extra),
         **spec.samples_imported[meaning],
         "network": facts.network, "conditional": facts.num_classes > 0, "teacher": None,
         "duration_kimg": 0.0, "ema": (), "augment": 0.0,
     }
-    for key in ("sigma_data", "sigma_min"):
+    for key in _TOLD:
         told = getattr(facts, key)
         if told is not None and key not in extra and key in method_class.Config.model_fields:
             table[key] = told
     config = validate(method_class.Config, table, f"imported checkpoint {model.name}")
     config = _with_network_options(context, config)
     return RunPlan(spec, data.name, model.name, seed, config, None, method_class, model)
+
+
+def _refuse_told(extra: Mapping[str, Any], told: Mapping[str, Any], who: str) -> None:
+    """Raise ``UserError`` if an option says otherwise what a checkpoint says itself."""
+    for key, value in told.items():
+        if value is not None and extra.get(key, value) != value:
+            raise UserError(f"-o {key}={extra[key]}", f"{who} has {key} {value:g}",
+                            allowed=f"{value:g}", remedy="leave it out")
 
 
 def _sampling_method(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,9 @@ def with_told(
     told = {"sigma_data": sigma_data, "sigma_min": sigma_min}
     for key, value in told.items():
         there = getattr(found, key)
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"--{key.replace('_', '-')}", f"{value:g}", allowed="a finite number",
+                            remedy="give the constant that the network was trained with")
         if value is not None and there not in (None, value):
             raise UserError(f"--{key.replace('_', '-')}", f"{value:g}: the file says {there:g}",
                             remedy="leave it out")

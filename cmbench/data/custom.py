@@ -90,7 +90,7 @@ def resolve_dataset(
             remedy=f"run `cmbench prepare {name}`",
         )
     prepared = [p.parent.name for p in locations.data_dir.glob(f"*/{MANIFEST}")]
-    raise unknown_name(who, "dataset", name, [*registered, *prepared])
+    raise unknown_name(who, "dataset", name, {*registered, *prepared})
 
 
 def prepared_here(

@@ -257,11 +257,14 @@ class World:
         share, rest = divmod(batch_size, self.size)
         shard = min(microbatch_size or share, share) or 1
         if rest or share % shard:
+            fits = next((n for n in range(shard, 0, -1) if share % n == 0), 0)
             raise UserError(
                 "batch_size",
                 f"{batch_size} images do not split evenly over {self.size} process(es) "
                 f"in shards of {microbatch_size or share}",
                 allowed="a multiple of processes x microbatch_size",
+                remedy=f"choose a batch_size that is a multiple of {self.size}" if rest
+                else f"set microbatch_size={fits}, or another batch_size",
             )
         for first in range(self.rank * share, (self.rank + 1) * share, shard):
             yield first, shard

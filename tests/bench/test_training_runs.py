@@ -303,3 +303,9 @@ def test_devices_that_are_there() -> None:
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def test_shards_that_do_not_divide_the_batch_are_refused_before_a_teacher_is_trained(
+    context: Context,
+) -> None:
+    with pytest.raises(UserError, match=r"batch_size: 128 images do not split evenly over 1 proc"
+                       r".* in shards of 7; .*; set microbatch_size=4, or another"):  # fmt: skip
+        plan_run(context, "ect", "digits", "smoke", 0, ("microbatch_size=7",))

@@ -194,6 +194,9 @@ def test_latents(tmp_path: Path) -> None:
     np.save(folder / "img00000001.npy", latents[1].astype(np.float64))
     with pytest.raises(UserError, match=r"00001.npy' holds float64 .*allowed: float32 \(8, 64, 64"):
         prepare(spec, rule, dataclasses.replace(request, force=True), locations)
+    np.save(folder / "img00000001.npy", np.where(latents[1] > 2, np.float32("nan"), latents[1]))
+    with pytest.raises(UserError, match=r"00001.npy' holds NaN or infinite values; allowed: fin"):
+        prepare(spec, rule, dataclasses.replace(request, force=True), locations)
     np.save(folder / "img00000001.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match=r"00001.npy' cannot be read"):
         prepare(spec, rule, dataclasses.replace(request, force=True), locations)

@@ -137,6 +137,22 @@ def test_bad_sources_are_one_line_and_leave_nothing(
     one_line(cmbench("prepare", f"folder:{images}"), EXIT_USAGE, "4x4", "8x8")
 
 
+def test_another_size_is_another_preparation(cmbench: Command, images: Path) -> None:
+    cut = ("prepare", f"folder:{images}", "--transform", "adm-crop", "--name", "small")
+    assert cmbench(*cut, "--resolution", "4").code == 0
+    assert "prepared already" in cmbench(*cut, "--resolution", "4").out
+    one_line(cmbench(*cut, "--resolution", "2"), EXIT_USAGE, "was prepared otherwise", "--force")
+
+
+def test_a_folder_that_cannot_be_made_is_not_called_full(
+    cmbench: Command, images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    refused = cmbench("prepare", f"folder:{images}", "--data-dir", str(tmp_path / "file"))
+    one_line(refused, EXIT_USAGE, "set CMBENCH_DATA (or --data-dir) to a folder that you can write")
+    assert "make room" not in refused.err
+
+
 def test_an_unknown_dataset_names_those_that_are_prepared(
     cmbench: Command, context: Context, images: Path
 ) -> None:
@@ -146,6 +162,11 @@ def test_an_unknown_dataset_names_those_that_are_prepared(
     assert context.dataset("photos").class_counts == (20, 20, 20)
     with pytest.raises(MissingError):
         context.dataset_spec("folder:/nowhere")
+    folder = context.locations.folder("cifar10")  # registered, and prepared here too
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").touch()
+    with pytest.raises(UserError, match=r"allowed: cifar10, cifar10-jpeg, .*, photos"):
+        context.dataset_spec("nothing-like-it")
 
 
 def test_listed_with_the_built_in_ones(cmbench: Command, images: Path, tmp_path: Path) -> None:

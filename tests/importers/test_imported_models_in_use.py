@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from cmbench.bench import runs
 from cmbench.bench.context import Context
+from cmbench.bench.estimate import count
 from cmbench.bench.executors import Local
 from cmbench.bench.imported import open_imported
 from cmbench.bench.planning import SampleSettings, plan_imported_run, plan_run
@@ -152,6 +153,26 @@ def test_students_start_from_it(
         assert teacher.model.denoise(x, sigma, labels).shape == x.shape
         found = teacher.model.denoise(io["in.x"], io["in.sigma"], io["in.labels"].argmax(1))
     torch.testing.assert_close(found, io["out.denoised"], rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_checkpoint_tells_cannot_be_told_otherwise(
+    patches: Context, tmp_path: Path, recipe: str
+) -> None:
+    bring(patches, tmp_path)
+    match = r"-o sigma_data=0\.3: .* has (sigma_data )?0\.5; allowed: 0\.5; leave it out"
+    with pytest.raises(UserError, match=match):
+        plan_imported_run(patches, "m", None, "patches", None, 0, ("sigma_data=0.3",))
+    with pytest.raises(UserError, match=match):
+        plan_run(patches, "cd", "patches", recipe, 0, ("teacher=import:m", "sigma_data=0.3"))
+
+
+def test_a_student_of_it_is_costed(patches: Context, tmp_path: Path, recipe: str) -> None:
+    bring(patches, tmp_path)
+    plan = plan_run(patches, "cd", "patches", recipe, 0, ("teacher=import:m",))
+    _, flops, fixed, _ = count(patches, plan)
+    weights = sum(t.numel() for t in open_imported(patches.workspace, "m").load().tensors.values())
+    assert fixed >= 4 * weights * 6, "model, target, teacher, gradients and two moments at least"
+    assert flops > 0
 
 
 def test_distillation_from_it_ends_as_a_record(

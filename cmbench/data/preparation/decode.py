@@ -183,6 +183,10 @@ class ImageDecoder:
                 f"{dtype} {shape}",
                 "prepare the right source",
             )
+        if dtype.kind == "f" and not np.isfinite(found).all():
+            raise self._error(
+                name, "holds NaN or infinite values", "finite numbers", "download the source again"
+            )
         return found
 
     def fill(self, out: Array, names: Sequence[str], datas: Sequence[bytes]) -> None:

@@ -7,6 +7,7 @@ and compared, and the folder is renamed.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -201,9 +202,11 @@ def os_errors(data_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise UserError(
             WHO,
             f"{error.strerror or error}: {error.filename or data_dir}",
-            remedy="what is done is kept: make room or set CMBENCH_DATA to a folder that you can "
-            "write, then run the same command again",
+            remedy="what is done is kept: make room, then run the same command again" if full
+            else "set CMBENCH_DATA (or --data-dir) to a folder that you can write, then run the "
+            "same command again: what is done is kept",
         ) from None

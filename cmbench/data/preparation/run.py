@@ -135,9 +135,9 @@ class Preparation:
         self.progress("reading the table of contents", 0, 0)
         source = open_source(self.request.source, self.request.split, self.partial.spool)
         check_kind(source, self.spec, self.rule)
-        self.stop_if_prepared(stat=source.stat)
         shape, dtype = self.rule.stored or (self.spec.data_shape, "uint8")
         self.layout = Layout(shape, dtype)
+        self.stop_if_prepared(stat=source.stat)
         cut_already = source.kind == "zip" or isinstance(source, ArraySource)
         self.transform = self.request.transform or ("none" if cut_already else self.rule.transform)
         if isinstance(source, ArraySource):
@@ -219,6 +219,7 @@ class Preparation:
         blocks = ArrayBlocks(self.partial.images, self.layout, self.partial.done, self.partial.add)
         total = source.total or self.rule.count or 0
         labels: list[int] = []
+        self.progress("copying", 0, total)  # read from the start, whatever is written already
         with blocks:
             for chunk in source.chunks():
                 if chunk.images.shape[1:] != self.layout.data_shape:
@@ -257,7 +258,9 @@ class Preparation:
             return
         manifest = read_manifest(self.target)
         note = manifest.source
-        if manifest.subset <= request.subset and request.transform in ("", manifest.transform):
+        same_shape = tuple(manifest.shape[1:]) == self.layout.data_shape
+        same_cut = request.transform in ("", manifest.transform) and same_shape
+        if manifest.subset <= request.subset and same_cut:
             same_file = bool(stat) and (note.stat, note.name) == (stat, request.source.name)
             if note.fingerprint == fingerprint or (same_file and request.split in ("", note.split)):
                 raise AlreadyPrepared(manifest)
