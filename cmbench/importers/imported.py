@@ -136,13 +136,9 @@ def _words(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{k} {v}" for k, v in options.items()) or "what its shapes say"
 
 
-def to_ours(found: Found, path: Path, weights: Path) -> ImportedNetwork:
-    """Rename and convert the weights; names and shapes must agree to the last one.
-
-    ``path`` names the source in messages, ``weights`` is the file that is hashed.
-    """
+def _converted(found: Found, path: Path) -> dict[str, Tensor]:
+    """Return our state dict in float32; raise ``UserError`` unless names and shapes agree."""
     known = found.recognized
-    _require_proportion(found.state, path, weights)
     state = {
         name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor
         for name, tensor in found.state.items()
@@ -152,7 +148,7 @@ def to_ours(found: Found, path: Path, weights: Path) -> ImportedNetwork:
             network = build_network(
                 known.network, known.options, known.data_shape, known.num_classes
             )
-        ours = from_official(network, state, known.family)
+        return from_official(network, state, known.family)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:120]
         raise UserError(
@@ -161,6 +157,16 @@ def to_ours(found: Found, path: Path, weights: Path) -> ImportedNetwork:
             allowed="the published networks' settings",
             remedy="say what shapes cannot tell: --channels-per-head, --resolution",
         ) from None
+
+
+def to_ours(found: Found, path: Path, weights: Path) -> ImportedNetwork:
+    """Rename and convert the weights; names and shapes must agree to the last one.
+
+    ``path`` names the source in messages, ``weights`` is the file that is hashed.
+    """
+    known = found.recognized
+    _require_proportion(found.state, path, weights)
+    ours = _converted(found, path)
     bad = [name for name, tensor in ours.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise UserError(

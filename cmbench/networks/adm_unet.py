@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cmbench.networks import ops
 from cmbench.networks.base import Network, check_resolution
-from cmbench.networks.blocks import BlockStyle, UNetBlock
+from cmbench.networks.blocks import BlockStyle
 from cmbench.networks.config import ADMConfig
 from cmbench.networks.dual import Value
 from cmbench.networks.embedding import check_augment
@@ -22,9 +22,8 @@ from cmbench.networks.layers import (
     Init,
     Linear,
     PositionalEmbedding,
-    ResampleMode,
 )
-from cmbench.networks.unet_body import BodyPlan, Part, UNetBody
+from cmbench.networks.unet_body import BodyPlan, UNetBody, styled_blocks
 
 _UNIFORM = Init("kaiming-uniform", math.sqrt(1.0 / 3.0))
 _ZERO = Init(gain=0.0)
@@ -94,25 +93,8 @@ class ADM(Network):
         widths = tuple(config.channels * mult for mult in config.channel_mult)
         plan = BodyPlan(side, widths[0], widths, config.blocks, config.attention_resolutions)
 
-        def make_block(
-            inputs: int,
-            outputs: int,
-            *,
-            side: int,
-            part: Part,
-            resample: ResampleMode = "keep",
-            attention: bool = False,
-        ) -> nn.Module:
-            return UNetBlock(
-                inputs,
-                outputs,
-                style,
-                dropout=config.dropout_at(side),
-                resample=resample,
-                attention=attention,
-            )
-
         stem = Conv2d(data_shape[0], widths[0], 3, init=_UNIFORM)
+        make_block = styled_blocks(style, config.dropout_at)
         self.body_net = UNetBody(plan, stem, make_block, join=_concatenate)
         self.norm_out = GroupNorm(widths[0], min_channels=config.min_group_channels)
         self.conv_out = Conv2d(widths[0], data_shape[0], 3, init=_ZERO)

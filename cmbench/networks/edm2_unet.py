@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -160,26 +161,7 @@ class EDM2(Network):
             else None
         )
 
-        def make_block(
-            inputs: int,
-            outputs: int,
-            *,
-            side: int,
-            part: Part,
-            resample: ResampleMode = "keep",
-            attention: bool = False,
-        ) -> nn.Module:
-            return EDM2Block(
-                inputs,
-                outputs,
-                config,
-                embedding_dim,
-                side=side,
-                part=part,
-                resample=resample,
-                attention=attention,
-            )
-
+        make_block = partial(EDM2Block, config=config, embedding_dim=embedding_dim)
         plan = BodyPlan(side, widths[0], widths, config.blocks, config.attention_resolutions)
         # One constant channel at the input takes the place of biases.
         stem = MPConv(data_shape[0] + 1, widths[0], 3)

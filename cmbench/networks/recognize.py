@@ -178,9 +178,8 @@ def _edm2(shapes: Shapes, channels_per_head: int) -> Recognized:
     return Recognized("edm2", "edm2", options, (colours, side, side), classes, assumed)
 
 
-def _openai(shapes: Shapes, channels_per_head: int, resolution: int | None) -> Recognized:
-    if any(".op.weight" in name or ".conv.weight" in name for name in shapes):
-        raise _unsupported("this ADM resamples by convolutions (resblock_updown is off)")
+def _openai_sizes(shapes: Shapes, resolution: int | None) -> tuple[int, int, int]:
+    """Return the number of resolutions and of blocks in each, and the side of the images."""
     outputs = {
         int(m.group(1)) for name in shapes if (m := re.match(r"output_blocks\.(\d+)\.", name))
     }
@@ -200,6 +199,13 @@ def _openai(shapes: Shapes, channels_per_head: int, resolution: int | None) -> R
             allowed=f"multiples of {2 ** (levels - 1)} pixels",
             remedy="say the side of its images with --resolution",
         )
+    return levels, blocks, side
+
+
+def _openai(shapes: Shapes, channels_per_head: int, resolution: int | None) -> Recognized:
+    if any(".op.weight" in name or ".conv.weight" in name for name in shapes):
+        raise _unsupported("this ADM resamples by convolutions (resblock_updown is off)")
+    levels, blocks, side = _openai_sizes(shapes, resolution)
     # One stem, then per level the blocks and, but for the last, a block that halves.
     first = [1 + level * (blocks + 1) for level in range(levels)]
     widths = [shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0] for i in first]

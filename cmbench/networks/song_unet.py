@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from cmbench.networks import ops
 from cmbench.networks.base import Network, check_resolution
-from cmbench.networks.blocks import BlockStyle, UNetBlock
+from cmbench.networks.blocks import BlockStyle
 from cmbench.networks.config import DDPMPPConfig, NCSNPPConfig
 from cmbench.networks.dual import Value
 from cmbench.networks.embedding import NoiseLabelEmbedding
-from cmbench.networks.layers import Conv2d, GroupNorm, Init, Resample, ResampleMode
-from cmbench.networks.unet_body import BodyPlan, Part, UNetBody
+from cmbench.networks.layers import Conv2d, GroupNorm, Init, Resample
+from cmbench.networks.unet_body import BodyPlan, UNetBody, styled_blocks
 
 _NEAR_ZERO = Init(gain=1e-5)
 
@@ -67,28 +67,10 @@ class DDPMPP(Network):
             side, config.channels, widths, config.blocks, config.attention_resolutions, True
         )
 
-        def make_block(
-            inputs: int,
-            outputs: int,
-            *,
-            side: int,
-            part: Part,
-            resample: ResampleMode = "keep",
-            attention: bool = False,
-        ) -> nn.Module:
-            return UNetBlock(
-                inputs,
-                outputs,
-                style,
-                dropout=config.dropout_at(side),
-                resample=resample,
-                attention=attention,
-            )
-
         self.body_net = UNetBody(
             plan,
             Conv2d(data_shape[0], config.channels, 3),
-            make_block,
+            styled_blocks(style, config.dropout_at),
             join=_concatenate,
             pyramid=_pyramid(config, data_shape[0], widths) if config.pyramid else None,
         )

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, cast
 from torch import nn
 
 from cmbench.networks import ops
-from cmbench.networks.blocks import Stage, run_block
+from cmbench.networks.blocks import BlockStyle, Stage, UNetBlock, run_block
 from cmbench.networks.dual import Value
 from cmbench.networks.layers import ResampleMode, favour_layout
 
@@ -32,6 +32,26 @@ class BlockFactory(Protocol):
     ) -> nn.Module:
         """Return a module ``(x, emb) -> y``."""
         ...
+
+
+def styled_blocks(style: BlockStyle, dropout_at: Callable[[int], float]) -> BlockFactory:
+    """Return what makes blocks of one style; ``dropout_at`` gives the probability at a side."""
+
+    def make_block(
+        inputs: int,
+        outputs: int,
+        *,
+        side: int,
+        part: Part,
+        resample: ResampleMode = "keep",
+        attention: bool = False,
+    ) -> nn.Module:
+        dropout = dropout_at(side)
+        return UNetBlock(
+            inputs, outputs, style, dropout=dropout, resample=resample, attention=attention
+        )
+
+    return make_block
 
 
 @dataclass(frozen=True)
