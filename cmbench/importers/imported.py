@@ -79,7 +79,7 @@ class ImportedNetwork:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters, computed constants not counted."""
+        """Numbers in the state: parameters, and the frequencies of a Fourier embedding."""
         return sum(t.numel() for t in self.state.values())
 
     def build(self) -> Network:
