@@ -183,6 +183,9 @@ class RestrictedUnpickler(pickle._Unpickler):
     SHARE = 6
     #: What an element of a container counts.
     _ELEMENT = 8
+    #: Tuples in one another: how many in all, each counted wherever it stands, and how deep. As a
+    #: key of a dict such a one is hashed through and through, every time and on the stack of C.
+    _MOST_TUPLES, _DEEPEST_TUPLE = 100_000, 1_000
 
     def __init__(self, file: BinaryIO, names: Mapping[str, Any] = PLAIN_NAMES) -> None:
         # Python 2 strings become bytes: the array data in them survives, text is decoded later.
@@ -192,6 +195,8 @@ class RestrictedUnpickler(pickle._Unpickler):
         self._size = file.seek(0, os.SEEK_END) - here
         file.seek(here)
         self._left = self.SHARE * self._size + 2**20
+        #: Tuples of tuples by identity: the tuple, which keeps that its own; how many; how deep.
+        self._nested: dict[int, tuple[tuple[Any, ...], int, int]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in for ``module.name``; refuse every other name."""
@@ -224,6 +229,19 @@ class RestrictedUnpickler(pickle._Unpickler):
         for given in self.stack[-count:]:
             self._spend_on(given, *(given if isinstance(given, tuple) else ()))
         load(self)
+        self.measure()
+
+    def measure(self) -> None:
+        """Refuse a tuple on top of the stack that is too many tuples in one another."""
+        made = self.stack[-1] if self.stack else None
+        inner = [v for v in made if isinstance(v, tuple)] if isinstance(made, tuple) else []
+        if not isinstance(made, tuple) or not inner:
+            return
+        known = [self._nested.get(id(v), (v, 1, 1)) for v in inner]
+        count, depth = 1 + sum(k[1] for k in known), 1 + max(k[2] for k in known)
+        if count > self._MOST_TUPLES or depth > self._DEEPEST_TUPLE:
+            raise RefusedName("tuples nested without end")
+        self._nested[id(made)] = (made, count, depth)
 
     def _bytearray(self) -> None:
         """Read a length and as many bytes; pickle's own makes room for them before it looks."""
@@ -239,6 +257,14 @@ def _counted(load: Callable[[Any], None], count: int) -> Callable[[Any], None]:
     return lambda machine: machine.call(load, count)
 
 
+def _measured(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    def measured(machine: RestrictedUnpickler) -> None:
+        load(machine)
+        machine.measure()
+
+    return measured
+
+
 #: How many values each calling opcode takes: 0 is all since the last mark.
 _CALLS = {
     pickle.REDUCE: 1, pickle.NEWOBJ: 1, pickle.NEWOBJ_EX: 2, pickle.BUILD: 1, pickle.OBJ: 0,
@@ -247,6 +273,8 @@ _CALLS = {
 for _code, _count in _CALLS.items():
     _load = pickle._Unpickler.dispatch[_code[0]]
     RestrictedUnpickler.dispatch[_code[0]] = _counted(_load, _count)
+for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+    RestrictedUnpickler.dispatch[_code[0]] = _measured(pickle._Unpickler.dispatch[_code[0]])
 RestrictedUnpickler.dispatch[pickle.BYTEARRAY8[0]] = RestrictedUnpickler._bytearray
 
 

@@ -197,6 +197,32 @@ def test_a_container_within_itself() -> None:
     assert unshell(loop)[2] is not loop
 
 
+@pytest.mark.parametrize(
+    ("before", "make"),
+    [
+        (b"", b"h%ch%c\x86"),  # a pair of the last one
+        (b"ctorch\nSize\nq\xfe0", b"h\xfe(h%ch%cl\x85R"),  # by the name that stands for tuple
+    ],
+)
+def test_tuples_that_take_forever_to_hash(tmp_path: Path, before: bytes, make: bytes) -> None:
+    # Each tuple goes into the memo and off the stack; the last becomes the key of a dict.
+    pairs = b"".join(make % (i, i) + b"q%c0" % (i + 1) for i in range(60))
+    path = tmp_path / "bad.pkl"
+    path.write_bytes(b"\x80\x04}" + before + b")q\x000" + pairs + b"h%cK\x01s." % 60)
+    refuse(path, "refused: the pickle asks for tuples nested without end; ")
+
+
+def test_tuples_deeper_than_the_stack() -> None:
+    data = b"\x80\x04})" + b"\x85" * 1_000_000 + b"K\x01s."
+    with pytest.raises(UserError, match=r"refused: .*tuples nested without end"):
+        load_plain_pickle(data, "file")
+
+
+def test_many_small_tuples_are_no_offence() -> None:
+    data = {"shapes": tuple((i, (i, i)) for i in range(20_000)), (1, (2, 3)): 4}
+    assert load_plain_pickle(pickle.dumps(data), "file") == data
+
+
 def modules(children: Any, **more: Any) -> dict[str, Any]:
     return {"_parameters": {}, "_buffers": {}, "_modules": children, **more}
 
