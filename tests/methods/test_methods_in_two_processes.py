@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from method_kit import build, stir
 from torch import Tensor
 
@@ -175,8 +176,9 @@ def test_two_processes_train_as_one_through_the_real_compiler(
 ) -> None:
     """One method whose step has a graded pass and a carried tangent, through the C++ compiler."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # shared by the processes
-    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool before the fork
-    results = in_one_and_in_two({"sct": Scenario("sct", "gmm", compiled=True)})
+    # No pool before the fork. (monkeypatch would delete the setting at its end, not restore it.)
+    with torch._inductor.config.patch(compile_threads=1):
+        results = in_one_and_in_two({"sct": Scenario("sct", "gmm", compiled=True)})
     assert list(tmp_path.rglob("*.so")), "nothing was compiled"
     assert_as_one("sct", results)
 
