@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,25 @@ def test_bad_sources_are_one_line_and_leave_nothing(
     Image.new("RGB", (8, 8)).save(images / "ant" / "00000.png")
     Image.new("RGB", (4, 4)).save(images / "cat" / "00005.png")
     one_line(cmbench("prepare", f"folder:{images}"), EXIT_USAGE, "4x4", "8x8")
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_class_called_train_is_no_split(
+    cmbench: Command, images: Path, tmp_path: Path, kind: str
+) -> None:
+    (images / "ant").rename(images / "train")
+    archive = shutil.make_archive(str(tmp_path / "a"), "zip", images)
+    source = images if kind == "folder" else archive
+    done = cmbench("prepare", f"{kind}:{source}", "--name", "vehicles")
+    assert done.code == 0, done.err
+    assert "60 images" in done.out, done.out
+    assert "3 classes" in done.out
+    (images / "bee").rename(images / "test")
+    (images / "cat").rename(images / "val")
+    archive = shutil.make_archive(str(tmp_path / "b"), "zip", images)
+    source = images if kind == "folder" else archive
+    done = cmbench("prepare", f"{kind}:{source}", "--name", "splits")
+    assert "20 images" in done.out, done.out + done.err
 
 
 def test_another_size_is_another_preparation(cmbench: Command, images: Path) -> None:

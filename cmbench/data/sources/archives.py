@@ -26,6 +26,7 @@ from cmbench.data.sources.base import (
     Fingerprint,
     Index,
     Source,
+    default_split,
     is_image,
     labels_from_folders,
     labels_from_json,
@@ -62,13 +63,15 @@ def enter_split(
 ) -> tuple[list[int], list[str], str]:
     """Return positions and names of the images of one split, names relative to it.
 
-    A single folder around everything is entered; then ``train`` (or the split asked for) if there
-    is one.
+    A single folder around everything is entered; then the split asked for, or ``train`` if there is
+    one and no other folders than splits.
     """
     prefix, chosen = "", ""
     while True:
         tops = {name[len(prefix) :].partition("/")[0] for name in names if name.startswith(prefix)}
-        wanted = split or "train"
+        folders = {name[len(prefix) :].partition("/")[0] for name in names
+                   if name.startswith(prefix) and "/" in name[len(prefix) :]}
+        wanted = split or default_split(folders)
         if wanted in tops and not chosen:
             prefix, chosen = f"{prefix}{wanted}/", wanted
         elif len(tops) == 1 and any(n.startswith(f"{prefix}{min(tops)}/") for n in names):

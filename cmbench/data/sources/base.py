@@ -137,6 +137,16 @@ class Fingerprint:
         return str(self.digest.hexdigest())
 
 
+#: Names of folders that are parts of a dataset. Beside anything else, `train` is a class.
+_SPLITS = frozenset({"train", "test", "val", "valid", "validation", "dev"})
+
+
+def default_split(folders: Iterable[str]) -> str:
+    """Return ``train`` if folders of these names are splits and that is one of them, else ''."""
+    names = {name for name in folders if not name.startswith((".", "_"))}
+    return "train" if "train" in names and names <= _SPLITS else ""
+
+
 def is_image(name: str) -> bool:
     """Return whether a file name looks like an image or an array of one."""
     dot = name.rfind(".")

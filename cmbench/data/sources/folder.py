@@ -13,6 +13,7 @@ from cmbench.data.sources.base import (
     EncodedSource,
     Fingerprint,
     Index,
+    default_split,
     is_image,
     labels_from_folders,
     labels_from_json,
@@ -88,8 +89,9 @@ class FolderReader:
 class FolderSource(EncodedSource):
     """A folder of images, recursively.
 
-    A folder with a subfolder ``train`` (or the split asked for) is entered there, so that the root
-    of an archive with ``train/<class>/…`` and ``test/<class>/…`` never mixes the two.
+    A folder with a subfolder ``train`` and no others than splits is entered there (or at the split
+    asked for), so that the root of an archive with ``train/<class>/…`` and ``test/<class>/…`` never
+    mixes the two.
     """
 
     kind = "folder"
@@ -97,14 +99,14 @@ class FolderSource(EncodedSource):
     def __init__(self, path: Path, split: str = "") -> None:
         super().__init__(path, split)
         self.root = path
-        for name in (split,) if split else ("train",):
-            inner = path / name
-            if inner.is_dir():
-                self.root, self.split = inner, name
+        folders = [p.name for p in path.iterdir() if p.is_dir()]
+        name = split or default_split(folders)
+        if name in folders:
+            self.root, self.split = path / name, name
         if split and self.root == path:
             raise self.error(
                 f"has no subfolder {split!r}",
-                allowed=first_names(sorted(p.name for p in path.iterdir() if p.is_dir()), 20),
+                allowed=first_names(sorted(folders), 20),
                 remedy="give --split one of them",
             )
 
