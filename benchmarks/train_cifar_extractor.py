@@ -40,6 +40,8 @@ BATCH_SIZE = 512
 PEAK_LEARNING_RATE = 0.4
 WEIGHT_DECAY = 5e-4
 CUTOUT = 8
+#: Images that distances are measured on: of the training set, evenly spaced, and of noise.
+MEASURED, NOISE = 10_000, 2_000
 
 Split = tuple[Tensor, Tensor]
 
@@ -148,18 +150,20 @@ def features_of(extractor: CifarExtractor, images: Tensor) -> tuple[Tensor, Tens
 
 def measure(extractor: CifarExtractor, splits: dict[str, Split]) -> dict[str, float | int]:
     """Return test accuracy, the floor between disjoint real sets, and noise's distance."""
-    train, _ = features_of(extractor, splits["train"][0])
+    images = splits["train"][0]
+    train, _ = features_of(extractor, images[:: max(len(images) // MEASURED, 1)])
     test, logits = features_of(extractor, splits["test"][0])
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     halves = [FeatureStatistics.from_features(train[part]) for part in order.chunk(2)]
     every = FeatureStatistics.from_features(train)
     generator = torch.Generator().manual_seed(0)
-    shape = (min(10_000, len(train)), 3, 32, 32)
+    shape = (min(NOISE, len(train)), 3, 32, 32)
     noise = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     gauss = quantize(torch.randn(shape, generator=generator), "round")
     return {
         "test_accuracy": float((logits.argmax(1) == splits["test"][1]).double().mean()),
         "test_images": len(test),
+        "measured_train_images": len(train),
         "floor_real_halves": frechet_distance(*halves),
         "test_set": frechet_distance(FeatureStatistics.from_features(test), every),
         "uniform_noise": frechet_distance(
@@ -178,6 +182,8 @@ def main() -> int:
     parser.add_argument("--source", type=Path, required=True, help="archive or folder of JPEGs")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--limit", type=int, help="images of each split, for a smoke run")
+    parser.add_argument("--measure-only", action="store_true",
+                        help="measure weights that an interrupted run with these options has left")
     parser.add_argument("--bf16", action="store_true", help="on the CPU too [default: on a GPU]")
     parser.add_argument("--out", type=Path, default=WEIGHTS.parent, help="folder of the weights")
     arguments = parser.parse_args()
@@ -188,11 +194,12 @@ def main() -> int:
     began = time.perf_counter()
     splits = load_splits(arguments.source, arguments.limit)
     loaded = time.perf_counter() - began
-    network = train_network(splits["train"], arguments.epochs, device, bf16=bf16)
-    trained = time.perf_counter() - began - loaded
-
     path = arguments.out / WEIGHTS.name
-    write_tensors(path, stored(network), {"kind": KIND})
+    trained = None
+    if not arguments.measure_only:
+        network = train_network(splits["train"], arguments.epochs, device, bf16=bf16)
+        trained = round(time.perf_counter() - began - loaded, 1)
+        write_tensors(path, stored(network), {"kind": KIND})
     facts: dict[str, object] = {"name": "cifar-cnn", "sha256": sha256_file(path)}
     write_atomically(path.with_suffix(".json"), json.dumps(facts).encode())
     facts |= {
@@ -201,11 +208,11 @@ def main() -> int:
         "train_images": len(splits["train"][0]),
         "epochs": arguments.epochs,
         "precision": "bf16" if bf16 else "fp32",
-        "parameters": sum(p.numel() for p in network.parameters()),
+        "parameters": sum(p.numel() for p in CifarNetwork().parameters()),
         "torch": torch.__version__.split("+")[0],
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "seconds_loading": round(loaded, 1),
-        "seconds_training": round(trained, 1),
+        "seconds_training": trained,
         **measure(CifarExtractor(path).to(device), splits),
     }
     write_atomically(path.with_suffix(".json"), (json.dumps(facts, indent=2) + "\n").encode())

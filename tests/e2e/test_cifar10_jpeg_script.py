@@ -245,7 +245,7 @@ def test_smoke_runs_to_the_end(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--smoke", "--archive", ARCHIVE, "--out", str(tmp_path / "o"),
          "--work", str(tmp_path / "w"), "--methods", "edm,sct", "--seconds", "280",
-         "--budget-seconds", "1"],
+         "--budget-seconds", "1", "--train-extractor"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
