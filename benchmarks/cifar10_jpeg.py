@@ -62,7 +62,8 @@ class Session:
         self.out: Path = options.out
         self.out.mkdir(parents=True, exist_ok=True)
         self.environment = {
-            **os.environ, "CMBENCH_DATA": str(self.work / "data"),
+            **os.environ,
+            "CMBENCH_DATA": str(self.work / "data"),
             "CMBENCH_WEIGHTS": str(self.weights.resolve()),
         }
 
@@ -75,8 +76,11 @@ class Session:
         began = time.monotonic()
         done = subprocess.run([sys.executable, *arguments], env=self.environment, check=False)
         now = time.monotonic()
-        print(f"[{now - self.began:6.1f}s] {now - began:.1f} s, exit {done.returncode}: "
-              f"{' '.join(arguments)}", flush=True)
+        print(
+            f"[{now - self.began:6.1f}s] {now - began:.1f} s, exit {done.returncode}: "
+            f"{' '.join(arguments)}",
+            flush=True,
+        )
         return done.returncode
 
     def cmbench(self, *arguments: str) -> int:
@@ -123,9 +127,21 @@ def run_to_the_end(session: Session, methods: str, *more: str) -> int:
     while session.left() > options.least:
         limit = min(session.left(), options.piece)
         command = [
-            "run", "--method", methods, "--dataset", DATASET, "--recipe", options.recipe,
-            "--workspace", str(session.workspace), "--time-limit", f"{limit:.0f}",
-            "--batch-size", str(options.sample_batch), "--no-report", *more,
+            "run",
+            "--method",
+            methods,
+            "--dataset",
+            DATASET,
+            "--recipe",
+            options.recipe,
+            "--workspace",
+            str(session.workspace),
+            "--time-limit",
+            f"{limit:.0f}",
+            "--batch-size",
+            str(options.sample_batch),
+            "--no-report",
+            *more,
         ]
         if options.samples:
             command += ["--samples", str(options.samples)]
@@ -176,11 +192,23 @@ def calibrate(session: Session, students: list[str]) -> int:
     options, code = session.options, EXIT_REQUEUE
     while code == EXIT_REQUEUE and session.left() > options.least:
         code = session.call(
-            str(EQUAL_TIME), "--methods", ",".join(students), "--dataset", DATASET,
-            "--recipe", options.recipe, "--budget-seconds", str(options.budget_seconds),
-            "--workspace", str(session.workspace), "--out", str(session.budget),
-            "--time-limit", f"{min(session.left(), options.piece):.0f}",
-            "--compile", options.compile,
+            str(EQUAL_TIME),
+            "--methods",
+            ",".join(students),
+            "--dataset",
+            DATASET,
+            "--recipe",
+            options.recipe,
+            "--budget-seconds",
+            str(options.budget_seconds),
+            "--workspace",
+            str(session.workspace),
+            "--out",
+            str(session.budget),
+            "--time-limit",
+            f"{min(session.left(), options.piece):.0f}",
+            "--compile",
+            options.compile,
         )
     return code
 
@@ -188,22 +216,33 @@ def calibrate(session: Session, students: list[str]) -> int:
 def parse() -> argparse.Namespace:
     """Read the options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--archive", type=Path, default=os.environ.get(ARCHIVE_VARIABLE),
-                        help=f"cifar10-jpeg.tar.xz or folder [env: {ARCHIVE_VARIABLE}]")
+    parser.add_argument(
+        "--archive",
+        type=Path,
+        default=os.environ.get(ARCHIVE_VARIABLE),
+        help=f"cifar10-jpeg.tar.xz or folder [env: {ARCHIVE_VARIABLE}]",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the archives")
     parser.add_argument("--work", help="folder of data and workspace, kept [default: a new one]")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--seconds", type=float, default=540.0, help="wall clock for everything")
     parser.add_argument("--piece", type=float, default=180.0, help="time limit of a piece")
-    parser.add_argument("--budget-seconds", type=float, default=0.0,
-                        help="GPU time of each student [default: the recipes' lengths]")
+    parser.add_argument(
+        "--budget-seconds",
+        type=float,
+        default=0.0,
+        help="GPU time of each student [default: the recipes' lengths]",
+    )
     parser.add_argument("--least", type=float, default=25.0, help="start no piece with less left")
     parser.add_argument("--samples", type=int, default=0, help="images a cell [default: protocol]")
     parser.add_argument("--sample-batch", type=int, default=2000)
     parser.add_argument("--compile", choices=("auto", "yes", "no"), default="auto")
-    parser.add_argument("--train-extractor", action="store_true",
-                        help="also where weights are shipped (which go first)")
+    parser.add_argument(
+        "--train-extractor",
+        action="store_true",
+        help="also where weights are shipped (which go first)",
+    )
     parser.add_argument("--extractor-epochs", type=int, default=30)
     parser.add_argument("--smoke", action="store_true", help="tiny networks and few images, CPU")
     options = parser.parse_args()
@@ -229,17 +268,29 @@ def main() -> int:
         return 1
     trained = (session.weights / WEIGHTS.name).with_suffix(".json").exists()  # written last
     if not trained and (options.train_extractor or not WEIGHTS.exists()):
-        limits = ["--epochs", "1", "--limit", "64"] if options.smoke else [
-            "--epochs", str(options.extractor_epochs)]
-        if session.call(str(EXTRACTOR), "--source", str(options.archive),
-                        "--out", str(session.weights), *limits):
+        limits = (
+            ["--epochs", "1", "--limit", "64"]
+            if options.smoke
+            else ["--epochs", str(options.extractor_epochs)]
+        )
+        if session.call(
+            str(EXTRACTOR), "--source", str(options.archive), "--out", str(session.weights), *limits
+        ):
             return 1
     code = train_and_measure(session)
     session.pack()
     if any(session.workspace.glob("records/*/*.json")):
-        code = max(code, session.call(str(BOARD), str(session.out), "--leaderboards",
-                                      str(session.out / "leaderboards"), "--reports",
-                                      str(session.out / "reports")))  # fmt: skip
+        code = max(
+            code,
+            session.call(
+                str(BOARD),
+                str(session.out),
+                "--leaderboards",
+                str(session.out / "leaderboards"),
+                "--reports",
+                str(session.out / "reports"),
+            ),
+        )
     print(f"done in {time.monotonic() - session.began:.0f} s, exit {code}", flush=True)
     return code
 

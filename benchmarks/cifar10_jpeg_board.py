@@ -47,7 +47,8 @@ def unpack(archive: Path, folder: Path) -> list[Record]:
             there = folder / path.name
             if there.exists() and there.read_bytes() != path.read_bytes():
                 raise UserError(
-                    f"{WHO}, {path.name}", f"is not the record that lies in {folder}",
+                    f"{WHO}, {path.name}",
+                    f"is not the record that lies in {folder}",
                     remedy="remove that folder if these records are to replace it",
                 )
         shutil.copytree(source, folder, dirs_exist_ok=True)
@@ -152,8 +153,17 @@ def main() -> int:
         commit = [folder, options.reports, *ship_weights(options.out)]
         print("commit:", *(path.relative_to(ROOT) for path in commit))
     return subprocess.run(
-        [sys.executable, "-m", "cmbench", "leaderboard", "render", str(options.leaderboards),
-         "--out", str(options.reports)], check=False,
+        [
+            sys.executable,
+            "-m",
+            "cmbench",
+            "leaderboard",
+            "render",
+            str(options.leaderboards),
+            "--out",
+            str(options.reports),
+        ],
+        check=False,
     ).returncode
 
 

@@ -95,7 +95,8 @@ def read_budget(path: Path) -> dict[str, Any]:
             float(found["duration_kimg"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{WHO}, {path}", f"cannot be read ({type(error).__name__}: {error})",
+            f"{WHO}, {path}",
+            f"cannot be read ({type(error).__name__}: {error})",
             remedy="restore it; without it the runs of these lengths cannot be gone on with",
         ) from error
     return dict(table)
@@ -108,8 +109,12 @@ def calibrate(context: Context, plan: RunPlan, seconds: float, steps: int) -> di
     method, modules = build_modules(context, plan, teacher)
     state, config = TrainingState(method, modules), plan.config
     settings = Settings(
-        seed=plan.seed, batch_size=config.batch_size, microbatch_size=config.microbatch_size,
-        precision=config.precision, compile=context.compile, log_seconds=1e9,
+        seed=plan.seed,
+        batch_size=config.batch_size,
+        microbatch_size=config.microbatch_size,
+        precision=config.precision,
+        compile=context.compile,
+        log_seconds=1e9,
     )
     nets = prepare(state, settings)
     state.enter(0)
@@ -127,9 +132,13 @@ def calibrate(context: Context, plan: RunPlan, seconds: float, steps: int) -> di
     passes = images / round(config.duration_kimg * 1000)
     return {
         "duration_kimg": length_kimg(rate, seconds, config.batch_size, passes),
-        "images_per_s": round(rate, 1), "passes": round(passes, 3), "timed_steps": steps,
-        "batch_size": config.batch_size, "compiled": context.compile,
-        "device": context.gpu or "cpu", "torch": torch.__version__,
+        "images_per_s": round(rate, 1),
+        "passes": round(passes, 3),
+        "timed_steps": steps,
+        "batch_size": config.batch_size,
+        "compiled": context.compile,
+        "device": context.gpu or "cpu",
+        "torch": torch.__version__,
     }
 
 
@@ -165,8 +174,10 @@ def main() -> int:
                 {"workspace": options.workspace, "compiled": compiled}, should_stop=should_stop
             )
             for name in budget.missing(options.methods.split(",")):
-                context.command = (f"cmbench run --method {name} --dataset {options.dataset} "
-                                   f"--recipe {options.recipe}")  # trains the same teacher
+                context.command = (
+                    f"cmbench run --method {name} --dataset {options.dataset} "
+                    f"--recipe {options.recipe}"
+                )  # trains the same teacher
                 plan = plan_run(context, name, options.dataset, options.recipe, 0)
                 found = calibrate(context, plan, options.budget_seconds, options.steps)
                 budget.add(name, found)
@@ -176,8 +187,11 @@ def main() -> int:
         return error.exit_code
     devices = {found["device"] for found in budget.table["students"].values()}
     if len(devices) > 1:
-        print(f"warning: measured on several devices: {', '.join(sorted(devices))}: their times "
-              "are not equal; delete the file (and the runs) to measure again", file=sys.stderr)
+        print(
+            f"warning: measured on several devices: {', '.join(sorted(devices))}: their times "
+            "are not equal; delete the file (and the runs) to measure again",
+            file=sys.stderr,
+        )
     return EXIT_OK
 
 

@@ -59,9 +59,13 @@ def torch_fidelity_features(folder: Path, weights: Path) -> Tensor:
     from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id
 
     options: dict[str, Any] = {
-        "feature_extractor_weights_path": str(weights), "cuda": False, "verbose": False,
-        "input1": str(folder), "batch_size": 64, "save_cpu_ram": True,
-    }  # fmt: skip
+        "feature_extractor_weights_path": str(weights),
+        "cuda": False,
+        "verbose": False,
+        "input1": str(folder),
+        "batch_size": 64,
+        "save_cpu_ram": True,
+    }
     key = str(weights)
     if key not in _EXTRACTORS:
         _EXTRACTORS[key] = create_feature_extractor(
@@ -79,9 +83,14 @@ def clean_fid_features(folder: Path, mode: str, network: Any) -> Tensor:
     from cleanfid import fid
 
     found = fid.get_folder_features(
-        str(folder), network, num_workers=0, batch_size=64, device=torch.device("cpu"),
-        mode=mode, verbose=False,
-    )  # fmt: skip
+        str(folder),
+        network,
+        num_workers=0,
+        batch_size=64,
+        device=torch.device("cpu"),
+        mode=mode,
+        verbose=False,
+    )
     return torch.from_numpy(found)
 
 

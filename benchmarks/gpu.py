@@ -69,9 +69,7 @@ CASES = {
     "cifar10-ddpmpp": Case("cifar10", {"name": "ddpmpp", "dropout": 0.13, "augment_dim": 9}, 512),
     "imagenet64-edm2-s": Case("imagenet64", {"name": "edm2"}, 256, conditional=True),
     "cifar10-demo": Case(
-        "cifar10",
-        {"name": "ddpmpp", "channels": 64, "channel_mult": [1, 2, 2], "blocks": 2},
-        512,
+        "cifar10", {"name": "ddpmpp", "channels": 64, "channel_mult": [1, 2, 2], "blocks": 2}, 512
     ),
     "smoke": Case("cifar10", {"name": "unet-tiny", "channels": 8}, 8),
 }
@@ -108,8 +106,11 @@ class Bench:
         smoke = options.cpu_smoke
         self.device = torch.device("cpu" if smoke else "cuda")
         if not smoke and not torch.cuda.is_available():
-            raise UserError("benchmarks/gpu.py", "torch sees no CUDA device",
-                            remedy="run it on a machine with a GPU, or give --cpu-smoke")
+            raise UserError(
+                "benchmarks/gpu.py",
+                "torch sees no CUDA device",
+                remedy="run it on a machine with a GPU, or give --cpu-smoke",
+            )
         self.began = time.perf_counter()
         self.out = Path(options.out) if options.out else None
         folder = tempfile.mkdtemp(prefix="cmbench-gpu-")
@@ -131,8 +132,10 @@ class Bench:
             table = table.setdefault(key, {})
         table[path[-1]] = value
         self.results["elapsed_s"] = round(time.perf_counter() - self.began, 1)
-        print(f"[{self.results['elapsed_s']:7.1f}s] {' / '.join(path)}: {json.dumps(value)}",
-              flush=True)
+        print(
+            f"[{self.results['elapsed_s']:7.1f}s] {' / '.join(path)}: {json.dumps(value)}",
+            flush=True,
+        )
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.out, (json.dumps(self.results, indent=1) + "\n").encode())
@@ -184,9 +187,14 @@ class Bench:
         spec = plugins.methods.get(method)
         method_class: Any = plugins.methods.load(method)
         table = merge(
-            {"network": case.network, "conditional": case.conditional, "batch_size": batch,
-             "duration_kimg": 200_000, "precision": "bf16",
-             "optimizer": {"name": "radam" if method != "edm" else "adam", "lr": 1e-4}},
+            {
+                "network": case.network,
+                "conditional": case.conditional,
+                "batch_size": batch,
+                "duration_kimg": 200_000,
+                "precision": "bf16",
+                "optimizer": {"name": "radam" if method != "edm" else "adam", "lr": 1e-4},
+            },
             config,
         )
         resolved = method_class.Config.model_validate(table)
@@ -199,8 +207,9 @@ class Bench:
         for name, module in modules.items():
             module.eval().requires_grad_(False)
             modules[name] = place(module, self.device, channels_last=variant.channels_last)
-        nets = {n: PreparedNetwork(m, variant.precision, variant.compiled)
-                for n, m in modules.items()}
+        nets = {
+            n: PreparedNetwork(m, variant.precision, variant.compiled) for n, m in modules.items()
+        }
         return Teacher("random", method.diffusion_model(nets), modules["model"])
 
     def training(
@@ -211,11 +220,19 @@ class Bench:
         needs = "trigflow" if method in ("sct", "scd", "pd") else "edm"
         teacher = None if method == "edm" or method == "ict" else self.teacher(case, variant, needs)
         built, modules = build_modules(self.context, plan, teacher)
-        modules = {n: place(m, self.device, channels_last=variant.channels_last)
-                   for n, m in modules.items()}
+        modules = {
+            n: place(m, self.device, channels_last=variant.channels_last)
+            for n, m in modules.items()
+        }
         state = TrainingState(built, modules)
-        settings = Settings(seed=0, batch_size=batch, microbatch_size=shard,
-                            precision=variant.precision, compile=variant.compiled, log_seconds=1e9)
+        settings = Settings(
+            seed=0,
+            batch_size=batch,
+            microbatch_size=shard,
+            precision=variant.precision,
+            compile=variant.compiled,
+            log_seconds=1e9,
+        )
         nets = prepare(state, settings)
         state.enter(0)
         if not variant.fused:
@@ -429,9 +446,13 @@ def measure_sampling(bench: Bench, name: str, case: Case) -> None:
         for nfe in (1, 2, 4):
             with tf32(FULL.tf32):
                 sampler = Sampler(
-                    method, modules, method.plan_sampling(nfe), seed=0,
+                    method,
+                    modules,
+                    method.plan_sampling(nfe),
+                    seed=0,
                     labels=lambda start, count: dataset.labels_for(count, 0, start),
-                    precision=precision, compiled=not bench.options.no_compile,
+                    precision=precision,
+                    compiled=not bench.options.no_compile,
                 )
                 found = time_sampling(bench, sampler, nfe, batch, batches)
             bench.put(found, "sampling", name, precision, f"nfe-{nfe}")
@@ -495,9 +516,18 @@ def measure_profile(bench: Bench, name: str, case: Case, method: str) -> None:
     total = sum(getattr(e, key) for e in events) or 1.0
     rows = sorted(events, key=lambda e: -getattr(e, key))[:30]
     bench.put(
-        [[f"{getattr(e, key) / total:.1%}", round(getattr(e, key) / 2e3, 3), e.count // 2,
-          e.key[:110]] for e in rows],
-        "profile", name, method,
+        [
+            [
+                f"{getattr(e, key) / total:.1%}",
+                round(getattr(e, key) / 2e3, 3),
+                e.count // 2,
+                e.key[:110],
+            ]
+            for e in rows
+        ],
+        "profile",
+        name,
+        method,
     )
 
 
@@ -525,10 +555,16 @@ def parse() -> argparse.Namespace:
     """Read the options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", help="JSON file to write")
-    parser.add_argument("--parts", default="train,table,sampling",
-                        help=f"of {','.join(PARTS)} [default: all but profile]")
-    parser.add_argument("--case", default="cifar10-ddpmpp,imagenet64-edm2-s",
-                        help=f"of {','.join(CASES)} [default: %(default)s]")
+    parser.add_argument(
+        "--parts",
+        default="train,table,sampling",
+        help=f"of {','.join(PARTS)} [default: all but profile]",
+    )
+    parser.add_argument(
+        "--case",
+        default="cifar10-ddpmpp,imagenet64-edm2-s",
+        help=f"of {','.join(CASES)} [default: %(default)s]",
+    )
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--batch", type=int, default=0, help="images a step [default: the case's]")
     parser.add_argument("--sample-batch", type=int, default=500)
@@ -557,15 +593,22 @@ def measure_part(bench: Bench, part: str, name: str, case: Case) -> None:
         for method in bench.options.methods.split(","):
             bench.attempt(
                 lambda m=method: work(bench, name, case, m),  # type: ignore[misc]
-                part, name, method,
+                part,
+                name,
+                method,
             )
 
 
 #: By part, the figures of its summary and their headings.
 SUMMARY = {
-    "train": {"images_per_s": "images/s", "utilisation": "utilisation", "step_ms": "ms a step",
-              "step_over_edm": "of edm's step", "gflops_per_image": "GFLOP an image",
-              "peak_memory_gib": "GiB"},
+    "train": {
+        "images_per_s": "images/s",
+        "utilisation": "utilisation",
+        "step_ms": "ms a step",
+        "step_over_edm": "of edm's step",
+        "gflops_per_image": "GFLOP an image",
+        "peak_memory_gib": "GiB",
+    },
     "table": {"step_ms": "ms a step", "images_per_s": "images/s", "speed_up": "speed-up"},
     "sampling": {"images_per_s": "images/s", "share_not_network": "not the network"},
 }

@@ -101,9 +101,13 @@ def cached() -> dict[str, float]:
 
         def build() -> object:
             return cached_reference(
-                lambda: images.split(500), extractor, source="b", source_sha256="b",
-                quantization="round", folder=Path(folder),
-            )  # fmt: skip
+                lambda: images.split(500),
+                extractor,
+                source="b",
+                source_sha256="b",
+                quantization="round",
+                folder=Path(folder),
+            )
 
         first, second = cpu_seconds(build, 1), cpu_seconds(build)
     return {"first_s": first, "second_s": second, "times_faster": first / second}

@@ -53,9 +53,15 @@ PUBLISHED = {
 #: The row that sets DDPM++ at its CIFAR-10 settings beside diffusers'.
 DIFFUSERS = "diffusers"
 DEFAULT = (
-    "unet-tiny", "mlp", "ddpmpp-narrow", "ncsnpp-narrow", "adm-narrow", "edm2-narrow",
-    *PUBLISHED, DIFFUSERS,
-)  # fmt: skip
+    "unet-tiny",
+    "mlp",
+    "ddpmpp-narrow",
+    "ncsnpp-narrow",
+    "adm-narrow",
+    "edm2-narrow",
+    *PUBLISHED,
+    DIFFUSERS,
+)
 
 
 def build(name: str) -> tuple[Network, dict[str, Tensor]]:

@@ -48,9 +48,12 @@ def write_records(root: Path, count: int, datasets: int = DATASETS) -> None:
                         for name in ("fd-digits", "precision", "recall", "density", "coverage")
                     }
                     item = record(
-                        f"method{method:04d}", nfe=nfe, seed=seed, dataset=f"data{dataset}",
+                        f"method{method:04d}",
+                        nfe=nfe,
+                        seed=seed,
+                        dataset=f"data{dataset}",
                         metrics=metrics,
-                    )  # fmt: skip
+                    )
                     (folder / f"{item.cell}.json").write_text(item.to_json())
                     made += 1
         method += 1
@@ -124,7 +127,7 @@ def browse() -> dict[str, float]:
                 "interactive_cpu_ms": busy * 1000,
                 "sort_ms": driver.execute_script(act),
                 "search_ms": driver.execute_script(search),
-            }  # fmt: skip
+            }
         finally:
             driver.quit()
 
@@ -175,12 +178,15 @@ def surroundings(load: float) -> dict[str, object]:
     browser = subprocess.run(told, capture_output=True, text=True, check=True).stdout.strip()
     return {
         "versions": {
-            "cmbench": cmbench.__version__, "python": platform.python_version(),
+            "cmbench": cmbench.__version__,
+            "python": platform.python_version(),
             **{name: version(name) for name in ("numpy", "scipy", "pydantic", "jinja2")},
             "browser": browser,
         },
-        "cores": os.cpu_count(), "machine": platform.machine(), "load_average": round(load, 2),
-    }  # fmt: skip
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "load_average": round(load, 2),
+    }
 
 
 if __name__ == "__main__":

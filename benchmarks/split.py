@@ -47,12 +47,21 @@ class RandomImages:
 def trained(world: World, options: argparse.Namespace, *, split: bool) -> TrainingState:
     device = torch.device("cpu")
     context = Context(load_plugins(), Workspace(Path("nowhere")), device=device, threads=1)
-    plan = plan_run(context, "edm", "imagenet64", "paper", 0, {
-        "network": {"name": "edm2", "channels": options.channels}, "conditional": True,
-        "batch_size": world.size, "precision": "fp32",
-        "ema": [{"sigma_rel": 0.05}, {"sigma_rel": 0.1}],
-        "optimizer": {"name": "adam", "lr": 1e-3, "eps": 1.0, "warmup_kimg": 0},
-    })  # fmt: skip
+    plan = plan_run(
+        context,
+        "edm",
+        "imagenet64",
+        "paper",
+        0,
+        {
+            "network": {"name": "edm2", "channels": options.channels},
+            "conditional": True,
+            "batch_size": world.size,
+            "precision": "fp32",
+            "ema": [{"sigma_rel": 0.05}, {"sigma_rel": 0.1}],
+            "optimizer": {"name": "adam", "lr": 1e-3, "eps": 1.0, "warmup_kimg": 0},
+        },
+    )
     method, modules = build_modules(context, plan, None)
     state = TrainingState(method, modules, Sharding.over(world, device) if split else None)
     settings = Settings(seed=0, batch_size=world.size, world=world)

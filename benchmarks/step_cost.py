@@ -87,8 +87,10 @@ def main() -> None:
     for name, stepper in steppers.items():
         steps = stepper.state.nimg // arguments.batch_size
         forwards = stepper.state.network_evaluations / arguments.batch_size / steps
-        print(f"{name:<8}{medians[name] * 1e3:>8.1f}{medians[name] / medians[BASE]:>8.2f}"
-              f"{flops[name] / flops[BASE]:>8.2f}{forwards:>10.2f}{TARGETS.get(name, 0) or '':>8}")
+        print(
+            f"{name:<8}{medians[name] * 1e3:>8.1f}{medians[name] / medians[BASE]:>8.2f}"
+            f"{flops[name] / flops[BASE]:>8.2f}{forwards:>10.2f}{TARGETS.get(name, 0) or '':>8}"
+        )
 
 
 if __name__ == "__main__":

@@ -73,8 +73,9 @@ def load_splits(source: Path, limit: int | None) -> dict[str, Split]:
     for split, items in pixels.items():
         items.sort(key=lambda item: item[:2])
         items = items[:: max(1, len(items) // limit)][:limit] if limit else items
-        images = np.stack([np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-                           for _, _, data in items])
+        images = np.stack(
+            [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for _, _, data in items]
+        )
         labels = torch.tensor([classes.index(label) for label, _, _ in items])
         found[split] = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
     return found
@@ -99,9 +100,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return images.masked_fill(inside[..., None], 0.0).permute(0, 3, 1, 2)
 
 
-def train_network(
-    train: Split, epochs: int, device: torch.device, *, bf16: bool
-) -> CifarNetwork:
+def train_network(train: Split, epochs: int, device: torch.device, *, bf16: bool) -> CifarNetwork:
     """Train with SGD under a one-cycle schedule, convolutions in bfloat16 if ``bf16``."""
     torch.manual_seed(SEED)
     network = CifarNetwork().to(device).to(memory_format=torch.channels_last)
@@ -109,8 +108,12 @@ def train_network(
     batch_size = min(BATCH_SIZE, len(images))
     steps = epochs * (len(images) // batch_size)
     optimizer = torch.optim.SGD(
-        network.parameters(), lr=PEAK_LEARNING_RATE, momentum=0.9, nesterov=True,
-        weight_decay=WEIGHT_DECAY, foreach=True,
+        network.parameters(),
+        lr=PEAK_LEARNING_RATE,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=WEIGHT_DECAY,
+        foreach=True,
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, PEAK_LEARNING_RATE, max(steps, 2), pct_start=0.2
@@ -130,8 +133,11 @@ def train_network(
             optimizer.step()
             schedule.step()
         if epoch % 5 == 0 or epoch == epochs - 1 or device.type == "cpu":
-            print(f"epoch {epoch + 1}/{epochs}: loss {loss.item():.3f}, "
-                  f"{time.perf_counter() - began:.0f} s", flush=True)
+            print(
+                f"epoch {epoch + 1}/{epochs}: loss {loss.item():.3f}, "
+                f"{time.perf_counter() - began:.0f} s",
+                flush=True,
+            )
     return network.eval()
 
 
@@ -182,8 +188,11 @@ def main() -> int:
     parser.add_argument("--source", type=Path, required=True, help="archive or folder of JPEGs")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--limit", type=int, help="images of each split, for a smoke run")
-    parser.add_argument("--measure-only", action="store_true",
-                        help="measure weights that an interrupted run with these options has left")
+    parser.add_argument(
+        "--measure-only",
+        action="store_true",
+        help="measure weights that an interrupted run with these options has left",
+    )
     parser.add_argument("--bf16", action="store_true", help="on the CPU too [default: on a GPU]")
     parser.add_argument("--out", type=Path, default=WEIGHTS.parent, help="folder of the weights")
     arguments = parser.parse_args()

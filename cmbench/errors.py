@@ -25,9 +25,9 @@ EXIT_REQUEUE = 75
 
 
 #: What `cmbench list` lists.
-LISTED = frozenset({
-    "methods", "datasets", "metrics", "networks", "recipes", "extractors", "executors", "studies",
-})  # fmt: skip
+LISTED = frozenset(
+    {"methods", "datasets", "metrics", "networks", "recipes", "extractors", "executors", "studies"}
+)
 
 
 class UserError(Exception):

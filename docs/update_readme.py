@@ -1,6 +1,6 @@
 """Put the excerpt of the digits leaderboard into README.md, from the committed records.
 
-    python docs/update_readme.py
+python docs/update_readme.py
 """
 
 from __future__ import annotations
@@ -41,16 +41,23 @@ def main() -> None:
             floor = record.metrics["fd-digits"].detail["floor"]
             seeds = max(seeds, record.training.seed + 1)
     rows = sorted(found.items(), key=lambda item: cell(item[1][1]).rjust(12))
-    lines = [BEGIN, "## Measured on `digits`", "",
-             f"fd-digits (lower is better), class-conditional, {int(seeds)} training seed(s) "
-             "(± their standard deviation), from "
-             "[leaderboards/digits](leaderboards/digits); two disjoint halves of the real images "
-             f"score {floor:.2f}. Written by `docs/update_readme.py`; the page is "
-             "[reports/digits.html](reports/digits.html).", "",
-             "| method | " + " | ".join(f"NFE {n}" for n in NFES) + " |",
-             "|---|" + "---:|" * len(NFES)]
-    lines += [f"| {name} | " + " | ".join(cell(by[n]) if n in by else "–" for n in NFES) + " |"
-              for name, by in rows]
+    lines = [
+        BEGIN,
+        "## Measured on `digits`",
+        "",
+        f"fd-digits (lower is better), class-conditional, {int(seeds)} training seed(s) "
+        "(± their standard deviation), from "
+        "[leaderboards/digits](leaderboards/digits); two disjoint halves of the real images "
+        f"score {floor:.2f}. Written by `docs/update_readme.py`; the page is "
+        "[reports/digits.html](reports/digits.html).",
+        "",
+        "| method | " + " | ".join(f"NFE {n}" for n in NFES) + " |",
+        "|---|" + "---:|" * len(NFES),
+    ]
+    lines += [
+        f"| {name} | " + " | ".join(cell(by[n]) if n in by else "–" for n in NFES) + " |"
+        for name, by in rows
+    ]
     lines += ["", "![The report page](docs/report.png)", END]
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")

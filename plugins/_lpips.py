@@ -33,7 +33,7 @@ Pooling = Literal["max", "average"]
 VGG_FILE = "vgg16-397923af.pth"
 HEAD_FILE = "weights-vgg16-lpips.pth"
 _GET = (
-    "fetch them once with `python -c \"from torch_fidelity.sample_similarity_lpips import "
+    'fetch them once with `python -c "from torch_fidelity.sample_similarity_lpips import '
     "SampleSimilarityLPIPS as S; S('lpips')\"` (553 MB), or set lpips_weights to a folder that has "
     "both files; or choose metric l2, l1 or pseudo-huber"
 )
@@ -109,8 +109,12 @@ class LPIPS(nn.Module):
 
     def _prepared(self, images: Tensor) -> Tensor:
         if images.shape[1] not in (1, 3):
-            raise UserError("metric lpips", f"data of {images.shape[1]} channels",
-                            allowed="images of 1 or 3", remedy="choose another metric")
+            raise UserError(
+                "metric lpips",
+                f"data of {images.shape[1]} channels",
+                allowed="images of 1 or 3",
+                remedy="choose another metric",
+            )
         if min(images.shape[2:]) < 256:
             size = (LPIPS_SIDE, LPIPS_SIDE)
             images = F.interpolate(images, size, mode="bilinear", align_corners=False)
@@ -136,8 +140,12 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        raise UserError("metric lpips", f"{path} cannot be read ({type(error).__name__})",
-                        allowed="a file of tensors as published", remedy=_GET) from error
+        raise UserError(
+            "metric lpips",
+            f"{path} cannot be read ({type(error).__name__})",
+            allowed="a file of tensors as published",
+            remedy=_GET,
+        ) from error
     return dict(state)
 
 
@@ -147,7 +155,8 @@ def _fill(path: Path, parameter: Tensor, state: dict[str, Tensor], key: str) -> 
         raise UserError(
             "metric lpips",
             f"{path} has {key} of shape {tuple(found.shape) if found is not None else None}",
-            allowed=f"shape {tuple(parameter.shape)}", remedy=_GET,
+            allowed=f"shape {tuple(parameter.shape)}",
+            remedy=_GET,
         )
     with torch.no_grad():
         parameter.copy_(found)

@@ -11,11 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from cmbench.diffusion.grids import (
-    sampling_log_sigmas,
-    sampling_sigmas,
-    sampling_vp_time_sigmas,
-)
+from cmbench.diffusion.grids import sampling_log_sigmas, sampling_sigmas, sampling_vp_time_sigmas
 from cmbench.diffusion.solvers import (
     dpm_fast_orders,
     dpm_solver_singlestep,
@@ -25,12 +21,7 @@ from cmbench.diffusion.solvers import (
     heun_nfe,
     stochastic_heun,
 )
-from cmbench.diffusion.solvers_multistep import (
-    deis_tab,
-    dpm_solver_pp_2m,
-    dpm_solver_pp_3m,
-    unipc,
-)
+from cmbench.diffusion.solvers_multistep import deis_tab, dpm_solver_pp_2m, dpm_solver_pp_3m, unipc
 from cmbench.errors import Declined
 
 
@@ -78,7 +69,8 @@ def _equal_orders(order: int) -> Callable[[int], dict[str, Any]]:
 
 SOLVERS: dict[str, Solver] = {
     "heun": Solver(
-        heun, lambda nfe: heun_nfe(nfe, extra_euler="last").n_steps,
+        heun,
+        lambda nfe: heun_nfe(nfe, extra_euler="last").n_steps,
         options=lambda nfe: heun_nfe(nfe, extra_euler="last").options,
     ),
     "euler": Solver(euler, _one_a_step),
@@ -91,7 +83,9 @@ SOLVERS: dict[str, Solver] = {
         dpm_solver_singlestep, _multiples_of(3), sampling_log_sigmas, _equal_orders(3)
     ),
     "dpm-solver-fast": Solver(
-        dpm_solver_singlestep, lambda nfe: len(dpm_fast_orders(nfe)), sampling_log_sigmas,
+        dpm_solver_singlestep,
+        lambda nfe: len(dpm_fast_orders(nfe)),
+        sampling_log_sigmas,
         lambda nfe: {"orders": dpm_fast_orders(nfe)},
     ),
     "dpm-solver++2m": Solver(dpm_solver_pp_2m, _one_a_step, sampling_log_sigmas),

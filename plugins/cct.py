@@ -53,8 +53,13 @@ class CCT(ConsistencyMethod):
         x_sigma = x0 + append_dims(sigma, x0) * draws.normal("noise", x0)
         slope = oracle_ode_slope(x_sigma, self.origin(x0, x_sigma, sigma, batch.labels), sigma)
         f, df = boundary_consistency_tangent(
-            nets["model"].forward_with_tangent, x_sigma, sigma, slope,
-            self.sigma_data, c.sigma_min, batch.labels,
+            nets["model"].forward_with_tangent,
+            x_sigma,
+            sigma,
+            slope,
+            self.sigma_data,
+            c.sigma_min,
+            batch.labels,
         )
         progress.log("tangent_norm", image_norm(df, "rms"))
         return pseudo_objective(f, df, hessian=1.0)
@@ -64,7 +69,11 @@ class CCT(ConsistencyMethod):
         if self.config.form == "training":
             return x0
         if self.teacher is None:
-            raise UserError("method CCT", "form 'distillation' has no teacher",
-                            allowed="METHOD:RECIPE or analytic", remedy="set teacher")
+            raise UserError(
+                "method CCT",
+                "form 'distillation' has no teacher",
+                allowed="METHOD:RECIPE or analytic",
+                remedy="set teacher",
+            )
         with torch.no_grad():
             return self.teacher.model.denoise(x_sigma, sigma, labels)

@@ -118,7 +118,12 @@ class ConsistencyMethod(Method):
         return self.consistency(network)
 
     def pair_outputs(
-        self, nets: Nets, x: Tensor, sigma: Tensor, x_next: Tensor, sigma_next: Tensor,
+        self,
+        nets: Nets,
+        x: Tensor,
+        sigma: Tensor,
+        x_next: Tensor,
+        sigma_next: Tensor,
         labels: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Student at the larger noise level, target at the smaller one, under one dropout mask.
@@ -139,9 +144,7 @@ class ConsistencyMethod(Method):
     ) -> SamplingPlan:
         """NFE 1 at ``sigma_max``; more by :func:`cmbench_plugins._times.consistency_sigmas`."""
         c = self.config
-        return multistep_plan(
-            nfe, sigmas, sampler, sigma_max=c.sigma_max, published=c.mid_sigmas
-        )
+        return multistep_plan(nfe, sigmas, sampler, sigma_max=c.sigma_max, published=c.mid_sigmas)
 
     def sample(
         self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
@@ -209,8 +212,13 @@ class CM(MetricMethod):
         """``d(f(x_{n+1}, t_{n+1}), f^-(x_n, t_n))`` for n uniform (lines 3 to 6)."""
         x0, c = batch.images, self.config
         sigmas = resident(
-            karras_sigmas, self.n_points(progress), c.sigma_min, c.sigma_max, c.rho,
-            like=x0, dtype=x0.dtype,
+            karras_sigmas,
+            self.n_points(progress),
+            c.sigma_min,
+            c.sigma_max,
+            c.rho,
+            like=x0,
+            dtype=x0.dtype,
         )
         n = choose_uniformly(len(sigmas) - 1, draws.uniform("index", x0[:, 0, 0, 0]))
         smaller, larger = sigmas[n], sigmas[n + 1]
@@ -243,7 +251,12 @@ class CM(MetricMethod):
         raise NotImplementedError
 
     def step(
-        self, x0: Tensor, z: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor,
+        self,
+        x0: Tensor,
+        z: Tensor,
+        x: Tensor,
+        sigma: Tensor,
+        sigma_next: Tensor,
         labels: Tensor | None,
     ) -> Tensor:
         """Go from ``(x, sigma)`` to the smaller noise level."""
@@ -269,13 +282,22 @@ class CD(CM):
         return self.config.target_ema
 
     def step(
-        self, x0: Tensor, z: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor,
+        self,
+        x0: Tensor,
+        z: Tensor,
+        x: Tensor,
+        sigma: Tensor,
+        sigma_next: Tensor,
         labels: Tensor | None,
     ) -> Tensor:
         """One Heun (or Euler) step of the PF-ODE with the frozen teacher."""
         if self.teacher is None:
-            raise UserError("method CD", "has no teacher", allowed="METHOD:RECIPE or analytic",
-                            remedy="set teacher in the recipe")
+            raise UserError(
+                "method CD",
+                "has no teacher",
+                allowed="METHOD:RECIPE or analytic",
+                remedy="set teacher in the recipe",
+            )
         denoise = self.teacher.model.denoise
         with torch.no_grad():
             if self.config.solver == "heun":
@@ -305,7 +327,12 @@ class CT(CM):
         return target_ema_decay(self.n_points(progress), c.s0, c.mu0, exponent=c.mu_exponent)
 
     def step(
-        self, x0: Tensor, z: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor,
+        self,
+        x0: Tensor,
+        z: Tensor,
+        x: Tensor,
+        sigma: Tensor,
+        sigma_next: Tensor,
         labels: Tensor | None,
     ) -> Tensor:
         """``x_n = x + t_n z``: an Euler step with the score estimated from ``x`` (Theorem 2)."""

@@ -68,7 +68,8 @@ class ECT(ConsistencyMethod):
         target = torch.where(append_dims(r, x0) > 0, target, x0)
 
         weight = (
-            inverse_gap_weight(t, r) if c.weighting == "inverse-gap"
+            inverse_gap_weight(t, r)
+            if c.weighting == "inverse-gap"
             else edm_weight(t, self.sigma_data)
         )
         return weight * pseudo_huber(student, target, c.huber_c)

@@ -35,7 +35,10 @@ __all__ = ["EDM", "MODELS", "EDMConfig", "channel_copies", "initial_network"]
 
 #: What a network's raw output means, by name of the parameterization.
 MODELS: dict[str, Callable[[Any, float], DiffusionModel]] = {
-    "edm": EDMModel, "trigflow": TrigFlowModel, "x": DataModel, "both": DataAndNoiseModel,
+    "edm": EDMModel,
+    "trigflow": TrigFlowModel,
+    "x": DataModel,
+    "both": DataAndNoiseModel,
 }
 
 
@@ -53,8 +56,12 @@ def initial_network(kit: Kit, parameterization: str, config: MethodConfig) -> nn
             model tells its network.
     """
     if config.augment > 0:
-        raise UserError("recipe", f"augment {config.augment:g}", allowed="0 for this method",
-                        remedy="augment the teacher only")
+        raise UserError(
+            "recipe",
+            f"augment {config.augment:g}",
+            allowed="0 for this method",
+            remedy="augment the teacher only",
+        )
     copies = channel_copies(parameterization)
     teacher = kit.teacher
     if teacher is None:
@@ -64,7 +71,8 @@ def initial_network(kit: Kit, parameterization: str, config: MethodConfig) -> nn
         found = known.get(type(teacher.model), parameterization)
         if found != parameterization:
             raise UserError(
-                f"teacher {teacher.name}", f"its parameterization is {found!r}",
+                f"teacher {teacher.name}",
+                f"its parameterization is {found!r}",
                 allowed=f"{parameterization!r} for this student",
                 remedy="name another teacher, or set parameterization where the method has it",
             )
@@ -104,9 +112,12 @@ class EDM(Method):
         """One network from random weights."""
         c = self.config
         if c.augment > 0 and c.parameterization in ("x", "both"):
-            raise UserError("recipe", f"augment {c.augment:g} with parameterization "
-                            f"{c.parameterization!r}", allowed="edm, trigflow",
-                            remedy="set augment=0")
+            raise UserError(
+                "recipe",
+                f"augment {c.augment:g} with parameterization {c.parameterization!r}",
+                allowed="edm, trigflow",
+                remedy="set augment=0",
+            )
         return {"model": kit.network(channel_copies=channel_copies(c.parameterization))}
 
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
@@ -172,7 +183,11 @@ class EDM(Method):
         grid = torch.tensor([*plan.sigmas, end], dtype=torch.float64)
         x = noise.double() * grid[0]
         samples = solver.solve(
-            denoise, x, grid, labels=labels, **solver.options(plan.nfe),
+            denoise,
+            x,
+            grid,
+            labels=labels,
+            **solver.options(plan.nfe),
             noise_sampler=lambda step: draws.normal(f"step-{step}", noise).double(),
         )
         return samples.to(noise.dtype)

@@ -70,8 +70,10 @@ class ICT(MetricMethod):
         z = draws.normal("noise", x0)
         student, target = self.pair_outputs(
             nets,
-            x0 + append_dims(larger, x0) * z, larger,
-            x0 + append_dims(smaller, x0) * z, smaller,
+            x0 + append_dims(larger, x0) * z,
+            larger,
+            x0 + append_dims(smaller, x0) * z,
+            smaller,
             batch.labels,
         )
         return inverse_gap_weight(larger, smaller) * self.distance(student, target)

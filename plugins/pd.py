@@ -51,8 +51,9 @@ class PDConfig(MethodConfig):
     parameterization: Literal["edm", "trigflow", "x", "both"] = Field(
         "trigflow", description="as the teacher's; trigflow is v-prediction (App. D)"
     )
-    start_steps: int = Field(64, ge=2, description="steps of the first teacher; the first student "
-                             "has half of them")
+    start_steps: int = Field(
+        64, ge=2, description="steps of the first teacher; the first student has half of them"
+    )
     end_steps: int = Field(1, ge=1, description="steps of the last student")
     last_stages_factor: Positive = Field(
         1.0, description="length of the stages of 2 and 1 steps, relative to the others"
@@ -65,8 +66,9 @@ class PDConfig(MethodConfig):
         "truncated-snr", description="max(SNR, 1), or SNR + 1 (= v-prediction's)"
     )
     clip_samples: bool = Field(
-        True, description="clamp every denoised image to [-1, 1] in sampling (cosine grid), where "
-        "the data lie there"
+        True,
+        description="clamp every denoised image to [-1, 1] in sampling (cosine grid), where "
+        "the data lie there",
     )
     ema: tuple[EMAConfig, ...] = Field((), description="the paper samples the weights themselves")
     optimizer: OptimizerConfig = Field(
@@ -106,8 +108,12 @@ class PD(Method):
     def promote(self, nets: Nets) -> None:
         """The student becomes the teacher (Algorithm 2, last lines of a stage)."""
         if self.first_teacher is None:
-            raise UserError("method PD", "has no teacher to start from",
-                            allowed="METHOD:RECIPE or analytic", remedy="set teacher in the recipe")
+            raise UserError(
+                "method PD",
+                "has no teacher to start from",
+                allowed="METHOD:RECIPE or analytic",
+                remedy="set teacher in the recipe",
+            )
         nets["teacher"].load_state_dict(nets["model"].state_dict())
 
     def teacher_model(self, steps: int, nets: Nets) -> DiffusionModel:

@@ -57,7 +57,8 @@ __all__ = ["SCD", "SCT", "SCMConfig"]
 
 #: What a network receives as time, and the sign of its output as TrigFlow's F (App. B.1).
 _READING: dict[str, tuple[Literal["t", "log-sigma"], float]] = {
-    "trigflow": ("t", 1.0), "edm": ("log-sigma", -1.0),
+    "trigflow": ("t", 1.0),
+    "edm": ("log-sigma", -1.0),
 }
 
 
@@ -65,8 +66,9 @@ class SCMConfig(MethodConfig):
     """Hyper-parameters of sCM (App. G); sCT and sCD share them."""
 
     parameterization: Literal["trigflow", "edm"] = Field(
-        "trigflow", description="as the teacher's: TrigFlow's F with c_noise = t, or EDM's F with "
-        "c_noise = ln(sigma) / 4"
+        "trigflow",
+        description="as the teacher's: TrigFlow's F with c_noise = t, or EDM's F with "
+        "c_noise = ln(sigma) / 4",
     )
     p_mean: float = Field(-1.0, description="mean of ln sigma in training")
     p_std: Positive = Field(1.4, description="standard deviation of ln sigma in training")
@@ -175,7 +177,13 @@ class SCT(Method):
         return F, rearranged_tangent(F.detach(), dF, x_t, dx_dt, t, r, sd)
 
     def discrete(
-        self, network: Any, x_t: Tensor, t: Tensor, s: Tensor, dx_dt: Tensor, r: float,
+        self,
+        network: Any,
+        x_t: Tensor,
+        t: Tensor,
+        s: Tensor,
+        dx_dt: Tensor,
+        r: float,
         labels: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`tangent`, by the difference of two outputs, one DDIM step apart (Sec. 5.3)."""
@@ -226,7 +234,10 @@ class SCT(Method):
         reading = _READING[self.config.parameterization]
         return multistep_trigflow(
             TrigFlowConsistency(nets["model"], self.sigma_data, *reading),
-            noise, sigma_to_t(sigmas, self.sigma_data), self.sigma_data, labels,
+            noise,
+            sigma_to_t(sigmas, self.sigma_data),
+            self.sigma_data,
+            labels,
             lambda step: draws.normal(f"step-{step}", noise),
         )
 
@@ -242,7 +253,11 @@ class SCD(SCT):
     def slope(self, x_t: Tensor, t: Tensor, x0: Tensor, z: Tensor, labels: Tensor | None) -> Tensor:
         """``dx_t/dt`` of the teacher's PF-ODE (line 5, distillation)."""
         if self.teacher is None:
-            raise UserError("method SCD", "has no teacher", allowed="METHOD:RECIPE or analytic",
-                            remedy="set teacher in the recipe")
+            raise UserError(
+                "method SCD",
+                "has no teacher",
+                allowed="METHOD:RECIPE or analytic",
+                remedy="set teacher in the recipe",
+            )
         with torch.no_grad():
             return self.teacher.model.velocity(x_t, t, labels)

@@ -33,10 +33,26 @@ from cmbench.plugin.method import (
 from cmbench.plugin.specs import DatasetSpec, MethodSpec
 
 Trouble = Literal[
-    "", "raise", "exit", "nan-loss", "nan-gradient", "mean-loss", "list-loss", "no-gradient",
-    "no-model", "nan-images", "extra-call", "around-the-wrapper", "wrong-shape", "list-images",
-    "plan-raises", "plan-wrong-nfe", "plan-no-sigmas", "plan-not-a-plan", "sample-raises",
-]  # fmt: skip
+    "",
+    "raise",
+    "exit",
+    "nan-loss",
+    "nan-gradient",
+    "mean-loss",
+    "list-loss",
+    "no-gradient",
+    "no-model",
+    "nan-images",
+    "extra-call",
+    "around-the-wrapper",
+    "wrong-shape",
+    "list-images",
+    "plan-raises",
+    "plan-wrong-nfe",
+    "plan-no-sigmas",
+    "plan-not-a-plan",
+    "sample-raises",
+]
 
 
 class ToyConfig(MethodConfig):
@@ -75,8 +91,13 @@ class Toy(Method):
         images = round(self.config.duration_kimg * 1000)
         last = self.config.phases - 1
         return [
-            Phase(f"part-{i}", images, (objective,), self.config.ema,
-                  export=None if i == last else f"part-{i}")
+            Phase(
+                f"part-{i}",
+                images,
+                (objective,),
+                self.config.ema,
+                export=None if i == last else f"part-{i}",
+            )
             for i in range(self.config.phases)
         ]
 
@@ -178,9 +199,13 @@ class ToyPlugin:
     def cmbench_register_methods(self) -> list[MethodSpec]:
         return [
             MethodSpec("toy", "toy:Toy", "A toy", recipes=Path(__file__).with_name("toy.toml")),
-            MethodSpec("broken-toy", "toy:Missing", "A toy that cannot be imported",
-                       recipes=Path(__file__).with_name("toy.toml")),
-        ]  # fmt: skip
+            MethodSpec(
+                "broken-toy",
+                "toy:Missing",
+                "A toy that cannot be imported",
+                recipes=Path(__file__).with_name("toy.toml"),
+            ),
+        ]
 
     @hookimpl
     def cmbench_register_datasets(self) -> list[DatasetSpec]:

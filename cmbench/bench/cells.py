@@ -107,7 +107,8 @@ def require_time(context: Context, cell: CellPlan) -> None:
     """Raise :class:`InterruptedRunError` if a stop was asked for."""
     if reason := context.should_stop():
         raise InterruptedRunError(
-            f"cell {cell.cell}", f"{reason}; finished cells have their records",
+            f"cell {cell.cell}",
+            f"{reason}; finished cells have their records",
             remedy="start the same command again to go on",
         )
 
@@ -136,9 +137,7 @@ def open_reference(
     if opened is not None:
         return opened
     size = () if spec.latent else spec.data_shape
-    extractor = placed(
-        load_extractor(context, spec.extractor, spec.metrics), context.device, size
-    )
+    extractor = placed(load_extractor(context, spec.extractor, spec.metrics), context.device, size)
     reference = dataset_reference(context, dataset, extractor, spec.quantize)
     context.references[spec.name] = extractor, reference
     return context.references[spec.name]

@@ -34,7 +34,9 @@ def choose_device(asked: str = "auto", local_rank: int | None = None) -> torch.d
     """
     if local_rank is not None and asked.startswith("cuda:"):
         raise UserError(
-            "--device", f"{asked!r} for several processes", allowed="auto, cpu, cuda",
+            "--device",
+            f"{asked!r} for several processes",
+            allowed="auto, cpu, cuda",
             remedy="name no number: each process takes the GPU of its LOCAL_RANK",
         )
     if local_rank is not None and asked == "auto" and torch.cuda.is_available():
@@ -50,7 +52,8 @@ def choose_device(asked: str = "auto", local_rank: int | None = None) -> torch.d
     if kind == "cuda" and int(index or 0) >= count:
         seen = f"{count} CUDA device(s)" if count else "no CUDA device"
         raise MissingError(
-            "--device", f"{asked!r}: torch sees {seen} here",
+            "--device",
+            f"{asked!r}: torch sees {seen} here",
             allowed=", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(count))]),
             remedy="install a CUDA build of torch on a machine with an NVIDIA GPU",
         )
@@ -112,7 +115,8 @@ class Context:
                 raise
             except Exception as error:
                 raise PluginError(
-                    f"dataset {name!r}", f"cannot be opened: {type(error).__name__}: {error}",
+                    f"dataset {name!r}",
+                    f"cannot be opened: {type(error).__name__}: {error}",
                     remedy="see `cmbench --debug` for the traceback",
                 ) from error
         return self._datasets[name]

@@ -60,9 +60,11 @@ def load_extractor(
         option, value = _APPROXIMATIONS[approximation]
         if option not in known:
             raise UserError(
-                f"extractor {name!r}", f"has no {approximation} path", allowed="inception",
+                f"extractor {name!r}",
+                f"has no {approximation} path",
+                allowed="inception",
                 remedy="leave the option out",
-            )  # fmt: skip
+            )
         options[option] = value
     try:
         extractor: Extractor = factory(weights, **options)
@@ -71,9 +73,10 @@ def load_extractor(
     except Exception as error:  # a plugin's extractor may raise anything
         reason = " ".join(str(error).split())
         raise PluginError(
-            f"extractor {name!r}", f"cannot be opened: {type(error).__name__}: {reason}",
+            f"extractor {name!r}",
+            f"cannot be opened: {type(error).__name__}: {reason}",
             remedy="fix the plugin, or choose another extractor",
-        ) from error  # fmt: skip
+        ) from error
     return extractor
 
 

@@ -45,7 +45,8 @@ def save_pngs(images: Tensor, first: int, folder: Path) -> None:
             (folder / f"{first + offset:06d}.png").write_bytes(_png(_picture(picture)))
     except OSError as error:
         raise UserError(
-            f"samples folder {folder}", f"cannot be written ({error.strerror})",
+            f"samples folder {folder}",
+            f"cannot be written ({error.strerror})",
             remedy="free space, or leave out --save-samples",
         ) from error
 

@@ -108,14 +108,17 @@ class ImportedModel:
         meaning = self.facts.preconditioning
         if meaning in allowed:
             return meaning
-        told = f"has the preconditioning {meaning!r}" if meaning else (
-            "does not say what its network's output means"
+        told = (
+            f"has the preconditioning {meaning!r}"
+            if meaning
+            else ("does not say what its network's output means")
         )
         raise UserError(
             who,
             f"imported checkpoint {self.name} {told}",
             allowed=", ".join(f"{k} ({v})" for k, v in allowed.items()),
-            remedy="choose another checkpoint" if meaning
+            remedy="choose another checkpoint"
+            if meaning
             else "import it again with --preconditioning edm or boundary",
         )
 
@@ -145,9 +148,11 @@ class ImportedModel:
             parameters = num_parameters(self.network(context))
         return {
             "exports": {name: {"sha256": self.sha256, "images_seen": 0}},
-            "parameters": parameters, "images_seen": 0, "threads": context.threads,
+            "parameters": parameters,
+            "images_seen": 0,
+            "threads": context.threads,
             "teacher": None,
-        }  # fmt: skip
+        }
 
     def export(self) -> Checkpoint:
         """Return the weights under the names of a run's export."""
@@ -173,9 +178,10 @@ def path_of(workspace: Workspace, text: str) -> Path:
         return Path(text).expanduser()
     if not NAME.fullmatch(text):
         raise UserError(
-            "imported checkpoint", f"name {text!r}",
+            "imported checkpoint",
+            f"name {text!r}",
             allowed=f"up to 40 letters, digits and . _ + -, or a path ending in {_SUFFIX}",
-        )  # fmt: skip
+        )
     return workspace.imported / f"{text}{_SUFFIX}"
 
 
@@ -206,9 +212,11 @@ def open_imported(workspace: Workspace, text: str) -> ImportedModel:
         ) from error
     if not sha256.startswith(wanted):
         raise UserError(
-            f"imported checkpoint {text!r}", f"has the hash {sha256[:_DIGITS]}",
-            allowed=wanted, remedy="import the original file under another name",
-        )  # fmt: skip
+            f"imported checkpoint {text!r}",
+            f"has the hash {sha256[:_DIGITS]}",
+            allowed=wanted,
+            remedy="import the original file under another name",
+        )
     return ImportedModel(path.stem, path, sha256, facts)
 
 
@@ -224,9 +232,11 @@ def _missing(workspace: Workspace, text: str, path: Path) -> MissingError:
         remedy = f"run `cmbench import FILE --to {target}` first"
     known = sorted(p.stem for p in workspace.imported.glob("*.json"))
     return MissingError(
-        f"imported checkpoint {text!r}", problem, allowed=", ".join(known) or "none yet",
+        f"imported checkpoint {text!r}",
+        problem,
+        allowed=", ".join(known) or "none yet",
         remedy=remedy,
-    )  # fmt: skip
+    )
 
 
 def require_students_reading(context: Context, config: BaseModel) -> None:
@@ -242,10 +252,11 @@ def require_students_reading(context: Context, config: BaseModel) -> None:
     choices = get_args(type(config).model_fields["parameterization"].annotation)
     if meaning in choices and reading != meaning:
         raise UserError(
-            f"teacher {model.title}", f"its parameterization is {meaning!r}",
+            f"teacher {model.title}",
+            f"its parameterization is {meaning!r}",
             allowed=f"{reading!r} for this student",
             remedy=f"add -o parameterization={meaning}, or name another teacher",
-        )  # fmt: skip
+        )
 
 
 def with_imported_teacher(
@@ -270,17 +281,21 @@ def with_imported_teacher(
     conditional = model.facts.num_classes > 0
     if extra.get("conditional", conditional) is not conditional:
         raise UserError(
-            "-o conditional", f"{extra['conditional']!r}: the teacher {model.name} "
+            "-o conditional",
+            f"{extra['conditional']!r}: the teacher {model.name} "
             f"{'knows classes' if conditional else 'knows no classes'}",
-            allowed=str(conditional).lower(), remedy="leave it out",
-        )  # fmt: skip
+            allowed=str(conditional).lower(),
+            remedy="leave it out",
+        )
     found = {**table, "teacher": model.title, "network": network, "conditional": conditional}
     told = model.facts.sigma_data
     if told is not None and extra.get("sigma_data", told) != told:
         raise UserError(
-            f"-o sigma_data={extra['sigma_data']}", f"the teacher {model.name} has {told:g}",
-            allowed=f"{told:g}", remedy="leave it out",
-        )  # fmt: skip
+            f"-o sigma_data={extra['sigma_data']}",
+            f"the teacher {model.name} has {told:g}",
+            allowed=f"{told:g}",
+            remedy="leave it out",
+        )
     if told is not None and table.get("sigma_data") is None:
         found["sigma_data"] = told
     return found

@@ -31,15 +31,17 @@ def missing_gpu(
     work = [(_training(context, run), f"training {run.run_id}") for run in runs]
     work += [
         (cell.nfe * cell.num_samples * _numbers(context, cell.run), f"sampling {cell.cell}")
-        for cell in cells if cell.sampling is not None and cell.cell not in done
-    ]  # fmt: skip
+        for cell in cells
+        if cell.sampling is not None and cell.cell not in done
+    ]
     most, what = max(work, default=(0.0, ""))
     if most < LONG:
         return ""
     lacks = (
-        f"torch {torch.__version__} is built without CUDA" if torch.version.cuda is None
+        f"torch {torch.__version__} is built without CUDA"
+        if torch.version.cuda is None
         else f"torch {torch.__version__} finds no NVIDIA GPU and driver"
-    )  # fmt: skip
+    )
     return (
         f"no GPU: {lacks}, so {what} ({most:.1g} pixel values through a network) goes on on the "
         "CPU; install a CUDA build of torch on a machine with an NVIDIA GPU, or say --device cpu "
@@ -52,7 +54,7 @@ def _numbers(context: Context, run: RunPlan) -> int:
 
 
 def _training(context: Context, run: RunPlan) -> float:
-    trained = run.imported is not None or (
-        context.workspace.run(run.run_id) / "result.json"
-    ).exists()
+    trained = (
+        run.imported is not None or (context.workspace.run(run.run_id) / "result.json").exists()
+    )
     return 0.0 if trained else run.config.duration_kimg * 1000 * _numbers(context, run)

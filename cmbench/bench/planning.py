@@ -132,7 +132,11 @@ class CellPlan:
         """Identity and file name of the record."""
         plan = self.sampling
         decides = [
-            self.run.run_id, self.nfe, self.seed, self.num_samples, self.ema,
+            self.run.run_id,
+            self.nfe,
+            self.seed,
+            self.num_samples,
+            self.ema,
             dict(self.tuned or {}),
             [plan.sampler, plan.sigmas, plan.variant] if plan else None,
         ]
@@ -169,11 +173,14 @@ def plan_run(
         raise UserError(
             f"recipe {method}/{dataset}.{recipe}",
             f"duration_kimg {config.duration_kimg:g} trains on no image",
-            allowed="from 0.001, one image", remedy="give it a length with -o duration_kimg=N",
+            allowed="from 0.001, one image",
+            remedy="give it a length with -o duration_kimg=N",
         )
     if config.conditional and not data.num_classes:
         raise UserError(
-            "recipe, conditional", f"dataset {dataset!r} has no labels", allowed="false",
+            "recipe, conditional",
+            f"dataset {dataset!r} has no labels",
+            allowed="false",
             remedy="add -o conditional=false, or prepare it from a source with labels",
         )
     if config.microbatch_size is not None:
@@ -210,8 +217,12 @@ def plan_imported_run(
     table: dict[str, Any] = {
         **merge(sampling_table(spec, data.name, recipe), extra),
         **spec.samples_imported[meaning],
-        "network": facts.network, "conditional": facts.num_classes > 0, "teacher": None,
-        "duration_kimg": 0.0, "ema": (), "augment": 0.0,
+        "network": facts.network,
+        "conditional": facts.num_classes > 0,
+        "teacher": None,
+        "duration_kimg": 0.0,
+        "ema": (),
+        "augment": 0.0,
     }
     for key in _TOLD:
         told = getattr(facts, key)
@@ -226,8 +237,12 @@ def _refuse_told(extra: Mapping[str, Any], told: Mapping[str, Any], who: str) ->
     """Raise ``UserError`` if an option says otherwise what a checkpoint says itself."""
     for key, value in told.items():
         if value is not None and extra.get(key, value) != value:
-            raise UserError(f"-o {key}={extra[key]}", f"{who} has {key} {value:g}",
-                            allowed=f"{value:g}", remedy="leave it out")
+            raise UserError(
+                f"-o {key}={extra[key]}",
+                f"{who} has {key} {value:g}",
+                allowed=f"{value:g}",
+                remedy="leave it out",
+            )
 
 
 def _sampling_method(
@@ -240,8 +255,12 @@ def _sampling_method(
         read = dict.fromkeys(spec.samples_imported, f"what {method} samples")
         if not read:
             able = ", ".join(n for n, s in specs.items() if s.samples_imported)
-            raise UserError("--method", f"{method!r} samples no imported checkpoint",
-                            allowed=able, remedy="choose one of them, or leave --method out")
+            raise UserError(
+                "--method",
+                f"{method!r} samples no imported checkpoint",
+                allowed=able,
+                remedy="choose one of them, or leave --method out",
+            )
         return spec, model.require_meaning("--method", read)
     by_meaning = {m: s for s in reversed(specs.values()) for m in s.samples_imported}
     meaning = model.require_meaning(
@@ -254,13 +273,17 @@ def _method_class(context: Context, spec: MethodSpec) -> type[Method]:
     loaded: Any = context.plugins.methods.load(spec.name)
     if not (isinstance(loaded, type) and issubclass(loaded, Method)):
         raise PluginError(
-            f"method {spec.name!r}", f"its factory {spec.factory!r} is not a Method class",
-            allowed="a subclass of cmbench.plugin.method.Method", remedy="fix the plugin",
+            f"method {spec.name!r}",
+            f"its factory {spec.factory!r} is not a Method class",
+            allowed="a subclass of cmbench.plugin.method.Method",
+            remedy="fix the plugin",
         )
     if not (isinstance(loaded.Config, type) and issubclass(loaded.Config, MethodConfig)):
         raise PluginError(
-            f"method {spec.name!r}", f"its Config is {loaded.Config!r}",
-            allowed="a subclass of cmbench.plugin.config.MethodConfig", remedy="fix the plugin",
+            f"method {spec.name!r}",
+            f"its Config is {loaded.Config!r}",
+            allowed="a subclass of cmbench.plugin.config.MethodConfig",
+            remedy="fix the plugin",
         )
     return loaded
 
@@ -270,9 +293,12 @@ def _with_network_options(context: Context, config: MethodConfig) -> MethodConfi
     table = dict(config.network)
     name = table.pop("name", None)
     if not isinstance(name, str):
-        raise UserError("recipe, network", "has no name",
-                        allowed=", ".join(sorted(context.plugins.networks.specs)),
-                        remedy="set network.name")
+        raise UserError(
+            "recipe, network",
+            "has no name",
+            allowed=", ".join(sorted(context.plugins.networks.specs)),
+            remedy="set network.name",
+        )
     network_class: Any = context.plugins.networks.load(name)
     options = validate(network_class.Config, table, f"network {name!r}", "network.")
     full = {"name": name, **options.model_dump(mode="json")}
@@ -296,8 +322,12 @@ def _plan_teacher(context: Context, config: MethodConfig, dataset: str) -> RunPl
     spec = context.plugins.methods.get(method, "teacher")
     if not spec.is_teacher:
         able = sorted(n for n, s in context.plugins.methods.specs.items() if s.is_teacher)
-        raise UserError("teacher", f"method {method!r} does not train a diffusion model",
-                        allowed=", ".join(able), remedy="set teacher=METHOD:RECIPE")
+        raise UserError(
+            "teacher",
+            f"method {method!r} does not train a diffusion model",
+            allowed=", ".join(able),
+            remedy="set teacher=METHOD:RECIPE",
+        )
     recipe = recipe or default_recipe(spec, dataset)
     own = recipe_table(spec, dataset, recipe)
     network = dict(config.network)
@@ -312,11 +342,7 @@ def _plan_teacher(context: Context, config: MethodConfig, dataset: str) -> RunPl
 
 
 def plan_cells(
-    context: Context,
-    run: RunPlan,
-    nfes: Sequence[int],
-    sample_seed: int,
-    settings: SampleSettings,
+    context: Context, run: RunPlan, nfes: Sequence[int], sample_seed: int, settings: SampleSettings
 ) -> list[CellPlan]:
     """Return the cells of a run's sweep; a method's refusal or failure is part of the plan."""
     spec = context.dataset_spec(run.dataset)
@@ -340,8 +366,16 @@ def plan_cells(
             broken = method_failure(run.spec.name, f"planning NFE {nfe}", error)
         cells.append(
             CellPlan(
-                run, nfe, sample_seed, settings.num_samples or spec.num_samples,
-                settings.batch_size, sampling, ema, declined, settings.tuned, broken,
+                run,
+                nfe,
+                sample_seed,
+                settings.num_samples or spec.num_samples,
+                settings.batch_size,
+                sampling,
+                ema,
+                declined,
+                settings.tuned,
+                broken,
                 settings.precision,
                 (settings.sampler, settings.sigmas) if sampling is None else (None, None),
             )
@@ -359,7 +393,9 @@ def _sampling_plan(
         raise PluginError(who, f"returned {type(plan).__name__}", allowed="a SamplingPlan")
     if plan.nfe != nfe:
         raise PluginError(
-            who, f"was asked for NFE {nfe} and plans {plan.nfe!r}", allowed=str(nfe),
+            who,
+            f"was asked for NFE {nfe} and plans {plan.nfe!r}",
+            allowed=str(nfe),
             remedy="fix the plugin, or raise Declined for a budget it cannot spend",
         )
     sigmas = tuple(float(s) for s in plan.sigmas)

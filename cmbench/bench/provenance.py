@@ -12,8 +12,16 @@ from cmbench import __version__
 from cmbench.bench.record import EnvironmentRecord
 
 PACKAGES = (
-    "torch", "torchvision", "numpy", "scipy", "torch-fidelity", "clean-fid", "safetensors",
-    "scikit-learn", "pluggy", "pydantic",
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "torch-fidelity",
+    "clean-fid",
+    "safetensors",
+    "scikit-learn",
+    "pluggy",
+    "pydantic",
 )
 
 
@@ -47,7 +55,10 @@ def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],
-            capture_output=True, text=True, timeout=10, check=True,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

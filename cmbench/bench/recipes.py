@@ -46,11 +46,15 @@ def _check_tables(who: str, owner: str, recipes: Any) -> None:
         if not isinstance(recipe, dict):
             raise UserError(who, f"{owner}.{name} is {recipe!r}", allowed=f"a table [{owner}.NAME]")
         if not _RECIPE_NAME.fullmatch(name):
-            raise UserError(who, f"recipe name {name!r}",
-                            allowed="up to 40 letters, digits and . _ + -")
+            raise UserError(
+                who, f"recipe name {name!r}", allowed="up to 40 letters, digits and . _ + -"
+            )
         if not isinstance(recipe.get("extends", ""), str):
-            raise UserError(who, f"{owner}.{name}: extends is {recipe['extends']!r}",
-                            allowed="the name of another recipe of the dataset")
+            raise UserError(
+                who,
+                f"{owner}.{name}: extends is {recipe['extends']!r}",
+                allowed="the name of another recipe of the dataset",
+            )
 
 
 def recipe_names(spec: MethodSpec, dataset: str | None = None) -> list[tuple[str, str]]:
@@ -99,8 +103,11 @@ def recipe_table(spec: MethodSpec, dataset: str, recipe: str) -> Table:
         tables = merge(shared, own)
     else:
         if spec.recipes is None:
-            raise UserError(f"method {spec.name!r}", "has no recipe file",
-                            remedy="give your own with --recipe FILE.toml:NAME")
+            raise UserError(
+                f"method {spec.name!r}",
+                "has no recipe file",
+                remedy="give your own with --recipe FILE.toml:NAME",
+            )
         name, tables = recipe, read_recipe_file(spec.recipes)
         other, dot, rest = name.partition(".")
         if dot and dataset not in tables and other in tables:
@@ -111,11 +118,13 @@ def recipe_table(spec: MethodSpec, dataset: str, recipe: str) -> Table:
 def _no_name(file: str, dataset: str) -> UserError:
     """Return the error for a recipe file given without the name of a recipe in it."""
     tables = read_recipe_file(Path(file))
-    held = [f"{owner}.{name}" for owner, inside in tables.items() if owner != BASE
-            for name in inside]  # fmt: skip
+    held = [
+        f"{owner}.{name}" for owner, inside in tables.items() if owner != BASE for name in inside
+    ]
     mine = tables.get(dataset, {})
     return UserError(
-        "--recipe", f"{file!r} names a file, not a recipe in it",
+        "--recipe",
+        f"{file!r} names a file, not a recipe in it",
         allowed=f"FILE.toml:NAME; the file has {', '.join(held) or 'no recipe'}",
         remedy=f"give {file}:{next(iter(mine), 'NAME')}",
     )
@@ -151,8 +160,11 @@ def _resolve(
     owner, rest = (owner, rest) if dot else (dataset, parent)
     seen = (*seen, f"{dataset}.{name}")
     if f"{owner}.{rest}" in seen:
-        raise UserError(f"recipe {dataset}.{name}", f"extends itself through {parent!r}",
-                        remedy="let one of them stand on its own")
+        raise UserError(
+            f"recipe {dataset}.{name}",
+            f"extends itself through {parent!r}",
+            remedy="let one of them stand on its own",
+        )
     return merge(_resolve(spec, tables, owner, rest, seen), table)
 
 
@@ -179,8 +191,12 @@ def require_once(pairs: Sequence[str]) -> None:
     for pair in pairs:
         key = pair.partition("=")[0].strip()
         if key in given:
-            raise UserError("-o", f"{key} is given twice: {given[key]!r} and {pair!r}",
-                            allowed="each key once", remedy="leave one of them out")
+            raise UserError(
+                "-o",
+                f"{key} is given twice: {given[key]!r} and {pair!r}",
+                allowed="each key once",
+                remedy="leave one of them out",
+            )
         given[key] = pair
 
 

@@ -230,13 +230,15 @@ def read_record(path: Path) -> Record:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(who, f"cannot be read ({error})", remedy="check the file") from error
     try:
-        data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float,
-                          parse_int=_bounded_int)  # fmt: skip
+        data = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite_float, parse_int=_bounded_int
+        )
         if "\\ud" in text.lower():  # half a surrogate pair cannot be printed or written
             json.dumps(data, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise UserError(
-            who, f"is not JSON ({error})",
+            who,
+            f"is not JSON ({error})",
             remedy="restore it or delete it to measure the cell again",
         ) from error
     version = data.get("schema_version") if isinstance(data, dict) else None

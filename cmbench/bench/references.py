@@ -31,9 +31,13 @@ def dataset_reference(
         dataset.require_pixels()
         return found.to(context.device)
     return cached_reference(
-        dataset.reference_images, extractor, source=dataset.name, source_sha256=dataset.sha256,
-        quantization=rule, folder=context.workspace.cache / "references",
-    ).to(context.device)  # fmt: skip
+        dataset.reference_images,
+        extractor,
+        source=dataset.name,
+        source_sha256=dataset.sha256,
+        quantization=rule,
+        folder=context.workspace.cache / "references",
+    ).to(context.device)
 
 
 def imported_reference(context: Context, name: str, extractor: Extractor) -> Reference:
@@ -46,10 +50,11 @@ def imported_reference(context: Context, name: str, extractor: Extractor) -> Ref
             found[entry.name] = entry.reference
     if len(found) > 1:
         raise UserError(
-            f"dataset {name!r}", f"has {len(found)} imported references: {', '.join(found)}",
+            f"dataset {name!r}",
+            f"has {len(found)} imported references: {', '.join(found)}",
             allowed=f"one of {extractor.name}",
             remedy=f"remove the others from {context.workspace.root / 'references'}",
-        )  # fmt: skip
+        )
     if found:
         return next(iter(found.values()))
     raise MissingError(

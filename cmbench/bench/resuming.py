@@ -62,7 +62,8 @@ def restore(state: TrainingState, checkpoint: Checkpoint, *, compiled: bool) -> 
         state.load(checkpoint.tensors, checkpoint.meta["state"], compiled=compiled)
     except OtherNetworkError as error:
         raise UserError(
-            f"checkpoint {checkpoint.path}", str(error),
+            f"checkpoint {checkpoint.path}",
+            str(error),
             allowed="the network that the recipe describes",
             remedy=f"put the run's own checkpoints back, or delete {checkpoint.path.parent.parent} "
             "to train the run from the start",

@@ -37,7 +37,8 @@ class RunLog:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise UserError(
-                f"cannot write {self.path}", error.strerror or str(error),
+                f"cannot write {self.path}",
+                error.strerror or str(error),
                 remedy="free space, then start again: training resumes from the last checkpoint",
             ) from error
 

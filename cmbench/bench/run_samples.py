@@ -61,10 +61,14 @@ class RunSamples(SampleSource):
         method, modules = build_modules(context, trained.plan, None)
         load_weights(weights, modules, cell.ema)
         self.sampler = Sampler(
-            method, modules, cell.sampling, seed=cell.seed, precision=cell.precision,
+            method,
+            modules,
+            cell.sampling,
+            seed=cell.seed,
+            precision=cell.precision,
             compiled=context.compile,
             labels=lambda start, count: dataset.labels_for(count, cell.seed, start),
-        )  # fmt: skip
+        )
 
     @property
     def kind(self) -> str:
@@ -132,9 +136,10 @@ def open_run(
     found = read_result(plan, folder)
     if found is None:
         raise MissingError(
-            f"run {folder}", "is not finished",
+            f"run {folder}",
+            "is not finished",
             remedy="finish it with `cmbench run`, or name one of its checkpoints",
-        )  # fmt: skip
+        )
     named = path.stem.removeprefix(_WEIGHTS) if path != folder else ""
     assert cell.sampling is not None
     return RunSamples(context, found, cell, found.weights(named or cell.sampling.variant), options)
@@ -156,9 +161,11 @@ def open_imported_samples(
     """
     if dataset is None:
         raise UserError(
-            "cmbench eval", f"{given} has no dataset of its own", allowed="--dataset NAME",
+            "cmbench eval",
+            f"{given} has no dataset of its own",
+            allowed="--dataset NAME",
             remedy="name the dataset that it was trained on",
-        )  # fmt: skip
+        )
     plan = plan_imported_run(context, given, None, dataset, None, seed)
     cell = _choose_cell(context, plan, nfe, seed, options)
     assert cell.sampling is not None
@@ -183,9 +190,10 @@ def _meta(folder: Path) -> Mapping[str, Any]:
             meta[key]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise MissingError(
-            f"run {folder}", f"has no readable run.json ({type(error).__name__}: {error})",
+            f"run {folder}",
+            f"has no readable run.json ({type(error).__name__}: {error})",
             remedy="name the folder of a finished run",
-        ) from error  # fmt: skip
+        ) from error
     return dict(meta)
 
 
@@ -201,9 +209,10 @@ def _choose_cell(
             return cell
     why = cells[0].broken or cells[0].declined
     raise UserError(
-        f"run {plan.run_id}", f"cannot be sampled at NFE {cells[0].nfe}: {why}",
+        f"run {plan.run_id}",
+        f"cannot be sampled at NFE {cells[0].nfe}: {why}",
         remedy="choose another --nfe",
-    )  # fmt: skip
+    )
 
 
 def _from_checkpoint(
@@ -218,18 +227,22 @@ def _from_checkpoint(
             state.load(checkpoint.tensors, checkpoint.meta["state"])
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"checkpoint {path}", f"does not fit what the method builds ({type(error).__name__})",
+            f"checkpoint {path}",
+            f"does not fit what the method builds ({type(error).__name__})",
             allowed="checkpoints of the same plugin version and recipe",
             remedy="score the finished run instead",
-        ) from error  # fmt: skip
+        ) from error
     made = {
-        "sha256": checkpoint.sha256, "images_seen": state.seen_nimg,
-        "network_evaluations": state.network_evaluations, "seconds_by_phase": state.seconds,
-    }  # fmt: skip
+        "sha256": checkpoint.sha256,
+        "images_seen": state.seen_nimg,
+        "network_evaluations": state.network_evaluations,
+        "seconds_by_phase": state.seconds,
+    }
     result = {
-        "exports": {MAIN: made}, "images_seen": state.seen_nimg,
+        "exports": {MAIN: made},
+        "images_seen": state.seen_nimg,
         "threads": int(checkpoint.meta.get("threads", context.threads)),
         "parameters": sum(p.numel() for p in modules["model"].parameters()),
-    }  # fmt: skip
+    }
     weights = Checkpoint(path, state.export(), {}, checkpoint.sha256)
     return TrainedRun(plan, folder, result), weights

@@ -64,8 +64,10 @@ class TrainedRun:
         name = variant or MAIN
         if name not in self.result["exports"]:
             raise UserError(
-                f"run {self.plan.run_id}", f"has no variant {name!r}",
-                allowed=", ".join(self.result["exports"]), remedy="choose an NFE it supports",
+                f"run {self.plan.run_id}",
+                f"has no variant {name!r}",
+                allowed=", ".join(self.result["exports"]),
+                remedy="choose an NFE it supports",
             )
         if self.plan.imported is not None:
             return self.plan.imported.export()
@@ -112,7 +114,8 @@ def _finished(plan: RunPlan, folder: Path) -> TrainedRun:
 
 def _not_shared(folder: Path) -> UserError:
     return UserError(
-        f"run folder {folder}", "looks different to two processes",
+        f"run folder {folder}",
+        "looks different to two processes",
         allowed="a workspace on a file system that all processes share",
         remedy="choose one with --workspace",
     )
@@ -129,7 +132,8 @@ def read_result(plan: RunPlan, folder: Path) -> TrainedRun | None:
         files = [weights_file(folder, name) for name in result["exports"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"run file {path}", f"cannot be read ({type(error).__name__}: {error})",
+            f"run file {path}",
+            f"cannot be read ({type(error).__name__}: {error})",
             remedy="delete it to finish the run again from its last checkpoint",
         ) from error
     if not all(file.exists() and file.with_suffix(".json").exists() for file in files):
@@ -146,12 +150,14 @@ def locked(folder: Path, plan: RunPlan) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise BusyError(
-            f"run {plan.run_id}", f"another process is training it (lock {folder / '.lock'})",
+            f"run {plan.run_id}",
+            f"another process is training it (lock {folder / '.lock'})",
             remedy="wait for it, or choose another --workspace",
         ) from error
     except OSError as error:
         raise UserError(
-            f"workspace folder {folder}", f"cannot be written ({error.strerror})",
+            f"workspace folder {folder}",
+            f"cannot be written ({error.strerror})",
             remedy="choose a writable folder with --workspace",
         ) from error
     try:
@@ -188,8 +194,10 @@ def _open_teacher(context: Context, plan: RunPlan, trained: TrainedRun | None) -
         mixture = getattr(context.dataset(plan.dataset), "mixture", None)
         if mixture is None:
             raise UserError(
-                "teacher", f"dataset {plan.dataset!r} has no closed form",
-                allowed="analytic datasets (gmm)", remedy="set teacher=METHOD:RECIPE",
+                "teacher",
+                f"dataset {plan.dataset!r} has no closed form",
+                allowed="analytic datasets (gmm)",
+                remedy="set teacher=METHOD:RECIPE",
             )
         sigma_data = plan.problem(context).sigma_data
         return Teacher(ANALYTIC, MixtureModel(mixture.to(context.device), sigma_data), None)
@@ -213,13 +221,15 @@ def _teacher_from_folder(context: Context, plan: RunPlan, folder: Path) -> Teach
         )
     except (OSError, ValueError, KeyError) as error:
         raise MissingError(
-            f"teacher run {folder}", f"has no readable run.json ({error})",
+            f"teacher run {folder}",
+            f"has no readable run.json ({error})",
             remedy="name the folder of a finished run",
         ) from error
     trained = read_result(source, folder)
     if trained is None:
-        raise MissingError(f"teacher run {folder}", "is not finished",
-                           remedy="finish it with `cmbench run` first")
+        raise MissingError(
+            f"teacher run {folder}", "is not finished", remedy="finish it with `cmbench run` first"
+        )
     method, modules = build_modules(context, source, None)
     load_weights(trained.weights(), modules, source.config.ema[0].label)
     for module in modules.values():
@@ -237,16 +247,16 @@ def build_modules(
     modules = method.build(kit)
     if "model" not in modules:
         raise UserError(
-            f"method {plan.spec.name!r}", f"its build returned {sorted(modules)}",
-            allowed="a dict with at least 'model'", remedy="fix the plugin",
+            f"method {plan.spec.name!r}",
+            f"its build returned {sorted(modules)}",
+            allowed="a dict with at least 'model'",
+            remedy="fix the plugin",
         )
     last = context.device.type == "cuda"
     return method, {n: place(m, context.device, channels_last=last) for n, m in modules.items()}
 
 
-def load_weights(
-    weights: Checkpoint, modules: dict[str, nn.Module], ema: str
-) -> Mapping[str, str]:
+def load_weights(weights: Checkpoint, modules: dict[str, nn.Module], ema: str) -> Mapping[str, str]:
     """Load an export into freshly built modules; ``ema`` names the average, or ``raw``.
 
     A power-function average that was not kept is reconstructed from the run's snapshots, whose
@@ -275,9 +285,7 @@ def load_weights(
     return snapshots
 
 
-def _train(
-    context: Context, plan: RunPlan, folder: Path, teacher: Teacher | None
-) -> TrainedRun:
+def _train(context: Context, plan: RunPlan, folder: Path, teacher: Teacher | None) -> TrainedRun:
     context.world.lead(lambda: bool(context.dataset(plan.dataset)))  # missing data: said once
     checkpoints = folder / "checkpoints"
     with context.world.together():
@@ -327,7 +335,8 @@ def _train(
         context.reporter.task_finished(plan.run_id)
     if stopped:
         raise InterruptedRunError(
-            f"run {plan.run_id}", f"{stopped} after {state.seen_nimg} images; checkpoint saved",
+            f"run {plan.run_id}",
+            f"{stopped} after {state.seen_nimg} images; checkpoint saved",
             remedy="start the same command again to go on",
         )
     with context.world.together():  # the others wait for the leader's last files
@@ -375,8 +384,10 @@ def _watchers(
     settings: Settings,
 ) -> Watchers:
     share = settings.batch_size // settings.world.size
-    split = {"processes": settings.world.size,
-             "shard": min(settings.microbatch_size or share, share)}
+    split = {
+        "processes": settings.world.size,
+        "shard": min(settings.microbatch_size or share, share),
+    }
 
     def on_log(state: TrainingState, scalars: Mapping[str, float]) -> None:
         if not scalars:
@@ -388,8 +399,13 @@ def _watchers(
         )
 
     def on_checkpoint(state: TrainingState) -> None:
-        meta = {"state": state.meta(), "threads": threads, "exports": exports,
-                "run": plan.run_id, "split": split}
+        meta = {
+            "state": state.meta(),
+            "threads": threads,
+            "exports": exports,
+            "run": plan.run_id,
+            "split": split,
+        }
         # First, and not at a stop: a run that was disturbed has the snapshots of one that was not.
         if checkpoint_due(state, settings) or state.nimg >= state.phase.images:
             save_snapshot(folder / SNAPSHOTS, state)
@@ -418,10 +434,16 @@ def _write_run_json(
     context: Context, plan: RunPlan, folder: Path, teacher: Teacher | None, dataset: Dataset
 ) -> None:
     meta = {
-        "run": plan.run_id, "method": plan.spec.name, "dataset": plan.dataset,
-        "dataset_sha256": dataset.sha256, "recipe": plan.recipe, "seed": plan.seed,
-        "config": plan.table, "config_sha256": plan.config_sha256,
-        "teacher": teacher.name if teacher else None, "command": context.command,
+        "run": plan.run_id,
+        "method": plan.spec.name,
+        "dataset": plan.dataset,
+        "dataset_sha256": dataset.sha256,
+        "recipe": plan.recipe,
+        "seed": plan.seed,
+        "config": plan.table,
+        "config_sha256": plan.config_sha256,
+        "teacher": teacher.name if teacher else None,
+        "command": context.command,
     }
     write_atomically(folder / "run.json", json.dumps(meta, indent=1, sort_keys=True).encode())
 

@@ -15,12 +15,7 @@ from cmbench.bench.extractors import custom_metrics, load_extractor
 from cmbench.bench.imported import PREFIX
 from cmbench.bench.record import Record
 from cmbench.bench.references import dataset_reference, store_of
-from cmbench.bench.run_samples import (
-    find_run,
-    open_imported_samples,
-    open_run,
-    run_dataset,
-)
+from cmbench.bench.run_samples import find_run, open_imported_samples, open_run, run_dataset
 from cmbench.bench.scored_record import Scored, ScoreRequest, record_of
 from cmbench.data.base import Dataset
 from cmbench.errors import MissingError, UserError, unknown_name
@@ -38,11 +33,7 @@ from cmbench.metrics.reference_cache import (
     load_reference,
     save_reference,
 )
-from cmbench.metrics.reference_import import (
-    holds_images,
-    import_reference,
-    with_reference_images,
-)
+from cmbench.metrics.reference_import import holds_images, import_reference, with_reference_images
 from cmbench.metrics.sample_open import open_samples
 from cmbench.metrics.sample_sources import PIPELINE, RANGES, ReadOptions, SampleSource
 from cmbench.metrics.scores import MANIFOLD, needs
@@ -66,9 +57,11 @@ def score(context: Context, request: ScoreRequest) -> Record:
     spec = context.dataset_spec(request.dataset, "cmbench eval") if request.dataset else None
     if spec is None and request.reference is None:
         raise UserError(
-            "cmbench eval", "nothing to compare with", allowed="--dataset or --reference",
+            "cmbench eval",
+            "nothing to compare with",
+            allowed="--dataset or --reference",
             remedy="name a dataset, or give real images or reference statistics",
-        )  # fmt: skip
+        )
     # A run says by its dataset what its samples are, whatever they are compared with.
     own = context.dataset_spec(run_dataset(trained)) if trained else None
     known = spec or own
@@ -95,11 +88,16 @@ def score(context: Context, request: ScoreRequest) -> Record:
             census = census_of(context, request, dataset)
         suites.append(
             MetricSuite(
-                metrics, extractor=extractors[name], reference=reference, quantization=rule,
-                class_counts=dataset.class_counts if dataset is not None else (), custom=custom,
-                census=census, rule_of_bytes=request.quantize or STORED,
+                metrics,
+                extractor=extractors[name],
+                reference=reference,
+                quantization=rule,
+                class_counts=dataset.class_counts if dataset is not None else (),
+                custom=custom,
+                census=census,
+                rule_of_bytes=request.quantize or STORED,
             )
-        )  # fmt: skip
+        )
     unseen = None
     if request.held_out is not None:
         first = next(iter(extractors.values()))
@@ -117,22 +115,25 @@ def score(context: Context, request: ScoreRequest) -> Record:
 
 
 def open_extractors(
-    context: Context,
-    request: ScoreRequest,
-    plan: Mapping[str, Sequence[str]],
-    size: Sequence[int],
+    context: Context, request: ScoreRequest, plan: Mapping[str, Sequence[str]], size: Sequence[int]
 ) -> dict[str, Extractor]:
     """Return the extractors of a plan on the context's device, for images of ``size``."""
     return {
         name: placed(
             load_extractor(
-                context, name, metrics, request.weights, library=request.library,
-                trust=request.trust, approximations=request.approximations,
+                context,
+                name,
+                metrics,
+                request.weights,
+                library=request.library,
+                trust=request.trust,
+                approximations=request.approximations,
             ),
-            context.device, size,
+            context.device,
+            size,
         )
         for name, metrics in plan.items()
-    }  # fmt: skip
+    }
 
 
 def reading(request: ScoreRequest, known: DatasetSpec | None, channels: int) -> ReadOptions:
@@ -148,12 +149,20 @@ def require_read(request: ScoreRequest, source: SampleSource) -> None:
     """Raise ``UserError`` for options that nothing among the samples would heed."""
     read, what = request.read, f"samples {source.name} are a {source.kind}"
     if read.steps is not None and source.kind != PIPELINE:
-        raise UserError("--steps", f"{what}, which takes none", allowed="a diffusers pipeline",
-                        remedy="leave --steps out; --nfe says what the samples cost")
+        raise UserError(
+            "--steps",
+            f"{what}, which takes none",
+            allowed="a diffusers pipeline",
+            remedy="leave --steps out; --nfe says what the samples cost",
+        )
     others = request.reference is not None or request.held_out is not None
     if read.value_range is not None and not source.is_ranged and not others:
-        raise UserError("--range", f"{what} whose pixels need no range",
-                        allowed="arrays of floats", remedy="leave --range out")
+        raise UserError(
+            "--range",
+            f"{what} whose pixels need no range",
+            allowed="arrays of floats",
+            remedy="leave --range out",
+        )
 
 
 def require_features(reference: Reference | None) -> Tensor:
@@ -182,9 +191,11 @@ def plan_of(
     plan = plan_metrics(asked or ("fid", "is", "pr", "kid"), default, custom)
     if request.weights is not None and len(plan) > 1:
         raise UserError(
-            "--weights", f"one file for the extractors {', '.join(plan)}",
-            allowed="metrics of one extractor", remedy="run once for each extractor",
-        )  # fmt: skip
+            "--weights",
+            f"one file for the extractors {', '.join(plan)}",
+            allowed="metrics of one extractor",
+            remedy="run once for each extractor",
+        )
     return plan
 
 
@@ -195,9 +206,7 @@ def channels_of(spec: DatasetSpec | None, extractors: dict[str, Extractor]) -> i
     return 1 if set(extractors) == {"digits-cnn"} else 3
 
 
-def dataset_of(
-    context: Context, request: ScoreRequest, spec: DatasetSpec | None
-) -> Dataset | None:
+def dataset_of(context: Context, request: ScoreRequest, spec: DatasetSpec | None) -> Dataset | None:
     """Return the dataset; None where there is none, or none is needed and it is not here."""
     if spec is None:
         return None
@@ -252,10 +261,13 @@ def images_reference(
             yield batch
 
     reference = cached_reference(
-        batches, extractor, source=Path(given).stem, quantization=rule,
+        batches,
+        extractor,
+        source=Path(given).stem,
+        quantization=rule,
         folder=context.workspace.cache / "references",
         source_sha256=content_hash(images, request.batch_size),
-    )  # fmt: skip
+    )
     odd += images.notes
     return reference.to(context.device)
 
@@ -328,9 +340,7 @@ def content_hash(source: SampleSource, batch_size: int) -> str:
     return digest.hexdigest()
 
 
-def census_of(
-    context: Context, request: ScoreRequest, dataset: Dataset | None
-) -> Census | None:
+def census_of(context: Context, request: ScoreRequest, dataset: Dataset | None) -> Census | None:
     """Return what the pixels of real images say, for a reference that is statistics alone.
 
     Of the images that the file of statistics itself holds (OpenAI's), else of the dataset's; taken

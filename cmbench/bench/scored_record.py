@@ -88,11 +88,14 @@ def record_of(context: Context, request: ScoreRequest, scored: Scored) -> Record
         label = as_name(request.label or base.method)
         sampling = base.sampling.model_copy(
             update={
-                "nfe_measured": source.sampler.nfe_measured, "num_samples": found.count,
-                "protocol_samples": scored.protocol, "batch_size": request.batch_size,
-                "quantize": scored.rule, "seconds": scored.seconds,
+                "nfe_measured": source.sampler.nfe_measured,
+                "num_samples": found.count,
+                "protocol_samples": scored.protocol,
+                "batch_size": request.batch_size,
+                "quantize": scored.rule,
+                "seconds": scored.seconds,
             }
-        )  # fmt: skip
+        )
         training = base.training.model_copy(update={"checkpoint_sha256": source.weights.sha256})
     else:
         label = as_name(request.label or Path(source.name.partition(":")[0]).stem)
@@ -106,9 +109,11 @@ def record_of(context: Context, request: ScoreRequest, scored: Scored) -> Record
         detail = {**metrics[rank].detail, "memorisation": asdict(scored.memorised)}
         metrics[rank] = metrics[rank].model_copy(update={"detail": detail})
     warnings = [
-        *found.warnings, *scored.notes, *memorised_warning(scored.memorised),
+        *found.warnings,
+        *scored.notes,
+        *memorised_warning(scored.memorised),
         *protocol_warnings(found.count, scored.protocol),
-    ]  # fmt: skip
+    ]
     if not sampling.nfe:
         warnings.append("network evaluations a sample are not stated: give --nfe to say them")
     record = base.model_copy(
@@ -146,11 +151,12 @@ def looks_warning(context: Context, record: Record) -> list[str]:
     looks = 0
     for _, other in read_records(context.workspace.records(record.dataset.name)):
         if isinstance(other, Record) and other.cell != record.cell:
-            looks += (
-                (other.kind, other.method, other.sampling.nfe, other.sampling.seed)
-                == (record.kind, record.method, record.sampling.nfe, record.sampling.seed)
-                and other.rank_metric == record.rank_metric
-            )
+            looks += (other.kind, other.method, other.sampling.nfe, other.sampling.seed) == (
+                record.kind,
+                record.method,
+                record.sampling.nfe,
+                record.sampling.seed,
+            ) and other.rank_metric == record.rank_metric
     if not looks:
         return []
     return [
@@ -175,17 +181,27 @@ def _bare_record(context: Context, request: ScoreRequest, scored: Scored, label:
         conditional=bool(found.class_counts),
         dataset=_dataset_record(scored),
         training=TrainingRecord(
-            run=f"samples/{found.sha256[:16]}", seed=request.seed, recipe="", config={},
-            config_sha256="", parameters=0, images_seen=0,
+            run=f"samples/{found.sha256[:16]}",
+            seed=request.seed,
+            recipe="",
+            config={},
+            config_sha256="",
+            parameters=0,
+            images_seen=0,
         ),
         sampling=SamplingRecord(
-            nfe=request.nfe, sampler=source.kind, seed=request.seed, num_samples=found.count,
-            protocol_samples=scored.protocol, batch_size=request.batch_size, quantize=scored.rule,
+            nfe=request.nfe,
+            sampler=source.kind,
+            seed=request.seed,
+            num_samples=found.count,
+            protocol_samples=scored.protocol,
+            batch_size=request.batch_size,
+            quantize=scored.rule,
             labels=f"counts by class: {kept_labels}" if kept_labels else "",
             seconds=scored.seconds,
         ),
         environment=environment(context.threads, context.gpu),
-    )  # fmt: skip
+    )
 
 
 def _dataset_record(scored: Scored) -> DatasetRecord:

@@ -147,8 +147,13 @@ def load_study(plugins: PluginManager, name: str) -> Study:
         return replace(read_study(Path(name).stem, Path(name)), argument=Path(name).name)
     specs = plugins.studies.specs
     if name not in specs:
-        raise unknown_name("cmbench study", "study", name, specs,
-                           see="see `cmbench study --list`, or name a .toml file")
+        raise unknown_name(
+            "cmbench study",
+            "study",
+            name,
+            specs,
+            see="see `cmbench study --list`, or name a .toml file",
+        )
     return read_study(name, specs[name].file)
 
 
@@ -188,10 +193,14 @@ def expand(table: StudyTable, entry: ArmTable) -> Iterator[Arm]:
             inner = {part: inner}
         number = isinstance(value, int | float) and not isinstance(value, bool)
         yield Arm(
-            f"{entry.name}, {entry.sweep.option} = {value}", entry.name, entry.method,
-            entry.recipe, merge(options, inner), entry.sweep.option,
+            f"{entry.name}, {entry.sweep.option} = {value}",
+            entry.name,
+            entry.method,
+            entry.recipe,
+            merge(options, inner),
+            entry.sweep.option,
             float(value) if number else None,
-        )  # fmt: skip
+        )
 
 
 # ---- running ------------------------------------------------------------------------------------
@@ -205,21 +214,31 @@ def plan_study(context: Context, study: Study) -> list[PlannedArm]:
     for plot in table.plots:
         if plot.kind == "metric" and plot.metric is not None and plot.metric not in spec.metrics:
             where = "measured on" if plot.metric in known else "known to"
-            raise UserError(f"study {study.name!r}",
-                            f"plots metric {plot.metric!r}, which is not {where} {spec.name!r}",
-                            allowed=", ".join(spec.metrics), remedy="correct the study's file")
+            raise UserError(
+                f"study {study.name!r}",
+                f"plots metric {plot.metric!r}, which is not {where} {spec.name!r}",
+                allowed=", ".join(spec.metrics),
+                remedy="correct the study's file",
+            )
     planned = []
     for arm in study.arms:
         request = SweepRequest(
-            (arm.method,), table.dataset, arm.recipe, table.nfe, range(table.seeds), arm.options,
+            (arm.method,),
+            table.dataset,
+            arm.recipe,
+            table.nfe,
+            range(table.seeds),
+            arm.options,
             SampleSettings(num_samples=table.samples),
         )
         try:
             planned.append(PlannedArm(arm, request, plan_sweep(context, request)))
         except UserError as error:
             raise type(error)(
-                f"study {study.name!r}, arm {arm.name!r}: {error.who}", error.problem,
-                allowed=error.allowed, remedy=error.remedy,
+                f"study {study.name!r}, arm {arm.name!r}: {error.who}",
+                error.problem,
+                allowed=error.allowed,
+                remedy=error.remedy,
             ) from error
     return planned
 
@@ -228,9 +247,7 @@ def run_study(
     context: Context, planned: Sequence[PlannedArm], executor: Executor
 ) -> list[ArmResult]:
     """Measure what is not measured yet; a cell that fails is a record and the study goes on."""
-    return [
-        ArmResult(p.arm, tuple(execute(context, p.request, p.plan, executor))) for p in planned
-    ]
+    return [ArmResult(p.arm, tuple(execute(context, p.request, p.plan, executor))) for p in planned]
 
 
 # ---- results ------------------------------------------------------------------------------------

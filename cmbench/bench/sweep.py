@@ -120,7 +120,8 @@ def _require_some(request: SweepRequest, jobs: Sequence[Job]) -> None:
         return
     reasons = {f"{c.run.spec.name} at NFE {c.nfe}: {c.declined}": None for c in cells}
     raise UserError(
-        " ".join(given), f"nothing of this sweep can be sampled so: {'; '.join(reasons)}",
+        " ".join(given),
+        f"nothing of this sweep can be sampled so: {'; '.join(reasons)}",
         remedy="choose another sampler, noise levels, --nfe or method",
     )
 
@@ -129,7 +130,12 @@ def _plan(context: Context, request: SweepRequest, method: str | None, seed: int
     """Plan a training, or the sampling of a checkpoint from elsewhere."""
     if request.checkpoint is not None:
         return plan_imported_run(
-            context, request.checkpoint, method, request.dataset, request.recipe, seed,
+            context,
+            request.checkpoint,
+            method,
+            request.dataset,
+            request.recipe,
+            seed,
             request.overrides,
         )
     assert method is not None
@@ -224,9 +230,7 @@ def measured(
     yield from made
 
 
-def attempt(
-    context: Context, request: SweepRequest, trained: TrainedRun, cell: CellPlan
-) -> Record:
+def attempt(context: Context, request: SweepRequest, trained: TrainedRun, cell: CellPlan) -> Record:
     """Measure one cell; what goes wrong becomes the record's reason."""
     try:
         with sampling_memory_explained(context.device, cell.batch_size):
@@ -239,9 +243,7 @@ def attempt(
     return failed_record(context, cell, reason, trained)
 
 
-def reason_of(
-    context: Context, run: RunPlan, stage: str, error: Exception | SystemExit
-) -> str:
+def reason_of(context: Context, run: RunPlan, stage: str, error: Exception | SystemExit) -> str:
     """Return why a cell failed, in one line; the traceback goes to the reporter under --debug."""
     if context.debug:
         context.reporter.note("".join(traceback.format_exception(error)))

@@ -25,10 +25,21 @@ from cmbench.plugin.method import SamplingPlan
 
 #: Of a file, what is not repeated in the records that use it: their own fields, or not a fact of
 #: the search.
-_NOT_IN_RECORDS = frozenset({
-    "schema_version", "method", "dataset", "recipe", "config_sha256", "nfe", "sampler", "sigmas",
-    "seconds", "created", "command",
-})  # fmt: skip
+_NOT_IN_RECORDS = frozenset(
+    {
+        "schema_version",
+        "method",
+        "dataset",
+        "recipe",
+        "config_sha256",
+        "nfe",
+        "sampler",
+        "sigmas",
+        "seconds",
+        "created",
+        "command",
+    }
+)
 
 
 class TunedTimes(Part):
@@ -91,8 +102,9 @@ def read_tuned(path: Path) -> TunedTimes:
         raise UserError(who, f"cannot be read ({error})", remedy=remedy) from error
     levels = times.sigmas
     if levels[-1] <= 0 or any(a <= b for a, b in pairwise(levels)):
-        raise UserError(who, f"noise levels {list(levels)}", allowed="positive and descending",
-                        remedy=remedy)
+        raise UserError(
+            who, f"noise levels {list(levels)}", allowed="positive and descending", remedy=remedy
+        )
     return times
 
 
@@ -118,7 +130,8 @@ def with_tuned_times(
         which = f"--{'recipe' if run.imported is None else 'checkpoint'} {run.recipe}"
         name = f"{run.spec.name} on {run.dataset}, recipe {run.recipe}, NFE {nfe}"
         raise MissingError(
-            "--sigmas tuned", f"no tuned times of {name} in {context.workspace.root}",
+            "--sigmas tuned",
+            f"no tuned times of {name} in {context.workspace.root}",
             remedy=f"run `cmbench tune-times --method {run.spec.name} --dataset {run.dataset} "
             f"{which} --nfe {nfe}` with the same -o options first",
         )

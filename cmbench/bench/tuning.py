@@ -78,8 +78,11 @@ class Objective:
         suite = open_suite(self.context, self.only, self.dataset, *self.opened, cell)
         for batch in sampler.stream(cell.num_samples, cell.batch_size):
             if reason := self.context.should_stop():
-                raise InterruptedRunError(WHO, f"{reason}; nothing has been written",
-                                          remedy="start the same command again")
+                raise InterruptedRunError(
+                    WHO,
+                    f"{reason}; nothing has been written",
+                    remedy="start the same command again",
+                )
             suite.update(batch.images, batch.noise, batch.labels)
         sampler.check_nfe()
         return suite.finalize()[self.only.metrics[0]]
@@ -101,7 +104,8 @@ def tune(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> Tu
     metric = objective_metric(context, context.dataset_spec(run.dataset), settings.metric)
     if not is_trained(context, run):
         raise MissingError(
-            WHO, f"run {run.run_id} is not trained in {context.workspace.root}",
+            WHO,
+            f"run {run.run_id} is not trained in {context.workspace.root}",
             remedy="train it first with `cmbench run` and the same method, recipe and options",
         )
     trained = obtain_run(context, run)
@@ -111,31 +115,48 @@ def tune(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> Tu
     start = cells[0].sampling
     assert start is not None
     found = search_levels(
-        objective, start.sigmas, settings.floor_sigma,
-        evaluations=settings.evaluations, rounds=settings.rounds,
+        objective,
+        start.sigmas,
+        settings.floor_sigma,
+        evaluations=settings.evaluations,
+        rounds=settings.rounds,
     )
     if not math.isfinite(found.value):
-        raise UserError(WHO, f"{metric} is not finite at any noise levels that were tried",
-                        remedy="choose another --metric, or more --samples")
+        raise UserError(
+            WHO,
+            f"{metric} is not finite at any noise levels that were tried",
+            remedy="choose another --metric, or more --samples",
+        )
     times = TunedTimes(
-        method=run.spec.name, dataset=run.dataset, recipe=run.recipe,
-        config_sha256=run.config_sha256, run=run.run_id, ema=cells[0].ema, nfe=nfe,
-        sampler=start.sampler, sigmas=found.levels, start_sigmas=start.sigmas, metric=metric,
-        metric_key=objective.key, value=objective.values[found.levels],
-        start_value=objective.values[start.sigmas], held_out_seeds=tuple(settings.seeds),
-        samples_per_seed=cells[0].num_samples, search=describe_search(settings),
-        evaluations=found.evaluations, samples=objective.images,
+        method=run.spec.name,
+        dataset=run.dataset,
+        recipe=run.recipe,
+        config_sha256=run.config_sha256,
+        run=run.run_id,
+        ema=cells[0].ema,
+        nfe=nfe,
+        sampler=start.sampler,
+        sigmas=found.levels,
+        start_sigmas=start.sigmas,
+        metric=metric,
+        metric_key=objective.key,
+        value=objective.values[found.levels],
+        start_value=objective.values[start.sigmas],
+        held_out_seeds=tuple(settings.seeds),
+        samples_per_seed=cells[0].num_samples,
+        search=describe_search(settings),
+        evaluations=found.evaluations,
+        samples=objective.images,
         network_evaluations=objective.images * nfe,
         seconds=round(time.perf_counter() - began, 3),
-        created=datetime.now(UTC).isoformat(timespec="seconds"), command=context.command,
-    )  # fmt: skip
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=context.command,
+    )
     write_tuned(tuned_file(context.workspace, run, start), times)
     return times
 
 
-def check(
-    context: Context, run: RunPlan, nfe: int, settings: TuneSettings
-) -> list[CellPlan]:
+def check(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> list[CellPlan]:
     """Return one cell a held-out seed, with the method's own levels to start from."""
     check_seeds(context, run.dataset, settings.seeds)
     sampling = SampleSettings(
@@ -146,16 +167,23 @@ def check(
     ]
     plan, who = cells[0].sampling, f"{WHO}, method {run.spec.name!r} at NFE {nfe}"
     if plan is None:
-        raise UserError(who, cells[0].declined or cells[0].broken,
-                        remedy="choose another --nfe or --sampler")
+        raise UserError(
+            who, cells[0].declined or cells[0].broken, remedy="choose another --nfe or --sampler"
+        )
     if len(plan.sigmas) < 2:
-        raise UserError(who, "has no intermediate noise level, so there is nothing to tune",
-                        allowed="an NFE with at least two noise levels",
-                        remedy="choose --nfe from 2")
+        raise UserError(
+            who,
+            "has no intermediate noise level, so there is nothing to tune",
+            allowed="an NFE with at least two noise levels",
+            remedy="choose --nfe from 2",
+        )
     if settings.floor_sigma >= plan.sigmas[0]:
-        raise UserError("--floor", f"{settings.floor_sigma:g} leaves no noise level to choose",
-                        allowed=f"below {plan.sigmas[0]:g}, the first level",
-                        remedy="choose a smaller one")
+        raise UserError(
+            "--floor",
+            f"{settings.floor_sigma:g} leaves no noise level to choose",
+            allowed=f"below {plan.sigmas[0]:g}, the first level",
+            remedy="choose a smaller one",
+        )
     return cells
 
 
@@ -164,7 +192,8 @@ def check_seeds(context: Context, dataset: str, seeds: Sequence[int]) -> None:
     low = [seed for seed in seeds if seed < HELD_OUT_FROM]
     if low:
         raise UserError(
-            "--held-out-seeds", f"{low[0]} is a seed that records may use: not held out",
+            "--held-out-seeds",
+            f"{low[0]} is a seed that records may use: not held out",
             allowed=f"from {HELD_OUT_FROM:,} on, which `cmbench run` refuses",
             remedy=f"leave the option out, or give for example {HELD_OUT_FROM}",
         )
@@ -175,8 +204,12 @@ def check_seeds(context: Context, dataset: str, seeds: Sequence[int]) -> None:
     }
     both = sorted(used.keys() & set(seeds))
     if both:
-        raise UserError("--held-out-seeds", f"{both[0]} is the seed of record {used[both[0]]}",
-                        allowed="seeds of no record", remedy="choose others")
+        raise UserError(
+            "--held-out-seeds",
+            f"{both[0]} is the seed of record {used[both[0]]}",
+            allowed="seeds of no record",
+            remedy="choose others",
+        )
 
 
 def objective_metric(context: Context, spec: DatasetSpec, asked: str | None) -> str:
@@ -186,17 +219,25 @@ def objective_metric(context: Context, spec: DatasetSpec, asked: str | None) -> 
     not on the trajectory of the first noise.
     """
     able = [
-        name for name in spec.metrics
+        name
+        for name in spec.metrics
         if (known := context.plugins.metrics.specs.get(name)) is None or known.needs != "flow map"
     ]
     if asked is not None and asked not in able:
-        raise UserError("--metric", f"{asked!r} cannot be tuned by on {spec.name!r}",
-                        allowed=", ".join(able) or "none",
-                        remedy="flow-map errors say nothing of sampling with fresh noise"
-                        if asked in spec.metrics else "name a metric of the dataset's protocol")
+        raise UserError(
+            "--metric",
+            f"{asked!r} cannot be tuned by on {spec.name!r}",
+            allowed=", ".join(able) or "none",
+            remedy="flow-map errors say nothing of sampling with fresh noise"
+            if asked in spec.metrics
+            else "name a metric of the dataset's protocol",
+        )
     if not able:
-        raise UserError(WHO, f"dataset {spec.name!r} measures no metric of samples",
-                        remedy="choose another dataset")
+        raise UserError(
+            WHO,
+            f"dataset {spec.name!r} measures no metric of samples",
+            remedy="choose another dataset",
+        )
     return asked or able[0]
 
 

@@ -39,7 +39,9 @@ def validate(model: type[C], table: Mapping[str, Any], who: str, prefix: str = "
                 values.append(_valid_values(model, item["loc"], prefix + where, item["msg"]))
         known = ["keys " + ", ".join(sorted(keys))] if keys else []
         raise UserError(
-            who, "; ".join(problems), allowed="; ".join([*known, *filter(None, values)]),
+            who,
+            "; ".join(problems),
+            allowed="; ".join([*known, *filter(None, values)]),
             remedy=close or f"mend the recipe or the -o override of {prefix + places[0]!r}",
         ) from error
 
@@ -78,9 +80,7 @@ def _valid_values(
     return f"{name}: {expected}" if expected != message else ""
 
 
-def _owner(
-    model: type[BaseModel], location: tuple[int | str, ...]
-) -> type[BaseModel] | None:
+def _owner(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
     """Return the model that the last part of a location belongs to."""
     current: type[BaseModel] | None = model
     for part in location[:-1]:

@@ -39,7 +39,8 @@ class Workspace:
         chosen = cls.choose(given)
         if given and not chosen.root.is_dir():
             raise MissingError(
-                "--workspace", f"there is no workspace {chosen.root}",
+                "--workspace",
+                f"there is no workspace {chosen.root}",
                 remedy="check the path; `cmbench run --workspace DIR` makes one",
             )
         return chosen

@@ -75,7 +75,10 @@ def table_row(item: Comparison) -> list[str]:
     else:
         pairs = str(difference.pairs) if difference.pairs else "unpaired"
         tail = [
-            f"{difference.mean:+.4g}", f"[{difference.low:.4g}, {difference.high:.4g}]",
-            f"{item.p_adjusted:.3g}", pairs, item.verdict,
-        ]  # fmt: skip
+            f"{difference.mean:+.4g}",
+            f"[{difference.low:.4g}, {difference.high:.4g}]",
+            f"{item.p_adjusted:.3g}",
+            pairs,
+            item.verdict,
+        ]
     return [item.a.dataset, item.a.nfe_text, item.metric, *numbers, *tail]

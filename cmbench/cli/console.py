@@ -54,7 +54,8 @@ class PlainReporter(Reporter):
         began, first = self._began[task]
         rate = (done - first) / max(now - began, 1e-9)
         figures = "".join(
-            f", {name.replace('_per_s', '/s')} {value:.4g}" for name, value in scalars.items()
+            f", {name.replace('_per_s', '/s')} {value:.4g}"
+            for name, value in scalars.items()
             if name in ("loss", "images_per_s")
         )
         eta = (total - done) / rate if rate > 0 else float("nan")
@@ -77,8 +78,12 @@ class RichReporter(Reporter):
 
         self.console = Console(stderr=True)
         self._progress: Any = Progress(
-            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
-            TextColumn("{task.fields[figures]}"), TimeRemainingColumn(), console=self.console,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self.console,
         )
         self._tasks: dict[str, TaskID] = {}
 

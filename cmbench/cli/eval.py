@@ -21,46 +21,120 @@ _APPROXIMATIONS = {
 
 @click.command("eval")
 @click.argument("samples")
-@click.option("--dataset", "-d", metavar="NAME", default=None,
-              help="Compare with this dataset under its protocol.")
-@click.option("--reference", metavar="REF", default=None,
-              help="Compare with these instead: images, a statistics file, or a saved reference.")
-@click.option("--metrics", metavar="M[,M…]", default=None,
-              help="For example fid,is,pr,kid,fid-clean.  [default: the protocol's]")
-@click.option("--extractor", metavar="NAME", default=None,
-              help="For metrics that name none.  [default: the dataset's]")
-@click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", default=None,
-              help="The extractor's weights, if they lie elsewhere.")
+@click.option(
+    "--dataset",
+    "-d",
+    metavar="NAME",
+    default=None,
+    help="Compare with this dataset under its protocol.",
+)
+@click.option(
+    "--reference",
+    metavar="REF",
+    default=None,
+    help="Compare with these instead: images, a statistics file, or a saved reference.",
+)
+@click.option(
+    "--metrics",
+    metavar="M[,M…]",
+    default=None,
+    help="For example fid,is,pr,kid,fid-clean.  [default: the protocol's]",
+)
+@click.option(
+    "--extractor",
+    metavar="NAME",
+    default=None,
+    help="For metrics that name none.  [default: the dataset's]",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    default=None,
+    help="The extractor's weights, if they lie elsewhere.",
+)
 @click.option("--library", is_flag=True, help="Run the library's own network and resizer.")
-@click.option("--trust-weights", is_flag=True,
-              help="Run a TorchScript file whose hash is not the pinned one.")
-@click.option("--bf16-extractor", is_flag=True,
-              help="Extract in bfloat16: quicker, another metric key, never ranked.")
-@click.option("--channels-last-extractor", is_flag=True,
-              help="Extract in that memory layout: another metric key, never ranked.")
-@click.option("--compile-extractor", is_flag=True,
-              help="Compile the extractor: another metric key, never ranked.")
+@click.option(
+    "--trust-weights", is_flag=True, help="Run a TorchScript file whose hash is not the pinned one."
+)
+@click.option(
+    "--bf16-extractor",
+    is_flag=True,
+    help="Extract in bfloat16: quicker, another metric key, never ranked.",
+)
+@click.option(
+    "--channels-last-extractor",
+    is_flag=True,
+    help="Extract in that memory layout: another metric key, never ranked.",
+)
+@click.option(
+    "--compile-extractor",
+    is_flag=True,
+    help="Compile the extractor: another metric key, never ranked.",
+)
 @click.option("--label", metavar="NAME", default=None, help="Name of the row.")
-@click.option("--nfe", type=WholeNumber(min=1), metavar="N", default=None,
-              help="Network evaluations a sample took, for the row; of a run, those to spend.")
-@click.option("--seed", type=WholeNumber(min=0), metavar="N", default=0, show_default=True,
-              help="Seed of a generator, and of the row.")
-@click.option("--limit", type=WholeNumber(min=2), metavar="N", default=None,
-              help="Score at most N samples.")
-@click.option("--steps", type=WholeNumber(min=1), metavar="N", default=None,
-              help="Inference steps of a diffusers pipeline.")
-@click.option("--range", "value_range", metavar="LOW,HIGH", default=None,
-              help="Range of float samples: -1,1 or 0,1 or 0,255.")
-@click.option("--quantize", metavar="RULE", default=None,
-              help="Float samples to bytes: round, truncate, none.  [default: the dataset's]")
-@click.option("--held-out", metavar="REF", default=None,
-              help="Real images never trained on: check whether samples copy the reference.")
-@click.option("--batch-size", metavar="N", type=WholeNumber(min=1), default=250,
-              show_default=True, help="Images at a time; no effect on results.")
-@click.option("--device", metavar="DEVICE", default="auto", show_default=True,
-              help="cpu, cuda, cuda:1 …")
-@click.option("--threads", metavar="N", type=WholeNumber(min=1), default=None,
-              help="CPU threads.  [default: the cores that are free]")
+@click.option(
+    "--nfe",
+    type=WholeNumber(min=1),
+    metavar="N",
+    default=None,
+    help="Network evaluations a sample took, for the row; of a run, those to spend.",
+)
+@click.option(
+    "--seed",
+    type=WholeNumber(min=0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Seed of a generator, and of the row.",
+)
+@click.option(
+    "--limit", type=WholeNumber(min=2), metavar="N", default=None, help="Score at most N samples."
+)
+@click.option(
+    "--steps",
+    type=WholeNumber(min=1),
+    metavar="N",
+    default=None,
+    help="Inference steps of a diffusers pipeline.",
+)
+@click.option(
+    "--range",
+    "value_range",
+    metavar="LOW,HIGH",
+    default=None,
+    help="Range of float samples: -1,1 or 0,1 or 0,255.",
+)
+@click.option(
+    "--quantize",
+    metavar="RULE",
+    default=None,
+    help="Float samples to bytes: round, truncate, none.  [default: the dataset's]",
+)
+@click.option(
+    "--held-out",
+    metavar="REF",
+    default=None,
+    help="Real images never trained on: check whether samples copy the reference.",
+)
+@click.option(
+    "--batch-size",
+    metavar="N",
+    type=WholeNumber(min=1),
+    default=250,
+    show_default=True,
+    help="Images at a time; no effect on results.",
+)
+@click.option(
+    "--device", metavar="DEVICE", default="auto", show_default=True, help="cpu, cuda, cuda:1 …"
+)
+@click.option(
+    "--threads",
+    metavar="N",
+    type=WholeNumber(min=1),
+    default=None,
+    help="CPU threads.  [default: the cores that are free]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
 @click.option("--no-record", is_flag=True, help="Print only; keep no record.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
@@ -104,8 +178,11 @@ def eval_(samples: str, **options: Any) -> None:
             seed=options["seed"],
             quantize=options["quantize"],
             read=ReadOptions(
-                value_range=options["value_range"], limit=options["limit"], seed=options["seed"],
-                steps=options["steps"], device=str(context.device),
+                value_range=options["value_range"],
+                limit=options["limit"],
+                seed=options["seed"],
+                steps=options["steps"],
+                device=str(context.device),
             ),
             batch_size=options["batch_size"],
             held_out=options["held_out"],
@@ -133,14 +210,16 @@ def print_scores(record: Record) -> None:
     for name, metric in record.metrics.items():
         halves = metric.detail.get("real_halves")
         infinity = metric.detail.get("infinity", {}).get("value")
-        rows.append([
-            name,
-            "-" if metric.value is None else f"{metric.value:.6g}",
-            "-" if metric.standard_error is None else f"{metric.standard_error:.2g}",
-            "-" if infinity is None else f"{infinity:.6g}",
-            " … ".join(f"{x:.5g}" for x in metric.interval) if metric.interval else "-",
-            "-" if halves is None else f"{halves:.5g}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                "-" if metric.value is None else f"{metric.value:.6g}",
+                "-" if metric.standard_error is None else f"{metric.standard_error:.2g}",
+                "-" if infinity is None else f"{infinity:.6g}",
+                " … ".join(f"{x:.5g}" for x in metric.interval) if metric.interval else "-",
+                "-" if halves is None else f"{halves:.5g}",
+            ]
+        )
     copied = record.metrics[record.rank_metric].detail.get("memorisation")
     if copied is not None:
         click.echo(

@@ -20,11 +20,22 @@ FORMATS = ("csv", "parquet", "latex", "json")
 
 @click.command()
 @click.argument("form", metavar="csv|parquet|latex|json", type=click.Choice(FORMATS))
-@click.option("--dataset", "-d", "datasets", metavar="D", multiple=True,
-              help="Only this dataset; may be repeated.  [default: all with records]")
+@click.option(
+    "--dataset",
+    "-d",
+    "datasets",
+    metavar="D",
+    multiple=True,
+    help="Only this dataset; may be repeated.  [default: all with records]",
+)
 @click.option("--cells", is_flag=True, help="One line a record instead of one a row over seeds.")
-@click.option("--out", "-O", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
-              help="File to write.  [default: stdout, except parquet]")
+@click.option(
+    "--out",
+    "-O",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write.  [default: stdout, except parquet]",
+)
 @workspace_option
 def export(
     form: str, datasets: tuple[str, ...], cells: bool, out: Path | None, workspace: str | None
@@ -60,9 +71,11 @@ def record_folders(place: Workspace, datasets: tuple[str, ...]) -> dict[str, Pat
     for name in datasets:
         if name not in known:
             raise UserError(
-                "--dataset", f"no records of {name!r} in {place.all_records}",
-                allowed=", ".join(known) or "none yet", remedy="see `cmbench run`",
-            )  # fmt: skip
+                "--dataset",
+                f"no records of {name!r} in {place.all_records}",
+                allowed=", ".join(known) or "none yet",
+                remedy="see `cmbench run`",
+            )
     return {name: known[name] for name in datasets} if datasets else known
 
 

@@ -21,21 +21,56 @@ _NOT_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 
 @click.command("import")
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="FILE")
-@click.option("--to", "-o", "to", metavar="NAME|PATH", default=None,
-              help="Its name in the workspace, or a .safetensors file.  [default: the file's name]")
-@click.option("--part", metavar="NAME", default="ema", show_default=True,
-              help="Which network of a file with several.")
-@click.option("--preconditioning", type=click.Choice(["edm", "boundary"]), default=None,
-              help="What the output means, where the file does not say: a denoiser (edm) or a "
-              "consistency function (boundary).")
-@click.option("--sigma-data", type=click.FloatRange(0, min_open=True), metavar="X", default=None,
-              help="Standard deviation of its data, where the file does not say.")
-@click.option("--sigma-min", type=click.FloatRange(0), metavar="X", default=None,
-              help="Noise level of the boundary, where the file does not say.")
-@click.option("--channels-per-head", type=click.IntRange(1), metavar="N", default=None,
-              help="Width of an attention head, where shapes cannot tell.  [default: 64]")
-@click.option("--resolution", type=click.IntRange(1), metavar="PIXELS", default=None,
-              help="Side of the images, where shapes cannot tell.")
+@click.option(
+    "--to",
+    "-o",
+    "to",
+    metavar="NAME|PATH",
+    default=None,
+    help="Its name in the workspace, or a .safetensors file.  [default: the file's name]",
+)
+@click.option(
+    "--part",
+    metavar="NAME",
+    default="ema",
+    show_default=True,
+    help="Which network of a file with several.",
+)
+@click.option(
+    "--preconditioning",
+    type=click.Choice(["edm", "boundary"]),
+    default=None,
+    help="What the output means, where the file does not say: a denoiser (edm) or a "
+    "consistency function (boundary).",
+)
+@click.option(
+    "--sigma-data",
+    type=click.FloatRange(0, min_open=True),
+    metavar="X",
+    default=None,
+    help="Standard deviation of its data, where the file does not say.",
+)
+@click.option(
+    "--sigma-min",
+    type=click.FloatRange(0),
+    metavar="X",
+    default=None,
+    help="Noise level of the boundary, where the file does not say.",
+)
+@click.option(
+    "--channels-per-head",
+    type=click.IntRange(1),
+    metavar="N",
+    default=None,
+    help="Width of an attention head, where shapes cannot tell.  [default: 64]",
+)
+@click.option(
+    "--resolution",
+    type=click.IntRange(1),
+    metavar="PIXELS",
+    default=None,
+    help="Side of the images, where shapes cannot tell.",
+)
 @click.option("--force", is_flag=True, help="Replace another checkpoint of that name.")
 @workspace_option
 def import_(checkpoint: Path, workspace: str | None, force: bool, **options: Any) -> None:
@@ -92,11 +127,18 @@ def with_told(
     for key, value in told.items():
         there = getattr(found, key)
         if value is not None and not math.isfinite(value):
-            raise UserError(f"--{key.replace('_', '-')}", f"{value:g}", allowed="a finite number",
-                            remedy="give the constant that the network was trained with")
+            raise UserError(
+                f"--{key.replace('_', '-')}",
+                f"{value:g}",
+                allowed="a finite number",
+                remedy="give the constant that the network was trained with",
+            )
         if value is not None and there not in (None, value):
-            raise UserError(f"--{key.replace('_', '-')}", f"{value:g}: the file says {there:g}",
-                            remedy="leave it out")
+            raise UserError(
+                f"--{key.replace('_', '-')}",
+                f"{value:g}: the file says {there:g}",
+                remedy="leave it out",
+            )
     return replace(
         found,
         sigma_data=found.sigma_data if sigma_data is None else sigma_data,
@@ -115,17 +157,21 @@ def keep(found: ImportedNetwork, target: Path, *, force: bool, ours: bool) -> st
     manifest = target.with_suffix(".json")
     if target.exists() and not (manifest.exists() or force or ours):
         raise UserError(
-            "cmbench import", f"{target} is there already, and was not imported",
-            allowed="a new file", remedy="choose one with --to, or replace it with --force",
-        )  # fmt: skip
+            "cmbench import",
+            f"{target} is there already, and was not imported",
+            allowed="a new file",
+            remedy="choose one with --to, or replace it with --force",
+        )
     if manifest.exists() and not force:
         there = load_checkpoint(target, remedy="import it again with --force")
         if there.meta == json.loads(json.dumps({"imported": found.facts()})):
             return there.sha256
         raise UserError(
-            "cmbench import", f"{target} holds another checkpoint or other facts about it",
-            allowed="a new name", remedy="choose one with --to, or replace it with --force",
-        )  # fmt: skip
+            "cmbench import",
+            f"{target} holds another checkpoint or other facts about it",
+            allowed="a new name",
+            remedy="choose one with --to, or replace it with --force",
+        )
     manifest.unlink(missing_ok=True)  # without it the old file is none, whenever this stops
     return found.save(target)
 
@@ -138,17 +184,16 @@ def describe(found: ImportedNetwork) -> list[str]:
     from cmbench.networks.base import num_parameters
 
     with torch.device("meta"):
-        network = build_network(
-            found.network, found.options, found.data_shape, found.num_classes
-        )
+        network = build_network(found.network, found.options, found.data_shape, found.num_classes)
     said = [str(found.description[key]) for key in ("class", "part") if key in found.description]
     options = ", ".join(f"{k} {_plain(v)}" for k, v in found.options.items())
-    meaning = {
-        "edm": "edm (a denoiser)", "boundary": "boundary (a consistency function)",
-    }.get(found.preconditioning, "not told: say it with --preconditioning before it is used")
+    meaning = {"edm": "edm (a denoiser)", "boundary": "boundary (a consistency function)"}.get(
+        found.preconditioning, "not told: say it with --preconditioning before it is used"
+    )
     constants = [
-        f"{name} {value:g}" for name, value in
-        (("sigma_data", found.sigma_data), ("sigma_min", found.sigma_min)) if value is not None
+        f"{name} {value:g}"
+        for name, value in (("sigma_data", found.sigma_data), ("sigma_min", found.sigma_min))
+        if value is not None
     ]
     lines = [
         f"format           {found.format}" + (f" ({', '.join(said)})" if said else ""),

@@ -47,9 +47,11 @@ def validate(folder: Path | None) -> int:
     folders = boards.board_folders(found)
     if not folders:
         raise UserError(
-            "leaderboard", f"{found} holds no board", allowed="<dataset>/board.toml",
+            "leaderboard",
+            f"{found} holds no board",
+            allowed="<dataset>/board.toml",
             remedy="name the folder",
-        )  # fmt: skip
+        )
     for path in folders:
         published, errors = check_published(path)
         problems += len(errors)
@@ -102,11 +104,21 @@ def show(dataset: str, folder: Path | None, nfe: int | None) -> int:
 
 @leaderboard.command("render")
 @_FOLDER
-@click.option("--out", metavar="DIR", default=Path("reports"), show_default=True,
-              type=click.Path(path_type=Path, file_okay=False), help="Folder to write to.")
-@click.option("--template", "templates", metavar="DIR",
-              type=click.Path(path_type=Path, file_okay=False),
-              help="Folder whose files replace built-in templates of the same name.")
+@click.option(
+    "--out",
+    metavar="DIR",
+    default=Path("reports"),
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write to.",
+)
+@click.option(
+    "--template",
+    "templates",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder whose files replace built-in templates of the same name.",
+)
 def render_boards(folder: Path | None, out: Path, templates: Path | None) -> int:
     """Render the pages of every board from its published rows and reference records."""
     found = _folder(folder)

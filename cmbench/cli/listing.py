@@ -12,8 +12,15 @@ import click
 from cmbench.plugin.manager import PluginManager, load_plugins
 
 KINDS = (
-    "methods", "datasets", "metrics", "networks", "recipes", "extractors", "executors", "studies",
-)  # fmt: skip
+    "methods",
+    "datasets",
+    "metrics",
+    "networks",
+    "recipes",
+    "extractors",
+    "executors",
+    "studies",
+)
 
 #: Columns of the plain table of each kind.
 COLUMNS: dict[str, tuple[str, ...]] = {

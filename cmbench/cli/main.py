@@ -105,7 +105,11 @@ def print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=print_version,
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=print_version,
     help="Show the versions of cmbench and its plugins.",
 )
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -162,6 +166,9 @@ class WholeNumber(click.IntRange):
 def workspace_option(command: Any) -> Any:
     """Add ``--workspace`` to a command."""
     return click.option(
-        "--workspace", "-w", metavar="DIR", default=None,
+        "--workspace",
+        "-w",
+        metavar="DIR",
+        default=None,
         help="Folder of runs, records and reports.  [env: CMBENCH_WORKSPACE; default: cmbench-out]",
     )(command)

@@ -13,8 +13,9 @@ from cmbench.leaderboard.merge import merge
 
 
 @click.command("merge")
-@click.argument("sources", nargs=-1, required=True, metavar="DIR...",
-                type=click.Path(path_type=Path))
+@click.argument(
+    "sources", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path)
+)
 @workspace_option
 def merge_(sources: tuple[Path, ...], workspace: str | None) -> int:
     """Copy the records of other workspaces or record folders into this workspace.
@@ -32,8 +33,9 @@ def merge_(sources: tuple[Path, ...], workspace: str | None) -> int:
         click.echo(f"not copied: {told}", err=True)
     click.echo(
         f"{len(result.added)} added, {len(result.replaced)} replaced, "
-        f"{len(result.equal)} already there", err=True,
-    )  # fmt: skip
+        f"{len(result.equal)} already there",
+        err=True,
+    )
     for error in result.unreadable:
         click.echo(f"unreadable: {error}", err=True)
     return EXIT_CELLS_FAILED if result.unreadable else EXIT_OK

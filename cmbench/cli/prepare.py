@@ -68,19 +68,41 @@ class ReporterProgress:
 
 @click.command()
 @click.argument("target", required=False)
-@click.option("--source", "--from", "source", type=click.Path(path_type=Path), metavar="PATH",
-              help="Archive, folder or database to convert; or a file of weights.")
+@click.option(
+    "--source",
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Archive, folder or database to convert; or a file of weights.",
+)
 @click.option("--split", default="", metavar="NAME", help="Part of the source.  [default: train]")
-@click.option("--transform", type=click.Choice(list(TRANSFORMS)), default=None,
-              help="Crop and resize, for folder:PATH and zip:PATH.")
-@click.option("--resolution", type=click.IntRange(1), metavar="PIXELS",
-              help="Side of the images, for folder:PATH and zip:PATH.")
+@click.option(
+    "--transform",
+    type=click.Choice(list(TRANSFORMS)),
+    default=None,
+    help="Crop and resize, for folder:PATH and zip:PATH.",
+)
+@click.option(
+    "--resolution",
+    type=click.IntRange(1),
+    metavar="PIXELS",
+    help="Side of the images, for folder:PATH and zip:PATH.",
+)
 @click.option("--name", metavar="NAME", help="Name of the dataset, for folder:PATH and zip:PATH.")
 @click.option("--subset", is_flag=True, help="Accept fewer images than the dataset has.")
-@click.option("--workers", type=click.IntRange(1), metavar="N",
-              help="Worker processes.  [default: the free cores]")
-@click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR",
-              help=f"Where prepared datasets lie.  [env: {DATA_VARIABLE}]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Worker processes.  [default: the free cores]",
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help=f"Where prepared datasets lie.  [env: {DATA_VARIABLE}]",
+)
 @click.option("--force", is_flag=True, help="Replace what is prepared already.")
 @click.option("--restart", is_flag=True, help="Discard a preparation that was interrupted.")
 @click.option("--verify", is_flag=True, help="Read a prepared dataset back and check its hashes.")
@@ -123,11 +145,15 @@ def prepare(
         click.echo(f"{manifest.dataset}: {manifest.count:,} images, all as they were prepared")
         return
     for option, given in (
-        ("--transform", transform), ("--resolution", resolution), ("--name", name)
+        ("--transform", transform),
+        ("--resolution", resolution),
+        ("--name", name),
     ):
         if given is not None and not is_custom(target):
             raise UserError(
-                option, f"{target!r} has its own", allowed="with folder:PATH or zip:PATH",
+                option,
+                f"{target!r} has its own",
+                allowed="with folder:PATH or zip:PATH",
                 remedy=f"leave {option} out",
             )
     path = source or (custom_path(target) if is_custom(target) else None)
@@ -157,22 +183,33 @@ def find_target(
         chosen = name or slug(target)
         if chosen in registered or not chosen.replace("-", "").replace("_", "").isalnum():
             raise UserError(
-                "--name", f"{chosen!r}", allowed="letters, digits, - and _, and no known dataset",
+                "--name",
+                f"{chosen!r}",
+                allowed="letters, digits, - and _, and no known dataset",
                 remedy="choose another name",
             )
         assert path is not None
         return custom_target(chosen, path, transform or "", resolution, split)
     if target not in registered:
-        raise unknown_name("cmbench prepare", "target", target, [*registered, *WEIGHTS],
-                           see="run `cmbench prepare` alone to see what each needs")
+        raise unknown_name(
+            "cmbench prepare",
+            "target",
+            target,
+            [*registered, *WEIGHTS],
+            see="run `cmbench prepare` alone to see what each needs",
+        )
     spec = registered[target]
     if spec.embedded:
-        raise UserError("cmbench prepare", f"{target!r} is embedded and needs no preparation",
-                        remedy=f"use it at once: cmbench run --dataset {target}")
+        raise UserError(
+            "cmbench prepare",
+            f"{target!r} is embedded and needs no preparation",
+            remedy=f"use it at once: cmbench run --dataset {target}",
+        )
     rule = RULES.get(target, Rule("its images"))
     if path is None:
-        raise UserError("cmbench prepare", f"{target!r} needs --source PATH",
-                        remedy=f"PATH is {rule.hint}")
+        raise UserError(
+            "cmbench prepare", f"{target!r} needs --source PATH", remedy=f"PATH is {rule.hint}"
+        )
     return spec, rule
 
 
@@ -182,15 +219,16 @@ def prepare_weights(target: str, source: Path | None, locations: DataLocations) 
     return str(getattr(import_module(module), function)(source, locations, make_reporter()))
 
 
-def check(
-    target: str, registered: Mapping[str, DatasetSpec], locations: DataLocations
-) -> Manifest:
+def check(target: str, registered: Mapping[str, DatasetSpec], locations: DataLocations) -> Manifest:
     """Verify a prepared dataset."""
     spec = resolve_dataset(target, registered, locations, "cmbench prepare --verify")
     folder = locations.folder(spec.name)
     if not (folder / MANIFEST).exists():
-        raise MissingError("cmbench prepare --verify", f"{target!r} is not prepared in {folder}",
-                           remedy=f"run `cmbench prepare {target} --source PATH`")
+        raise MissingError(
+            "cmbench prepare --verify",
+            f"{target!r} is not prepared in {folder}",
+            remedy=f"run `cmbench prepare {target} --source PATH`",
+        )
     show: Progress = ReporterProgress(spec.name)
     return verify_dataset(folder, show)
 

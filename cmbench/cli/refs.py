@@ -40,10 +40,13 @@ def list_refs(as_json: bool, workspace: str | None) -> None:
     entries = list(open_store(workspace).entries())
     if as_json:
         found = [
-            {"name": entry.name, **(facts(entry.reference) if entry.reference else {}),
-             "problem": entry.problem}
+            {
+                "name": entry.name,
+                **(facts(entry.reference) if entry.reference else {}),
+                "problem": entry.problem,
+            }
             for entry in entries
-        ]  # fmt: skip
+        ]
         click.echo(json.dumps(found, indent=1))
         return
     rows = []
@@ -53,10 +56,16 @@ def list_refs(as_json: bool, workspace: str | None) -> None:
             click.echo(f"warning: {entry.problem}", err=True)
             continue
         known = facts(entry.reference)
-        rows.append([
-            entry.name, known["extractor"], known["origin"], _count(known["count"]),
-            _count(known["features"]), "ok",
-        ])  # fmt: skip
+        rows.append(
+            [
+                entry.name,
+                known["extractor"],
+                known["origin"],
+                _count(known["count"]),
+                _count(known["features"]),
+                "ok",
+            ]
+        )
     echo_table(["name", "extractor", "origin", "images", "features of", "state"], rows)
 
 
@@ -77,25 +86,51 @@ def show(name: str, as_json: bool, workspace: str | None) -> None:
 @refs.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", metavar="NAME", default=None, help="What to call it.  [default: FILE]")
-@click.option("--extractor", metavar="NAME", default=None,
-              help="Which extractor made it.  [default: by its format]")
-@click.option("--count", type=click.IntRange(min=2), metavar="N", default=None,
-              help="Images behind it, if you know.")
-@click.option("--entry", metavar="NAME", default="fid", show_default=True,
-              help="Which statistics of an EDM2 file.")
-@click.option("--images/--no-images", default=True, show_default=True,
-              help="Extract the images in an OpenAI batch, for precision, recall and KID.")
-@click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", default=None,
-              help="The extractor's weights for --images, if they lie elsewhere.")
+@click.option(
+    "--extractor",
+    metavar="NAME",
+    default=None,
+    help="Which extractor made it.  [default: by its format]",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(min=2),
+    metavar="N",
+    default=None,
+    help="Images behind it, if you know.",
+)
+@click.option(
+    "--entry",
+    metavar="NAME",
+    default="fid",
+    show_default=True,
+    help="Which statistics of an EDM2 file.",
+)
+@click.option(
+    "--images/--no-images",
+    default=True,
+    show_default=True,
+    help="Extract the images in an OpenAI batch, for precision, recall and KID.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    default=None,
+    help="The extractor's weights for --images, if they lie elsewhere.",
+)
 @workspace_option
 def import_(file: Path, workspace: str | None, **options: Any) -> None:
     """Import reference statistics of EDM, clean-fid, OpenAI, torch-fidelity or EDM2."""
     from cmbench.metrics.reference_import import import_reference
 
     reference = import_reference(
-        file, name=options["name"], extractor=options["extractor"], count=options["count"],
+        file,
+        name=options["name"],
+        extractor=options["extractor"],
+        count=options["count"],
         entry=options["entry"],
-    )  # fmt: skip
+    )
     if options["images"] and reference.key.origin == "openai":
         reference = _with_images(reference, file, options["weights"])
     path = open_store(workspace).add(reference)

@@ -95,21 +95,41 @@ def command_line() -> str:
 
 
 @click.command()
-@click.option("--dataset", "-d", "datasets", metavar="D", multiple=True,
-              help="Only this dataset; may be repeated.  [default: all with records]")
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path, file_okay=False),
-              help="Folder to write to.  [default: reports in the workspace]")
-@click.option("--template", "templates", metavar="DIR",
-              type=click.Path(path_type=Path, file_okay=False),
-              help="Folder whose files replace built-in templates of the same name.")
-@click.option("--leaderboards", metavar="DIR",
-              type=click.Path(path_type=Path, file_okay=False),
-              help="Folder of published rows.  [default: ./leaderboards, else cmbench's own]")
+@click.option(
+    "--dataset",
+    "-d",
+    "datasets",
+    metavar="D",
+    multiple=True,
+    help="Only this dataset; may be repeated.  [default: all with records]",
+)
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write to.  [default: reports in the workspace]",
+)
+@click.option(
+    "--template",
+    "templates",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder whose files replace built-in templates of the same name.",
+)
+@click.option(
+    "--leaderboards",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of published rows.  [default: ./leaderboards, else cmbench's own]",
+)
 @workspace_option
 def report(
-    datasets: tuple[str, ...], out: Path | None, templates: Path | None,
-    leaderboards: Path | None, workspace: str | None,
-) -> int:  # fmt: skip
+    datasets: tuple[str, ...],
+    out: Path | None,
+    templates: Path | None,
+    leaderboards: Path | None,
+    workspace: str | None,
+) -> int:
     """Render records as one self-contained HTML page a dataset, Markdown, CSV and LaTeX.
 
     Prints the files written. Exits 1 if a record could not be read: the page lists it.
@@ -120,14 +140,22 @@ def report(
         if not place.records(name).is_dir():
             known = sorted(p.name for p in place.all_records.glob("*") if p.is_dir())
             raise UserError(
-                "--dataset", f"no records of {name!r} in {place.all_records}",
-                allowed=", ".join(known) or "none yet", remedy="see `cmbench run`",
+                "--dataset",
+                f"no records of {name!r} in {place.all_records}",
+                allowed=", ".join(known) or "none yet",
+                remedy="see `cmbench run`",
             )
     counted = Counted()
     written = render_workspace(
-        place, datasets, plugins, out=out, templates=templates, leaderboards=leaderboards,
-        command=command_line(), counted=counted,
-    )  # fmt: skip
+        place,
+        datasets,
+        plugins,
+        out=out,
+        templates=templates,
+        leaderboards=leaderboards,
+        command=command_line(),
+        counted=counted,
+    )
     for path in written:
         click.echo(str(path))
     for error in counted.errors:

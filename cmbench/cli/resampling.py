@@ -67,9 +67,13 @@ def find_cell(context: Context, run: RunPlan, record: Record, count: int) -> Cel
     if precision is None:
         raise CannotResampleError(f"this version does not sample in {sampling.dtype}")
     settings = SampleSettings(
-        num_samples=count, batch_size=sampling.batch_size, sampler=sampling.sampler or None,
-        ema=record.training.ema, tuned=sampling.tuned, precision=precision,
-    )  # fmt: skip
+        num_samples=count,
+        batch_size=sampling.batch_size,
+        sampler=sampling.sampler or None,
+        ema=record.training.ema,
+        tuned=sampling.tuned,
+        precision=precision,
+    )
     for given in (settings, replace(settings, sigmas=tuple(sampling.times))):
         cell = plan_cells(context, run, [sampling.nfe], sampling.seed, given)[0]
         if cell.sampling is not None and _times(cell.sampling) == sampling.times:

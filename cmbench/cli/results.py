@@ -20,9 +20,11 @@ SHOWN_METRICS = 4
 
 
 def echo_table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], title: str = "",
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    title: str = "",
     prose: Collection[str] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Print a table: drawn on a terminal, plain aligned columns elsewhere.
 
     The first column and those in ``prose`` are aligned left, the others right.
@@ -60,10 +62,16 @@ def print_table(records: Sequence[Record], protocol: Sequence[str]) -> None:
     for record in records:
         values = [_number(record.metrics[m].value) if m in record.metrics else "-" for m in metrics]
         speed = record.sampling.images_per_s
-        rows.append([
-            record.method, str(record.training.seed), str(record.sampling.nfe), *values,
-            f"{speed:.0f}" if speed else "-", record.status,
-        ])
+        rows.append(
+            [
+                record.method,
+                str(record.training.seed),
+                str(record.sampling.nfe),
+                *values,
+                f"{speed:.0f}" if speed else "-",
+                record.status,
+            ]
+        )
     echo_table(["method", "seed", "NFE", *metrics, "images/s", "status"], rows)
 
 
@@ -77,7 +85,9 @@ def print_plan(context: Context, plan: SweepPlan) -> None:
 
     rows = [
         [
-            run.run_id, _parameters(context, run), f"{_images(context, run):,}",
+            run.run_id,
+            _parameters(context, run),
+            f"{_images(context, run):,}",
             "done" if is_trained(context, run) else _resumable(context, run),
         ]
         for run in plan.runs
@@ -102,12 +112,16 @@ def print_costs(context: Context, runs: Sequence[RunPlan]) -> None:
     for run in {run.config_sha256: run for run in reversed(runs)}.values():
         cost = estimate(context, run)
         step = cost.flops_per_image
-        rows.append([
-            run.name, f"{cost.images:,}",
-            "-" if step is None else f"{step * run.config.batch_size:.3g}",
-            "-" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**30:.2f} GiB",
-            "-" if cost.device_hours is None else f"{cost.device_hours:.3g}", cost.note,
-        ])
+        rows.append(
+            [
+                run.name,
+                f"{cost.images:,}",
+                "-" if step is None else f"{step * run.config.batch_size:.3g}",
+                "-" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**30:.2f} GiB",
+                "-" if cost.device_hours is None else f"{cost.device_hours:.3g}",
+                cost.note,
+            ]
+        )
     if rows:
         header = ["run", "images", "FLOPs a step", "peak memory", "device-hours", "measured by"]
         echo_table(header, reversed(rows), title="cost of each seed (estimates)")

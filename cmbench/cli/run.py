@@ -54,9 +54,7 @@ def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     return numbers
 
 
-def parse_seeds(
-    text: str, option: str = "--seeds", *, held_out: bool = False
-) -> tuple[int, ...]:
+def parse_seeds(text: str, option: str = "--seeds", *, held_out: bool = False) -> tuple[int, ...]:
     """Return ``3`` as seeds 0, 1, 2 and ``4,7`` or ``3-5`` as they are listed.
 
     Seeds that are ``held_out`` for `cmbench tune-times` are refused unless they are asked for.
@@ -73,12 +71,17 @@ def parse_seeds(
         seeds = ()
     if not 0 < len(seeds) <= MAX_SEEDS or min(seeds) < 0:
         raise UserError(
-            option, f"{text!r}",
+            option,
+            f"{text!r}",
             allowed=f"a count (3), a list (0,2) or a range (3-5), of at most {MAX_SEEDS}",
         )
     if max(seeds) >= HELD_OUT_FROM and not held_out:
-        raise UserError(option, f"{max(seeds)} is held out for `cmbench tune-times`",
-                        allowed=f"below {HELD_OUT_FROM:,}", remedy="choose smaller seeds")
+        raise UserError(
+            option,
+            f"{max(seeds)} is held out for `cmbench tune-times`",
+            allowed=f"below {HELD_OUT_FROM:,}",
+            remedy="choose smaller seeds",
+        )
     return tuple(seeds)
 
 
@@ -92,8 +95,11 @@ def parse_sigmas(text: str | None) -> tuple[float, ...] | None:
         sigmas = ()
     descending = all(a > b for a, b in pairwise(sigmas))
     if not sigmas or not descending or not all(math.isfinite(s) and s > 0 for s in sigmas):
-        raise UserError("--sigmas", f"{text!r}",
-                        allowed="descending positive noise levels, for example 80,0.8; or tuned")
+        raise UserError(
+            "--sigmas",
+            f"{text!r}",
+            allowed="descending positive noise levels, for example 80,0.8; or tuned",
+        )
     return sigmas
 
 
@@ -139,45 +145,122 @@ def stop_asker(
 
 
 @click.command()
-@click.option("--method", "-m", "methods", metavar="M[,M…]", default=None,
-              help="Methods, see `cmbench list methods`.  [default: the one marked there]")
-@click.option("--dataset", "-d", metavar="D", default=DEFAULT_DATASET, show_default=True,
-              help="Dataset, see `cmbench list datasets`, or folder:PATH or zip:PATH.")
-@click.option("--recipe", "-r", metavar="R", default=None,
-              help="Recipe, or FILE.toml:NAME.  [default: demo, else paper]")
-@click.option("--checkpoint", metavar="NAME", default=None,
-              help="Sample this imported checkpoint instead of training, see `cmbench import`.")
-@click.option("--nfe", metavar="N[,N…]", default=None,
-              help="Network evaluations an image.  [default: the dataset's sweep]")
-@click.option("--seeds", metavar="COUNT|LIST", default="1", show_default=True,
-              help="3 means seeds 0, 1, 2; 4,7 and 3-5 are taken as they stand.")
-@click.option("--option", "-o", "overrides", metavar="KEY=VALUE", multiple=True,
-              help="Override a hyper-parameter, for example -o optimizer.lr=1e-4.")
-@click.option("--samples", metavar="N", type=WholeNumber(min=2), default=None,
-              help="Images a cell.  [default: the dataset's protocol]")
-@click.option("--batch-size", metavar="N", type=WholeNumber(min=1), default=500,
-              show_default=True, help="Images sampled at a time; no effect on results.")
+@click.option(
+    "--method",
+    "-m",
+    "methods",
+    metavar="M[,M…]",
+    default=None,
+    help="Methods, see `cmbench list methods`.  [default: the one marked there]",
+)
+@click.option(
+    "--dataset",
+    "-d",
+    metavar="D",
+    default=DEFAULT_DATASET,
+    show_default=True,
+    help="Dataset, see `cmbench list datasets`, or folder:PATH or zip:PATH.",
+)
+@click.option(
+    "--recipe",
+    "-r",
+    metavar="R",
+    default=None,
+    help="Recipe, or FILE.toml:NAME.  [default: demo, else paper]",
+)
+@click.option(
+    "--checkpoint",
+    metavar="NAME",
+    default=None,
+    help="Sample this imported checkpoint instead of training, see `cmbench import`.",
+)
+@click.option(
+    "--nfe",
+    metavar="N[,N…]",
+    default=None,
+    help="Network evaluations an image.  [default: the dataset's sweep]",
+)
+@click.option(
+    "--seeds",
+    metavar="COUNT|LIST",
+    default="1",
+    show_default=True,
+    help="3 means seeds 0, 1, 2; 4,7 and 3-5 are taken as they stand.",
+)
+@click.option(
+    "--option",
+    "-o",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Override a hyper-parameter, for example -o optimizer.lr=1e-4.",
+)
+@click.option(
+    "--samples",
+    metavar="N",
+    type=WholeNumber(min=2),
+    default=None,
+    help="Images a cell.  [default: the dataset's protocol]",
+)
+@click.option(
+    "--batch-size",
+    metavar="N",
+    type=WholeNumber(min=1),
+    default=500,
+    show_default=True,
+    help="Images sampled at a time; no effect on results.",
+)
 @click.option("--sampler", metavar="NAME", default=None, help="Solver, where a method has several.")
-@click.option("--sigmas", metavar="S[,S…]", default=None,
-              help="Noise levels to evaluate at, descending; or `tuned`: those of tune-times.")
-@click.option("--ema", metavar="LABEL", default=None,
-              help="Which average of the weights to sample.")
-@click.option("--precision", metavar="P", default="fp32", show_default=True,
-              help="Sample in fp32, or by autocast in bf16 or fp16: cells of their own.")
+@click.option(
+    "--sigmas",
+    metavar="S[,S…]",
+    default=None,
+    help="Noise levels to evaluate at, descending; or `tuned`: those of tune-times.",
+)
+@click.option(
+    "--ema", metavar="LABEL", default=None, help="Which average of the weights to sample."
+)
+@click.option(
+    "--precision",
+    metavar="P",
+    default="fp32",
+    show_default=True,
+    help="Sample in fp32, or by autocast in bf16 or fp16: cells of their own.",
+)
 @click.option("--save-samples", is_flag=True, help="Keep the images as PNG files.")
-@click.option("--device", metavar="DEVICE", default="auto", show_default=True,
-              help="cpu, cuda, cuda:1 …")
-@click.option("--threads", metavar="N", type=WholeNumber(min=1), default=None,
-              help="CPU threads.  [default: the cores that are free]")
-@click.option("--compile/--no-compile", "compiled", default=None,
-              help="Compile networks.  [default: on CUDA]")
-@click.option("--split/--no-split", default=None,
-              help="Split networks over processes (FSDP2).  "
-              "[default: from 1,000,000,000 parameters, on GPUs]")
-@click.option("--time-limit", metavar="SECONDS", type=click.FloatRange(min=1), default=None,
-              help="Save a checkpoint and exit 75 after this long.")
-@click.option("--executor", metavar="NAME", default="local", show_default=True,
-              help="See `cmbench list executors`.")
+@click.option(
+    "--device", metavar="DEVICE", default="auto", show_default=True, help="cpu, cuda, cuda:1 …"
+)
+@click.option(
+    "--threads",
+    metavar="N",
+    type=WholeNumber(min=1),
+    default=None,
+    help="CPU threads.  [default: the cores that are free]",
+)
+@click.option(
+    "--compile/--no-compile", "compiled", default=None, help="Compile networks.  [default: on CUDA]"
+)
+@click.option(
+    "--split/--no-split",
+    default=None,
+    help="Split networks over processes (FSDP2).  "
+    "[default: from 1,000,000,000 parameters, on GPUs]",
+)
+@click.option(
+    "--time-limit",
+    metavar="SECONDS",
+    type=click.FloatRange(min=1),
+    default=None,
+    help="Save a checkpoint and exit 75 after this long.",
+)
+@click.option(
+    "--executor",
+    metavar="NAME",
+    default="local",
+    show_default=True,
+    help="See `cmbench list executors`.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--no-report", is_flag=True, help="Do not render the report at the end.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
@@ -205,8 +288,12 @@ def run(ctx: click.Context, /, **options: Any) -> int:
 
     place = Place.from_environment()
     if options["split"] and place.size == 1:
-        raise UserError("--split", "there is one process", allowed="several processes",
-                        remedy="start with torchrun, see docs/clusters.md, or leave it out")
+        raise UserError(
+            "--split",
+            "there is one process",
+            allowed="several processes",
+            remedy="start with torchrun, see docs/clusters.md, or leave it out",
+        )
     with stop_asker(options["time_limit"], patient=place.size > 1) as should_stop:
         context = make_context(options, plugins, should_stop, place)
         if options["dry_run"] or place.size == 1:
@@ -309,14 +396,26 @@ def make_request(options: dict[str, Any], plugins: PluginManager) -> SweepReques
 
     require_once(options["overrides"])
     settings = SampleSettings(
-        options["samples"], options["batch_size"], sigmas, options["sampler"], options["ema"],
+        options["samples"],
+        options["batch_size"],
+        sigmas,
+        options["sampler"],
+        options["ema"],
         precision=parse_precision(options["precision"]),
     )
     if sigmas is not None and nfes is None and options["sampler"] is None:
         nfes = (len(sigmas),)
     return SweepRequest(
-        tuple(dict.fromkeys(methods)), options["dataset"], options["recipe"], nfes, seeds,
-        options["overrides"], settings, options["save_samples"], checkpoint, tuned,
+        tuple(dict.fromkeys(methods)),
+        options["dataset"],
+        options["recipe"],
+        nfes,
+        seeds,
+        options["overrides"],
+        settings,
+        options["save_samples"],
+        checkpoint,
+        tuned,
     )
 
 

@@ -25,8 +25,12 @@ def find_record(workspace: Workspace, name: str, who: str = "cmbench show") -> P
         return matches[0]
     some = first_names([f.stem for f in matches or files], 5) or "no records yet"
     problem = f"{name!r} fits {len(matches)} records" if matches else f"no record {name!r}"
-    raise UserError(who, problem, allowed=some,
-                    remedy="give a cell's full name: a file's in the folder records, without .json")
+    raise UserError(
+        who,
+        problem,
+        allowed=some,
+        remedy="give a cell's full name: a file's in the folder records, without .json",
+    )
 
 
 @click.command()
@@ -75,9 +79,13 @@ def describe(record: Record) -> list[str]:
         f"{record.environment.threads} threads"
     )
     lines += textwrap.wrap(
-        packages, 96, initial_indent="packages     ", subsequent_indent=" " * 13,
-        break_long_words=False, break_on_hyphens=False,
-    )  # fmt: skip
+        packages,
+        96,
+        initial_indent="packages     ",
+        subsequent_indent=" " * 13,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
     lines.append(f"command      {record.command}")
     return lines
 

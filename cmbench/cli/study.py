@@ -22,15 +22,30 @@ if TYPE_CHECKING:
 @click.command("study")
 @click.argument("name", required=False)
 @click.option("--list", "listing", is_flag=True, help="List the studies there are.")
-@click.option("--output", metavar="DIR", default=None,
-              help="Folder of the page and its plots.  [default: WORKSPACE/studies]")
+@click.option(
+    "--output",
+    metavar="DIR",
+    default=None,
+    help="Folder of the page and its plots.  [default: WORKSPACE/studies]",
+)
 @click.option("--no-plot", is_flag=True, help="Tables only; needs no matplotlib.")
-@click.option("--device", metavar="DEVICE", default="auto", show_default=True,
-              help="cpu, cuda, cuda:1 …")
-@click.option("--threads", metavar="N", type=click.IntRange(min=1), default=None,
-              help="CPU threads.  [default: the cores that are free]")
-@click.option("--time-limit", metavar="SECONDS", type=click.FloatRange(min=1), default=None,
-              help="Save a checkpoint and exit 75 after this long.")
+@click.option(
+    "--device", metavar="DEVICE", default="auto", show_default=True, help="cpu, cuda, cuda:1 …"
+)
+@click.option(
+    "--threads",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=None,
+    help="CPU threads.  [default: the cores that are free]",
+)
+@click.option(
+    "--time-limit",
+    metavar="SECONDS",
+    type=click.FloatRange(min=1),
+    default=None,
+    help="Save a checkpoint and exit 75 after this long.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @workspace_option
 @click.pass_context
@@ -50,9 +65,12 @@ def study(ctx: click.Context, /, **options: Any) -> int:
         echo_table(["study", "title"], [[s.name, s.title] for s in specs], prose=("title",))
         return EXIT_OK
     if options["name"] is None:
-        raise UserError("cmbench study", "names no study",
-                        allowed=", ".join(plugins.studies.specs) or "a .toml file",
-                        remedy="see `cmbench study --list`")
+        raise UserError(
+            "cmbench study",
+            "names no study",
+            allowed=", ".join(plugins.studies.specs) or "a .toml file",
+            remedy="see `cmbench study --list`",
+        )
     if not options["no_plot"]:
         from cmbench.report.study_plot import require_matplotlib
 
@@ -117,6 +135,9 @@ def write_page(
         page = folder / f"{found.name}.md"
         write_atomically(page, summary(found, results, records, pictures, rank).encode())
     except OSError as error:
-        raise UserError("--output", f"{folder} cannot be written ({error.strerror})",
-                        remedy="choose another folder") from error
+        raise UserError(
+            "--output",
+            f"{folder} cannot be written ({error.strerror})",
+            remedy="choose another folder",
+        ) from error
     return page

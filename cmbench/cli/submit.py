@@ -15,8 +15,14 @@ from cmbench.leaderboard.submit import pack
 
 @click.command()
 @click.argument("cells", nargs=-1, required=True, metavar="CELL...")
-@click.option("--out", metavar="FILE", default=Path("submission.zip"), show_default=True,
-              type=click.Path(path_type=Path, dir_okay=False), help="Archive to write.")
+@click.option(
+    "--out",
+    metavar="FILE",
+    default=Path("submission.zip"),
+    show_default=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Archive to write.",
+)
 @workspace_option
 def submit(cells: tuple[str, ...], out: Path, workspace: str | None) -> int:
     """Pack records with recipes, environments and checkpoint hashes into one archive.

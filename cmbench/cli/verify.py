@@ -22,19 +22,35 @@ DEFAULT_SAMPLES = 5000
 
 @click.command()
 @click.argument("records", nargs=-1, required=True, metavar="RECORD...")
-@click.option("--samples", metavar="N", type=click.IntRange(min=0), default=DEFAULT_SAMPLES,
-              show_default=True, help="Images to make again; 0 means all.")
-@click.option("--tolerance", metavar="SHARE", type=click.FloatRange(min=0),
-              default=DEFAULT_TOLERANCE, show_default=True,
-              help="Relative difference allowed where all images are made again.")
+@click.option(
+    "--samples",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=DEFAULT_SAMPLES,
+    show_default=True,
+    help="Images to make again; 0 means all.",
+)
+@click.option(
+    "--tolerance",
+    metavar="SHARE",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_TOLERANCE,
+    show_default=True,
+    help="Relative difference allowed where all images are made again.",
+)
 @click.option("--no-resample", is_flag=True, help="Check hashes only.")
-@click.option("--device", metavar="DEVICE", default="auto", show_default=True,
-              help="cpu, cuda, cuda:1 …")
+@click.option(
+    "--device", metavar="DEVICE", default="auto", show_default=True, help="cpu, cuda, cuda:1 …"
+)
 @workspace_option
 def verify(
-    records: tuple[str, ...], samples: int, tolerance: float, no_resample: bool, device: str,
+    records: tuple[str, ...],
+    samples: int,
+    tolerance: float,
+    no_resample: bool,
+    device: str,
     workspace: str | None,
-) -> int:  # fmt: skip
+) -> int:
     """Check records: hashes, then make the first images again and measure them again.
 
     RECORD is a record file, a cell, or an archive of `cmbench submit`. Says of every part whether
@@ -47,9 +63,12 @@ def verify(
         for name in records:
             for path in find(place, name, stack):
                 checks = verify_record(
-                    path, runs=place.root / "runs", resample=resample, samples=samples,
+                    path,
+                    runs=place.root / "runs",
+                    resample=resample,
+                    samples=samples,
                     tolerance=tolerance,
-                )  # fmt: skip
+                )
                 failed += show(path, checks)
     return EXIT_CELLS_FAILED if failed else EXIT_OK
 

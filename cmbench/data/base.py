@@ -122,8 +122,7 @@ class Dataset(ABC):
         return images
 
     def require_pixels(self) -> None:  # noqa: B027
-        """Raise ``MissingError`` if :meth:`to_pixels` lacks something. By default it lacks nothing.
-        """
+        """Raise ``MissingError`` if :meth:`to_pixels` lacks something; by default nothing."""
 
     def halves(self, seed: int) -> tuple[Tensor, Tensor]:
         """Return two disjoint random halves of the reference: the floor of every distance.

@@ -81,8 +81,12 @@ def resolve_dataset(
     if (folder / MANIFEST).exists():
         return _from_manifest(read_manifest(folder))
     if is_custom(name) and not custom_path(name).exists():
-        raise MissingError(f"dataset {name!r}", f"{custom_path(name)} does not exist",
-                           allowed="a folder or a zip of images", remedy="check the path")
+        raise MissingError(
+            f"dataset {name!r}",
+            f"{custom_path(name)} does not exist",
+            allowed="a folder or a zip of images",
+            remedy="check the path",
+        )
     if is_custom(name):
         raise MissingError(
             f"dataset {name!r}",

@@ -25,9 +25,18 @@ Array = npt.NDArray[Any]
 _DEFLATE = 1040
 #: What the readers raise on files that are no arrays, or damaged ones.
 UNREADABLE = (
-    OSError, ValueError, KeyError, EOFError, TypeError, MemoryError, OverflowError, RuntimeError,
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    TypeError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 def npy_from_bytes(data: bytes) -> Array:
@@ -81,8 +90,10 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> Array
 def _read_array(head: IO[bytes], whole: IO[bytes], size: int) -> Array:
     """Read ``whole``; ``head`` is a second handle on the same ``size`` bytes, for the header."""
     version = np.lib.format.read_magic(head)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0,
-               (2, 0): np.lib.format.read_array_header_2_0}  # fmt: skip
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
     if version not in readers:
         raise ValueError(f"version {version} of the .npy format is for structured arrays")
     shape, _, dtype = readers[version](head)
@@ -95,6 +106,8 @@ def _read_array(head: IO[bytes], whole: IO[bytes], size: int) -> Array:
 def _unreadable(path: Path, error: BaseException) -> UserError:
     reason = " ".join(str(error).split()) or type(error).__name__
     return UserError(
-        str(path), f"cannot be read: {reason}", allowed="a whole .npz of plain arrays",
+        str(path),
+        f"cannot be read: {reason}",
+        allowed="a whole .npz of plain arrays",
         remedy="fetch the file again",
-    )  # fmt: skip
+    )

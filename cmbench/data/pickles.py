@@ -267,9 +267,13 @@ def _measured(load: Callable[[Any], None]) -> Callable[[Any], None]:
 
 #: How many values each calling opcode takes: 0 is all since the last mark.
 _CALLS = {
-    pickle.REDUCE: 1, pickle.NEWOBJ: 1, pickle.NEWOBJ_EX: 2, pickle.BUILD: 1, pickle.OBJ: 0,
+    pickle.REDUCE: 1,
+    pickle.NEWOBJ: 1,
+    pickle.NEWOBJ_EX: 2,
+    pickle.BUILD: 1,
+    pickle.OBJ: 0,
     pickle.INST: 0,
-}  # fmt: skip
+}
 for _code, _count in _CALLS.items():
     _load = pickle._Unpickler.dispatch[_code[0]]
     RestrictedUnpickler.dispatch[_code[0]] = _counted(_load, _count)

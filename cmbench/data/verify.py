@@ -8,13 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cmbench.data.layout import Layout, hash_block
-from cmbench.data.store import (
-    IMAGES,
-    Manifest,
-    check_content_hash,
-    open_store,
-    read_blocks,
-)
+from cmbench.data.store import IMAGES, Manifest, check_content_hash, open_store, read_blocks
 from cmbench.errors import UserError
 
 

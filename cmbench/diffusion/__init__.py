@@ -105,12 +105,7 @@ from cmbench.diffusion.solvers import (
     stochastic_heun,
     trigflow_ddim_step,
 )
-from cmbench.diffusion.solvers_multistep import (
-    deis_tab,
-    dpm_solver_pp_2m,
-    dpm_solver_pp_3m,
-    unipc,
-)
+from cmbench.diffusion.solvers_multistep import deis_tab, dpm_solver_pp_2m, dpm_solver_pp_3m, unipc
 from cmbench.diffusion.tangent import (
     JvpInputs,
     central_difference_jvp,

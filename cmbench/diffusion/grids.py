@@ -44,10 +44,7 @@ def _with_exact_ends(grid: Tensor, first: float, last: float) -> Tensor:
 
 
 def karras_sigmas(
-    n_points: int,
-    sigma_min: float = SIGMA_MIN,
-    sigma_max: float = SIGMA_MAX,
-    rho: float = RHO,
+    n_points: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
 ) -> Tensor:
     """Return ``n_points`` ascending noise levels, uniform in ``sigma^(1/rho)`` ``[n_points]``.
 
@@ -77,10 +74,7 @@ def log_sigmas(n_points: int, sigma_min: float = SIGMA_MIN, sigma_max: float = S
 
 
 def vp_time_sigmas(
-    n_points: int,
-    sigma_min: float = SIGMA_MIN,
-    sigma_max: float = SIGMA_MAX,
-    power: float = 2.0,
+    n_points: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, power: float = 2.0
 ) -> Tensor:
     """Return ``n_points`` ascending noise levels, uniform in ``tau^(1/power)`` of VP time.
 
@@ -97,10 +91,7 @@ def vp_time_sigmas(
 
 
 def sampling_sigmas(
-    n_steps: int,
-    sigma_min: float = SIGMA_MIN,
-    sigma_max: float = SIGMA_MAX,
-    rho: float = RHO,
+    n_steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
 ) -> Tensor:
     """Return ``n_steps + 1`` descending noise levels: the Karras grid, then 0.
 
@@ -121,10 +112,7 @@ def sampling_log_sigmas(
 
 
 def sampling_vp_time_sigmas(
-    n_steps: int,
-    sigma_min: float = SIGMA_MIN,
-    sigma_max: float = SIGMA_MAX,
-    power: float = 2.0,
+    n_steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, power: float = 2.0
 ) -> Tensor:
     """Return ``n_steps + 1`` descending noise levels, uniform in ``tau^(1/power)`` of VP time."""
     _check_grid("sampling_vp_time_sigmas", n_steps, sigma_min, sigma_max, math.ulp(0.0))
@@ -185,11 +173,7 @@ def doubling_curriculum(step: int, total_steps: int, s0: int, s1: int) -> int:
 
 
 def target_ema_decay(
-    n_points: int,
-    s0: int,
-    mu0: float,
-    *,
-    exponent: Literal["paper", "released-code"] = "paper",
+    n_points: int, s0: int, mu0: float, *, exponent: Literal["paper", "released-code"] = "paper"
 ) -> float:
     """Return the target network's EMA decay ``mu = exp(s0 ln(mu0) / N)``, ``mu0`` in [0, 1].
 
@@ -244,10 +228,7 @@ def lognormal_times(unit_normal: Tensor, p_mean: float, p_std: float, sigma_data
 
 
 def power_sigmas(
-    uniform: Tensor,
-    sigma_min: float = SIGMA_MIN,
-    sigma_max: float = SIGMA_MAX,
-    rho: float = RHO,
+    uniform: Tensor, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
 ) -> Tensor:
     """Return noise levels whose ``1/rho`` power is uniform between the ends.
 

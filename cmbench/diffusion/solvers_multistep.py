@@ -16,13 +16,7 @@ import torch
 from torch import Tensor
 
 from cmbench.diffusion.frames import sigma_to_vp_time
-from cmbench.diffusion.solvers import (
-    Denoiser,
-    NoiseSampler,
-    batch_sigma,
-    ddim_step,
-    ends_at_zero,
-)
+from cmbench.diffusion.solvers import Denoiser, NoiseSampler, batch_sigma, ddim_step, ends_at_zero
 from cmbench.errors import UserError
 
 

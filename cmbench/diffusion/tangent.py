@@ -111,12 +111,7 @@ def rearranged_tangent(
 
 
 def consistency_derivative(
-    F: Tensor,
-    dF_dt: Tensor,
-    x_t: Tensor,
-    dxt_dt: Tensor,
-    t: Tensor,
-    sigma_data: float,
+    F: Tensor, dF_dt: Tensor, x_t: Tensor, dxt_dt: Tensor, t: Tensor, sigma_data: float
 ) -> Tensor:
     """Return ``df/dt = -cos t (sd F - dx_t/dt) - sin t (x_t + sd dF/dt)`` (Eq. 6).
 

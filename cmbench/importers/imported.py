@@ -126,10 +126,11 @@ def _require_proportion(state: Mapping[str, Tensor], path: Path, weights: Path) 
     taken = sum(t.numel() * t.element_size() for t in state.values())
     if taken > MOST_TIMES * size + 2**20:
         raise UserError(
-            f"checkpoint {path}", f"holds tensors of {taken:,} bytes in a file of {size:,}",
+            f"checkpoint {path}",
+            f"holds tensors of {taken:,} bytes in a file of {size:,}",
             allowed=f"up to {MOST_TIMES} times its size",
             remedy="get the file from its original source",
-        )  # fmt: skip
+        )
 
 
 def _words(options: Mapping[str, Any]) -> str:

@@ -267,9 +267,7 @@ def _plain(value: Any, depth: int, left: list[int]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value if not isinstance(value, str) else value[:500]
     if isinstance(value, dict) and depth:
-        return {
-            str(k)[:500]: _plain(v, depth - 1, left) for k, v in value.items() if left[0] > 0
-        }
+        return {str(k)[:500]: _plain(v, depth - 1, left) for k, v in value.items() if left[0] > 0}
     if isinstance(value, (list, tuple)) and depth:
         return [_plain(v, depth - 1, left) for v in value[:100] if left[0] > 0]
     if isinstance(value, InertObject):

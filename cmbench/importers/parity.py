@@ -77,10 +77,11 @@ def read_reference(path: Path, found: ImportedNetwork) -> dict[str, Tensor]:
     missing = {"in.x", "in.sigma"} - tensors.keys()
     if missing or not any(name in tensors for name in _OUTPUTS):
         raise UserError(
-            who, f"holds {first_names(sorted(tensors), 8) or 'nothing'}",
+            who,
+            f"holds {first_names(sorted(tensors), 8) or 'nothing'}",
             allowed=f"in.x, in.sigma and one of {', '.join(_OUTPUTS)}",
             remedy="make it as docs/parity.md says",
-        )  # fmt: skip
+        )
     count = tensors["in.sigma"].numel()
     if count == 0:
         raise UserError(
@@ -96,10 +97,11 @@ def read_reference(path: Path, found: ImportedNetwork) -> dict[str, Tensor]:
     for name, allowed in shapes.items():
         if name in tensors and tuple(tensors[name].shape) not in allowed:
             raise UserError(
-                who, f"{name} has shape {tuple(tensors[name].shape)}",
+                who,
+                f"{name} has shape {tuple(tensors[name].shape)}",
                 allowed=" or ".join(map(str, allowed)) or "no such tensor: the network takes none",
                 remedy="make it for this checkpoint",
-            )  # fmt: skip
+            )
     _check_labels(tensors.get("in.labels"), found.num_classes, who)
     return tensors
 
@@ -108,17 +110,21 @@ def _check_labels(labels: Tensor | None, num_classes: int, who: str) -> None:
     """Raise ``UserError`` for a class that the network does not know, or none at all."""
     if labels is None and num_classes:
         raise UserError(
-            who, f"holds no in.labels, and the network knows {num_classes} classes",
-            allowed=f"classes from 0 to {num_classes - 1}", remedy="make it for this checkpoint",
-        )  # fmt: skip
+            who,
+            f"holds no in.labels, and the network knows {num_classes} classes",
+            allowed=f"classes from 0 to {num_classes - 1}",
+            remedy="make it for this checkpoint",
+        )
     if labels is None or labels.ndim != 1:
         return
     wrong = labels[(labels < 0) | (labels >= num_classes) | (labels != labels.long())]
     if len(wrong):
         raise UserError(
-            who, f"in.labels has {wrong[0].item():g}",
-            allowed=f"classes from 0 to {num_classes - 1}", remedy="make it for this checkpoint",
-        )  # fmt: skip
+            who,
+            f"in.labels has {wrong[0].item():g}",
+            allowed=f"classes from 0 to {num_classes - 1}",
+            remedy="make it for this checkpoint",
+        )
 
 
 def compare(
@@ -146,7 +152,10 @@ def compare(
 
 
 def _output(
-    name: str, found: ImportedNetwork, network: Network, row: Mapping[str, Tensor],
+    name: str,
+    found: ImportedNetwork,
+    network: Network,
+    row: Mapping[str, Tensor],
     dtype: torch.dtype,
 ) -> Tensor:
     x, sigma = row["in.x"].to(dtype), row["in.sigma"].to(dtype)
@@ -159,9 +168,11 @@ def _output(
     if name == "out.consistency":
         if found.sigma_min is None:
             raise UserError(
-                "cmbench parity", "the checkpoint does not say its boundary's noise level",
-                allowed="for example 0.002", remedy="add --sigma-min",
-            )  # fmt: skip
+                "cmbench parity",
+                "the checkpoint does not say its boundary's noise level",
+                allowed="for example 0.002",
+                remedy="add --sigma-min",
+            )
         return EDMConsistency(network, sigma_data, found.sigma_min)(x, sigma, labels, **extra)
     if name == "out.raw":
         scalings = edm_scalings(sigma, sigma_data)

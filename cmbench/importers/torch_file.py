@@ -64,10 +64,11 @@ def _require_stored(path: Path, who: str) -> None:
     size = path.stat().st_size
     if unpacked > MOST_TIMES * size:
         raise UserError(
-            who, f"takes {unpacked:,} bytes unpacked, {size:,} packed",
+            who,
+            f"takes {unpacked:,} bytes unpacked, {size:,} packed",
             allowed=f"up to {MOST_TIMES} times its size",
             remedy="torch does not write such files: get it from its original source",
-        )  # fmt: skip
+        )
 
 
 def read_torch_file(

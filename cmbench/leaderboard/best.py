@@ -53,7 +53,7 @@ def _unbeaten(members: Sequence[Member]) -> list[str]:
     sign = -1 if members[0][1].higher_is_better else 1
     first = min(members, key=lambda member: sign * member[1].mean)
     return [
-        member[0] for member in members
-        if member is first
-        or pairwise_p([first[1].units, member[1].units]).get((0, 1), 0.0) > ALPHA
+        member[0]
+        for member in members
+        if member is first or pairwise_p([first[1].units, member[1].units]).get((0, 1), 0.0) > ALPHA
     ]

@@ -23,9 +23,11 @@ def find_folder(given: Path | None = None) -> Path | None:
     if given is not None:
         if not given.is_dir():
             raise UserError(
-                f"leaderboards folder {given}", "is not a folder",
-                allowed=f"a folder with <dataset>/{BOARD_FILE}", remedy="check --leaderboards",
-            )  # fmt: skip
+                f"leaderboards folder {given}",
+                "is not a folder",
+                allowed=f"a folder with <dataset>/{BOARD_FILE}",
+                remedy="check --leaderboards",
+            )
         return given
     for folder in (Path(FOLDER), Path(cmbench.__file__).resolve().parents[1] / FOLDER):
         if folder.is_dir() and any(folder.iterdir()):

@@ -118,9 +118,15 @@ def paired_difference(values: Sequence[float], confidence: float = CONFIDENCE) -
         return _constant_difference(mean, n, n, confidence)
     shares, weights = resample_weights(n)
     return _difference(
-        mean, shares @ data, np.log(weights), deviation / n, deviation / math.sqrt(n), n - 1,
-        n, confidence,
-    )  # fmt: skip
+        mean,
+        shares @ data,
+        np.log(weights),
+        deviation / n,
+        deviation / math.sqrt(n),
+        n - 1,
+        n,
+        confidence,
+    )
 
 
 def independent_difference(
@@ -155,9 +161,15 @@ def _constant_difference(mean: float, n: int, pairs: int, confidence: float) -> 
 
 
 def _difference(
-    mean: float, means: Array, log_weights: Array, smoothing: float, standard_error: float,
-    degrees: float, pairs: int, confidence: float,
-) -> Difference:  # fmt: skip
+    mean: float,
+    means: Array,
+    log_weights: Array,
+    smoothing: float,
+    standard_error: float,
+    degrees: float,
+    pairs: int,
+    confidence: float,
+) -> Difference:
     tail = float(stdtrit(degrees, 0.5 + confidence / 2))
     tails = [float(_log_share(sign * means / smoothing, log_weights)) for sign in (1.0, -1.0)]
     p = 2 * float(stdtr(degrees, float(ndtri_exp(min(tails)))))

@@ -39,15 +39,18 @@ def select(rows: Iterable[Row], selector: str) -> list[Row]:
     parts = selector.split(":")
     found = [row for row in measured if len(selector) >= 6 and row.id.startswith(selector)]
     found = found or [
-        row for row in measured
+        row
+        for row in measured
         if [row.method, row.recipe.rpartition(":")[2], row.sampler][: len(parts)] == parts
-    ]  # fmt: skip
+    ]
     if not found:
         known = sorted({f"{row.method}:{row.recipe.rpartition(':')[2]}" for row in measured})
         raise UserError(
-            "compare", f"no measured rows fit {selector!r}", allowed=", ".join(known) or "none",
+            "compare",
+            f"no measured rows fit {selector!r}",
+            allowed=", ".join(known) or "none",
             remedy="give METHOD, METHOD:RECIPE, METHOD:RECIPE:SAMPLER or a row id",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -61,10 +64,11 @@ def compare(a: Sequence[Row], b: Sequence[Row]) -> list[Comparison]:
     shared = [(first[k], second[k]) for k in first if k in second]
     if not shared:
         raise UserError(
-            "compare", "A and B share no dataset, NFE and conditioning",
+            "compare",
+            "A and B share no dataset, NFE and conditioning",
             allowed=f"A has {_settings(first)}; B has {_settings(second)}",
             remedy="measure both at one NFE",
-        )  # fmt: skip
+        )
     differences = [_difference(x, y) for x, y in shared]
     adjusted = iter(holm([d.p for d, _ in differences if d is not None]))
     return [

@@ -69,20 +69,31 @@ def row_table(folders: Mapping[str, Path]) -> Table:
             for row in section.rows:
                 rank = ranks[row.id]
                 line = _row(row) | {
-                    "section": section.title, "rank_low": rank.low, "rank_high": rank.high,
-                }  # fmt: skip
+                    "section": section.title,
+                    "rank_low": rank.low,
+                    "rank_high": rank.high,
+                }
                 table.rows.append(line | _metrics(row))
     return table
 
 
 def _row(row: Row) -> dict[str, Any]:
     return {
-        "id": row.id, "dataset": row.dataset, "kind": row.kind, "method": row.method,
-        "title": row.title, "family": row.family, "recipe": row.recipe, "sampler": row.sampler,
-        "conditional": row.conditional, "nfe": row.nfe, "seeds": row.seeds,
-        "samples": row.num_samples, "parameters": row.parameters,
+        "id": row.id,
+        "dataset": row.dataset,
+        "kind": row.kind,
+        "method": row.method,
+        "title": row.title,
+        "family": row.family,
+        "recipe": row.recipe,
+        "sampler": row.sampler,
+        "conditional": row.conditional,
+        "nfe": row.nfe,
+        "seeds": row.seeds,
+        "samples": row.num_samples,
+        "parameters": row.parameters,
         "cells": " ".join(record.cell for _, record in row.cells),
-    }  # fmt: skip
+    }
 
 
 def _metrics(row: Row) -> dict[str, Any]:
@@ -90,11 +101,12 @@ def _metrics(row: Row) -> dict[str, Any]:
     for name, found in row.measurements.items():
         interval = found.interval
         line |= {
-            f"{name}_mean": interval.mean, f"{name}_low": interval.low,
+            f"{name}_mean": interval.mean,
+            f"{name}_low": interval.low,
             f"{name}_high": interval.high,
             f"{name}_values": " ".join(repr(unit.value) for unit in found.units),
             f"{name}_key": found.key,
-        }  # fmt: skip
+        }
     return line
 
 

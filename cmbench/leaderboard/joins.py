@@ -60,9 +60,10 @@ def join_reported(rows: Iterable[Row]) -> dict[str, Reported]:
     for row in rows:
         if row.kind != REPORTED:
             found = [
-                p for p in published.get((row.method, row.nfe), ())
+                p
+                for p in published.get((row.method, row.nfe), ())
                 if p.conditional in (None, row.conditional)
-            ]  # fmt: skip
+            ]
             if found:
                 result[row.id] = _joined(row, found)
     return result

@@ -33,9 +33,11 @@ def find_records(source: Path) -> list[Path]:
     """
     if not source.is_dir():
         raise (UserError if source.exists() else MissingError)(
-            "merge", f"{source} is not a folder",
-            allowed="workspaces or folders of records", remedy="check the path",
-        )  # fmt: skip
+            "merge",
+            f"{source} is not a folder",
+            allowed="workspaces or folders of records",
+            remedy="check the path",
+        )
     root = source / "records" if (source / "records").is_dir() else source
     found = sorted([*root.glob("*.json"), *root.glob("*/*.json")])
     if not found:
@@ -70,9 +72,10 @@ def merge(sources: Sequence[Path], target: Path) -> MergeResult:
                 _choose(path, record, chosen, conflicts)
     if conflicts:
         raise UserError(
-            "merge", f"{len(conflicts)} conflicting cell(s): {'; '.join(conflicts)}",
+            "merge",
+            f"{len(conflicts)} conflicting cell(s): {'; '.join(conflicts)}",
             remedy="records are immutable: keep one of each and move the other away",
-        )  # fmt: skip
+        )
     chosen = {key: found for key, found in chosen.items() if key in seen}
     return replace(_write(chosen, there, target), unreadable=tuple(unreadable))
 
@@ -94,16 +97,20 @@ def _read(path: Path) -> Record:
     record = read_record(path)
     if path.stem != record.cell:
         raise UserError(
-            f"record {path}", f"is of the cell {record.cell!r}, not of the one it is named after",
-            allowed=f"{record.cell}.json", remedy="rename the file",
-        )  # fmt: skip
+            f"record {path}",
+            f"is of the cell {record.cell!r}, not of the one it is named after",
+            allowed=f"{record.cell}.json",
+            remedy="rename the file",
+        )
     return record
 
 
 def _choose(
-    path: Path, record: Record, chosen: dict[tuple[str, str], tuple[Path, Record]],
+    path: Path,
+    record: Record,
+    chosen: dict[tuple[str, str], tuple[Path, Record]],
     conflicts: list[str],
-) -> None:  # fmt: skip
+) -> None:
     key = _key(record)
     if key not in chosen:
         chosen[key] = (path, record)
@@ -179,9 +186,10 @@ def _plan_artifacts(
                 copies[goal] = source
     if conflicts:
         raise UserError(
-            "merge", f"{len(conflicts)} conflicting artifact(s): {'; '.join(conflicts)}",
+            "merge",
+            f"{len(conflicts)} conflicting artifact(s): {'; '.join(conflicts)}",
             remedy="keep the records of one of the machines and move the others away",
-        )  # fmt: skip
+        )
     return copies, left_out
 
 

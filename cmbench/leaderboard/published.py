@@ -31,13 +31,27 @@ BOARD_FILE = "board.toml"
 SCHEMA_VERSION = 1
 
 Family = Literal[
-    "diffusion", "sampler", "distillation", "consistency training", "GAN", "flow", "VAE",
-    "masked model", "autoregressive model", "energy-based model",
-]  # fmt: skip
+    "diffusion",
+    "sampler",
+    "distillation",
+    "consistency training",
+    "GAN",
+    "flow",
+    "VAE",
+    "masked model",
+    "autoregressive model",
+    "energy-based model",
+]
 Mark = Literal[
-    "synthetic pairs", "LPIPS-trained", "re-implementation", "teacher", "adversarial",
-    "sample figure", "secondary source", "starred",
-]  # fmt: skip
+    "synthetic pairs",
+    "LPIPS-trained",
+    "re-implementation",
+    "teacher",
+    "adversarial",
+    "sample figure",
+    "secondary source",
+    "starred",
+]
 Text = Annotated[str, Field(max_length=400)]
 #: A number as printed, or nothing.
 Printed = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?)?$")]
@@ -192,16 +206,29 @@ class Published:
             note=row.note,
             protocol=(protocol.title, protocol.reason),
             details={
-                "source": row.source, "place": row.place, "table": table.title,
-                "block": row.block, "protocol": f"{protocol.title}: {protocol.reason}",
+                "source": row.source,
+                "place": row.place,
+                "table": table.title,
+                "block": row.block,
+                "protocol": f"{protocol.title}: {protocol.reason}",
                 "marks": ", ".join(row.marks),
             },
-        )  # fmt: skip
+        )
 
 
 def _identity(dataset: str, row: PublishedRow) -> str:
-    decides = [dataset, row.table, row.block, row.method, row.nfe, row.conditioning, row.fid,
-               row.is_, row.parameters, ";".join(row.marks)]  # fmt: skip
+    decides = [
+        dataset,
+        row.table,
+        row.block,
+        row.method,
+        row.nfe,
+        row.conditioning,
+        row.fid,
+        row.is_,
+        row.parameters,
+        ";".join(row.marks),
+    ]
     return hashlib.sha256("|".join(decides).encode()).hexdigest()[:12]
 
 
@@ -232,7 +259,8 @@ def load_published(folder: Path) -> Published:
     if published is None:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(
-            "published rows", f"{problems[0]}{more}",
+            "published rows",
+            f"{problems[0]}{more}",
             remedy="correct the file; `cmbench leaderboard validate` lists every problem",
         )
     return published
@@ -248,9 +276,13 @@ def check_published(folder: Path) -> tuple[Published | None, list[Problem]]:
     if board is not None:
         if board.dataset != folder.name:
             problems.append(
-                Problem(folder / BOARD_FILE, _toml_line(folder / BOARD_FILE, ("dataset",)),
-                        "dataset", f"{board.dataset!r}, but the folder is {folder.name!r}")
-            )  # fmt: skip
+                Problem(
+                    folder / BOARD_FILE,
+                    _toml_line(folder / BOARD_FILE, ("dataset",)),
+                    "dataset",
+                    f"{board.dataset!r}, but the folder is {folder.name!r}",
+                )
+            )
         problems += _check_references(folder, board, rows)
     if board is None or problems:
         return None, problems
@@ -359,7 +391,11 @@ def _check_references(
         if counts[name] != table.rows:
             where = _toml_line(folder / BOARD_FILE, ("tables", name, "rows"))
             problems.append(
-                Problem(folder / BOARD_FILE, where, f"tables.{name}.rows",
-                        f"the table has {table.rows} rows, {ROWS_FILE} holds {counts[name]}")
-            )  # fmt: skip
+                Problem(
+                    folder / BOARD_FILE,
+                    where,
+                    f"tables.{name}.rows",
+                    f"the table has {table.rows} rows, {ROWS_FILE} holds {counts[name]}",
+                )
+            )
     return problems

@@ -75,9 +75,7 @@ def _rank(rows: Sequence[Row]) -> dict[str, Rank]:
     assert len(measurements) == len(rows)
     better, worse = significant(measurements)
     size = len(rows)
-    return {
-        row.id: Rank(1 + better[i], size - worse[i], size) for i, row in enumerate(rows)
-    }
+    return {row.id: Rank(1 + better[i], size - worse[i], size) for i, row in enumerate(rows)}
 
 
 def significant(measurements: Sequence[Measurement]) -> tuple[list[int], list[int]]:

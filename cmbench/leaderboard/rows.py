@@ -146,9 +146,7 @@ def aggregate(cells: Iterable[tuple[Path, Record]]) -> list[Row]:
 
 def row_order(row: Row) -> tuple[Any, ...]:
     """Sort key of rows: method, recipe, sampler, conditioning, NFE, then identity."""
-    return (
-        row.method, row.recipe, row.sampler, bool(row.conditional), row.nfe or 0, row.id,
-    )
+    return (row.method, row.recipe, row.sampler, bool(row.conditional), row.nfe or 0, row.id)
 
 
 def unfinished(cells: Iterable[tuple[Path, Record]]) -> list[tuple[Path, Record]]:
@@ -157,9 +155,7 @@ def unfinished(cells: Iterable[tuple[Path, Record]]) -> list[tuple[Path, Record]
 
 
 def _row(identity: str, members: Sequence[tuple[Path, Record]]) -> Row:
-    members = sorted(
-        members, key=lambda m: (m[1].training.seed, m[1].sampling.seed, m[1].cell)
-    )
+    members = sorted(members, key=lambda m: (m[1].training.seed, m[1].sampling.seed, m[1].cell))
     first = members[0][1]
     measurements = {}
     for name, metric in first.metrics.items():
@@ -200,9 +196,7 @@ def _marks(record: Record) -> tuple[str, ...]:
     return tuned + lower
 
 
-def _measurement(
-    name: str, metric: MetricRecord, records: Sequence[Record]
-) -> Measurement | None:
+def _measurement(name: str, metric: MetricRecord, records: Sequence[Record]) -> Measurement | None:
     units = tuple(
         Unit(record.training.seed, record.sampling.seed, value)
         for record in records

@@ -58,18 +58,24 @@ def sections(rows: Iterable[Row]) -> list[Section]:
     if approximate:
         result.append(
             Section(
-                "approximate", "Under an approximate extractor",
+                "approximate",
+                "Under an approximate extractor",
                 "The extractor ran in bfloat16, in another memory layout or compiled, so its "
                 "features are not quite the protocol's; never ranked.",
-                False, tuple(approximate), approximate[0].rank_metric, bold=False,
+                False,
+                tuple(approximate),
+                approximate[0].rank_metric,
+                bold=False,
             )
         )
     if unranked:
         result.append(
             Section(
-                "no-rank-metric", "Without a value of the rank metric",
+                "no-rank-metric",
+                "Without a value of the rank metric",
                 "The rank metric could not be computed for these cells, so they have no rank.",
-                False, tuple(unranked),
+                False,
+                tuple(unranked),
             )
         )
     return result + _reported(reported)
@@ -82,7 +88,9 @@ def _reported(groups: dict[tuple[str, str], list[Row]]) -> list[Section]:
             f"Reported by their authors{f': {title}' if title else ''}",
             "Shown as printed, never ranked with measured rows"
             + (f": {reason}." if reason else ": their metric keys are not known."),
-            False, tuple(rows), rows[0].rank_metric,
+            False,
+            tuple(rows),
+            rows[0].rank_metric,
         )
         for index, ((title, reason), rows) in enumerate(groups.items())
     ]
@@ -91,15 +99,24 @@ def _reported(groups: dict[tuple[str, str], list[Row]]) -> list[Section]:
 def _ranked(groups: dict[str, list[Row]]) -> list[Section]:
     result = []
     for index, (key, rows) in enumerate(sorted(groups.items(), key=lambda g: -len(g[1]))):
-        reason = "" if index == 0 else (
-            "Another metric key than the first section: another reference, sample count, "
-            "extractor or implementation, so the numbers do not compare with it."
+        reason = (
+            ""
+            if index == 0
+            else (
+                "Another metric key than the first section: another reference, sample count, "
+                "extractor or implementation, so the numbers do not compare with it."
+            )
         )
         kind = _kind({row.kind == REPORTED for row in rows})
         result.append(
             Section(
-                f"ranked-{index}", kind if index == 0 else f"{kind} under another protocol",
-                reason, True, tuple(sorted(rows, key=_best_first)), rows[0].rank_metric, key,
+                f"ranked-{index}",
+                kind if index == 0 else f"{kind} under another protocol",
+                reason,
+                True,
+                tuple(sorted(rows, key=_best_first)),
+                rows[0].rank_metric,
+                key,
             )
         )
     return result
@@ -121,10 +138,15 @@ def _best_first(row: Row) -> tuple[Any, ...]:
 def _short(groups: dict[str, list[Row]]) -> list[Section]:
     return [
         Section(
-            f"short-{index}", "Fewer samples than the protocol",
+            f"short-{index}",
+            "Fewer samples than the protocol",
             "Distances are biased upwards when fewer samples are drawn, so these rows are never "
             "ranked with full ones.",
-            False, tuple(rows), rows[0].rank_metric, key, bold=False,
+            False,
+            tuple(rows),
+            rows[0].rank_metric,
+            key,
+            bold=False,
         )
         for index, (key, rows) in enumerate(groups.items())
     ]

@@ -31,9 +31,16 @@ MAX_BYTES = 2 * 1024**3
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 #: What Python's zipfile raises for broken, encrypted or exotic archives.
 _UNREADABLE = (
-    OSError, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError,
-    zipfile.BadZipFile, zlib.error, struct.error,
-)  # fmt: skip
+    OSError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -89,9 +96,11 @@ def _add(path: Path, files: dict[str, bytes]) -> Entry:
     record = read_record(path)
     if record.status != "finished":
         raise UserError(
-            "submit", f"record {path} is {record.status}: {record.reason}",
-            allowed="finished records", remedy="leave it out or measure the cell again",
-        )  # fmt: skip
+            "submit",
+            f"record {path} is {record.status}: {record.reason}",
+            allowed="finished records",
+            remedy="leave it out or measure the cell again",
+        )
     folder = f"records/{record.dataset.name}"
     name = f"{folder}/{record.cell}.json"
     if name in files:
@@ -108,9 +117,11 @@ def _add(path: Path, files: dict[str, bytes]) -> Entry:
     environment_name = f"environments/{_sha256(environment)[:16]}.json"
     files[environment_name] = environment
     return Entry(
-        record=name, recipe=recipe_name, environment=environment_name,
+        record=name,
+        recipe=recipe_name,
+        environment=environment_name,
         checkpoint_sha256=training.checkpoint_sha256,
-    )  # fmt: skip
+    )
 
 
 def _recipe(record: Record) -> dict[str, Any]:
@@ -122,14 +133,17 @@ def _add_artifact(name: str, data: bytes, files: dict[str, bytes]) -> None:
     _inside(name, "submit")
     if name.lower().endswith(".json"):
         raise UserError(
-            "submit", f"artifact {name} would lie among the records as one of them",
-            allowed="pictures and curves", remedy="leave the record out",
-        )  # fmt: skip
+            "submit",
+            f"artifact {name} would lie among the records as one of them",
+            allowed="pictures and curves",
+            remedy="leave the record out",
+        )
     if files.setdefault(name, data) != data:
         raise UserError(
-            "submit", f"two records have different artifacts named {name}",
+            "submit",
+            f"two records have different artifacts named {name}",
             remedy="submit the records of each machine in an archive of its own",
-        )  # fmt: skip
+        )
 
 
 def _artifact(record: Path, artifact: Artifact) -> bytes:
@@ -149,9 +163,10 @@ def _artifact(record: Path, artifact: Artifact) -> bytes:
         problem = f"cannot be read ({error})"
     if problem:
         raise UserError(
-            "submit", f"artifact {artifact.file} of {record.name} {problem}",
+            "submit",
+            f"artifact {artifact.file} of {record.name} {problem}",
             remedy="restore it from where the record was made",
-        )  # fmt: skip
+        )
     return data
 
 

@@ -244,9 +244,13 @@ def _pixels(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
 
 
 def _check_metric(
-    name: str, stored: MetricRecord, again: MetricRecord | None, tolerance: float,
-    count: int, full: bool,
-) -> Check:  # fmt: skip
+    name: str,
+    stored: MetricRecord,
+    again: MetricRecord | None,
+    tolerance: float,
+    count: int,
+    full: bool,
+) -> Check:
     label = f"metric {name}"
     if again is None or again.value is None or stored.value is None:
         return Check(label, "not checked", "no value to compare")
@@ -262,9 +266,8 @@ def _check_metric(
         allowed = 1 / max(count, 1)
     state: State = "ok" if difference <= allowed else "failed"
     return Check(
-        label, state,
-        f"{again.value:.6g} again, {stored.value:.6g} stored, allowed ±{allowed:.3g}",
-    )  # fmt: skip
+        label, state, f"{again.value:.6g} again, {stored.value:.6g} stored, allowed ±{allowed:.3g}"
+    )
 
 
 def _check_subset(label: str, stored: MetricRecord, again: MetricRecord) -> Check:
@@ -280,9 +283,10 @@ def _check_subset(label: str, stored: MetricRecord, again: MetricRecord) -> Chec
     difference = abs(first[0] - second[0])
     state: State = "ok" if difference <= allowed else "failed"
     return Check(
-        label, state,
+        label,
+        state,
         f"{second[0]:.6g} on the subset, {first[0]:.6g} stored, allowed ±{allowed:.3g}",
-    )  # fmt: skip
+    )
 
 
 def _unbiased(metric: MetricRecord) -> tuple[float, float] | None:

@@ -36,7 +36,10 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("fd-pixels", "Fréchet distance on pixel values", False, "features", _HEUSEL),
     MetricSpec("is", "Inception score of the extractor's classifier", True, "logits", _SALIMANS),
     MetricSpec(
-        "is-openai", "Inception score of OpenAI's evaluator (5,000 in order)", True, "logits",
+        "is-openai",
+        "Inception score of OpenAI's evaluator (5,000 in order)",
+        True,
+        "logits",
         _SALIMANS,
     ),
     MetricSpec("precision", "Improved precision (k = 3)", True, "features", _KYNKAANNIEMI),

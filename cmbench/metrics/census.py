@@ -139,10 +139,17 @@ class CensusTaker:
         border, inside, bend = (self._steps[:, 0] / self._steps[:, 1].clamp(min=1)).tolist()
         blocks = inside > 0 and min(self._shape[1:]) >= 16
         return Census(
-            hashes, mean, variance.sqrt(), self._low, self._high,
-            self._grey * share, self._flat * share, self._shape,
-            roughness=bend / inside if blocks else 0.0, blocking=border / inside if blocks else 0.0,
-        )  # fmt: skip
+            hashes,
+            mean,
+            variance.sqrt(),
+            self._low,
+            self._high,
+            self._grey * share,
+            self._flat * share,
+            self._shape,
+            roughness=bend / inside if blocks else 0.0,
+            blocking=border / inside if blocks else 0.0,
+        )
 
 
 def _steps(images: Tensor) -> Tensor:

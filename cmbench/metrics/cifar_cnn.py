@@ -134,14 +134,18 @@ def _verified_hash(path: Path) -> str:
     for needed in (path, facts):
         if not needed.is_file():
             raise MissingError(
-                "cifar-cnn extractor", f"no file {needed}", allowed="the weights and their JSON",
+                "cifar-cnn extractor",
+                f"no file {needed}",
+                allowed="the weights and their JSON",
                 remedy=f"reinstall cmbench, or run {_SCRIPT} --source ARCHIVE",
-            )  # fmt: skip
+            )
     expected = str(json.loads(facts.read_text("utf-8")).get("sha256", "none"))
     found = sha256_file(path)
     if found != expected:
         raise UserError(
-            str(path), f"sha256 {found[:16]}… is not the recorded one", allowed=f"{expected[:16]}…",
+            str(path),
+            f"sha256 {found[:16]}… is not the recorded one",
+            allowed=f"{expected[:16]}…",
             remedy=f"reinstall cmbench, or run {_SCRIPT} --source ARCHIVE",
-        )  # fmt: skip
+        )
     return found

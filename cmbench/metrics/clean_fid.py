@@ -178,9 +178,11 @@ def load_torchscript(path: Path, mode: Mode, *, trusted: bool) -> nn.Module:
     who, remedy = f"weights {path}", "run `cmbench prepare clean-fid`"
     if not trusted:
         raise UserError(
-            who, "is not the pinned file, and a TorchScript file is a program",
-            allowed=f"sha256 {WEIGHTS['clean-fid'].sha256}", remedy=remedy,
-        )  # fmt: skip
+            who,
+            "is not the pinned file, and a TorchScript file is a program",
+            allowed=f"sha256 {WEIGHTS['clean-fid'].sha256}",
+            remedy=remedy,
+        )
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates TorchScript at every load
         # The wrapper insists on its own file name.
@@ -192,9 +194,11 @@ def load_torchscript(path: Path, mode: Mode, *, trusted: bool) -> nn.Module:
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                who, f"cannot be read: {reason}", allowed="NVIDIA's TorchScript Inception",
+                who,
+                f"cannot be read: {reason}",
+                allowed="NVIDIA's TorchScript Inception",
                 remedy=remedy,
-            ) from error  # fmt: skip
+            ) from error
     return network.eval().requires_grad_(False)
 
 

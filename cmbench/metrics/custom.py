@@ -39,9 +39,11 @@ class CustomMetric:
     def __post_init__(self) -> None:
         if self.spec.needs not in NEEDS:
             raise PluginError(
-                f"metric {self.spec.name!r}", f"needs {self.spec.needs!r}",
-                allowed=", ".join(NEEDS), remedy="fix the plugin",
-            )  # fmt: skip
+                f"metric {self.spec.name!r}",
+                f"needs {self.spec.needs!r}",
+                allowed=", ".join(NEEDS),
+                remedy="fix the plugin",
+            )
 
     def evaluate(
         self, samples: Samples, reference: Reference | None, extractor: Extractor, key: str
@@ -59,22 +61,30 @@ class CustomMetric:
         except Exception as error:  # somebody else's program
             reason = " ".join(str(error).split())
             raise PluginError(
-                f"metric {name!r}", f"raised {type(error).__name__}: {reason}",
+                f"metric {name!r}",
+                f"raised {type(error).__name__}: {reason}",
                 remedy="fix the plugin, or leave the metric out",
-            ) from error  # fmt: skip
+            ) from error
         if not isinstance(found, MetricValue):
             try:
                 found = MetricValue(name, float(found), self.spec.higher_is_better, key)
             except (TypeError, ValueError) as error:
                 raise PluginError(
-                    f"metric {name!r}", f"returned {type(found).__name__}",
-                    allowed="a number, or a MetricValue", remedy="fix the plugin",
-                ) from error  # fmt: skip
+                    f"metric {name!r}",
+                    f"returned {type(found).__name__}",
+                    allowed="a number, or a MetricValue",
+                    remedy="fix the plugin",
+                ) from error
         if math.isnan(found.value):
             raise PluginError(
                 f"metric {name!r}", "returned NaN", allowed="a number", remedy="fix the plugin"
             )
         return MetricValue(
-            name, found.value, self.spec.higher_is_better, key, found.standard_error,
-            found.interval, found.detail,
-        )  # fmt: skip
+            name,
+            found.value,
+            self.spec.higher_is_better,
+            key,
+            found.standard_error,
+            found.interval,
+            found.detail,
+        )

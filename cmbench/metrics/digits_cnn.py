@@ -102,14 +102,18 @@ def _verified_hash(path: Path) -> str:
     for needed in (path, facts):
         if not needed.is_file():
             raise MissingError(
-                "digits-cnn extractor", f"no file {needed}", allowed="the weights and their JSON",
+                "digits-cnn extractor",
+                f"no file {needed}",
+                allowed="the weights and their JSON",
                 remedy="reinstall cmbench, or run benchmarks/train_digits_extractor.py",
-            )  # fmt: skip
+            )
     expected = str(json.loads(facts.read_text("utf-8")).get("sha256", "none"))
     found = sha256_file(path)
     if found != expected:
         raise UserError(
-            str(path), f"sha256 {found[:16]}… is not the recorded one", allowed=f"{expected[:16]}…",
+            str(path),
+            f"sha256 {found[:16]}… is not the recorded one",
+            allowed=f"{expected[:16]}…",
             remedy="reinstall cmbench, or run benchmarks/train_digits_extractor.py",
-        )  # fmt: skip
+        )
     return found

@@ -85,9 +85,11 @@ class DinoExtractor:
         check_rgb("dinov2 extractor", images)
         if images.dtype != torch.uint8:
             raise UserError(
-                "dinov2 extractor", f"images of {images.dtype}", allowed="uint8",
+                "dinov2 extractor",
+                f"images of {images.dtype}",
+                allowed="uint8",
                 remedy="quantise the samples: its resizer is PIL's on bytes",
-            )  # fmt: skip
+            )
         size = CPU_BLOCK if self.device.type == "cpu" else max(len(images), 1)
         with exact_float32():
             blocks = row_blocks(images, size)
@@ -116,9 +118,7 @@ def resized(images: Tensor) -> Tensor:
 
 def resized_by_torch(images: Tensor) -> Tensor:
     """Return torch's antialiased bicubic 224 x 224 of uint8 images, float32, unclipped (EDM2)."""
-    return functional.interpolate(
-        images.float(), size=(SIZE, SIZE), mode="bicubic", antialias=True
-    )
+    return functional.interpolate(images.float(), size=(SIZE, SIZE), mode="bicubic", antialias=True)
 
 
 RESIZES = {"pil-bicubic-8bit": resized, "edm2": resized_by_torch}

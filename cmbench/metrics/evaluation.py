@@ -69,9 +69,11 @@ def plan_metrics(
     for metric in metrics:
         if needs(metric, custom) == "flow map":
             raise UserError(
-                f"metric {metric!r}", "stored samples have no noise to compare with",
-                allowed="a metric of features", remedy="it is measured by `cmbench run`",
-            )  # fmt: skip
+                f"metric {metric!r}",
+                "stored samples have no noise to compare with",
+                allowed="a metric of features",
+                remedy="it is measured by `cmbench run`",
+            )
         plan.setdefault(EXTRACTOR_OF.get(metric, default), []).append(metric)
     return plan
 

@@ -43,9 +43,11 @@ class FlowMapAccumulator:
         truth = self.exact(noise, labels)
         if truth is None:
             raise UserError(
-                "flow-map error", "the dataset has no exact flow map",
-                allowed="analytic datasets such as gmm", remedy="leave out the flow-map metrics",
-            )  # fmt: skip
+                "flow-map error",
+                "the dataset has no exact flow map",
+                allowed="analytic datasets such as gmm",
+                remedy="leave out the flow-map metrics",
+            )
         difference = (images.double() - truth.double()).flatten(1)
         errors = difference.square().mean(1).sqrt() / self.data_std
         if not torch.isfinite(errors).all():

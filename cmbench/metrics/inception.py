@@ -67,9 +67,11 @@ class InceptionExtractor:
         asked = [name for name, on in zip(APPROXIMATIONS, chosen, strict=True) if on]
         if implementation == "library" and asked:
             raise UserError(
-                "inception extractor", f"{', '.join(asked)} in the library's path",
-                allowed="float32, not compiled", remedy="use implementation='fast'",
-            )  # fmt: skip
+                "inception extractor",
+                f"{', '.join(asked)} in the library's path",
+                allowed="float32, not compiled",
+                remedy="use implementation='fast'",
+            )
         path = find_weights("inception", location)
         self.weights_sha256 = sha256_file(path)
         verified = WEIGHTS["inception"].verifies(self.weights_sha256)
@@ -156,9 +158,11 @@ class InceptionExtractor:
     def _library(self, images: Tensor) -> Features:
         if images.dtype != torch.uint8:
             raise UserError(
-                "inception extractor", "float images in the library's path", allowed="uint8",
+                "inception extractor",
+                "float images in the library's path",
+                allowed="uint8",
                 remedy="quantise the samples, or use implementation='fast'",
-            )  # fmt: skip
+            )
         maps: list[Tensor] = []
         block = self.library.get_submodule("Mixed_6d.branch1x1")
         handle = block.register_forward_hook(lambda module, given, out: maps.append(out))
@@ -204,9 +208,11 @@ def check_rgb(who: str, images: Tensor) -> None:
     """Refuse anything but ``[N, 3, H, W]``."""
     if images.dim() != 4 or images.shape[1] != 3:
         raise UserError(
-            who, f"images of shape {tuple(images.shape)}", allowed="RGB [N, 3, H, W]",
+            who,
+            f"images of shape {tuple(images.shape)}",
+            allowed="RGB [N, 3, H, W]",
             remedy="convert grey images to RGB, and put channels second",
-        )  # fmt: skip
+        )
 
 
 def join(parts: list[Features]) -> Features:

@@ -47,9 +47,11 @@ def inception_score(
         splits = math.ceil(count / split_size)
     if not 1 <= splits <= count:
         raise UserError(
-            "inception score", f"{splits} splits of {count} samples", allowed=f"1 to {count}",
+            "inception score",
+            f"{splits} splits of {count} samples",
+            allowed=f"1 to {count}",
             remedy="evaluate more samples or lower the number of splits",
-        )  # fmt: skip
+        )
     if not torch.isfinite(logits).all():
         raise NonFiniteError(
             "inception score", "NaN or infinite logits", remedy="look at the images"

@@ -114,9 +114,7 @@ def kernel_distance(
     cross_x, cross_y, cross_square = _cross_kernel(x, y, block)
     cross = float(cross_x.mean())
     n, m = len(x), len(y)
-    residual_xy = max(
-        0.0, cross_square - cross**2 - float(cross_x.var()) - float(cross_y.var())
-    )  # fmt: skip
+    residual_xy = max(0.0, cross_square - cross**2 - float(cross_x.var()) - float(cross_y.var()))
     project_x = _projection_variance(xx, cross_x, residual_xy / m)
     project_y = _projection_variance(yy, cross_y, residual_xy / n)
     variance = 4 * project_x / n + 4 * project_y / m

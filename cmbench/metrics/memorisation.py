@@ -57,10 +57,10 @@ def memorisation(
     """
     if min(len(samples), len(train), len(held_out)) < 2:
         raise UserError(
-            "memorisation", f"{len(samples)} samples, {len(train)} training and {len(held_out)}"
-            " held-out images",
+            "memorisation",
+            f"{len(samples)} samples, {len(train)} training and {len(held_out)} held-out images",
             allowed="at least 2 of each",
-        )  # fmt: skip
+        )
     count = min(len(train), len(held_out))
     kept, other = _thin(train, count, seed, "train"), _thin(held_out, count, seed, "held out")
     centre = train.double().mean(0)

@@ -51,9 +51,11 @@ def knn_radii(features: Tensor, *, k: int = 3, block: int = BLOCK) -> Tensor:
     count = features.shape[0]
     if count <= k:
         raise UserError(
-            "precision and recall", f"{count} samples", allowed=f"more than k = {k}",
+            "precision and recall",
+            f"{count} samples",
+            allowed=f"more than k = {k}",
             remedy="evaluate more samples",
-        )  # fmt: skip
+        )
     chunks = row_blocks(features, block)
     nearest = [chunk.new_full((len(chunk), k), torch.inf) for chunk in chunks]
     with exact_float32():

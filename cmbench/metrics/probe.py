@@ -40,19 +40,22 @@ def check_probe(who: str, error: float, *, remedy: str, tolerance: float = TOLER
     """Refuse an implementation whose probe features are not the library's."""
     if not error <= tolerance:
         raise UserError(
-            who, f"probe features differ from the library's by {error:.2g} relative",
-            allowed=f"at most {tolerance:.0e}", remedy=remedy,
-        )  # fmt: skip
+            who,
+            f"probe features differ from the library's by {error:.2g} relative",
+            allowed=f"at most {tolerance:.0e}",
+            remedy=remedy,
+        )
 
 
 def check_rounding(who: str, error: float, than: str = "float64") -> None:
     """Refuse features that are further from float64's (or the CPU's) than float32 explains."""
     if not error <= ROUNDING:
         raise UserError(
-            who, f"features differ from {than}'s by {error:.2g} relative",
+            who,
+            f"features differ from {than}'s by {error:.2g} relative",
             allowed=f"at most {ROUNDING:.0e}, float32's own rounding",
             remedy="switch off TF32 and reduced precision (NVIDIA_TF32_OVERRIDE=0)",
-        )  # fmt: skip
+        )
 
 
 def placed(

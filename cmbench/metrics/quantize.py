@@ -35,15 +35,18 @@ def quantize(images: Tensor, rule: str) -> Tensor:
         raise unknown_name("quantize", "quantization rule", rule, RULES)
     if not images.is_floating_point():
         raise UserError(
-            "quantize", f"images of dtype {images.dtype}", allowed="float images in [-1, 1]",
+            "quantize",
+            f"images of dtype {images.dtype}",
+            allowed="float images in [-1, 1]",
             remedy="pass stored uint8 images to the extractor directly",
-        )  # fmt: skip
+        )
     if not torch.isfinite(images).all():
         bad = int((~torch.isfinite(images).flatten(1).all(1)).sum())
         raise NonFiniteError(
-            "quantize", f"{bad} of {len(images)} images hold NaN or infinite values",
+            "quantize",
+            f"{bad} of {len(images)} images hold NaN or infinite values",
             remedy="the generator diverged: sample from an earlier checkpoint",
-        )  # fmt: skip
+        )
     if rule == "none":
         return images
     offset = 128.0 if rule == "round" else 127.5

@@ -151,9 +151,11 @@ class Reference:
                 spatial.update(features.spatial)
         if not pool:
             raise UserError(
-                f"reference {key.source!r}", "no images", allowed="at least 2",
+                f"reference {key.source!r}",
+                "no images",
+                allowed="at least 2",
                 remedy="check the reference data",
-            )  # fmt: skip
+            )
         reference = cls._summarise(key, torch.cat(pool), logits, spatial)
         floor = reference._compute_floor() if len(reference.with_features("floor")) >= 10 else None
         return replace(reference, census=census.result(), halves_floor=floor)

@@ -150,8 +150,13 @@ def _census_tensors(census: Census) -> dict[str, Tensor]:
     tensors = {"census_hashes": census.hashes, "census_shape": torch.tensor(census.shape)}
     if census.mean is not None and census.std is not None:
         facts = [
-            census.low, census.high, census.grey, census.flat, census.roughness, census.blocking,
-        ]  # fmt: skip
+            census.low,
+            census.high,
+            census.grey,
+            census.flat,
+            census.roughness,
+            census.blocking,
+        ]
         tensors["census_mean"], tensors["census_std"] = census.mean, census.std
         tensors["census_facts"] = torch.tensor(facts, dtype=torch.float64)
     return tensors

@@ -165,10 +165,11 @@ def _check_rank(path: Path, moments: Moments, eps: float) -> None:
     rank = int((values > 10 * float(values[-1]) * moments.dim * eps).sum())
     if rank > moments.rank_bound:
         raise UserError(
-            str(path), f"count {moments.count}, but sigma has rank {rank}",
+            str(path),
+            f"count {moments.count}, but sigma has rank {rank}",
             allowed=f"a count above {rank}",
             remedy="give the number of images behind the file, or leave the count out",
-        )  # fmt: skip
+        )
 
 
 def _matrix(path: Path, name: str, array: Array) -> Array:
@@ -184,8 +185,11 @@ def _matrix(path: Path, name: str, array: Array) -> Array:
 
 def _read(path: Path, entry: str) -> Found:
     readers: dict[str, Callable[[Path, str], Found]] = {
-        ".npz": _read_npz, ".pt": _read_torch, ".pth": _read_torch, ".pkl": _read_pickle,
-    }  # fmt: skip
+        ".npz": _read_npz,
+        ".pt": _read_torch,
+        ".pth": _read_torch,
+        ".pkl": _read_pickle,
+    }
     if path.suffix not in readers:
         raise UserError(str(path), f"a {path.suffix or 'nameless'} file", allowed=_ALLOWED)
     return readers[path.suffix](path, entry)
@@ -239,9 +243,11 @@ def _read_pickle(path: Path, entry: str) -> Found:
     values = content.get(entry)
     if not extractor or not isinstance(values, dict) or not {"mu", "sigma"} <= values.keys():
         raise UserError(
-            str(path), f"no entry {entry!r} with mu and sigma", allowed="fid, fd_dinov2",
+            str(path),
+            f"no entry {entry!r} with mu and sigma",
+            allowed="fid, fd_dinov2",
             remedy=f"the file has: {', '.join(sorted(map(str, content)))}",
-        )  # fmt: skip
+        )
     arrays = {name: np.asarray(values[name]) for name in ("mu", "sigma")}
     return Found("edm2", extractor, arrays)
 

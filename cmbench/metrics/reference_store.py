@@ -96,9 +96,10 @@ def compare_references(first: Reference, second: Reference) -> Comparison:
         a, b = getattr(first.key, what), getattr(second.key, what)
         if a != b:
             raise UserError(
-                "cmbench refs compare", f"{what} {a!r} against {b!r}",
+                "cmbench refs compare",
+                f"{what} {a!r} against {b!r}",
                 allowed="two references of one extractor and preprocessing",
-            )  # fmt: skip
+            )
     distance = FrechetReference(second.moments, second.frechet.factor).distance(first.moments)
     shift = float((first.moments.mean - second.moments.mean).square().sum())
     return Comparison(

@@ -80,9 +80,10 @@ class ArraySamples(SampleSource):
             raise self.error(who, allowed="[N, H, W, C] or [N, C, H, W], N > 0")
         if {shape[1], shape[-1]} & {1, 3} == set() and 4 in (shape[1], shape[-1]):
             raise self.error(
-                f"{who}: four channels", allowed=f"{wanted}",
+                f"{who}: four channels",
+                allowed=f"{wanted}",
                 remedy="drop the alpha channel, composited on the data's background",
-            )  # fmt: skip
+            )
         last, first = shape[-1] in (1, 3), shape[1] in (1, 3)
         if last and first and shape[-1] != shape[1]:
             last, first = shape[-1] == wanted, shape[1] == wanted
@@ -96,14 +97,18 @@ class ArraySamples(SampleSource):
             return
         if dtype.kind != "f":
             raise self.error(
-                f"pixels of {dtype}", allowed="uint8 in 0 … 255, or floats with --range",
+                f"pixels of {dtype}",
+                allowed="uint8 in 0 … 255, or floats with --range",
                 remedy="store uint8",
-            )  # fmt: skip
+            )
         if self.options.value_range is None:
             sample = np.asarray(self._images[: min(len(self._images), 64)], np.float64)
             if not np.isfinite(sample).all():
-                raise self.error("pixels are NaN or infinite", allowed="finite pixels",
-                                 remedy="the generator diverged: sample again")
+                raise self.error(
+                    "pixels are NaN or infinite",
+                    allowed="finite pixels",
+                    remedy="the generator diverged: sample again",
+                )
             raise self.error(
                 f"float pixels from {sample.min():.3g} to {sample.max():.3g}, whose range"
                 " nobody has said",
@@ -146,17 +151,19 @@ class ArraySamples(SampleSource):
         if not torch.isfinite(images).all():
             bad = int((~torch.isfinite(images)).flatten(1).any(1).nonzero()[0, 0])
             raise self.error(
-                f"image {start + bad} holds NaN or infinite values", allowed="finite pixels",
+                f"image {start + bad} holds NaN or infinite values",
+                allowed="finite pixels",
                 remedy="the generator diverged: sample again",
-            )  # fmt: skip
+            )
         slack = 1e-3 * (high - low)
         found = float(images.min()), float(images.max())
         if found[0] < low - slack or found[1] > high + slack:
             raise self.error(
                 f"pixels from {found[0]:.3g} to {found[1]:.3g}, said to be in"
                 f" [{self.options.value_range}]",
-                allowed=" | ".join(RANGES), remedy="say the range that they have, or clip them",
-            )  # fmt: skip
+                allowed=" | ".join(RANGES),
+                remedy="say the range that they have, or clip them",
+            )
         return ((images - low) / (high - low) * 2 - 1).float()
 
     def _with_channels(self, images: Tensor) -> Tensor:
@@ -164,9 +171,10 @@ class ArraySamples(SampleSource):
             return images
         if images.shape[1] != 1:
             raise self.error(
-                f"{images.shape[1]} channels", allowed=str(self.options.channels),
+                f"{images.shape[1]} channels",
+                allowed=str(self.options.channels),
                 remedy="store grey images",
-            )  # fmt: skip
+            )
         note = "samples are grey (made RGB by repeating the channel)"
         if note not in self.notes:
             self.notes.append(note)

@@ -50,9 +50,11 @@ class GeneratorSamples(SampleSource):
                 target = getattr(target, part)
         except Exception as error:  # anything may go wrong inside a user's module
             raise UserError(
-                f"samples {entry}", f"cannot be imported: {type(error).__name__}: {error}",
-                allowed="module:function", remedy="try `python -c 'import MODULE'`",
-            ) from error  # fmt: skip
+                f"samples {entry}",
+                f"cannot be imported: {type(error).__name__}: {error}",
+                allowed="module:function",
+                remedy="try `python -c 'import MODULE'`",
+            ) from error
         if not callable(target):
             raise UserError(
                 f"samples {entry}", f"is a {type(target).__name__}", allowed="a function"
@@ -130,15 +132,17 @@ class GeneratorSamples(SampleSource):
             )
         if not torch.isfinite(images).all():
             raise NonFiniteError(
-                f"samples {self.name}", "returned NaN or infinite images",
+                f"samples {self.name}",
+                "returned NaN or infinite images",
                 remedy="the generator diverged",
-            )  # fmt: skip
+            )
         low, high = float(images.min()), float(images.max())
         if max(-low, high) > 2:
             raise self.error(
-                f"returned floats from {low:.3g} to {high:.3g}", allowed="[-1, 1]",
+                f"returned floats from {low:.3g} to {high:.3g}",
+                allowed="[-1, 1]",
                 remedy="scale the images, or return uint8",
-            )  # fmt: skip
+            )
         if low >= 0 and high > 0.5:
             self._note("images are all in [0, 1]: are they meant for [-1, 1]?")
         return images.float()
@@ -177,18 +181,20 @@ class DiffusersSamples(GeneratorSamples):
             import diffusers
         except ImportError as error:
             raise MissingError(
-                f"samples {entry}", "is a diffusers pipeline, and diffusers is not installed",
+                f"samples {entry}",
+                "is a diffusers pipeline, and diffusers is not installed",
                 remedy="pip install diffusers",
-            ) from error  # fmt: skip
+            ) from error
         try:
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
                 str(entry), local_files_only=True, use_safetensors=True
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"samples {entry}", f"cannot be opened: {error}",
+                f"samples {entry}",
+                f"cannot be opened: {error}",
                 allowed="a diffusers pipeline folder with safetensors weights",
-            ) from error  # fmt: skip
+            ) from error
         pipeline.set_progress_bar_config(disable=True)
         if options.device != "cpu":
             pipeline.to(options.device)

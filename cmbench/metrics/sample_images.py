@@ -101,9 +101,10 @@ class ImageSamples(SampleSource):
                 return self._convert(name, image, lossless=b"VP8L" in data[:64])
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
             raise self.error(
-                f"{name} cannot be decoded ({why_undecodable(error)})", allowed="whole image files",
+                f"{name} cannot be decoded ({why_undecodable(error)})",
+                allowed="whole image files",
                 remedy="generate it again, or remove it and all that it stands for",
-            ) from error  # fmt: skip
+            ) from error
         except Image.DecompressionBombError as error:
             raise self.error(f"{name} is too large: {error}", allowed="ordinary images") from error
 
@@ -121,9 +122,10 @@ class ImageSamples(SampleSource):
             alpha = np.asarray(image.getchannel("A"))
             if alpha.min() < 255:
                 raise self.error(
-                    f"{name} is transparent", allowed="opaque images",
+                    f"{name} is transparent",
+                    allowed="opaque images",
                     remedy="composite it on the background that the data have",
-                )  # fmt: skip
+                )
             odd.append("have an opaque alpha channel (dropped)")
             image = image.convert("RGB" if image.mode == "RGBA" else "L")
         wanted = "RGB" if self.options.channels == 3 else "L"
@@ -132,8 +134,9 @@ class ImageSamples(SampleSource):
             image = image.convert("RGB")
         if image.mode != wanted:
             raise self.error(
-                f"{name} has pixel mode {image.mode}", allowed=f"{wanted}, 8 bits a channel",
+                f"{name} has pixel mode {image.mode}",
+                allowed=f"{wanted}, 8 bits a channel",
                 remedy=f"save the samples as 8-bit {wanted} PNG",
-            )  # fmt: skip
+            )
         pixels = np.array(image, dtype=np.uint8)
         return Decoded(pixels if pixels.ndim == 3 else pixels[:, :, None], tuple(odd))

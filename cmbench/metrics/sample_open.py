@@ -37,11 +37,12 @@ def open_samples(path: str, options: ReadOptions | None = None) -> SampleSource:
         return GeneratorSamples.load(path, options)
     if not found.exists():
         raise MissingError(
-            f"samples {path}", "does not exist",
+            f"samples {path}",
+            "does not exist",
             allowed="a folder, .zip, .npz, .npy, module:function, a diffusers pipeline, the whole "
             "id or the folder of a run, or import:NAME",
             remedy="check the path or the id",
-        )  # fmt: skip
+        )
     if found.is_dir():
         if (found / "model_index.json").is_file():
             return DiffusersSamples.load(found, options)
@@ -49,7 +50,9 @@ def open_samples(path: str, options: ReadOptions | None = None) -> SampleSource:
     readers = {".zip": ImageSamples.open, ".npz": ArraySamples.open, ".npy": ArraySamples.open}
     if found.suffix.lower() not in readers:
         raise UserError(
-            f"samples {path}", f"a {found.suffix or 'nameless'} file",
-            allowed="a folder, .zip, .npz or .npy", remedy="unpack it and give the folder",
-        )  # fmt: skip
+            f"samples {path}",
+            f"a {found.suffix or 'nameless'} file",
+            allowed="a folder, .zip, .npz or .npy",
+            remedy="unpack it and give the folder",
+        )
     return readers[found.suffix.lower()](found, options)

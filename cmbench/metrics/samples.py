@@ -75,9 +75,11 @@ class SampleCollector:
         repeated = int((indices[1:] == indices[:-1]).sum())
         if repeated:
             raise UserError(
-                "metrics", f"{repeated} sample numbers occur twice", allowed="each image once",
+                "metrics",
+                f"{repeated} sample numbers occur twice",
+                allowed="each image once",
                 remedy="divide the samples among processes without padding",
-            )  # fmt: skip
+            )
         if not self._features:
             return Samples(indices)
         return Samples(

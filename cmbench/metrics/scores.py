@@ -110,20 +110,23 @@ def check_metric(
     for name, same_kind in own.items():
         if same_kind and metric != name:
             raise UserError(
-                f"metric {metric!r}", f"the extractor is {extractor.name!r}",
+                f"metric {metric!r}",
+                f"the extractor is {extractor.name!r}",
                 allowed=f"{name} (FID and KID belong to the 2015 Inception network with verified"
                 " weights)",
                 remedy=f"ask for {name!r} instead",
-            )  # fmt: skip
+            )
     if need == "logits":
         return
     if reference is None:
         raise UserError(f"metric {metric!r}", "no reference", allowed="a reference of real images")
     if need == "spatial" and reference.spatial is None:
         raise UserError(
-            f"metric {metric!r}", f"the reference {reference.key.source!r} has no spatial features",
-            allowed="a reference with spatial features", remedy="compute it from images",
-        )  # fmt: skip
+            f"metric {metric!r}",
+            f"the reference {reference.key.source!r} has no spatial features",
+            allowed="a reference with spatial features",
+            remedy="compute it from images",
+        )
     if need == "features" and not is_distance(metric):
         reference.with_features(metric)
 
@@ -253,9 +256,14 @@ class Scores:
         detail = self._counts() | asdict(result) | {"estimator": "exact U-statistic, cubic kernel"}
         detail |= self._of_halves(lambda floor: floor.kernel)
         return MetricValue(
-            metric, result.value, False, self._key(metric, "u-statistic", "float64"),
-            result.standard_error, normal_interval(result.value, result.standard_error), detail,
-        )  # fmt: skip
+            metric,
+            result.value,
+            False,
+            self._key(metric, "u-statistic", "float64"),
+            result.standard_error,
+            normal_interval(result.value, result.standard_error),
+            detail,
+        )
 
     def _of_plugin(self, metric: CustomMetric) -> MetricValue:
         assert self.extractor is not None
@@ -273,19 +281,24 @@ class Scores:
             error = None
         value = self._flow.mean if mean else self._flow.maximum
         return MetricValue(
-            metric, value, False, f"{metric}:n={self._flow.count}:{VERSION}", error,
+            metric,
+            value,
+            False,
+            f"{metric}:n={self._flow.count}:{VERSION}",
+            error,
             None if error is None else normal_interval(value, error),
             {"samples": self._flow.count, "unit": "data standard deviations"},
-        )  # fmt: skip
+        )
 
     def _rows(self, rows: Tensor | None) -> Tensor:
         if rows is None:
             name = self.extractor.name if self.extractor is not None else "none"
             raise UserError(
-                "metrics", f"the extractor {name!r} gave no such features",
+                "metrics",
+                f"the extractor {name!r} gave no such features",
                 allowed="an extractor with classifier logits and spatial features where asked for",
                 remedy="leave the metric out",
-            )  # fmt: skip
+            )
         return rows
 
     def _counts(self) -> dict[str, Json]:
@@ -316,10 +329,15 @@ class Scores:
         if reference and self.reference is not None:
             facts = (*facts, f"ref={self.reference.key.digest[:8]}")
         return metric_key(
-            kind, self.extractor.name, self.extractor.weights_sha256,
-            self.extractor.preprocessing, self.quantization, *facts,
-            f"n={self.samples.count}", VERSION,
-        )  # fmt: skip
+            kind,
+            self.extractor.name,
+            self.extractor.weights_sha256,
+            self.extractor.preprocessing,
+            self.quantization,
+            *facts,
+            f"n={self.samples.count}",
+            VERSION,
+        )
 
 
 def _divisors(sample: Moments, reference: Moments) -> str:

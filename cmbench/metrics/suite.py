@@ -140,9 +140,13 @@ class MetricSuite:
         """Return every metric by name, in the order asked for."""
         flow = self._flow.result() if self._flow is not None else None
         scores = Scores(
-            self._collector.samples(), self.extractor, self.reference,
-            self.quantization if self._floats else self._rule_of_bytes, flow, self._custom,
-        )  # fmt: skip
+            self._collector.samples(),
+            self.extractor,
+            self.reference,
+            self.quantization if self._floats else self._rule_of_bytes,
+            flow,
+            self._custom,
+        )
         return {metric: scores.value(metric) for metric in self.metrics}
 
     @property
@@ -195,7 +199,9 @@ def check_reference(extractor: Extractor, reference: Reference, quantization: st
 def _flow_accumulator(exact: ExactFlowMap | None, data_std: float) -> FlowMapAccumulator:
     if exact is None:
         raise UserError(
-            "flow-map error", "the dataset has no exact flow map",
-            allowed="analytic datasets such as gmm", remedy="leave out the flow-map metrics",
-        )  # fmt: skip
+            "flow-map error",
+            "the dataset has no exact flow map",
+            allowed="analytic datasets such as gmm",
+            remedy="leave out the flow-map metrics",
+        )
     return FlowMapAccumulator(exact, data_std)

@@ -22,9 +22,7 @@ NETWORKS: tuple[CatalogEntry, ...] = (
         "DDPM++ blocks, arXiv:2011.13456",
     ),
     CatalogEntry(
-        "mlp",
-        "cmbench.networks.mlp:MLP",
-        "residual MLP for 2-D mixtures and very small images",
+        "mlp", "cmbench.networks.mlp:MLP", "residual MLP for 2-D mixtures and very small images"
     ),
     CatalogEntry(
         "ddpmpp",

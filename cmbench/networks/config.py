@@ -104,9 +104,7 @@ class UNetConfig(ResolutionDropoutConfig):
 
     channels: int = Field(default=128, ge=8, multiple_of=8, description="base width (channels)")
     channel_mult: tuple[int, ...] = Field(
-        default=(2, 2, 2),
-        min_length=1,
-        description="width per resolution (multiples of the base)",
+        default=(2, 2, 2), min_length=1, description="width per resolution (multiples of the base)"
     )
     blocks: int = Field(
         default=4,

@@ -109,12 +109,7 @@ def _carried(
     else:
         # Wrappers know only forward; going around them would skip DDP's gradient synchronisation.
         y, dy = network(
-            x,
-            c_noise,
-            labels,
-            augment_labels,
-            tangents=(dx, dc_noise),
-            tangent_dtype=tangent_dtype,
+            x, c_noise, labels, augment_labels, tangents=(dx, dc_noise), tangent_dtype=tangent_dtype
         )
     return y, dy
 

@@ -134,9 +134,9 @@ class CmbenchHooks:
         raise NotImplementedError
 
     @hookspec
-    def cmbench_report_charts(self, dataset: str, rows: Sequence[Mapping[str, Any]]) -> Sequence[
-        Mapping[str, str]
-    ]:
+    def cmbench_report_charts(
+        self, dataset: str, rows: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Mapping[str, str]]:
         """Return extra charts for a dataset's page.
 
         Args:

@@ -83,7 +83,8 @@ class Registry(Generic[S]):
         error = unknown_name(who, self.kind, name, self.specs)
         failed = [
             f"plugin {i.name!r} ({i.distribution} {i.version}) failed: {i.error}"
-            for i in self.plugins if i.status != "ok"
+            for i in self.plugins
+            if i.status != "ok"
         ]
         if not failed:
             return error
@@ -215,7 +216,8 @@ class PluginManager:
             if spec.default:
                 return name
         raise UserError(
-            "--method", "no installed plugin marks a default method",
+            "--method",
+            "no installed plugin marks a default method",
             allowed=", ".join(sorted(self.methods.specs)) or "none",
             remedy="name one; see `cmbench plugins` for plugins that failed",
         )
@@ -277,9 +279,11 @@ def _collect(plugin: object, info: PluginInfo) -> Mapping[str, list[Spec]]:
             continue
         kind, spec_type = _REGISTRATION[hook]
         result = getattr(plugin, hook)()
-        specs = list(result) if isinstance(result, (list, tuple)) and not hasattr(
-            result, "_fields"
-        ) else [result]
+        specs = (
+            list(result)
+            if isinstance(result, (list, tuple)) and not hasattr(result, "_fields")
+            else [result]
+        )
         for spec in specs:
             if not isinstance(spec, spec_type):
                 raise PluginError(
@@ -288,8 +292,10 @@ def _collect(plugin: object, info: PluginInfo) -> Mapping[str, list[Spec]]:
                     allowed=f"a list of {spec_type.__name__}",
                 )
             if problem := spec_problem(spec):
-                raise PluginError(f"plugin {info.name!r}", f"{hook} returned {spec_type.__name__} "
-                                  f"with a bad field: {problem}")
+                raise PluginError(
+                    f"plugin {info.name!r}",
+                    f"{hook} returned {spec_type.__name__} with a bad field: {problem}",
+                )
         collected[kind] = specs
     return collected
 

@@ -62,56 +62,139 @@ def table_columns(
     published = any(not row.cells for row in rows)
     columns = [
         Column("method", "Method", lambda r: _text(r.label)),
-        Column("rank", "Rank", lambda r: _rank(findings.ranks.get(r.id)), numeric=True,
-               shown=any(rank.low is not None for rank in findings.ranks.values()),
-               help="among rows of equal NFE and conditioning; 1–3: anywhere from first to third"),
-        Column("nfe", "NFE", _nfe, numeric=True,
-               help="network evaluations per image, counted by wrapping the network"),
+        Column(
+            "rank",
+            "Rank",
+            lambda r: _rank(findings.ranks.get(r.id)),
+            numeric=True,
+            shown=any(rank.low is not None for rank in findings.ranks.values()),
+            help="among rows of equal NFE and conditioning; 1–3: anywhere from first to third",
+        ),
+        Column(
+            "nfe",
+            "NFE",
+            _nfe,
+            numeric=True,
+            help="network evaluations per image, counted by wrapping the network",
+        ),
         *_metric_columns(rows),
-        Column("reported", "Reported", lambda r: _reported(findings.reported.get(r.id)),
-               numeric=True, shown=bool(findings.reported),
-               help="what others reported for this method at this NFE"),
-        Column("difference", "Difference", lambda r: _difference(findings.reported.get(r.id)),
-               numeric=True, shown=bool(findings.reported),
-               help="measured minus reported, where the metric keys are equal"),
-        Column("reported_under", "Reported under",
-               lambda r: _under(findings.reported.get(r.id)), shown=False,
-               help="protocols of the reported numbers with their metric keys"),
-        Column("kind", "Kind", lambda r: _text(r.kind), shown=published and measured,
-               help="measured by this harness, imported checkpoint, scored samples or reported"),
+        Column(
+            "reported",
+            "Reported",
+            lambda r: _reported(findings.reported.get(r.id)),
+            numeric=True,
+            shown=bool(findings.reported),
+            help="what others reported for this method at this NFE",
+        ),
+        Column(
+            "difference",
+            "Difference",
+            lambda r: _difference(findings.reported.get(r.id)),
+            numeric=True,
+            shown=bool(findings.reported),
+            help="measured minus reported, where the metric keys are equal",
+        ),
+        Column(
+            "reported_under",
+            "Reported under",
+            lambda r: _under(findings.reported.get(r.id)),
+            shown=False,
+            help="protocols of the reported numbers with their metric keys",
+        ),
+        Column(
+            "kind",
+            "Kind",
+            lambda r: _text(r.kind),
+            shown=published and measured,
+            help="measured by this harness, imported checkpoint, scored samples or reported",
+        ),
         Column("family", "Family", lambda r: _text(r.family), shown=published),
-        Column("conditional", "Labels", lambda r: _text(conditioning(r)), shown=False,
-               help="class-conditional or unconditional"),
-        Column("seeds", "Seeds", _seeds, numeric=True, shown=measured,
-               help="independent seeds behind mean and interval"),
-        Column("images_per_s", "Images/s", lambda r: _mean_of(r, _images_per_s), numeric=True,
-               shown=measured, help="sampling speed on the machine of the record"),
-        Column("samples", "Samples", _samples, numeric=True, shown=False,
-               help="images per cell"),
-        Column("parameters", "Parameters", lambda r: _count(r.parameters), numeric=True,
-               shown=published and any(row.parameters for row in rows),
-               help="of the network that is sampled"),
-        Column("compute", "Compute", _compute, numeric=True, shown=False,
-               help="effective sampling compute: parameters in billions × NFE"),
-        Column("images_seen", "Training images",
-               lambda r: _mean_of(r, lambda c: float(c.training.images_seen), format_count),
-               numeric=True, shown=False, help="images seen in training"),
-        Column("training_h", "Device-hours", lambda r: _mean_of(r, _training_hours), numeric=True,
-               shown=False, help="training: wall time × processes; GPU-hours on GPUs"),
+        Column(
+            "conditional",
+            "Labels",
+            lambda r: _text(conditioning(r)),
+            shown=False,
+            help="class-conditional or unconditional",
+        ),
+        Column(
+            "seeds",
+            "Seeds",
+            _seeds,
+            numeric=True,
+            shown=measured,
+            help="independent seeds behind mean and interval",
+        ),
+        Column(
+            "images_per_s",
+            "Images/s",
+            lambda r: _mean_of(r, _images_per_s),
+            numeric=True,
+            shown=measured,
+            help="sampling speed on the machine of the record",
+        ),
+        Column("samples", "Samples", _samples, numeric=True, shown=False, help="images per cell"),
+        Column(
+            "parameters",
+            "Parameters",
+            lambda r: _count(r.parameters),
+            numeric=True,
+            shown=published and any(row.parameters for row in rows),
+            help="of the network that is sampled",
+        ),
+        Column(
+            "compute",
+            "Compute",
+            _compute,
+            numeric=True,
+            shown=False,
+            help="effective sampling compute: parameters in billions × NFE",
+        ),
+        Column(
+            "images_seen",
+            "Training images",
+            lambda r: _mean_of(r, lambda c: float(c.training.images_seen), format_count),
+            numeric=True,
+            shown=False,
+            help="images seen in training",
+        ),
+        Column(
+            "training_h",
+            "Device-hours",
+            lambda r: _mean_of(r, _training_hours),
+            numeric=True,
+            shown=False,
+            help="training: wall time × processes; GPU-hours on GPUs",
+        ),
         Column("recipe", "Recipe", lambda r: _text(r.recipe), shown=measured),
         Column("sampler", "Sampler", lambda r: _text(r.sampler), shown=measured),
-        Column("marks", "Marks", lambda r: _text(", ".join(r.marks)),
-               shown=any(r.marks for r in rows)),
+        Column(
+            "marks", "Marks", lambda r: _text(", ".join(r.marks)), shown=any(r.marks for r in rows)
+        ),
         Column("reference", "Reference", lambda r: _text(r.reference), shown=published),
-        Column("source", "Read in", lambda r: _text(r.details.get("source", "")), shown=False,
-               help="where a reported number was read"),
-        Column("table", "Source table", lambda r: _text(r.details.get("table", "")), shown=False,
-               help="table of the source that a reported number stands in"),
-        Column("title", "Title", lambda r: _text(r.title), shown=False,
-               help="what the method calls itself"),
+        Column(
+            "source",
+            "Read in",
+            lambda r: _text(r.details.get("source", "")),
+            shown=False,
+            help="where a reported number was read",
+        ),
+        Column(
+            "table",
+            "Source table",
+            lambda r: _text(r.details.get("table", "")),
+            shown=False,
+            help="table of the source that a reported number stands in",
+        ),
+        Column(
+            "title",
+            "Title",
+            lambda r: _text(r.title),
+            shown=False,
+            help="what the method calls itself",
+        ),
         Column("year", "Year", lambda r: _count(r.year or None, str), numeric=True, shown=False),
         Column("note", "Note", lambda r: _text(r.note), shown=False),
-    ]  # fmt: skip
+    ]
     return columns + [_extra_column(title, path) for title, path in extra.items()]
 
 
@@ -136,18 +219,25 @@ def _metric_columns(rows: Sequence[Row]) -> list[Column]:
             f"metric:{name}",
             f"{metric_title(name)} {'↑' if first[name].higher_is_better else '↓'}",
             lambda r, n=name: _measured(r.measurements.get(n)),  # type: ignore[misc]
-            numeric=True, shown=index < _METRICS_SHOWN, metric=name,
+            numeric=True,
+            shown=index < _METRICS_SHOWN,
+            metric=name,
             higher_is_better=first[name].higher_is_better,
             help=f"{metric_title(name)}: mean and 95 % interval over seeds; "
             f"{'higher' if first[name].higher_is_better else 'lower'} is better",
         )
         for index, name in enumerate(names)
-    ]  # fmt: skip
+    ]
 
 
 _TITLES = {
-    "fid": "FID", "sfid": "sFID", "is": "IS", "is-openai": "IS (OpenAI)", "kid": "KID", "kd": "KD",
-}  # fmt: skip
+    "fid": "FID",
+    "sfid": "sFID",
+    "is": "IS",
+    "is-openai": "IS (OpenAI)",
+    "kid": "KID",
+    "kd": "KD",
+}
 
 
 def metric_title(name: str) -> str:
@@ -249,9 +339,8 @@ def row_mean(row: Row, value: Callable[[Record], float | None]) -> float | None:
 
 
 def _mean_of(
-    row: Row, value: Callable[[Record], float | None],
-    show: Callable[[float], str] = format_number,
-) -> Cell:  # fmt: skip
+    row: Row, value: Callable[[Record], float | None], show: Callable[[float], str] = format_number
+) -> Cell:
     mean = row_mean(row, value)
     return Cell() if mean is None else Cell(show(mean), mean)
 

@@ -37,13 +37,32 @@ class Raw(str):
 
 
 _TEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
-    "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
-    "±": r"$\pm$", "×": r"$\times$", "–": "--", "—": "---", "≤": r"$\le$", "≥": r"$\ge$",
-    "↓": r"$\downarrow$", "↑": r"$\uparrow$", "−": r"$-$", "…": r"\ldots{}",
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "–": "--",
+    "—": "---",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$",
+    "−": r"$-$",
+    "…": r"\ldots{}",
     "†": r"\textdagger{}",
-}  # fmt: skip
+}
 _CODE = re.compile(r"`([^`\n]+)`")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$])")
 
@@ -100,7 +119,8 @@ class Templates:
     def __init__(self, folder: Path | None = None) -> None:
         if folder is not None and not folder.is_dir():
             raise UserError(
-                f"template folder {folder}", "is not a folder",
+                f"template folder {folder}",
+                "is not a folder",
                 remedy="give a folder with templates such as page.html.j2",
             )
         self.folder = folder
@@ -119,8 +139,12 @@ class Templates:
         self, finalize: Callable[[object], object] | None, *, autoescape: bool
     ) -> Environment:
         environment = Environment(
-            loader=self.loader, autoescape=autoescape, undefined=StrictUndefined,
-            trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+            loader=self.loader,
+            autoescape=autoescape,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
             finalize=None if finalize is None else _finalizer(finalize),
         )
         environment.filters["csv_line"] = csv_line

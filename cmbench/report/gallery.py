@@ -96,9 +96,14 @@ def build_gallery(rows: Sequence[Row], labels: dict[str, str]) -> Gallery:
 
 
 def _add_picture(
-    gallery: Gallery, panel: Panel, row: Row, labels: dict[str, str], name: str, path: Path,
+    gallery: Gallery,
+    panel: Panel,
+    row: Row,
+    labels: dict[str, str],
+    name: str,
+    path: Path,
     artifact: Artifact,
-) -> None:  # fmt: skip
+) -> None:
     if gallery.picture_bytes > 0:
         data, is_strip = picture(read_artifact(path, artifact), artifact.file)
         uri = png_uri(data)
@@ -117,9 +122,7 @@ def _strip_shape(png: bytes) -> tuple[int, bool]:
     return width * max(1, round(STRIP_WIDTH / width)), height == STRIP_IMAGES * width
 
 
-def _add_curve(
-    gallery: Gallery, row: Row, path: Path, record: Record, artifact: Artifact
-) -> None:
+def _add_curve(gallery: Gallery, row: Row, path: Path, record: Record, artifact: Artifact) -> None:
     if gallery.curve_bytes > 0:
         nimg, scalars = parse_curve(read_artifact(path, artifact), artifact.file)
         gallery.curve_bytes -= POINT_BYTES * len(nimg) * (1 + len(scalars))

@@ -15,14 +15,7 @@ from cmbench.leaderboard.published import Board, Published
 from cmbench.leaderboard.ranking import rank_all
 from cmbench.leaderboard.rows import Row, aggregate, unfinished
 from cmbench.leaderboard.sections import Section, sections
-from cmbench.report.columns import (
-    Cell,
-    Column,
-    Findings,
-    conditioning,
-    metric_title,
-    table_columns,
-)
+from cmbench.report.columns import Cell, Column, Findings, conditioning, metric_title, table_columns
 from cmbench.report.csvtable import csv_cells, csv_header
 from cmbench.report.gallery import Gallery, build_gallery, series_labels
 from cmbench.report.paths import without_paths
@@ -79,12 +72,15 @@ class Page:
     def summary(self) -> dict[str, object]:
         """What the index shows, without holding on to the page."""
         return {
-            "dataset": self.dataset, "title": self.title, "rank_metric": self.rank_metric,
+            "dataset": self.dataset,
+            "title": self.title,
+            "rank_metric": self.rank_metric,
             "rank_title": metric_title(self.rank_metric),
             "measured": sum(bool(line.row.cells) for line in self.lines),
             "reported": sum(not line.row.cells for line in self.lines),
-            "unfinished": len(self.unfinished), "unreadable": len(self.unreadable),
-        }  # fmt: skip
+            "unfinished": len(self.unfinished),
+            "unreadable": len(self.unreadable),
+        }
 
     @property
     def title(self) -> str:
@@ -131,9 +127,12 @@ class Page:
 
 
 def build_page(
-    dataset: str, found: Iterable[Found], published: Published | None,
-    extra_columns: Mapping[str, str], command: str,
-) -> Page:  # fmt: skip
+    dataset: str,
+    found: Iterable[Found],
+    published: Published | None,
+    extra_columns: Mapping[str, str],
+    command: str,
+) -> Page:
     """Aggregate, sort into sections and format the rows of one dataset."""
     records: list[tuple[Path, Record]] = []
     unreadable: list[tuple[Path, str]] = []

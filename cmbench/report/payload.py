@@ -15,13 +15,7 @@ from typing import Any
 from cmbench.bench.record import Record
 from cmbench.leaderboard.joins import Reported, protocol_text
 from cmbench.leaderboard.rows import Row
-from cmbench.report.columns import (
-    Column,
-    effective_compute,
-    metric_title,
-    row_mean,
-    training_hours,
-)
+from cmbench.report.columns import Column, effective_compute, metric_title, row_mean, training_hours
 from cmbench.report.page import Line, Page, source_table
 from cmbench.report.paths import clean, without_paths
 
@@ -66,7 +60,11 @@ def page_payload(page: Page, tables: Mapping[str, str]) -> dict[str, Any]:
     pool = Interner()
     rows = [
         row_payload(
-            line, page.labels[line.row.id], page.columns, position, pool,
+            line,
+            page.labels[line.row.id],
+            page.columns,
+            position,
+            pool,
             page.reported.get(line.row.id),
         )
         for position, section in enumerate(page.sections)
@@ -100,7 +98,11 @@ def page_payload(page: Page, tables: Mapping[str, str]) -> dict[str, Any]:
 
 
 def row_payload(
-    line: Line, label: str, columns: Sequence[Column], section: int, pool: Interner,
+    line: Line,
+    label: str,
+    columns: Sequence[Column],
+    section: int,
+    pool: Interner,
     reported: Reported | None,
 ) -> dict[str, Any]:
     """Return one row for the page's JSON."""
@@ -114,8 +116,18 @@ def row_payload(
         "conditional": row.conditional,
         "method": row.method,
         "label": label,
-        "series": pool.add([label, row.recipe, row.sampler, row.conditional, row.kind, section,
-                            row.details.get("table", ""), list(row.marks)]),
+        "series": pool.add(
+            [
+                label,
+                row.recipe,
+                row.sampler,
+                row.conditional,
+                row.kind,
+                section,
+                row.details.get("table", ""),
+                list(row.marks),
+            ]
+        ),
         "nfe": row.nfe,
         "nfe_text": row.nfe_text,
         "parameters": row.parameters,
@@ -129,7 +141,7 @@ def row_payload(
         },
         "provenance": provenance(row, pool),
         "reported": beside(reported, pool) if reported is not None else [],
-    }  # fmt: skip
+    }
 
 
 def beside(reported: Reported, pool: Interner) -> list[int]:
@@ -138,10 +150,14 @@ def beside(reported: Reported, pool: Interner) -> list[int]:
     Both metric keys are spelled out, so that a reader sees why there is or is not a difference.
     """
     pairs: list[tuple[str, Any]] = [
-        ("difference", reported.withheld if reported.difference is None
-         else float(f"{reported.difference:.6g}")),
+        (
+            "difference",
+            reported.withheld
+            if reported.difference is None
+            else float(f"{reported.difference:.6g}"),
+        ),
         (f"metric key of {reported.metric} here", reported.key or "none"),
-    ]  # fmt: skip
+    ]
     for row in reported.rows:
         found = row.measurements.get(reported.metric)
         known = (row.label, row.reference, row.details.get("source"), row.details.get("place"))
@@ -153,19 +169,30 @@ def beside(reported: Reported, pool: Interner) -> list[int]:
 def public_row(row: Row) -> dict[str, Any]:
     """Return a row as plugins see it (hook ``cmbench_report_charts``)."""
     return {
-        "id": row.id, "dataset": row.dataset, "kind": row.kind, "method": row.method,
-        "title": row.title, "family": row.family, "recipe": row.recipe, "sampler": row.sampler,
-        "conditional": row.conditional, "nfe": row.nfe, "parameters": row.parameters,
+        "id": row.id,
+        "dataset": row.dataset,
+        "kind": row.kind,
+        "method": row.method,
+        "title": row.title,
+        "family": row.family,
+        "recipe": row.recipe,
+        "sampler": row.sampler,
+        "conditional": row.conditional,
+        "nfe": row.nfe,
+        "parameters": row.parameters,
         "metrics": {
             name: {
-                "mean": m.mean, "low": m.interval.low, "high": m.interval.high,
-                "values": [unit.value for unit in m.units], "key": m.key,
+                "mean": m.mean,
+                "low": m.interval.low,
+                "high": m.interval.high,
+                "values": [unit.value for unit in m.units],
+                "key": m.key,
                 "higher_is_better": m.higher_is_better,
             }
             for name, m in row.measurements.items()
         },
         "cells": [record.cell for _, record in row.cells],
-    }  # fmt: skip
+    }
 
 
 def provenance(row: Row, pool: Interner) -> dict[str, Any]:
@@ -176,12 +203,12 @@ def provenance(row: Row, pool: Interner) -> dict[str, Any]:
     flat = [flatten(record, path) for path, record in row.cells]
     if not flat:
         pairs = {"reference": row.reference, **row.details, "note": row.note}
-        return {"common": [pool.add(x) for pair in pairs.items() if pair[1] for x in pair],
-                "cells": []}  # fmt: skip
+        return {
+            "common": [pool.add(x) for pair in pairs.items() if pair[1] for x in pair],
+            "cells": [],
+        }
     first, *others = flat
-    common = {
-        key for key, value in first.items() if all(o.get(key, flat) == value for o in others)
-    }
+    common = {key for key, value in first.items() if all(o.get(key, flat) == value for o in others)}
     return {
         "common": [pool.add(x) for key in first if key in common for x in (key, first[key])],
         "cells": [

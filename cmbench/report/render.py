@@ -63,13 +63,18 @@ def render(
     for dataset in sorted({*records_by_dataset, *published}):
         if not _NAME.fullmatch(dataset):
             raise UserError(
-                f"dataset {dataset!r}", "is no valid name",
-                allowed="letters, digits and . _ + -", remedy="rename the records' folder",
-            )  # fmt: skip
+                f"dataset {dataset!r}",
+                "is no valid name",
+                allowed="letters, digits and . _ + -",
+                remedy="rename the records' folder",
+            )
         page = build_page(
-            dataset, records_by_dataset.get(dataset, ()), published.get(dataset),
-            extra_columns or {}, command,
-        )  # fmt: skip
+            dataset,
+            records_by_dataset.get(dataset, ()),
+            published.get(dataset),
+            extra_columns or {},
+            command,
+        )
         written += _write_page(page, engine, out_dir, extra_charts)
         summaries.append(page.summary())
     written.append(_write_index(summaries, engine, out_dir, command))
@@ -107,7 +112,7 @@ def _write_page(page: Page, engine: Templates, out_dir: Path, charts: Charts | N
             [*page.gallery.problems]
             + [f"chart {chart.title!r}: {chart.problem}" for chart in hooks if chart.problem]
         ),
-    }  # fmt: skip
+    }
     html = _with_csp(engine, "page.html.j2", context, scripts=_SCRIPTS)
     return [_write(out_dir / f"{page.dataset}.html", html), *written]
 

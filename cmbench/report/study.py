@@ -11,7 +11,10 @@ from cmbench.report.numbers import format_count, format_number
 
 
 def summary(
-    study: Study, results: Sequence[ArmResult], folder: Path, pictures: Sequence[str],
+    study: Study,
+    results: Sequence[ArmResult],
+    folder: Path,
+    pictures: Sequence[str],
     rank_metric: str,
 ) -> str:
     """Return the page: the claim, the pictures, and a table for each of them.
@@ -29,8 +32,9 @@ def summary(
         lines += [f"Source of the claim: {escape(table.source)}.", ""]
     lines += [
         f"Dataset `{table.dataset}`, {table.seeds} training seed(s). Again: "
-        f"`cmbench study {study.argument}`.", "",
-    ]  # fmt: skip
+        f"`cmbench study {study.argument}`.",
+        "",
+    ]
     shown = list(pictures) + [""] * (len(table.plots) - len(pictures))
     for plot, picture in zip(table.plots, shown, strict=True):
         what = (plot.metric or rank_metric) if plot.kind == "metric" else plot.scalar

@@ -20,7 +20,8 @@ def require_matplotlib() -> None:
     """Raise ``MissingError`` if pictures cannot be drawn; cheap, for before the work."""
     if find_spec("matplotlib") is None:
         raise MissingError(
-            "cmbench study", "matplotlib is not installed",
+            "cmbench study",
+            "matplotlib is not installed",
             allowed="with --no-plot, tables only",
             remedy="install it with: pip install 'cmbench[plots]'",
         )
@@ -77,9 +78,7 @@ def _draw_metric(axes: Any, results: Sequence[ArmResult], metric: str) -> None:
         axes.legend(fontsize=8)
 
 
-def _draw_sweeps(
-    axes: Any, results: Sequence[ArmResult], metric: str, nfes: Sequence[int]
-) -> None:
+def _draw_sweeps(axes: Any, results: Sequence[ArmResult], metric: str, nfes: Sequence[int]) -> None:
     """One line a series and NFE; an arm without a swept value is a horizontal line."""
     markers, colors = cycle(_MARKERS), cycle(f"C{i}" for i in range(10))
     options = dict.fromkeys(r.arm.option for r in results if r.arm.x is not None)
@@ -91,8 +90,13 @@ def _draw_sweeps(
             swept = sorted((x, v) for x, v in found if x is not None)
             color = next(colors)
             if swept:
-                axes.plot([x for x, _ in swept], [fmean(v) for _, v in swept], color=color,
-                          marker=next(markers), label=label)
+                axes.plot(
+                    [x for x, _ in swept],
+                    [fmean(v) for _, v in swept],
+                    color=color,
+                    marker=next(markers),
+                    label=label,
+                )
                 for x, values in swept:
                     axes.plot([x] * len(values), values, ".", color=color, alpha=0.5)
             for _, values in (f for f in found if f[0] is None):
@@ -112,23 +116,32 @@ def _draw_arms(axes: Any, results: Sequence[ArmResult], metric: str, nfes: Seque
             if not values:
                 continue
             color = f"C{index}"
-            axes.plot([place + shift], [fmean(values)], _MARKERS[index % len(_MARKERS)],
-                      color=color, label=label)
+            axes.plot(
+                [place + shift],
+                [fmean(values)],
+                _MARKERS[index % len(_MARKERS)],
+                color=color,
+                label=label,
+            )
             axes.plot([place + shift] * len(values), values, ".", color=color, alpha=0.5)
             label = "_again"
     axes.set_xticks(range(len(results)), [r.arm.name for r in results], fontsize=8)
     axes.set_xlim(-0.6, len(results) - 0.4)
 
 
-def _draw_curves(
-    axes: Any, results: Sequence[ArmResult], records: Path, plot: PlotTable
-) -> None:
+def _draw_curves(axes: Any, results: Sequence[ArmResult], records: Path, plot: PlotTable) -> None:
     """One colour an arm, one line a seed."""
     for index, result in enumerate(results):
         label = result.arm.name
         for curve in curves_of(records, result, plot.scalar):
-            axes.plot([x / 1000 for x, _ in curve], [y for _, y in curve], color=f"C{index}",
-                      alpha=0.8, linewidth=1.2, label=label)
+            axes.plot(
+                [x / 1000 for x, _ in curve],
+                [y for _, y in curve],
+                color=f"C{index}",
+                alpha=0.8,
+                linewidth=1.2,
+                label=label,
+            )
             label = "_again"
     axes.set_xlabel("training images, thousands")
     axes.set_ylabel(plot.scalar)

@@ -63,8 +63,9 @@ class ImageDraws:
 
     def _drawn(self, name: str, kind: Kind, like: Tensor) -> Tensor:
         if len(like) != len(self.indices):
-            raise ValueError(f"draw {name!r} asks for {len(like)} images, the batch has "
-                             f"{len(self.indices)}")
+            raise ValueError(
+                f"draw {name!r} asks for {len(like)} images, the batch has {len(self.indices)}"
+            )
         drawing = Drawing(name, kind, tuple(like.shape[1:]))
         self.asked[drawing] = None
         out = self.ready.get(drawing)

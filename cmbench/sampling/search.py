@@ -91,10 +91,12 @@ def search_levels(
         before = best
         for i in range(1, len(levels)):
             below = levels[i + 1] if i + 1 < len(levels) else min(floor, levels[i])
-            above, under = levels[:i], levels[i + 1:]
+            above, under = levels[:i], levels[i + 1 :]
             point, value = golden_section(
                 lambda x, a=above, b=under: value_of((*a, math.exp(x), *b)),  # type: ignore[misc]
-                math.log(below), math.log(levels[i - 1]), evaluations,
+                math.log(below),
+                math.log(levels[i - 1]),
+                evaluations,
             )
             if value < best:
                 levels, best = (*above, math.exp(point), *under), value

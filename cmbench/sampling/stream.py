@@ -144,8 +144,9 @@ class Sampler:
     def _check(self, images: object, noise: Tensor, start: int, count: int) -> None:
         who = f"method {type(self.method).__name__}, sample hook"
         if not isinstance(images, Tensor):
-            raise PluginError(who, f"returned {type(images).__name__}",
-                              allowed="a tensor shaped as the noise")
+            raise PluginError(
+                who, f"returned {type(images).__name__}", allowed="a tensor shaped as the noise"
+            )
         if images.shape != noise.shape:
             raise PluginError(
                 who,

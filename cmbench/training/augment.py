@@ -35,10 +35,19 @@ SCALE_LOG2_STD, TRANSLATE_STD = 0.2, 0.125
 AXIS_TURNED = 0.5
 #: Low-pass filter of the wavelet sym6 (least asymmetric Daubechies, 6 vanishing moments).
 SYM6 = (
-    0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
-    0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252,
-    -0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148,
-)  # fmt: skip
+    0.015404109327027373,
+    0.0034907120842174702,
+    -0.11799011114819057,
+    -0.048311742585633,
+    0.4910559419267466,
+    0.787641141030194,
+    0.3379294217276218,
+    -0.07263752278646252,
+    -0.021060292512300564,
+    0.04472490177066578,
+    0.0017677118642428036,
+    -0.007800708325034148,
+)
 #: Pixels added around an image, and how far beyond its border they give whole filter sums.
 _MARGIN, _REACH = 6, 3.0
 _CENTRE = sum(i * h for i, h in enumerate(SYM6)) / sum(SYM6)
@@ -76,9 +85,15 @@ def augment(images: Tensor, draws: Draws, probability: float) -> tuple[Tensor, T
     warped = warp(flipped, inverse, TRANSLATE_STD * sides * move)
     warps = done[:, 1:].amax(1)[:, None, None, None] > 0
     labels = [
-        x_flip, y_flip, scale, torch.cos(angle) - 1, torch.sin(angle),
-        stretch * torch.cos(axis), stretch * torch.sin(axis), *move.unbind(1),
-    ]  # fmt: skip
+        x_flip,
+        y_flip,
+        scale,
+        torch.cos(angle) - 1,
+        torch.sin(angle),
+        stretch * torch.cos(axis),
+        stretch * torch.sin(axis),
+        *move.unbind(1),
+    ]
     return torch.where(warps, warped, flipped), torch.stack(labels, 1)
 
 
@@ -87,9 +102,7 @@ def flip(images: Tensor, which: Tensor, dim: int) -> Tensor:
     return torch.where(which[:, None, None, None] > 0, images.flip(dim), images)
 
 
-def inverse_matrix(
-    scale_log2: Tensor, angle: Tensor, stretch_log2: Tensor, axis: Tensor
-) -> Tensor:
+def inverse_matrix(scale_log2: Tensor, angle: Tensor, stretch_log2: Tensor, axis: Tensor) -> Tensor:
     """Return ``(A R S)^-1`` ``[N, 2, 2]`` on (x, y), each argument ``[N]``.
 
     S scales by ``2^scale_log2``, R turns by ``-angle``, A scales by ``2^stretch_log2`` along
@@ -122,9 +135,12 @@ def warp(images: Tensor, inverse: Tensor, shift: Tensor) -> Tensor:
     fine = _resample(padded, up=True)
     ys = _pixel_positions(height, images.device)
     xs = _pixel_positions(width, images.device)
-    target = torch.stack(
-        [xs[None, :].expand(len(ys), -1), ys[:, None].expand(-1, len(xs))], 2
-    ).reshape(1, -1, 2) - shift[:, None, :]
+    target = (
+        torch.stack([xs[None, :].expand(len(ys), -1), ys[:, None].expand(-1, len(xs))], 2).reshape(
+            1, -1, 2
+        )
+        - shift[:, None, :]
+    )
     source = (target @ inverse.transpose(1, 2)).view(n, len(ys), len(xs), 2)
     grid = torch.stack(
         [

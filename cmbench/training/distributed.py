@@ -40,8 +40,15 @@ _MOST_FLAGS = 3
 RELAYED = "raised by rank 0"
 _ERRORS = {
     error.__name__: error
-    for error in (BrokenRunError, BusyError, InterruptedRunError, MissingError, NonFiniteError,
-                  PluginError, UserError)
+    for error in (
+        BrokenRunError,
+        BusyError,
+        InterruptedRunError,
+        MissingError,
+        NonFiniteError,
+        PluginError,
+        UserError,
+    )
 }
 
 
@@ -84,18 +91,28 @@ class Place:
             text = os.environ.get(name, str(default))
             low, high = (1, 10**6) if name == "WORLD_SIZE" else (0, values["WORLD_SIZE"] - 1)
             if not text.isdecimal() or not low <= int(text) <= high:
-                raise UserError(f"environment variable {name}", repr(text),
-                                allowed=f"{low} to {high}",
-                                remedy="start with torchrun, or unset it for one process")
+                raise UserError(
+                    f"environment variable {name}",
+                    repr(text),
+                    allowed=f"{low} to {high}",
+                    remedy="start with torchrun, or unset it for one process",
+                )
             values[name] = int(text)
         if values["WORLD_SIZE"] > 1 and "RANK" not in os.environ:
-            raise UserError("environment variable WORLD_SIZE", f"{values['WORLD_SIZE']} without "
-                            "RANK", remedy="start with torchrun, or unset it for one process")
+            raise UserError(
+                "environment variable WORLD_SIZE",
+                f"{values['WORLD_SIZE']} without RANK",
+                remedy="start with torchrun, or unset it for one process",
+            )
         if values["WORLD_SIZE"] > 1 and "LOCAL_RANK" not in os.environ:
-            raise UserError("environment variable LOCAL_RANK", f"missing for process "
-                            f"{values['RANK']} of {values['WORLD_SIZE']}: all of a machine would "
-                            "take its first GPU", allowed="the process's number on its machine",
-                            remedy="start with torchrun, or set it (Slurm: to $SLURM_LOCALID)")
+            raise UserError(
+                "environment variable LOCAL_RANK",
+                f"missing for process "
+                f"{values['RANK']} of {values['WORLD_SIZE']}: all of a machine would "
+                "take its first GPU",
+                allowed="the process's number on its machine",
+                remedy="start with torchrun, or set it (Slurm: to $SLURM_LOCALID)",
+            )
         local = os.environ.get("LOCAL_WORLD_SIZE", "1")
         local_size = max(int(local), 1) if local.isdecimal() else 1
         return cls(values["RANK"], values["WORLD_SIZE"], values["LOCAL_RANK"], local_size)
@@ -116,10 +133,7 @@ class World:
         return self.rank == 0
 
     def agree(
-        self,
-        *flags: bool,
-        failure: BaseException | None = None,
-        patience: timedelta | None = None,
+        self, *flags: bool, failure: BaseException | None = None, patience: timedelta | None = None
     ) -> tuple[bool, ...]:
         """Return, for each flag, whether any process has raised it; all wait for each other.
 
@@ -138,9 +152,7 @@ class World:
         padded = [failure is not None, *flags, *[False] * (_MOST_FLAGS - len(flags))]
         message = torch.tensor([int(flag) for flag in padded])
         with self._contact():
-            work = dist.all_reduce(
-                message, op=dist.ReduceOp.MAX, group=self.control, async_op=True
-            )
+            work = dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self.control, async_op=True)
             work.wait(patience or PATIENCE)
         failed, *agreed = (bool(flag) for flag in message.tolist())
         if failed:
@@ -243,7 +255,8 @@ class World:
         except RuntimeError as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise LostProcessError(
-                f"rank {self.rank} of {self.size}", f"lost another process ({first[:160]})",
+                f"rank {self.rank} of {self.size}",
+                f"lost another process ({first[:160]})",
                 remedy="see what that process said, then start the same command again: training "
                 "resumes from the last good checkpoint",
             ) from error
@@ -263,7 +276,8 @@ class World:
                 f"{batch_size} images do not split evenly over {self.size} process(es) "
                 f"in shards of {microbatch_size or share}",
                 allowed="a multiple of processes x microbatch_size",
-                remedy=f"choose a batch_size that is a multiple of {self.size}" if rest
+                remedy=f"choose a batch_size that is a multiple of {self.size}"
+                if rest
                 else f"set microbatch_size={fits}, or another batch_size",
             )
         for first in range(self.rank * share, (self.rank + 1) * share, shard):
@@ -289,10 +303,15 @@ class World:
         for index, parameter in enumerate(parameters):
             if parameter.grad is None:
                 here[index] = 0.0
-        return torch.cat([
-            *((torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters),
-            here,
-        ])
+        return torch.cat(
+            [
+                *(
+                    (torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1)
+                    for p in parameters
+                ),
+                here,
+            ]
+        )
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter], flat: Tensor | None) -> None:
         """Sum gradients over all processes, in one flat message.
@@ -306,7 +325,7 @@ class World:
             dist.all_reduce(flat)
         # The host waits for the device only where this process lacks a gradient.
         lacks = any(p.grad is None for p in parameters)
-        counts = flat[-len(parameters):].tolist() if lacks else [1.0] * len(parameters)
+        counts = flat[-len(parameters) :].tolist() if lacks else [1.0] * len(parameters)
         offset = 0
         for parameter, count in zip(parameters, counts, strict=True):
             summed = flat[offset : offset + parameter.numel()].view_as(parameter)

@@ -122,7 +122,8 @@ def in_step(state: TrainingState) -> Iterator[None]:
         if state.sharding is None or state.sharding.hosts_wait:
             raise
         broken = BrokenRunError(
-            error.where, error.what,
+            error.where,
+            error.what,
             remedy="all processes end here, because GPUs wait for its slices of the weights; "
             "started again, training resumes from the last good checkpoint",
         )
@@ -161,11 +162,7 @@ def memory_of_step(state: TrainingState, settings: Settings) -> AbstractContextM
 
 
 def train_step(
-    state: TrainingState,
-    nets: Mapping[str, Any],
-    feed: Feed,
-    settings: Settings,
-    meter: Meter,
+    state: TrainingState, nets: Mapping[str, Any], feed: Feed, settings: Settings, meter: Meter
 ) -> None:
     """Make one optimizer step of every objective that is due, then update averages."""
     phase, batch_size = state.phase, settings.batch_size
@@ -249,7 +246,8 @@ def require_one_per_image(state: TrainingState, loss: object, count: int) -> Non
     else:
         return
     raise PluginError(
-        f"method {type(state.method).__name__}", problem,
+        f"method {type(state.method).__name__}",
+        problem,
         allowed=f"one value per image, a tensor of shape ({count},) with a gradient",
         remedy="fix the method's loss",
     )

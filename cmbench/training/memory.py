@@ -34,7 +34,9 @@ def memory_explained(
         fewer = smaller_shard(share, shard)
         remedy = (
             f"set microbatch_size={fewer} (-o microbatch_size={fewer}): same batch, gradients "
-            "accumulate" if fewer else "choose a smaller network or precision=bf16"
+            "accumulate"
+            if fewer
+            else "choose a smaller network or precision=bf16"
         )
         # The recipe, these options included, is the run's identity: nothing of it is resumed.
         raise BrokenRunError(
@@ -60,7 +62,8 @@ def sampling_memory_explained(device: torch.device, batch_size: int) -> Iterator
             f"sampling and measuring on {device}",
             f"out of memory with --batch-size {batch_size}{_used(device)}",
             remedy=f"add --batch-size {fewer}: nothing else changes, trained weights are kept"
-            if fewer else "take a device with more memory; trained weights are kept",
+            if fewer
+            else "take a device with more memory; trained weights are kept",
         ) from error
 
 

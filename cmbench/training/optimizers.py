@@ -20,7 +20,9 @@ def make_optimizer(
     # The fused CPU kernel of Adam is also faster than the multi-tensor one for small networks.
     kernel: dict[str, Any] = {"foreach": True} if config.name == "radam" else {"fused": True}
     common: dict[str, Any] = {
-        "lr": config.lr, "betas": config.betas, "eps": config.eps,
+        "lr": config.lr,
+        "betas": config.betas,
+        "eps": config.eps,
         "weight_decay": config.weight_decay,
     }
     if config.name == "adamw":
@@ -30,9 +32,7 @@ def make_optimizer(
     return torch.optim.RAdam(parameters, **common, **kernel)
 
 
-def learning_rate(
-    config: OptimizerConfig, *, nimg: int, total_nimg: int, batch_size: int
-) -> float:
+def learning_rate(config: OptimizerConfig, *, nimg: int, total_nimg: int, batch_size: int) -> float:
     """Return the learning rate of the step that starts at ``nimg`` images of the phase.
 
     Inverse-square-root decay is EDM2's: lr / sqrt(max(step / t_ref, 1)).

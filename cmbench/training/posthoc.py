@@ -123,8 +123,11 @@ def save_snapshot(folder: Path, state: TrainingState) -> None:
     if not kept or state.phase_index != len(state.phases) - 1 or state.nimg == 0:
         return
     tensors = {f"{configs[i].label}/{k}": v for i in kept for k, v in state.averaged(i).items()}
-    meta = {"nimg": state.nimg, "seen_nimg": state.seen_nimg,
-            "sigma_rel": {configs[i].label: configs[i].sigma_rel for i in kept}}
+    meta = {
+        "nimg": state.nimg,
+        "seen_nimg": state.seen_nimg,
+        "sigma_rel": {configs[i].label: configs[i].sigma_rel for i in kept},
+    }
     save_checkpoint(folder / f"{state.nimg:014d}.safetensors", tensors, meta)
 
 
@@ -149,18 +152,22 @@ def reconstruct(folder: Path, sigma_rel: float, seen_nimg: int | None = None) ->
     newest = metas[-1].get("seen_nimg", seen_nimg)
     if seen_nimg is not None and newest != seen_nimg:
         raise UserError(
-            who, f"its newest snapshot has seen {newest} images, the weights {seen_nimg}",
-            allowed="the snapshot of the end of training", remedy=f"restore it, or {remedy}",
+            who,
+            f"its newest snapshot has seen {newest} images, the weights {seen_nimg}",
+            allowed="the snapshot of the end of training",
+            remedy=f"restore it, or {remedy}",
         )
     stored = [
         Profile(float(width), float(meta["nimg"]))
-        for meta in metas for width in meta["sigma_rel"].values()
-    ]  # fmt: skip
+        for meta in metas
+        for width in meta["sigma_rel"].values()
+    ]
     wanted = Profile(sigma_rel, max(profile.nimg for profile in stored))
     factors, error = coefficients(stored, wanted)
     if error > TOLERANCE:
         raise UserError(
-            who, f"its profile is missed by {error:.0%} from {len(stored)} stored averages",
+            who,
+            f"its profile is missed by {error:.0%} from {len(stored)} stored averages",
             allowed=f"errors up to {TOLERANCE:.0%}: widths near the stored ones",
             remedy="keep two widths around it, and more checkpoints (checkpoint_kimg)",
         )

@@ -110,8 +110,7 @@ class Sharding:
     def slices(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
         """Return what this process has of each parameter; whole ones as they are."""
         return [
-            nn.Parameter(p.to_local().detach()) if isinstance(p, DTensor) else p
-            for p in parameters
+            nn.Parameter(p.to_local().detach()) if isinstance(p, DTensor) else p for p in parameters
         ]
 
     @staticmethod
@@ -137,8 +136,12 @@ class Sharding:
         if not isinstance(parameter, DTensor) or mine.shape != parameter.to_local().shape:
             return mine
         split = DTensor.from_local(
-            mine, self.mesh, parameter.placements, run_check=False,
-            shape=parameter.shape, stride=parameter.stride(),
+            mine,
+            self.mesh,
+            parameter.placements,
+            run_check=False,
+            shape=parameter.shape,
+            stride=parameter.stride(),
         )
         return split.full_tensor()
 
@@ -153,7 +156,8 @@ class Sharding:
         squares = [torch.zeros((), dtype=torch.float64, device=slices[0].device) for _ in range(2)]
         for split, square in zip((True, False), squares):
             gradients = [
-                mine.grad for p, mine in zip(parameters, slices, strict=True)
+                mine.grad
+                for p, mine in zip(parameters, slices, strict=True)
                 if isinstance(p, DTensor) == split and mine.grad is not None
             ]
             if gradients:

@@ -148,10 +148,12 @@ def trained(steps: int = 200, mu: float = 0.95) -> tuple[MLP, MLP]:
     place = Progress(1, 1, 1, 1)
     for _ in range(steps):
         x0, _ = ring_mixture().sample(256, generator, dtype=torch.float64)
-        draws = FixedDraws({
-            "index": torch.rand(256, generator=generator, dtype=torch.float64),
-            "noise": torch.randn(x0.shape, generator=generator, dtype=torch.float64),
-        })
+        draws = FixedDraws(
+            {
+                "index": torch.rand(256, generator=generator, dtype=torch.float64),
+                "noise": torch.randn(x0.shape, generator=generator, dtype=torch.float64),
+            }
+        )
         optimizer.zero_grad()
         method.loss(nets, Batch(x0, None), draws, place).mean().backward()
         optimizer.step()
@@ -224,7 +226,10 @@ class Laboratory:
         draws = FixedDraws({"index": u, "noise": noise})
         batch = Batch(images, None)
         return gradient(
-            self.model, lambda nets: method.loss(nets, batch, draws, place), weights, target  # type: ignore[arg-type]
+            self.model,
+            lambda nets: method.loss(nets, batch, draws, place),
+            weights,
+            target,  # type: ignore[arg-type]
         )
 
     def continuous(self, form: str) -> Tensor:
@@ -348,15 +353,19 @@ def page(m: dict[str, Any]) -> str:
 
     template = (HERE / "page.md.in").read_text(encoding="utf-8")
     return template.format(
-        first=first, last=last, lag=100 * m["lag"],
+        first=first,
+        last=last,
+        lag=100 * m["lag"],
         quadrature=f"{m['quadrature-error']:.1g}",
-        table="\n".join([
-            row("CT against CD, squared l2, mu = 0", "ct-cd"),
-            row("CT against CD, pseudo-Huber, mu = 0", "ct-cd-huber"),
-            row("CT against the consistency gradient, mu = 0", "mu0-limit"),
-            row("CT with a lagging target against the consistency gradient", "lag-limit"),
-            row("CT against CD, both with that lagging target", "lag-ct-cd"),
-        ]),
+        table="\n".join(
+            [
+                row("CT against CD, squared l2, mu = 0", "ct-cd"),
+                row("CT against CD, pseudo-Huber, mu = 0", "ct-cd-huber"),
+                row("CT against the consistency gradient, mu = 0", "mu0-limit"),
+                row("CT with a lagging target against the consistency gradient", "lag-limit"),
+                row("CT against CD, both with that lagging target", "lag-ct-cd"),
+            ]
+        ),
         continuous=f"{m['continuous-2023']:.1e}",
         tangents="\n".join(
             f"| {name} | {v['relative']:.2g} | {v['cosine']:.4f} |"
@@ -372,12 +381,18 @@ def main() -> None:
     parser.add_argument("--halvings", type=int, default=7)
     measured = measure(parser.parse_args().halvings)
     (HERE / "measured.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-    plot(measured, HERE / "ct-cd.svg", {
-        "ct-cd": "squared l2, mu = 0", "ct-cd-huber": "pseudo-Huber, mu = 0",
-    }, "CT's expected gradient against CD's")
-    plot(measured, HERE / "target.svg", {
-        "mu0-limit": "mu = 0", "lag-limit": f"target lagging by {measured['lag']:.1%}",
-    }, "CT's expected gradient against the consistency gradient")
+    plot(
+        measured,
+        HERE / "ct-cd.svg",
+        {"ct-cd": "squared l2, mu = 0", "ct-cd-huber": "pseudo-Huber, mu = 0"},
+        "CT's expected gradient against CD's",
+    )
+    plot(
+        measured,
+        HERE / "target.svg",
+        {"mu0-limit": "mu = 0", "lag-limit": f"target lagging by {measured['lag']:.1%}"},
+        "CT's expected gradient against the consistency gradient",
+    )
     (HERE.parent / "unbiasedness.md").write_text(page(measured), encoding="utf-8")
     print(json.dumps({k: v for k, v in measured.items() if k != "series"}, indent=1))
 

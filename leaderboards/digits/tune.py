@@ -43,15 +43,33 @@ def measure(method: str, option: str, workspace: Path) -> dict[str, str | int | 
     """Run one trial and return its row."""
     nfe = 35 if method == "edm" else 1
     tail = ["--method", method, "--nfe", str(nfe), *(["-o", option] if option else [])]
-    command = ["cmbench", "run", "--dataset", "digits", "--seeds", f"{SEED}-{SEED}",
-               "--threads", "1", "--no-report", "--quiet", "--workspace", str(workspace), *tail]
+    command = [
+        "cmbench",
+        "run",
+        "--dataset",
+        "digits",
+        "--seeds",
+        f"{SEED}-{SEED}",
+        "--threads",
+        "1",
+        "--no-report",
+        "--quiet",
+        "--workspace",
+        str(workspace),
+        *tail,
+    ]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     for path in workspace.glob(f"records/digits/{method}-demo-s{SEED}-nfe{nfe}-*.json"):
         record = json.loads(path.read_text())
         if record["command"].endswith(" ".join(tail)):
-            return {"method": method, "option": option or "(recipe)", "seed": SEED, "nfe": nfe,
-                    "fd-digits": round(record["metrics"]["fd-digits"]["value"], 4),
-                    "network_evaluations": record["training"]["network_evaluations"]}
+            return {
+                "method": method,
+                "option": option or "(recipe)",
+                "seed": SEED,
+                "nfe": nfe,
+                "fd-digits": round(record["metrics"]["fd-digits"]["value"], 4),
+                "network_evaluations": record["training"]["network_evaluations"],
+            }
     raise SystemExit(f"{' '.join(command)} left no record:\n{done.stdout}{done.stderr}")
 
 

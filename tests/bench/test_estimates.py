@@ -128,8 +128,22 @@ def test_a_method_that_breaks_is_still_planned(toys: Context) -> None:
 def test_published_size_without_data_or_gpu(
     cmbench: Callable[..., Outcome], tmp_path: Path
 ) -> None:
-    done = cmbench("run", "-m", "sct", "-d", "imagenet64", "--nfe", "1", "--dry-run", "--device",
-                   "cpu", "-o", "network.blocks=1", "-w", str(tmp_path / "w"))  # fmt: skip
+    done = cmbench(
+        "run",
+        "-m",
+        "sct",
+        "-d",
+        "imagenet64",
+        "--nfe",
+        "1",
+        "--dry-run",
+        "--device",
+        "cpu",
+        "-o",
+        "network.blocks=1",
+        "-w",
+        str(tmp_path / "w"),
+    )
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     start = lines.index("cost of each seed (estimates)")

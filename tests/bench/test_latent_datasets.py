@@ -79,9 +79,13 @@ def asked(tmp_path: Path) -> SweepRequest:
 def add_reference(context: Context) -> None:
     pictures = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8)
     cached_reference(
-        lambda: iter([pictures]), PixelExtractor(), source=NAME, source_sha256="0" * 64,
-        quantization="truncate", folder=context.workspace.root / "references",
-    )  # fmt: skip
+        lambda: iter([pictures]),
+        PixelExtractor(),
+        source=NAME,
+        source_sha256="0" * 64,
+        quantization="truncate",
+        folder=context.workspace.root / "references",
+    )
 
 
 def test_samples_are_decoded_and_compared_with_imported_statistics(
@@ -104,8 +108,9 @@ def test_samples_are_decoded_and_compared_with_imported_statistics(
 def test_the_decoder_is_in_edm2s_range(latent: Context, value: float, stored: int) -> None:
     spec = latent.plugins.datasets.specs[NAME]
     dataset = latents.build(spec, latent.locations)
-    dataset._decoder = SimpleNamespace(decode=lambda raw: SimpleNamespace(
-        sample=torch.full((len(raw), 3, 8, 8), value)))  # fmt: skip
+    dataset._decoder = SimpleNamespace(
+        decode=lambda raw: SimpleNamespace(sample=torch.full((len(raw), 3, 8, 8), value))
+    )
     dataset._decoder.to = lambda _: dataset._decoder
     pictures = quantize(dataset.to_pixels(torch.zeros(9, 4, 64, 64)), spec.quantize)
     assert pictures.shape == (9, 3, 8, 8)

@@ -181,9 +181,7 @@ def test_unreadable_files_are_one_line(tmp_path: Path) -> None:
         ('[r.a]\nextends = "gone"', "method 'm' on 'r': unknown recipe 'gone'"),
     ],
 )
-def test_extending_in_circles_or_nothing_is_one_line(
-    tmp_path: Path, text: str, found: str
-) -> None:
+def test_extending_in_circles_or_nothing_is_one_line(tmp_path: Path, text: str, found: str) -> None:
     with pytest.raises(UserError) as raised:
         recipe_table(with_file(tmp_path, text), "r", "a")
     assert str(raised.value).startswith(found)
@@ -195,11 +193,20 @@ def test_extending_in_circles_or_nothing_is_one_line(
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1", 1), ("1e-4", 1e-4), ("true", True), ('"1"', "1"), ("heun", "heun"), ("", ""),
-        ("[1, 2.5]", [1, 2.5]), ("{a = 1}", {"a": 1}), ("none", None), ("a=b", "a=b"),
-        ("1\nother = 2", "1\nother = 2"), ("[" * 5000, "[" * 5000),
+        ("1", 1),
+        ("1e-4", 1e-4),
+        ("true", True),
+        ('"1"', "1"),
+        ("heun", "heun"),
+        ("", ""),
+        ("[1, 2.5]", [1, 2.5]),
+        ("{a = 1}", {"a": 1}),
+        ("none", None),
+        ("a=b", "a=b"),
+        ("1\nother = 2", "1\nother = 2"),
+        ("[" * 5000, "[" * 5000),
     ],
-)  # fmt: skip
+)
 def test_values_are_toml_or_plain_strings(text: str, value: object) -> None:
     assert parse_value(text) == value
 

@@ -47,35 +47,57 @@ def record(**fields: Any) -> Record:
         "plugin": PluginRecord(name="p", distribution="d", version="1"),
         "dataset": DatasetRecord(name="digits"),
         "training": TrainingRecord(
-            run="digits/m-demo-s0-0", seed=0, recipe="demo", config={"lr": 1e-3},
-            config_sha256="0", parameters=3, images_seen=7,
+            run="digits/m-demo-s0-0",
+            seed=0,
+            recipe="demo",
+            config={"lr": 1e-3},
+            config_sha256="0",
+            parameters=3,
+            images_seen=7,
         ),
         "sampling": SamplingRecord(nfe=1, seed=0, num_samples=2, protocol_samples=2, batch_size=2),
         "metrics": {"fd": MetricRecord(value=1.5, higher_is_better=False, key="fd|digits")},
         "environment": EnvironmentRecord(cmbench="0", python="3"),
-    }  # fmt: skip
+    }
     return Record(**(base | fields))
 
 
 @given(
-    cell=NAMES, method=NAMES, reason=TEXT, value=st.none() | FINITE,
+    cell=NAMES,
+    method=NAMES,
+    reason=TEXT,
+    value=st.none() | FINITE,
     detail=st.dictionaries(TEXT, JSON),
-    interval=st.none() | st.tuples(FINITE, FINITE), config=st.dictionaries(TEXT, JSON),
-    times=st.lists(FINITE), warnings=st.lists(TEXT), status=st.sampled_from(["finished", "failed"]),
-)  # fmt: skip
+    interval=st.none() | st.tuples(FINITE, FINITE),
+    config=st.dictionaries(TEXT, JSON),
+    times=st.lists(FINITE),
+    warnings=st.lists(TEXT),
+    status=st.sampled_from(["finished", "failed"]),
+)
 def test_what_is_written_is_read(
-    tmp_path_factory: pytest.TempPathFactory, cell: str, method: str, reason: str,
-    value: float | None, detail: dict[str, Any], interval: tuple[float, float] | None,
-    config: dict[str, Any], times: list[float], warnings: list[str], status: Any,
-) -> None:  # fmt: skip
-    metric = MetricRecord(value=value, higher_is_better=True, key="k", interval=interval,
-                          detail=detail)  # fmt: skip
+    tmp_path_factory: pytest.TempPathFactory,
+    cell: str,
+    method: str,
+    reason: str,
+    value: float | None,
+    detail: dict[str, Any],
+    interval: tuple[float, float] | None,
+    config: dict[str, Any],
+    times: list[float],
+    warnings: list[str],
+    status: Any,
+) -> None:
+    metric = MetricRecord(
+        value=value, higher_is_better=True, key="k", interval=interval, detail=detail
+    )
     made = record(cell=cell, method=method, reason=reason, status=status, warnings=warnings)
-    made = made.model_copy(update={
-        "metrics": {"x": metric},
-        "training": made.training.model_copy(update={"config": config}),
-        "sampling": made.sampling.model_copy(update={"times": times}),
-    })  # fmt: skip
+    made = made.model_copy(
+        update={
+            "metrics": {"x": metric},
+            "training": made.training.model_copy(update={"config": config}),
+            "sampling": made.sampling.model_copy(update={"times": times}),
+        }
+    )
     path = write_record(made, tmp_path_factory.mktemp("r"))
     assert path.name == f"{cell}.json"
     assert read_record(path) == made
@@ -153,8 +175,12 @@ def changed(*path: str | int, value: Any) -> str:
         ("[" * 100_000, "is not JSON ("),
         (b"\xff\xfe", "cannot be read ("),
         (changed("reason", value=float("nan")), "is not JSON (NaN is not allowed)"),
-        (changed("metrics", "fd", "value", value=0).replace("0.0", "0").replace(
-            '"value": 0', '"value": 1e999'), "is not JSON (1e999 is too large"),
+        (
+            changed("metrics", "fd", "value", value=0)
+            .replace("0.0", "0")
+            .replace('"value": 0', '"value": 1e999'),
+            "is not JSON (1e999 is too large",
+        ),
         ("[]", "has schema version None; allowed: 1 to 1; update cmbench"),
         (changed("schema_version", value=2), "has schema version 2; allowed: 1 to 1; update"),
         (changed("schema_version", value="1"), "has schema version '1'"),
@@ -168,7 +194,7 @@ def changed(*path: str | int, value: Any) -> str:
         (changed("sampling", "nfe", value="many"), "field 'sampling.nfe': Input should be a valid"),
         (changed("reason", value="\ud800"), "is not JSON ('utf-8' codec can't encode"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_file_names_file_and_field(tmp_path: Path, text: str | bytes, found: str) -> None:
     line = refused(tmp_path, text)
     assert line.startswith(found)
@@ -202,7 +228,7 @@ def test_any_change_of_a_value_is_read_or_one_line(
     inner[key] = data.draw(JSON)
     path = tmp_path_factory.mktemp("r") / "r.json"
     path.write_text(json.dumps(table))
-    (_, found), = read_records(path.parent)
+    ((_, found),) = read_records(path.parent)
     assert found.to_json() if isinstance(found, Record) else "\n" not in str(found)
 
 
@@ -225,9 +251,7 @@ def with_snapshots(snapshots: object) -> Record:
     return Record.model_validate(base)
 
 
-def test_snapshots_are_kept_and_records_without_any_have_the_bytes_they_had(
-    tmp_path: Path,
-) -> None:
+def test_snapshots_are_kept_and_records_without_any_have_the_bytes_they_had(tmp_path: Path) -> None:
     assert "snapshots" not in record().to_json()
     named = with_snapshots({"00000000002048.safetensors": "a" * 64})
     assert read_record(write_record(named, tmp_path)) == named

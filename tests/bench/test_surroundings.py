@@ -45,11 +45,14 @@ def test_the_variable_wins(machine: pytest.MonkeyPatch, given: str, expected: in
 @pytest.mark.parametrize(
     ("before", "now", "same", "expected"),
     [
-        (3, 8, True, 3), (8, 1, True, 8),  # the same bits, however busy the machine is now
-        (3, 8, False, 8), (8, 1, False, 1),  # one process of eight had an eighth of the cores
-        (16, 8, True, 8), (64, 64, True, 64),  # 64 only if they are asked for again
+        (3, 8, True, 3),
+        (8, 1, True, 8),  # the same bits, however busy the machine is now
+        (3, 8, False, 8),
+        (8, 1, False, 1),  # one process of eight had an eighth of the cores
+        (16, 8, True, 8),
+        (64, 64, True, 64),  # 64 only if they are asked for again
     ],
-)  # fmt: skip
+)
 def test_threads_of_a_resumed_run(
     machine: pytest.MonkeyPatch, before: int, now: int, same: bool, expected: int
 ) -> None:
@@ -105,8 +108,13 @@ def test_the_workspace_is_the_option_or_the_variable_or_a_folder_here(
 
 def test_all_paths_lie_below_the_root(tmp_path: Path) -> None:
     place = Workspace(tmp_path)
-    for path in (place.reports, place.cache, place.records("d"), place.run("d/r"),
-                 place.samples("c")):  # fmt: skip
+    for path in (
+        place.reports,
+        place.cache,
+        place.records("d"),
+        place.run("d/r"),
+        place.samples("c"),
+    ):
         assert path.is_relative_to(tmp_path)
     place.require_writable()
     assert list(tmp_path.iterdir()) == []
@@ -138,8 +146,12 @@ def test_a_full_disk_is_found_before_any_work(
 
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    done = subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        ["git", "-C", str(folder), *identity, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return done.stdout.strip()
 
 
@@ -201,8 +213,10 @@ def test_a_failure_is_one_short_line() -> None:
 
 
 def test_a_compiler_that_fails_is_not_the_methods_fault() -> None:
-    what = ("InductorError: InvalidCxxCompiler: No working C++ compiler found in (None, 'g++')\n\n"
-            "Set TORCHDYNAMO_VERBOSE=1 for the internal stack trace")  # fmt: skip
+    what = (
+        "InductorError: InvalidCxxCompiler: No working C++ compiler found in (None, 'g++')\n\n"
+        "Set TORCHDYNAMO_VERBOSE=1 for the internal stack trace"
+    )
     assert compiler_failure("m", "training", what) == (
         "torch.compile failed while training 'm' (InductorError: InvalidCxxCompiler: No working "
         "C++ compiler found in (None, 'g++')); add --no-compile, which changes speed and "

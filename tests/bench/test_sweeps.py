@@ -46,16 +46,22 @@ def on_disk(context: Context) -> dict[str, Record]:
 def test_each_cell_leaves_a_record_with_what_decides_it(toys: Context) -> None:
     records = run(toys, seeds=(0, 1), nfes=(1, 2, 3))
     assert [(r.training.seed, r.sampling.nfe, r.status) for r in records] == [
-        (0, 1, "finished"), (0, 2, "finished"), (0, 3, "skipped"),
-        (1, 1, "finished"), (1, 2, "finished"), (1, 3, "skipped"),
-    ]  # fmt: skip
+        (0, 1, "finished"),
+        (0, 2, "finished"),
+        (0, 3, "skipped"),
+        (1, 1, "finished"),
+        (1, 2, "finished"),
+        (1, 3, "skipped"),
+    ]
     assert on_disk(toys) == {r.cell: r for r in records}
     first, _, third = records[:3]
     assert third.reason == "the toy takes one or two steps"
     assert first.sampling.nfe_measured == 1
     assert first.sampling.times == [2.0]
     assert first.plugin.model_dump() == {
-        "name": "toys", "distribution": "toy-distribution", "version": "1.2.3"
+        "name": "toys",
+        "distribution": "toy-distribution",
+        "version": "1.2.3",
     }
     assert (first.training.images_seen, first.training.network_evaluations) == (320, 960)
     assert first.training.config["optimizer"]["lr"] == 2e-3
@@ -115,16 +121,22 @@ def test_the_identity_of_a_cell_is_what_decides_its_number(toys: Context) -> Non
     assert names(batch_size=7) == names(precision="fp32") == same
     assert names("optimizer.lr=2e-3") == same, "an override that changes nothing"
     others = [
-        names("optimizer.lr=1e-3"), names("network.width=24"), names(num_samples=9),
-        names(sigmas=(3.0,)), names(ema="raw"), names(seed=1), names(sampler="other"),
-        names(precision="bf16"), names(precision="fp16"),
-    ]  # fmt: skip
+        names("optimizer.lr=1e-3"),
+        names("network.width=24"),
+        names(num_samples=9),
+        names(sigmas=(3.0,)),
+        names(ema="raw"),
+        names(seed=1),
+        names(sampler="other"),
+        names(precision="bf16"),
+        names(precision="fp16"),
+    ]
     assert len(set().union(same, *others)) == 1 + len(others)
 
 
 def test_precision_of_sampling_is_recorded_and_sets_rows_apart(toys: Context) -> None:
-    usual, = run(toys, nfes=(1,))
-    lower, = run(toys, nfes=(1,), sampling=SampleSettings(precision="bf16"))
+    (usual,) = run(toys, nfes=(1,))
+    (lower,) = run(toys, nfes=(1,), sampling=SampleSettings(precision="bf16"))
     assert (usual.sampling.dtype, lower.sampling.dtype) == ("float32", "bfloat16")
     assert usual.training.run == lower.training.run, "trained once"
     values = [r.metrics["fd-pixels"].value for r in (usual, lower)]
@@ -135,8 +147,9 @@ def test_precision_of_sampling_is_recorded_and_sets_rows_apart(toys: Context) ->
     for record, precision in ((usual, "fp32"), (lower, "bf16")):
         again = find_cell(toys, find_run(toys, record).plan, record, 64)
         assert (again.precision, again.cell) == (precision, record.cell)
-    strange = lower.model_copy(update={"sampling": lower.sampling.model_copy(
-        update={"dtype": "float8"})})  # fmt: skip
+    strange = lower.model_copy(
+        update={"sampling": lower.sampling.model_copy(update={"dtype": "float8"})}
+    )
     with pytest.raises(CannotResampleError, match="does not sample in float8"):
         find_cell(toys, find_run(toys, strange).plan, strange, 64)
 
@@ -191,7 +204,7 @@ TROUBLES = {
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_trouble_is_a_record_and_one_line(toys: Context, listener: Any, trouble: str) -> None:
-    record, = run(toys, f"trouble={trouble}", nfes=(1,))
+    (record,) = run(toys, f"trouble={trouble}", nfes=(1,))
     assert record.status == "failed"
     assert record.reason.startswith(TROUBLES[trouble])
     assert "\n" not in record.reason
@@ -216,7 +229,7 @@ def test_one_methods_trouble_is_not_the_others(toys: Context, listener: Any) -> 
     plan = plan_sweep(toys, asked)
     records = execute(toys, asked, plan, Local())
     assert [r.status for r in records] == ["finished"]
-    line, = plan.refused
+    (line,) = plan.refused
     assert line == (
         "plugin 'toys' (toy-distribution 1.2.3): cannot import 'toy:Missing' for method "
         "'broken-toy': AttributeError: module 'toy' has no attribute 'Missing'; fix or reinstall "
@@ -227,7 +240,7 @@ def test_one_methods_trouble_is_not_the_others(toys: Context, listener: Any) -> 
 
 
 def test_a_nan_in_the_middle_keeps_the_last_good_checkpoint(toys: Context) -> None:
-    record, = run(toys, "trouble=nan-loss", "trouble_nimg=224", nfes=(1,))
+    (record,) = run(toys, "trouble=nan-loss", "trouble_nimg=224", nfes=(1,))
     assert "the loss is not finite at 224 images seen" in record.reason
     folder = toys.workspace.run(record.training.run) / "checkpoints"
     assert sorted(int(p.stem) for p in folder.glob("*.json")) == [96, 192]
@@ -244,15 +257,20 @@ def test_what_breaks_at_one_nfe_leaves_the_other(toys: Context, monkeypatch: Any
 
     monkeypatch.setattr(sweep, "measure_cell", measure)
     assert [(r.status, r.reason.partition(" (")[0]) for r in run(toys)] == [
-        ("failed", "method 'toy' failed while sampling: MemoryError: no room"), ("finished", ""),
-    ]  # fmt: skip
+        ("failed", "method 'toy' failed while sampling: MemoryError: no room"),
+        ("finished", ""),
+    ]
 
 
 def test_a_dataset_that_cannot_be_opened_is_named(toys: Context) -> None:
     bad = TOYS._replace(name="bad-toys", factory="toy:add_toys")
     toys.plugins.datasets.add(bad, toys.plugins.methods.owners["toy"])
-    asked = SweepRequest(("toy",), "bad-toys", recipe=str(Path(__file__).parent.parent / "toy.toml")
-                         + ":demo", nfes=(1,))  # fmt: skip
+    asked = SweepRequest(
+        ("toy",),
+        "bad-toys",
+        recipe=str(Path(__file__).parent.parent / "toy.toml") + ":demo",
+        nfes=(1,),
+    )
     with pytest.raises(UserError, match="has no recipe for dataset 'bad-toys'"):
         plan_sweep(toys, asked)
     own = toys.workspace.root / "own.toml"
@@ -287,7 +305,7 @@ def test_a_stop_in_sampling_keeps_the_cells_that_are_done(toys: Context) -> None
     with pytest.raises(InterruptedRunError) as raised:
         run(toys)
     assert "stopped by a test; finished cells have their records" in str(raised.value)
-    done, = on_disk(toys).values()
+    (done,) = on_disk(toys).values()
     toys.should_stop = lambda: None
     assert run(toys)[0] == done
 
@@ -314,8 +332,8 @@ def test_a_record_that_another_process_finished_meanwhile_stays(
 ) -> None:
     asked = request(nfes=(1,))
     plan = plan_sweep(toys, asked)
-    theirs, = execute(toys, asked, plan, Local())
-    ours, = execute(toys, asked, plan, Local())  # the plan still says: to do
+    (theirs,) = execute(toys, asked, plan, Local())
+    (ours,) = execute(toys, asked, plan, Local())  # the plan still says: to do
     assert ours == theirs
     assert on_disk(toys) == {theirs.cell: theirs}
     assert any("another process finished it meanwhile" in note for note in listener.notes)
@@ -323,7 +341,7 @@ def test_a_record_that_another_process_finished_meanwhile_stays(
 
 @pytest.mark.parametrize("text", ["{", json.dumps({"schema_version": 7})])
 def test_a_corrupt_record_stops_before_any_work(toys: Context, text: str) -> None:
-    record, = run(toys, nfes=(1,))
+    (record,) = run(toys, nfes=(1,))
     path = toys.workspace.records("toys") / f"{record.cell}.json"
     path.write_text(text)
     with pytest.raises(UserError, match=f"record {path}: "):
@@ -378,14 +396,12 @@ def test_a_skipped_cell_of_a_distilled_run_names_its_teacher(
 ) -> None:
     plan = plan_run(context, "cd", "digits", None, 0)
     assert plan.teacher is not None
-    cell, = plan_cells(context, plan, (1,), 0, SampleSettings())
+    (cell,) = plan_cells(context, plan, (1,), 0, SampleSettings())
     made = base_record(context, cell, "skipped", None, "asked for the impossible")
     assert made.training.teacher == plan.teacher.run_id
     states = {c.name: c.state for c in verify_record(write_record(made, tmp_path))}
     assert states["recipe hash"] == "ok"
-    older = made.model_copy(
-        update={"training": made.training.model_copy(update={"teacher": None})}
-    )
+    older = made.model_copy(update={"training": made.training.model_copy(update={"teacher": None})})
     states = {c.name: c.state for c in verify_record(write_record(older, tmp_path))}
     assert states["recipe hash"] == "not checked"
 
@@ -396,9 +412,11 @@ class InductorError(RuntimeError):
 
 @pytest.mark.parametrize(
     "error",
-    [InductorError("no C++ compiler"),
-     SharedFailureError("rank 1 of 2", "InductorError: no C++ compiler", foreseen=False)],
-)  # fmt: skip
+    [
+        InductorError("no C++ compiler"),
+        SharedFailureError("rank 1 of 2", "InductorError: no C++ compiler", foreseen=False),
+    ],
+)
 def test_a_failing_compiler_is_recorded_with_the_remedy(
     toys: Context, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

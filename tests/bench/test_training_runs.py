@@ -41,8 +41,9 @@ def interrupt(context: Context, plan: RunPlan, steps: int) -> Path:
 @pytest.fixture
 def reference(toys: Context, tmp_path: Path) -> bytes:
     """The weights of an uninterrupted run of the same plan, made elsewhere."""
-    elsewhere = Context(toys.plugins, type(toys.workspace)(tmp_path / "elsewhere"), threads=1,
-                        device=toys.device)  # fmt: skip
+    elsewhere = Context(
+        toys.plugins, type(toys.workspace)(tmp_path / "elsewhere"), threads=1, device=toys.device
+    )
     return weights(obtain_run(elsewhere, planned(toys)))
 
 
@@ -69,7 +70,7 @@ def test_a_corrupt_newest_checkpoint_is_passed_over(
     newest = max((folder / "checkpoints").glob("*.safetensors"))
     newest.write_bytes(b"torn")
     assert weights(obtain_run(toys, planned(toys))) == reference
-    line, = listener.warnings
+    (line,) = listener.warnings
     assert line.startswith(f"checkpoint {newest}: is corrupt: ")
     assert line.endswith("; going back to the checkpoint before it")
 
@@ -199,8 +200,10 @@ def test_more_threads_than_there_are_cores_are_not_kept(
     monkeypatch.setattr(threads, "available_cores", lambda: 8)
     assert obtain_run(toys, planned(toys)).result["threads"] == 1
     (said,) = [w for w in listener.warnings if "threads" in w]
-    assert said.endswith("had 64 threads, more than there are cores here, and goes on with 1: "
-                         "the same result to rounding, not bit for bit")  # fmt: skip
+    assert said.endswith(
+        "had 64 threads, more than there are cores here, and goes on with 1: "
+        "the same result to rounding, not bit for bit"
+    )
 
 
 def test_a_checkpoint_interval_below_one_image_is_every_step(toys: Context) -> None:
@@ -236,8 +239,12 @@ with FileLock(sys.argv[1]):
 def test_a_second_process_on_the_same_run_is_told_so(toys: Context, reference: bytes) -> None:
     folder = toys.workspace.run(planned(toys).run_id)
     folder.mkdir(parents=True)
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder / ".lock")], text=True,
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder / ".lock")],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     with holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
@@ -306,6 +313,9 @@ def test_devices_that_are_there() -> None:
 def test_shards_that_do_not_divide_the_batch_are_refused_before_a_teacher_is_trained(
     context: Context,
 ) -> None:
-    with pytest.raises(UserError, match=r"batch_size: 128 images do not split evenly over 1 proc"
-                       r".* in shards of 7; .*; set microbatch_size=4, or another"):  # fmt: skip
+    with pytest.raises(
+        UserError,
+        match=r"batch_size: 128 images do not split evenly over 1 proc"
+        r".* in shards of 7; .*; set microbatch_size=4, or another",
+    ):
         plan_run(context, "ect", "digits", "smoke", 0, ("microbatch_size=7",))

@@ -30,8 +30,24 @@ from cmbench.training import loop
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 #: Adam turns the rounding of a tiny gradient into a whole step, unless eps is large.
-RUN = ("run", "-m", "toy", "-d", "toys", "--nfe", "1", "--samples", "16", "--device", "cpu",
-       "--no-report", "-o", "optimizer.eps=1.0", "-o", "optimizer.lr=0.1")  # fmt: skip
+RUN = (
+    "run",
+    "-m",
+    "toy",
+    "-d",
+    "toys",
+    "--nfe",
+    "1",
+    "--samples",
+    "16",
+    "--device",
+    "cpu",
+    "--no-report",
+    "-o",
+    "optimizer.eps=1.0",
+    "-o",
+    "optimizer.lr=0.1",
+)
 Trouble = Callable[[int], None]
 
 
@@ -50,15 +66,21 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def child(rank: int, size: int, port: int, folder: Path, words: tuple[str, ...],
-          trouble: Trouble | None) -> None:  # fmt: skip
+def child(
+    rank: int, size: int, port: int, folder: Path, words: tuple[str, ...], trouble: Trouble | None
+) -> None:
     for name, descriptor in (("out", 1), ("err", 2)):
         os.dup2(os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT), descriptor)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo",
-    )  # fmt: skip
+        RANK=str(rank),
+        WORLD_SIZE=str(size),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        GLOO_SOCKET_IFNAME="lo",
+    )
     if trouble is not None:
         trouble(rank)
     code = 70
@@ -91,10 +113,13 @@ def together(
             process.kill()
             process.join()
     return [
-        Ended(p.exitcode if p.exitcode is not None else -1,
-              (folder / f"out-{rank}").read_text(), (folder / f"err-{rank}").read_text())
+        Ended(
+            p.exitcode if p.exitcode is not None else -1,
+            (folder / f"out-{rank}").read_text(),
+            (folder / f"err-{rank}").read_text(),
+        )
         for rank, p in enumerate(started)
-    ]  # fmt: skip
+    ]
 
 
 def at_step(number: int, act: Callable[[], None]) -> None:
@@ -114,9 +139,7 @@ def weights(workspace: Path, method: str = "toy") -> Mapping[str, torch.Tensor]:
     return load_file(path)
 
 
-def assert_same_weights(
-    one: Path, other: Path, *, atol: float = 1e-6, method: str = "toy"
-) -> None:
+def assert_same_weights(one: Path, other: Path, *, atol: float = 1e-6, method: str = "toy") -> None:
     expected, found = weights(one, method), weights(other, method)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
@@ -156,17 +179,34 @@ def test_two_processes_make_what_one_makes(alone: Path, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("method", ["toy", "sct"])
 def test_compiled_networks_in_two_processes_make_what_one_makes(
-    method: str, tmp_path: Path, cmbench_with_toys: Callable[..., Outcome],
+    method: str,
+    tmp_path: Path,
+    cmbench_with_toys: Callable[..., Outcome],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Without and with a carried tangent; a teacher is compiled too."""
     compiler: Callable[..., Any] = torch.compile
     monkeypatch.setattr(torch, "compile", partial(compiler, backend="aot_eager"))
     options = ["--compile", "-o", "microbatch_size=16"]
     if method == "sct":
-        options += ["-m", "sct", "-d", "gmm", "-r", "smoke", "-o", "duration_kimg=0.128",
-                    "-o", "teacher=analytic", "-o", "batch_size=32", "-o", "network.width=8",
-                    "-o", "warmup_steps=2"]  # fmt: skip
+        options += [
+            "-m",
+            "sct",
+            "-d",
+            "gmm",
+            "-r",
+            "smoke",
+            "-o",
+            "duration_kimg=0.128",
+            "-o",
+            "teacher=analytic",
+            "-o",
+            "batch_size=32",
+            "-o",
+            "network.width=8",
+            "-o",
+            "warmup_steps=2",
+        ]
     one, two = tmp_path / "one", tmp_path / "two"
     done = cmbench_with_toys(*RUN, *options, "-w", str(one))
     assert done.code == 0, done.err
@@ -294,8 +334,9 @@ def test_the_time_limit_stops_both(tmp_path: Path) -> None:
         if rank == 1:
             at_step(2, lambda: time.sleep(1.2))
 
-    ended = together(tmp_path / "talk", "-w", str(tmp_path / "w"), "--time-limit", "1",
-                     trouble=slow)  # fmt: skip
+    ended = together(
+        tmp_path / "talk", "-w", str(tmp_path / "w"), "--time-limit", "1", trouble=slow
+    )
     assert [e.code for e in ended] == [EXIT_REQUEUE] * 2, ended
     assert "checkpoint saved" in ended[0].err
 
@@ -363,9 +404,15 @@ FAILURES: dict[str, tuple[int, Any, str, int, BaseException, str]] = {
     "leaving": (1, Toy, "misbehave", 3, SystemExit("bye"), "rank 1 of 2: SystemExit: bye"),
     "after the gradients": (1, loop, "project_weights", 3, BROKEN, "rank 1 of 2: RuntimeError: it"),
     "building": (1, Toy, "build", 0, BROKEN, "rank 1 of 2: RuntimeError: it broke"),
-    "checkpoint": (0, runs, "save_checkpoint", 0, OSError(28, "No space left"),
-                   "rank 0 of 2: OSError: [Errno 28] No space left"),
-}  # fmt: skip
+    "checkpoint": (
+        0,
+        runs,
+        "save_checkpoint",
+        0,
+        OSError(28, "No space left"),
+        "rank 0 of 2: OSError: [Errno 28] No space left",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", FAILURES)
@@ -379,8 +426,9 @@ def test_a_failure_of_one_process_is_recorded_and_the_next_run_is_trained(
             before(owner, name, fail_once(number, error))
 
     workspace = tmp_path / "two"
-    first, second = together(tmp_path / "talk", "-w", str(workspace), "--seeds", "2",
-                             trouble=trouble)  # fmt: skip
+    first, second = together(
+        tmp_path / "talk", "-w", str(workspace), "--seeds", "2", trouble=trouble
+    )
     assert (first.code, second.code) == (EXIT_CELLS_FAILED, 0), first.err + second.err
     assert second.err == ""
     reason = f"method 'toy' failed while training in {line}"

@@ -76,12 +76,32 @@ def test_quiet_says_nothing(cmbench_with_toys: Command) -> None:
 
 
 def test_columns_follow_the_protocol_fresh_or_read_back(cmbench: Command) -> None:
-    arguments = ("run", "-m", "edm", "-r", "smoke", "--nfe", "1", "--samples", "20", "--no-report",
-                 "-o", "duration_kimg=0.032", "-o", "batch_size=32")  # fmt: skip
+    arguments = (
+        "run",
+        "-m",
+        "edm",
+        "-r",
+        "smoke",
+        "--nfe",
+        "1",
+        "--samples",
+        "20",
+        "--no-report",
+        "-o",
+        "duration_kimg=0.032",
+        "-o",
+        "batch_size=32",
+    )
     fresh, again = cmbench(*arguments), cmbench(*arguments)
     assert fresh.out.split()[:7] == [
-        "method", "seed", "NFE", "fd-digits", "precision", "recall", "density"
-    ]  # fmt: skip
+        "method",
+        "seed",
+        "NFE",
+        "fd-digits",
+        "precision",
+        "recall",
+        "density",
+    ]
     assert again.out == fresh.out
 
 
@@ -101,8 +121,10 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     cmbench_with_toys(*TOYS, "--nfe", "1")
     text = cmbench_with_toys(*TOYS, "--dry-run", "--nfe", "1,2").out
     assert [line.split()[-1] for line in text.splitlines() if "toy-demo" in line] == [
-        "done", "done", "do"
-    ]  # fmt: skip
+        "done",
+        "done",
+        "do",
+    ]
 
 
 def test_dry_run_names_the_teacher_first(cmbench: Command) -> None:
@@ -143,9 +165,15 @@ def test_what_is_no_list_of_numbers(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("1", (0,)), ("3", (0, 1, 2)), ("0,2", (0, 2)), ("7,", (7,)), ("3-5", (3, 4, 5)),
-     ("2,2", (2,))],
-)  # fmt: skip
+    [
+        ("1", (0,)),
+        ("3", (0, 1, 2)),
+        ("0,2", (0, 2)),
+        ("7,", (7,)),
+        ("3-5", (3, 4, 5)),
+        ("2,2", (2,)),
+    ],
+)
 def test_seeds(text: str, expected: object) -> None:
     assert parse_seeds(text) == expected
 
@@ -172,25 +200,51 @@ BAD_INPUT = [
     (("-m", ""), "error: --method: names no method; see", "`cmbench list methods`"),
     (("-d", "toy"), "error: cmbench run: unknown dataset 'toy'; ", "did you mean 'toys'?"),
     (("-d", "gmm"), "error: method 'toy': has no recipe for dataset 'gmm'; allowed: toys", ""),
-    (("-r", "dmeo"), "error: method 'toy' on 'toys': unknown recipe 'dmeo'; allowed: classes, "
-     "demo, staged", "did you mean 'demo'?"),
+    (
+        ("-r", "dmeo"),
+        "error: method 'toy' on 'toys': unknown recipe 'dmeo'; allowed: classes, demo, staged",
+        "did you mean 'demo'?",
+    ),
     (("-r", "gone.toml:x"), "error: recipe file gone.toml: cannot be read (No such file", ""),
-    (("-o", "lr"), "error: -o: 'lr' is not key=value; allowed: for example -o optimizer.lr=1e-4",
-     ""),
-    (("-o", "batch_sise=3"), "error: recipe toy/toys.demo: batch_sise: unknown key; allowed: keys ",
-     "did you mean 'batch_size'?"),
-    (("-o", "batch_size=0"), "error: recipe toy/toys.demo: batch_size: Input should be greater "
-     "than 0, got 0; ", "mend the recipe or the -o override of 'batch_size'"),
-    (("-o", "optimizer.lr=nan"), "error: recipe toy/toys.demo: optimizer.lr: Input should be a "
-     "finite number", ""),
-    (("-o", "optimizer.lr=abc"), "error: recipe toy/toys.demo: optimizer.lr: Input should be a "
-     "valid number, unable to parse string as a number, got 'abc'; allowed: optimizer.lr > 0, peak "
-     "learning rate; ", "override of 'optimizer.lr'"),
-    (("-o", "network.width=0"), "error: network 'mlp': width: Input should be greater than or "
-     "equal to 8, got 0; allowed: network.width >= 8, hidden width (features); ",
-     "mend the recipe or the -o override of 'network.width'"),
-    (("-o", "optimizer.name=sgd"), "error: recipe toy/toys.demo: optimizer.name: Input should be "
-     "'adam', 'adamw' or 'radam', got 'sgd'", ""),
+    (
+        ("-o", "lr"),
+        "error: -o: 'lr' is not key=value; allowed: for example -o optimizer.lr=1e-4",
+        "",
+    ),
+    (
+        ("-o", "batch_sise=3"),
+        "error: recipe toy/toys.demo: batch_sise: unknown key; allowed: keys ",
+        "did you mean 'batch_size'?",
+    ),
+    (
+        ("-o", "batch_size=0"),
+        "error: recipe toy/toys.demo: batch_size: Input should be greater than 0, got 0; ",
+        "mend the recipe or the -o override of 'batch_size'",
+    ),
+    (
+        ("-o", "optimizer.lr=nan"),
+        "error: recipe toy/toys.demo: optimizer.lr: Input should be a finite number",
+        "",
+    ),
+    (
+        ("-o", "optimizer.lr=abc"),
+        "error: recipe toy/toys.demo: optimizer.lr: Input should be a valid number, "
+        "unable to parse string as a number, got 'abc'; allowed: optimizer.lr > 0, peak learning "
+        "rate; ",
+        "override of 'optimizer.lr'",
+    ),
+    (
+        ("-o", "network.width=0"),
+        "error: network 'mlp': width: Input should be greater than or "
+        "equal to 8, got 0; allowed: network.width >= 8, hidden width (features); ",
+        "mend the recipe or the -o override of 'network.width'",
+    ),
+    (
+        ("-o", "optimizer.name=sgd"),
+        "error: recipe toy/toys.demo: optimizer.name: Input should be "
+        "'adam', 'adamw' or 'radam', got 'sgd'",
+        "",
+    ),
     (("-o", "network.name=mpl"), "error: cmbench: unknown network 'mpl'; ", "did you mean 'mlp'?"),
     (("--nfe", "0"), "error: --nfe: '0'; allowed: positive whole numbers, for example 1,2,4", ""),
     (("--seeds", "x"), "error: --seeds: 'x'; allowed: a count (3), a list (0,2) or a range", ""),
@@ -200,14 +254,17 @@ BAD_INPUT = [
     (("--device", "gpu"), "error: --device: 'gpu'; allowed: auto, cpu, cuda", ""),
     (("--executor", "grid"), "error: cmbench: unknown executor 'grid'; allowed: ", ""),
     (("-w", "/dev/null/below"), "error: workspace /dev/null/below: cannot be written (", ""),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("arguments", "start", "end"), BAD_INPUT, ids=lambda x: str(x)[:40])
 def test_bad_input_is_one_line_and_leaves_nothing(
-    cmbench_with_toys: Command, workspace: Workspace, arguments: tuple[str, ...], start: str,
+    cmbench_with_toys: Command,
+    workspace: Workspace,
+    arguments: tuple[str, ...],
+    start: str,
     end: str,
-) -> None:  # fmt: skip
+) -> None:
     line = one_line(cmbench_with_toys(*TOYS, *arguments), 2, start)
     assert line.endswith(end)
     assert not workspace.records("toys").exists()
@@ -215,9 +272,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--samples", "1"), ("--samples", "many"), ("--batch-size", "0"), ("--threads", "0"),
-     ("--time-limit", "0"), ("--no-such-option",), ("surplus",)],
-)  # fmt: skip
+    [
+        ("--samples", "1"),
+        ("--samples", "many"),
+        ("--batch-size", "0"),
+        ("--threads", "0"),
+        ("--time-limit", "0"),
+        ("--no-such-option",),
+        ("surplus",),
+    ],
+)
 def test_what_click_refuses_has_its_exit_code(
     cmbench_with_toys: Command, arguments: tuple[str, ...]
 ) -> None:
@@ -233,8 +297,22 @@ def test_a_gpu_that_is_not_there_is_exit_4(cmbench_with_toys: Command) -> None:
 
 def test_too_few_samples_are_refused_in_words(cmbench: Command) -> None:
     """Two images are too few for neighbours: a reason, no crash."""
-    done = cmbench("run", "-m", "edm", "-r", "smoke", "--nfe", "1", "--samples", "2", "--no-report",
-                   "-o", "duration_kimg=0.032", "-o", "batch_size=32")  # fmt: skip
+    done = cmbench(
+        "run",
+        "-m",
+        "edm",
+        "-r",
+        "smoke",
+        "--nfe",
+        "1",
+        "--samples",
+        "2",
+        "--no-report",
+        "-o",
+        "duration_kimg=0.032",
+        "-o",
+        "batch_size=32",
+    )
     line = one_line(done, 1, "error: 1 cell(s) failed: precision and recall: 2 samples; allowed: ")
     assert line.endswith("evaluate more samples")
 
@@ -271,7 +349,7 @@ def test_a_corrupt_record_is_one_line(
     cmbench_with_toys: Command, workspace: Workspace, text: str
 ) -> None:
     cmbench_with_toys(*TOYS, "--nfe", "1")
-    path, = workspace.records("toys").glob("*.json")
+    (path,) = workspace.records("toys").glob("*.json")
     path.write_text(text)
     one_line(cmbench_with_toys(*TOYS, "--nfe", "1"), 2, f"error: record {path}: ")
     path.unlink()
@@ -280,7 +358,7 @@ def test_a_corrupt_record_is_one_line(
 
 def test_a_corrupt_result_is_one_line(cmbench_with_toys: Command, workspace: Workspace) -> None:
     cmbench_with_toys(*TOYS, "--nfe", "1")
-    path, = workspace.root.glob("runs/toys/*/result.json")
+    (path,) = workspace.root.glob("runs/toys/*/result.json")
     path.write_text("{")
     done = cmbench_with_toys(*TOYS, "--nfe", "1,2")
     one_line(done, 1, f"error: 1 cell(s) failed: run file {path}: cannot be read (")
@@ -366,8 +444,9 @@ def test_sigterm_and_a_second_process(
     """While one process trains, another is told so; SIGTERM saves; a third goes on to the end."""
     long = ("-o", "duration_kimg=1000", "-o", "checkpoint_kimg=0.32")
     command = [sys.executable, "-m", "cmbench", *TOYS, "--nfe", "1", *long]
-    first = subprocess.Popen(command, env=toys_installed, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True)  # fmt: skip
+    first = subprocess.Popen(
+        command, env=toys_installed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while not list(workspace.root.glob("runs/toys/*/checkpoints/*.json")):
         assert first.poll() is None, first.communicate()[1]
         signal.sigtimedwait([], 0.05)

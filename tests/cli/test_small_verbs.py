@@ -31,8 +31,11 @@ def swept(cmbench_with_toys: Command) -> Command:
 
 
 def cell(workspace: Workspace, status: str) -> str:
-    names = [p.stem for p in workspace.records("toys").glob("*.json")
-             if json.loads(p.read_text())["status"] == status]  # fmt: skip
+    names = [
+        p.stem
+        for p in workspace.records("toys").glob("*.json")
+        if json.loads(p.read_text())["status"] == status
+    ]
     assert len(names) == 1
     return names[0]
 
@@ -118,10 +121,14 @@ def test_plugins_in_words_and_as_json(cmbench_with_toys: Command) -> None:
     ]
     data = json.loads(cmbench_with_toys("plugins", "--json").out)
     assert data[1] == {
-        "name": "toys", "module": "toy:PLUGIN", "distribution": "toy-distribution",
-        "version": "1.2.3", "status": "ok", "error": "",
+        "name": "toys",
+        "module": "toy:PLUGIN",
+        "distribution": "toy-distribution",
+        "version": "1.2.3",
+        "status": "ok",
+        "error": "",
         "hooks": ["cmbench_register_datasets", "cmbench_register_methods"],
-    }  # fmt: skip
+    }
 
 
 # ---- status and show ----------------------------------------------------------------------------
@@ -135,16 +142,25 @@ def test_status_counts_and_names_trouble(swept: Command, workspace: Workspace) -
     runs = [line for line in lines if line.startswith("run  toys/toy-demo-s0-")]
     assert len(runs) == 2
     assert all(line.endswith("trained, 320 images") for line in runs)
-    assert any(re.fullmatch(r"failed  toy-demo-.*: method Toy, sample hook: 1 of 64 .*", x)
-               for x in lines)  # fmt: skip
+    assert any(
+        re.fullmatch(r"failed  toy-demo-.*: method Toy, sample hook: 1 of 64 .*", x) for x in lines
+    )
     assert any(x.endswith(": the toy takes one or two steps") for x in lines)
     assert lines[-1] == "records  toys  1 failed, 1 finished, 1 skipped"
 
 
 @pytest.mark.parametrize(
-    "verb", [("status",), ("report",), ("export", "csv"), ("show", "x"), ("submit", "x"),
-             ("verify", "x"), ("compare", "a", "b")],
-)  # fmt: skip
+    "verb",
+    [
+        ("status",),
+        ("report",),
+        ("export", "csv"),
+        ("show", "x"),
+        ("submit", "x"),
+        ("verify", "x"),
+        ("compare", "a", "b"),
+    ],
+)
 def test_a_workspace_that_is_not_there_is_said_and_not_made(
     cmbench: Command, tmp_path: Path, verb: tuple[str, ...]
 ) -> None:
@@ -177,7 +193,7 @@ def test_status_survives_corrupt_files(
     cmbench_with_toys: Command, workspace: Workspace, file: str, text: str, found: str
 ) -> None:
     cmbench_with_toys("run", "-m", "toy", "-d", "toys", "--no-report", "-q", "--nfe", "1")
-    path, = workspace.root.glob(file)
+    (path,) = workspace.root.glob(file)
     path.write_text(text)
     done = cmbench_with_toys("status")
     assert found in done.out
@@ -280,8 +296,9 @@ def test_completion_scripts(cmbench: Command, shell: str) -> None:
     assert done.code == 0
     assert "_CMBENCH_COMPLETE" in done.out
     if path := shutil.which(shell):
-        checked = subprocess.run([path, "-n"], input=done.out, text=True, capture_output=True,
-                                 check=False)  # fmt: skip
+        checked = subprocess.run(
+            [path, "-n"], input=done.out, text=True, capture_output=True, check=False
+        )
         assert checked.returncode == 0, checked.stderr
 
 
@@ -303,12 +320,19 @@ def test_parity_names_itself(cmbench: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", [("merge", "NOPE"), ("refs", "import", "NOPE.npz"),
-             ("verify", "NOPE.zip"), ("submit", "NOPE.json"),
-             ("show", "NOPE.json"), ("eval", "NOPE", "-d", "digits"),
-             ("prepare", "cifar10", "--source", "NOPE"),
-             ("parity", "NOPE", "--inputs", "x"), ("import", "NOPE")],
-)  # fmt: skip
+    "verb",
+    [
+        ("merge", "NOPE"),
+        ("refs", "import", "NOPE.npz"),
+        ("verify", "NOPE.zip"),
+        ("submit", "NOPE.json"),
+        ("show", "NOPE.json"),
+        ("eval", "NOPE", "-d", "digits"),
+        ("prepare", "cifar10", "--source", "NOPE"),
+        ("parity", "NOPE", "--inputs", "x"),
+        ("import", "NOPE"),
+    ],
+)
 def test_a_path_that_is_not_there_is_exit_4(
     cmbench: Command, tmp_path: Path, verb: tuple[str, ...]
 ) -> None:

@@ -13,8 +13,22 @@ import pytest
 from cmbench.cli.main import COMMANDS, cli
 
 #: Packages that take longer to import than a listing should run.
-HEAVY = ("torch", "pydantic", "numpy", "pandas", "scipy", "sklearn", "rich", "jinja2", "PIL",
-         "torch_fidelity", "cleanfid", "importlib.metadata", "email", "socket")  # fmt: skip
+HEAVY = (
+    "torch",
+    "pydantic",
+    "numpy",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "rich",
+    "jinja2",
+    "PIL",
+    "torch_fidelity",
+    "cleanfid",
+    "importlib.metadata",
+    "email",
+    "socket",
+)
 
 IMPORTED = """
 import json, sys
@@ -28,8 +42,9 @@ print(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)
 
 
 def imports(*arguments: str) -> set[str]:
-    done = subprocess.run([sys.executable, "-c", IMPORTED, *arguments], capture_output=True,
-                          text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED, *arguments], capture_output=True, text=True, check=True
+    )
     code, modules = json.loads(done.stderr.splitlines()[-1])
     assert code == 0, done.stderr
     return set(modules)
@@ -37,9 +52,17 @@ def imports(*arguments: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--help",), ("--version",), ("list", "methods"), ("list", "datasets", "--json"),
-     ("list", "recipes"), ("plugins",), ("plugins", "--json"), ("completion", "bash")],
-)  # fmt: skip
+    [
+        ("--help",),
+        ("--version",),
+        ("list", "methods"),
+        ("list", "datasets", "--json"),
+        ("list", "recipes"),
+        ("plugins",),
+        ("plugins", "--json"),
+        ("completion", "bash"),
+    ],
+)
 def test_listings_import_nothing_heavy(arguments: tuple[str, ...]) -> None:
     assert not imports(*arguments) & set(HEAVY)
 
@@ -48,8 +71,11 @@ def test_help_of_the_group_loads_no_verb_and_no_plugin() -> None:
     modules = imports("--help")
     assert not any(m.startswith(("cmbench_plugins", "cmbench.plugin", "pluggy")) for m in modules)
     assert {m for m in modules if m.startswith("cmbench")} == {
-        "cmbench", "cmbench.cli", "cmbench.cli.main", "cmbench.errors"
-    }  # fmt: skip
+        "cmbench",
+        "cmbench.cli",
+        "cmbench.cli.main",
+        "cmbench.errors",
+    }
 
 
 @pytest.mark.parametrize("arguments", [("status",), ("run", "--help"), ("report", "--help")])
@@ -62,11 +88,40 @@ def test_commands_without_tensors_import_no_torch(arguments: tuple[str, ...]) ->
 #: What scripts may rely on. A name may be added here; taking one away breaks somebody.
 OPTIONS = {
     "run": (
-        "--batch-size", "--checkpoint", "--compile", "--dataset", "--device", "--dry-run", "--ema",
-        "--executor", "--help", "--method", "--nfe", "--no-compile", "--no-report", "--no-split",
-        "--option", "--precision", "--quiet", "--recipe", "--sampler", "--samples",
-        "--save-samples", "--seeds", "--sigmas", "--split", "--threads", "--time-limit",
-        "--workspace", "-d", "-h", "-m", "-o", "-q", "-r", "-w",
+        "--batch-size",
+        "--checkpoint",
+        "--compile",
+        "--dataset",
+        "--device",
+        "--dry-run",
+        "--ema",
+        "--executor",
+        "--help",
+        "--method",
+        "--nfe",
+        "--no-compile",
+        "--no-report",
+        "--no-split",
+        "--option",
+        "--precision",
+        "--quiet",
+        "--recipe",
+        "--sampler",
+        "--samples",
+        "--save-samples",
+        "--seeds",
+        "--sigmas",
+        "--split",
+        "--threads",
+        "--time-limit",
+        "--workspace",
+        "-d",
+        "-h",
+        "-m",
+        "-o",
+        "-q",
+        "-r",
+        "-w",
     ),
     "status": ("--help", "--workspace", "-h", "-w"),
     "show": ("--help", "--json", "--workspace", "-h", "-w", "CELL"),
@@ -74,9 +129,18 @@ OPTIONS = {
     "plugins": ("--help", "--json", "-h"),
     "env": ("--help", "--json", "--workspace", "-h", "-w"),
     "completion": ("--help", "-h", "SHELL"),
-    "report": ("--dataset", "--help", "--leaderboards", "--out", "--template", "--workspace", "-d",
-               "-h", "-w"),
-}  # fmt: skip
+    "report": (
+        "--dataset",
+        "--help",
+        "--leaderboards",
+        "--out",
+        "--template",
+        "--workspace",
+        "-d",
+        "-h",
+        "-w",
+    ),
+}
 VERBS = ("run", "report", "status", "show", "list", "plugins", "env", "completion")
 
 
@@ -88,9 +152,11 @@ def parameters(verb: str) -> set[str]:
     found: set[str] = set()
     for parameter in command.get_params(inner):
         if isinstance(parameter, click.Argument):
-            found.add(parameter.make_metavar(inner).strip("[].{}").partition("|")[0]
-                      if not isinstance(parameter.type, click.Choice)
-                      else parameter.human_readable_name.upper())  # fmt: skip
+            found.add(
+                parameter.make_metavar(inner).strip("[].{}").partition("|")[0]
+                if not isinstance(parameter.type, click.Choice)
+                else parameter.human_readable_name.upper()
+            )
         else:
             found |= {*parameter.opts, *parameter.secondary_opts}
     return found

@@ -75,9 +75,10 @@ def refused(tmp_path: Path, text: str) -> str:
 def test_arms_are_expanded_and_options_merged(file: Path) -> None:
     arms = read_study("levels", file).arms
     assert [(a.name, a.series, a.x) for a in arms] == [
-        ("swept, sigma = 0.5", "swept", 0.5), ("swept, sigma = 2.0", "swept", 2.0),
+        ("swept, sigma = 0.5", "swept", 0.5),
+        ("swept, sigma = 2.0", "swept", 2.0),
         ("classes", "classes", None),
-    ]  # fmt: skip
+    ]
     assert arms[0].options == {"duration_kimg": 0.096, "sigma": 0.5}
     assert arms[2].options == {"duration_kimg": 0.064}
 
@@ -97,7 +98,9 @@ def test_the_study_of_the_example_plugin_can_be_read() -> None:
     folder = Path(__file__).parents[2] / "examples/cmbench-example-plugin/cmbench_example"
     study = read_study("example-steps", folder / "steps.toml")
     assert [(arm.method, arm.x) for arm in study.arms] == [
-        ("example-flow", 128.0), ("example-flow", 512.0)]
+        ("example-flow", 128.0),
+        ("example-flow", 512.0),
+    ]
 
 
 def test_a_plugin_brings_its_own_study(plugins: PluginManager, file: Path) -> None:
@@ -121,19 +124,24 @@ def test_a_spec_without_a_path_is_refused(plugins: PluginManager) -> None:
     assert "mine" not in plugins.studies.specs
 
 
-@pytest.mark.parametrize(("old", "new", "says"), [
-    ("seeds = 2", "seeds = 0", "seeds: Input should be greater than or equal to 1, got 0"),
-    ('claim = "More noise is worse."', "", "claim: Field required"),
-    ("samples = 32", "sample = 32", "sample: unknown key"),
-    ('name = "classes"', 'name = "swept, sigma = 0.5"', "two arms are called 'swept, sigma = 0.5'"),
-    ("values = [0.5, 2.0]", "values = []", "values"),
-    ('kind = "metric"', 'kind = "pie"', "plots.0.kind"),
-    ("seeds = 2", "seeds = ", "is not valid TOML"),
-    ("[0.5, 2.0]", str(list(range(50))), "has 51 arms; allowed: at most 40"),
-])  # fmt: skip
-def test_a_wrong_file_is_refused_by_name(
-    tmp_path: Path, old: str, new: str, says: str
-) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("seeds = 2", "seeds = 0", "seeds: Input should be greater than or equal to 1, got 0"),
+        ('claim = "More noise is worse."', "", "claim: Field required"),
+        ("samples = 32", "sample = 32", "sample: unknown key"),
+        (
+            'name = "classes"',
+            'name = "swept, sigma = 0.5"',
+            "two arms are called 'swept, sigma = 0.5'",
+        ),
+        ("values = [0.5, 2.0]", "values = []", "values"),
+        ('kind = "metric"', 'kind = "pie"', "plots.0.kind"),
+        ("seeds = 2", "seeds = ", "is not valid TOML"),
+        ("[0.5, 2.0]", str(list(range(50))), "has 51 arms; allowed: at most 40"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(tmp_path: Path, old: str, new: str, says: str) -> None:
     assert old in STUDY
     message = refused(tmp_path, STUDY.replace(old, new))
     assert message.startswith(f"study file {tmp_path / 'bad.toml'}: ")
@@ -152,7 +160,12 @@ def test_a_study_leaves_a_page_and_is_not_run_again(
     assert (done.code, done.err) == (0, "")
     folder = workspace.root / "studies"
     assert {p.name for p in folder.iterdir()} == {
-        "levels.md", "levels-1.svg", "levels-1.png", "levels-2.svg", "levels-2.png"}
+        "levels.md",
+        "levels-1.svg",
+        "levels-1.png",
+        "levels-2.svg",
+        "levels-2.png",
+    }
     page = (folder / "levels.md").read_text()
     assert page.startswith("# Two \\| levels\n")
     assert "Again: `cmbench study levels.toml`." in page
@@ -233,13 +246,16 @@ def test_an_unknown_study_is_refused(cmbench: Command) -> None:
     assert "cannot be read" in failure(cmbench, "no-such.toml")
 
 
-@pytest.mark.parametrize(("old", "new", "says"), [
-    ('recipe = "classes"', 'recipe = "clases"', "did you mean 'classes'?"),
-    ('method = "toy"\nrecipe', 'method = "ty"\nrecipe', "arm 'classes': cmbench run: unknown"),
-    ("duration_kimg = 0.064", "duration = 1", "did you mean 'duration_kimg'?"),
-    ('dataset = "toys"', 'dataset = "toy"', "unknown dataset 'toy'"),
-    ('kind = "metric"', 'kind = "metric"\nmetric = "fid"', "not measured on 'toys'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('recipe = "classes"', 'recipe = "clases"', "did you mean 'classes'?"),
+        ('method = "toy"\nrecipe', 'method = "ty"\nrecipe', "arm 'classes': cmbench run: unknown"),
+        ("duration_kimg = 0.064", "duration = 1", "did you mean 'duration_kimg'?"),
+        ('dataset = "toys"', 'dataset = "toy"', "unknown dataset 'toy'"),
+        ('kind = "metric"', 'kind = "metric"\nmetric = "fid"', "not measured on 'toys'"),
+    ],
+)
 def test_bad_arms_are_named_before_any_work(
     cmbench_with_toys: Command, file: Path, workspace: Workspace, old: str, new: str, says: str
 ) -> None:

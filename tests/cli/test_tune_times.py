@@ -77,7 +77,7 @@ def test_the_objective_is_what_a_record_measures(
     trained: Command, workspace: Workspace, context: Context
 ) -> None:
     assert trained("run", *GMM, "--nfe", "2", "--no-report").code == 0
-    path, = workspace.records("gmm").glob("*-nfe2-*.json")
+    (path,) = workspace.records("gmm").glob("*-nfe2-*.json")
     record = read_record(path)
     run = plan_run(context, "ict", "gmm", "smoke", 0)
     cells = plan_cells(context, run, [2], 0, SampleSettings(num_samples=200))
@@ -100,8 +100,14 @@ def test_several_held_out_seeds_are_averaged_and_batches_do_not_matter(
     # two seeds: the mean of what each of them says
     trained("tune-times", *TUNE, "--nfe", "2", "--held-out-seeds", f"{HELD_OUT_FROM + 1}")
     other = read_tuned(tuned_files(workspace)[0])
-    trained("tune-times", *TUNE, "--nfe", "2",
-            "--held-out-seeds", f"{HELD_OUT_FROM}-{HELD_OUT_FROM + 1}")
+    trained(
+        "tune-times",
+        *TUNE,
+        "--nfe",
+        "2",
+        "--held-out-seeds",
+        f"{HELD_OUT_FROM}-{HELD_OUT_FROM + 1}",
+    )
     both = read_tuned(tuned_files(workspace)[0])
     assert both.start_value == pytest.approx((found.start_value + other.start_value) / 2, rel=1e-6)
     assert both.samples == 2 * found.samples
@@ -162,7 +168,8 @@ def test_untuned_and_damaged_times_are_refused(trained: Command, workspace: Work
     data = json.loads(path.read_text())
     path.write_text(json.dumps({**data, "sigmas": [1.0, 2.0]}))
     assert "positive and descending" in failure(
-        trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned")
+        trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned"
+    )
     path.write_text(json.dumps({**data, "more": 1}))
     assert "field 'more'" in failure(trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned")
     path.write_text("{")

@@ -26,8 +26,15 @@ def locations(tmp_path: Path) -> DataLocations:
 def spec() -> DatasetSpec:
     """Three classes of 8x8 colour pictures."""
     return DatasetSpec(
-        "tiny", "cmbench.data.prepared:build", "tiny", (3, 8, 8), 3, "pixels", ("fd-pixels",),
-        (1,), 10,
+        "tiny",
+        "cmbench.data.prepared:build",
+        "tiny",
+        (3, 8, 8),
+        3,
+        "pixels",
+        ("fd-pixels",),
+        (1,),
+        10,
     )
 
 

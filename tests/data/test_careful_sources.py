@@ -40,10 +40,15 @@ def save(path: Path, kind: str) -> None:
         rgb.save(path)
 
 
-@pytest.mark.parametrize(("kind", "message"), [
-    ("16-bit", "has pixels of more than 8 bits"), ("float", "has pixels of more than 8 bits"),
-    ("transparent", "is transparent in places"), ("colour key", "is transparent in places"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("16-bit", "has pixels of more than 8 bits"),
+        ("float", "has pixels of more than 8 bits"),
+        ("transparent", "is transparent in places"),
+        ("colour key", "is transparent in places"),
+    ],
+)
 def test_pictures_that_a_conversion_would_spoil(
     tmp_path: Path, spec: DatasetSpec, rule: Rule, locations: DataLocations, kind: str, message: str
 ) -> None:
@@ -136,9 +141,7 @@ def test_what_was_unpacked_from_one_archive_is_not_taken_for_another(tmp_path: P
     assert len(list(tmp_path.glob("spool*"))) == 1
 
 
-def test_unpacking_leaves_room_on_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unpacking_leaves_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = image_tar(tmp_path / "a.tar.xz", pictures(4))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: usage(10**12, 10**12, 10**6))

@@ -320,8 +320,11 @@ def test_bad_batches_leave_nothing_behind(
 
 def test_missing_batches_are_named(tmp_path: Path, locations: DataLocations) -> None:
     for i in (1, 3, 4, 5, 6, 8, 9, 10):
-        np.savez(tmp_path / f"train_data_batch_{i}.npz", data=np.zeros((2, 12288), np.uint8),
-                 labels=[1, 1000])  # fmt: skip
+        np.savez(
+            tmp_path / f"train_data_batch_{i}.npz",
+            data=np.zeros((2, 12288), np.uint8),
+            labels=[1, 1000],
+        )
     spec, rule = SPECS["imagenet64-small"], RULES["imagenet64-small"]
     message = r"lacks train_data_batch_2, train_data_batch_7; .*; download .*--subset"
     check_refused(spec, rule, Request(tmp_path), locations, message)
@@ -335,7 +338,10 @@ def test_altered_batches_are_recorded(tmp_path: Path, locations: DataLocations) 
 
 
 def test_a_full_disk_is_found_out_first(
-    tmp_path: Path, spec: DatasetSpec, rule: Rule, locations: DataLocations,
+    tmp_path: Path,
+    spec: DatasetSpec,
+    rule: Rule,
+    locations: DataLocations,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = edm_zip(tmp_path / "a.zip", pictures(6), LABELS)
@@ -351,9 +357,7 @@ def test_a_full_disk_is_found_out_first(
     check_refused(spec, rule, Request(path), locations, r"No space left on device: images.npy; .*")
 
 
-def test_a_data_folder_that_cannot_be_made(
-    tmp_path: Path, spec: DatasetSpec, rule: Rule
-) -> None:
+def test_a_data_folder_that_cannot_be_made(tmp_path: Path, spec: DatasetSpec, rule: Rule) -> None:
     (tmp_path / "file").write_text("in the way")
     path = edm_zip(tmp_path / "a.zip", pictures(6), LABELS)
     with pytest.raises(UserError, match=r"cmbench prepare: .*set CMBENCH_DATA"):

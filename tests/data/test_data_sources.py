@@ -225,8 +225,9 @@ def test_a_truncated_tar(tmp_path: Path, mode: str, keep: float) -> None:
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_the_cifar_archive(tmp_path: Path, protocol: int) -> None:
     images = pictures(12, 32)
-    path = cifar_archive(tmp_path / "cifar-10-python.tar.gz", images, [i % 10 for i in range(12)],
-                         protocol)
+    path = cifar_archive(
+        tmp_path / "cifar-10-python.tar.gz", images, [i % 10 for i in range(12)], protocol
+    )
     source = open_source(path)
     assert isinstance(source, CifarPythonSource)
     chunks = list(source.chunks())
@@ -290,8 +291,12 @@ def test_a_cifar_archive_that_is_cut_or_lacks_a_batch(tmp_path: Path) -> None:
 def test_imagenet_batches(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (3, 12288), dtype=np.uint8)
     for i in (10, 2, 1):  # numbers, not names, give the order
-        np.savez(tmp_path / f"train_data_batch_{i}.npz", data=rows + i, labels=[1, 5, 1000],
-                 mean=np.zeros(12288))
+        np.savez(
+            tmp_path / f"train_data_batch_{i}.npz",
+            data=rows + i,
+            labels=[1, 5, 1000],
+            mean=np.zeros(12288),
+        )
     source = open_source(tmp_path)
     assert isinstance(source, ImageNetBatchSource)
     assert source.total == 9
@@ -319,8 +324,11 @@ def test_a_truncated_npz(tmp_path: Path) -> None:
 
 def test_labels_that_imagenet_batches_cannot_have(tmp_path: Path) -> None:
     for label in (0, 1001):  # they count from 1
-        np.savez(tmp_path / "train_data_batch_1.npz", data=np.zeros((2, 12288), np.uint8),
-                 labels=[1, label])
+        np.savez(
+            tmp_path / "train_data_batch_1.npz",
+            data=np.zeros((2, 12288), np.uint8),
+            labels=[1, label],
+        )
         message = rf"train_data_batch_1.npz holds label {label} .*image 1\); allowed: 1 … 1000"
         with pytest.raises(UserError, match=message):
             list(ImageNetBatchSource(tmp_path).chunks())

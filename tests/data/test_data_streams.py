@@ -34,9 +34,7 @@ def test_a_batch_is_made_of_smaller_batches(
 
 
 def test_epochs_and_seeds_differ() -> None:
-    orders = {
-        tuple(epoch_permutation(40, seed, epoch)) for seed in range(3) for epoch in range(3)
-    }
+    orders = {tuple(epoch_permutation(40, seed, epoch)) for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9
 
 

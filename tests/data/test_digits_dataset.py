@@ -95,8 +95,11 @@ def test_a_factory_that_returns_something_else_is_named() -> None:
 
 def test_labels_of_a_dataset_without_labels_are_refused(dataset: Dataset) -> None:
     unlabelled = type(dataset)(
-        CIFAR10_JPEG._replace(num_classes=0), np.zeros((4, 3, 32, 32), np.uint8), None,  # type: ignore[call-arg, arg-type]
-        sha256="", revision="",  # type: ignore[call-arg]
+        CIFAR10_JPEG._replace(num_classes=0),
+        np.zeros((4, 3, 32, 32), np.uint8),
+        None,  # type: ignore[call-arg, arg-type]
+        sha256="",
+        revision="",  # type: ignore[call-arg]
     )
     with pytest.raises(UserError, match=r"has no labels.*conditional=false"):
         unlabelled.labels_for(3, 0)

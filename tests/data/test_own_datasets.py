@@ -69,8 +69,23 @@ def test_prepare_run_eval_and_report(
     else:
         name = f"folder:{images}"
     (tmp_path / "own.toml").write_text(RECIPES.replace("borrowed", custom.slug(name)))
-    command = ("run", "-d", name, "-m", "edm", "-r", f"{tmp_path / 'own.toml'}:tiny",
-               "-o", "conditional=true", "--nfe", "1", "--samples", "20", "--sampler", "euler")
+    command = (
+        "run",
+        "-d",
+        name,
+        "-m",
+        "edm",
+        "-r",
+        f"{tmp_path / 'own.toml'}:tiny",
+        "-o",
+        "conditional=true",
+        "--nfe",
+        "1",
+        "--samples",
+        "20",
+        "--sampler",
+        "euler",
+    )
     one_line(cmbench(*command), EXIT_MISSING, "is not prepared in", f"run `cmbench prepare {name}`")
     assert cmbench("prepare", name).code == 0
     done = cmbench(*command)

@@ -21,10 +21,18 @@ NAMES = st.text(
 def by_zipfile(path: Path) -> list[Member]:
     with zipfile.ZipFile(path) as archive:
         return [
-            (i.filename, i.header_offset, i.compress_size, i.file_size, i.CRC, i.compress_type,
-             i.flag_bits)
-            for i in archive.infolist() if not i.is_dir()
-        ]  # fmt: skip
+            (
+                i.filename,
+                i.header_offset,
+                i.compress_size,
+                i.file_size,
+                i.CRC,
+                i.compress_type,
+                i.flag_bits,
+            )
+            for i in archive.infolist()
+            if not i.is_dir()
+        ]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -61,20 +69,44 @@ def wide_archive(path: Path, *, with_extra: bool = True) -> int:
     """Write a table of one member beyond 4 GiB of a sparse file, in the format's 64-bit fields."""
     offset, size = 5 << 30, 7
     extra = struct.pack("<HHHHQ", 0x7075, 0, 1, 8, offset) if with_extra else b""
-    row = struct.pack(
-        "<4s6H3L5H2L", b"PK\x01\x02", 45, 45, 0, 0, 0, 33, 1234, size, size, 5, len(extra), 0, 0, 0,
-        0, 0xFFFFFFFF,
-    ) + b"b.png" + extra  # fmt: skip
+    row = (
+        struct.pack(
+            "<4s6H3L5H2L",
+            b"PK\x01\x02",
+            45,
+            45,
+            0,
+            0,
+            0,
+            33,
+            1234,
+            size,
+            size,
+            5,
+            len(extra),
+            0,
+            0,
+            0,
+            0,
+            0xFFFFFFFF,
+        )
+        + b"b.png"
+        + extra
+    )
     start = offset + 100
     end = start + len(row)
     with open(path, "wb") as file:
         file.seek(start)
         file.write(row)
-        file.write(struct.pack("<4sQHHLLQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, len(row),
-                               start))  # fmt: skip
+        file.write(
+            struct.pack("<4sQHHLLQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, len(row), start)
+        )
         file.write(struct.pack("<4sLQL", b"PK\x06\x07", 0, end, 1))
-        file.write(struct.pack("<4sHHHHLLH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF,
-                               0xFFFFFFFF, 0))  # fmt: skip
+        file.write(
+            struct.pack(
+                "<4sHHHHLLH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0
+            )
+        )
     return offset
 
 

@@ -202,12 +202,7 @@ def test_bad_curricula_say_what_is_allowed() -> None:
 # --- proposals -------------------------------------------------------------------------------
 
 
-@given(
-    n=st.integers(2, 1281),
-    p_mean=st.floats(-30, 30),
-    p_std=st.floats(0.05, 5),
-    ends=ends,
-)
+@given(n=st.integers(2, 1281), p_mean=st.floats(-30, 30), p_std=st.floats(0.05, 5), ends=ends)
 def test_bin_probabilities_sum_to_one(
     n: int, p_mean: float, p_std: float, ends: tuple[float, float]
 ) -> None:

@@ -180,10 +180,7 @@ def test_higher_order_pays(lopsided: GaussianMixture, problem: tuple[Tensor, Ten
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 9])
 def test_nfe(ring: GaussianMixture, name: str, n: int) -> None:
     to_zero, above = NFE[name]
-    for grid, expected in (
-        (sampling_sigmas(n), to_zero(n)),
-        (sampling_log_sigmas(n), above(n)),
-    ):
+    for grid, expected in ((sampling_sigmas(n), to_zero(n)), (sampling_log_sigmas(n), above(n))):
         counted = Counted(ring)
         start = 80 * torch.ones(2, 2, 1, 1, dtype=torch.float64)
         end = DETERMINISTIC[name](counted, start, grid)
@@ -286,11 +283,7 @@ def test_single_step_orders_are_counted(ring: GaussianMixture) -> None:
 
 @pytest.mark.parametrize(
     ("solver", "fractions"),
-    [
-        (heun, (0, 1)),
-        (dpm_solver_2, (0, 1 / 2)),
-        (dpm_solver_3, (0, 1 / 3, 2 / 3)),
-    ],
+    [(heun, (0, 1)), (dpm_solver_2, (0, 1 / 2)), (dpm_solver_3, (0, 1 / 3, 2 / 3))],
 )
 def test_noise_levels_inside_a_step(
     ring: GaussianMixture, solver: Solver, fractions: tuple[float, ...]
@@ -312,12 +305,7 @@ def test_noise_levels_inside_a_step(
 finite = st.floats(-3, 3, allow_nan=False)
 
 
-@given(
-    x=finite,
-    denoised=finite,
-    sigma=st.floats(0.01, 80),
-    fraction=st.floats(0, 0.99),
-)
+@given(x=finite, denoised=finite, sigma=st.floats(0.01, 80), fraction=st.floats(0, 0.99))
 def test_inverse_ddim_undoes_ddim(x: float, denoised: float, sigma: float, fraction: float) -> None:
     x_sigma = torch.tensor([[x * sigma]], dtype=torch.float64)
     target = torch.tensor([[denoised]], dtype=torch.float64)

@@ -68,15 +68,19 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {
         "weights": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in weights},
         "cells": {
-            r.cell: [r.status, r.training.checkpoint_sha256, r.training.images_seen,
-                     r.training.network_evaluations,
-                     {n: [m.value, m.detail] for n, m in r.metrics.items()},
-                     r.artifacts["grid"].sha256]
+            r.cell: [
+                r.status,
+                r.training.checkpoint_sha256,
+                r.training.images_seen,
+                r.training.network_evaluations,
+                {n: [m.value, m.detail] for n, m in r.metrics.items()},
+                r.artifacts["grid"].sha256,
+            ]
             for r in records
         },
         "unreadable": len(found) - len(records),
         "results": len(list(folder.glob("runs/toys/*/result.json"))),
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True)
@@ -141,16 +145,18 @@ def main(folder: Path, seed: int, kills: int) -> None:
     hits, different = 0, []
     for case in range(kills):
         moments = [
-            ("time", source.uniform(0, alone.seconds)) if source.random() < 0.3
+            ("time", source.uniform(0, alone.seconds))
+            if source.random() < 0.3
             else ("event", float(source.randint(1, events)))
             for _ in range(source.randint(1, 3))
-        ]  # fmt: skip
+        ]
         hits += killed_and_finished(folder / str(case), iter(moments))
         found = outcome(folder / str(case))
         if found != expected:
             different.append([moments, found])
-    print(json.dumps({"events": events, "hits": hits, "expected": expected,
-                      "different": different}))  # fmt: skip
+    print(
+        json.dumps({"events": events, "hits": hits, "expected": expected, "different": different})
+    )
 
 
 if __name__ == "__main__":

@@ -55,8 +55,12 @@ def board() -> ModuleType:
 def test_few_pictures_takes_the_first_of_each_class_and_nothing_else(
     script: ModuleType, tmp_path: Path
 ) -> None:
-    names = [f"{part}/{kind}/{n:04d}.jpg" for part in ("train", "test") for kind in ("cat", "dog")
-             for n in range(5)]  # fmt: skip
+    names = [
+        f"{part}/{kind}/{n:04d}.jpg"
+        for part in ("train", "test")
+        for kind in ("cat", "dog")
+        for n in range(5)
+    ]
     strange = ["../train/cat/0000.jpg", "/train/cat/0001.jpg", "train/cat/../0000.jpg", "notes.txt"]
     with tarfile.open(tmp_path / "a.tar.xz", "w:xz") as archive:
         for name in [*strange, *names]:
@@ -72,8 +76,10 @@ def test_few_pictures_takes_the_first_of_each_class_and_nothing_else(
 def test_without_an_archive_it_says_what_to_give(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--smoke", "--out", str(tmp_path)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith(
         f"no archive at None: give --archive or set {VARIABLE}"
@@ -97,9 +103,7 @@ def test_a_length_is_whole_batches_that_fit_the_time(
     assert spent > seconds - step * (1 + 1e-9)
 
 
-def test_a_slower_method_and_one_of_several_stages_get_fewer_images(
-    equal_time: ModuleType,
-) -> None:
+def test_a_slower_method_and_one_of_several_stages_get_fewer_images(equal_time: ModuleType) -> None:
     assert equal_time.length_kimg(1000, 60, 512) == 117 * 0.512
     assert equal_time.length_kimg(500, 60, 512) == 58 * 0.512
     assert equal_time.length_kimg(1000, 60, 512, passes=4) == 29 * 0.512
@@ -139,9 +143,15 @@ class Fake:
 
     def __init__(self, work: Path, codes: list[int]) -> None:
         self.options = SimpleNamespace(
-            methods="edm,sct,cd", budget_seconds=60.0, least=0.0, piece=9.0, recipe="demo",
-            compile="auto", samples=0, sample_batch=10,
-        )  # fmt: skip
+            methods="edm,sct,cd",
+            budget_seconds=60.0,
+            least=0.0,
+            piece=9.0,
+            recipe="demo",
+            compile="auto",
+            samples=0,
+            sample_batch=10,
+        )
         self.workspace, self.budget = work, work / "budget.json"
         self.codes, self.commands = iter(codes), list[tuple[str, ...]]()
         students = {"sct": {"duration_kimg": 59.904}, "cd": {"duration_kimg": 29.696}}
@@ -188,8 +198,10 @@ def test_without_lengths_no_student_is_trained(script: ModuleType, tmp_path: Pat
 
 def packed(folder: Path, value: float) -> Path:
     metrics = {"fd-cifar-cnn": metric(value, "fd-cifar-cnn")}
-    made = [record(name, dataset="cifar10-jpeg", metrics=metrics, rank_metric="fd-cifar-cnn")
-            for name in ("edm", "sct")]  # fmt: skip
+    made = [
+        record(name, dataset="cifar10-jpeg", metrics=metrics, rank_metric="fd-cifar-cnn")
+        for name in ("edm", "sct")
+    ]
     on_disk(folder / "records" / "cifar10-jpeg", made)
     with tarfile.open(folder / "records.tar.gz", "w:gz") as archive:
         archive.add(folder / "records", "records")
@@ -198,18 +210,25 @@ def packed(folder: Path, value: float) -> Path:
 
 def made_board(out: Path, place: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(BENCHMARKS / "cifar10_jpeg_board.py"), str(out), "--leaderboards",
-         str(place / "leaderboards"), "--reports", str(place / "reports")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(BENCHMARKS / "cifar10_jpeg_board.py"),
+            str(out),
+            "--leaderboards",
+            str(place / "leaderboards"),
+            "--reports",
+            str(place / "reports"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_one_command_makes_the_board_of_what_was_packed(tmp_path: Path) -> None:
     out = packed(tmp_path / "out", 1.5)
     found = {"device": "a GPU", "images_per_s": 1234.0, "duration_kimg": 9.0}
-    (out / "budget.json").write_text(
-        json.dumps({"budget_seconds": 60, "students": {"sct": found}})
-    )
+    (out / "budget.json").write_text(json.dumps({"budget_seconds": 60, "students": {"sct": found}}))
     done = made_board(out, tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "leaderboards" / "cifar10-jpeg"
@@ -239,15 +258,34 @@ def test_a_board_without_a_budget_says_that_lengths_are_estimates(board: ModuleT
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path(ARCHIVE or "/nowhere").exists(),
-                    reason=f"needs the cifar10-jpeg archive: set {VARIABLE}")  # fmt: skip
+@pytest.mark.skipif(
+    not Path(ARCHIVE or "/nowhere").exists(),
+    reason=f"needs the cifar10-jpeg archive: set {VARIABLE}",
+)
 def test_smoke_runs_to_the_end(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--smoke", "--archive", ARCHIVE, "--out", str(tmp_path / "o"),
-         "--work", str(tmp_path / "w"), "--methods", "edm,sct", "--seconds", "280",
-         "--budget-seconds", "1", "--train-extractor"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(SCRIPT),
+            "--smoke",
+            "--archive",
+            ARCHIVE,
+            "--out",
+            str(tmp_path / "o"),
+            "--work",
+            str(tmp_path / "w"),
+            "--methods",
+            "edm,sct",
+            "--seconds",
+            "280",
+            "--budget-seconds",
+            "1",
+            "--train-extractor",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1].endswith("exit 0")
     with tarfile.open(tmp_path / "o" / "records.tar.gz") as packed:

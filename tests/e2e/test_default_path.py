@@ -20,9 +20,14 @@ COMMAND = ("run", "--recipe", "smoke", "--samples", "200")
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CMBENCH_")}
-    return subprocess.run([sys.executable, "-m", "cmbench", *arguments], cwd=folder,
-                          env=environment, capture_output=True, text=True, check=False,
-                          )  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "cmbench", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +50,16 @@ def test_run_ends_with_a_table_and_the_path_of_a_report(
     assert first.returncode == 0, first.stderr
     header, *body = rows(first.stdout)
     assert header == [
-        "method", "seed", "NFE", "fd-digits", "precision", "recall", "density", "images/s",
+        "method",
+        "seed",
+        "NFE",
+        "fd-digits",
+        "precision",
+        "recall",
+        "density",
+        "images/s",
         "status",
-    ]  # fmt: skip
+    ]
     name = load_plugins().default_method
     assert [(r[0], r[2], r[-1]) for r in body] == [(name, n, "finished") for n in "124"]
     page = Path("cmbench-out/reports/digits.html")

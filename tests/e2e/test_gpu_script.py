@@ -65,10 +65,20 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(script: ModuleType) -> 
 def test_every_part_and_method_runs(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--cpu-smoke", "--no-compile", "--out", str(out),
-         "--parts", "train,table,sampling,profile"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(SCRIPT),
+            "--cpu-smoke",
+            "--no-compile",
+            "--out",
+            str(out),
+            "--parts",
+            "train,table,sampling,profile",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     found = json.loads(out.read_text())
     assert str(tmp_path) not in out.read_text()
@@ -80,8 +90,9 @@ def test_every_part_and_method_runs(tmp_path: Path) -> None:
         assert figures["step_over_edm"] > 0
     assert train["edm"]["step_over_edm"] == 1
     # Steps of the algorithms, in forward passes: 3 of edm, 4 of ict, 6 of cd, 4 of sct, 5 of scd.
-    cost = {name: train[name]["gflops_per_image"] / train["edm"]["gflops_per_image"]
-            for name in METHODS}  # fmt: skip
+    cost = {
+        name: train[name]["gflops_per_image"] / train["edm"]["gflops_per_image"] for name in METHODS
+    }
     assert cost["edm"] < cost["sct"] < cost["scd"] < cost["cd"] < 2.5
     assert next(v["speed_up"] for v in found["table"]["smoke"].values()) == 1
     assert set(found["sampling"]["smoke"]["bf16"]) == {"nfe-1", "nfe-2", "nfe-4"}

@@ -16,8 +16,12 @@ CASES = 25
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_sigkill_at_any_moment_changes_nothing(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, str(KILLING), str(tmp_path), "20241", str(CASES)],
-                          capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(KILLING), str(tmp_path), "20241", str(CASES)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["hits"] >= CASES // 2

@@ -17,9 +17,19 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cmbench"
 #: From the top down: a layer imports only those after it (and itself).
 LAYERS = (
-    "cli", "report", "leaderboard", "bench", "importers", "metrics", "training", "sampling",
-    "networks", "diffusion", "data", "plugin",
-)  # fmt: skip
+    "cli",
+    "report",
+    "leaderboard",
+    "bench",
+    "importers",
+    "metrics",
+    "training",
+    "sampling",
+    "networks",
+    "diffusion",
+    "data",
+    "plugin",
+)
 #: Modules that belong to no layer: everybody may use them.
 COMMON = {"errors", "files", "seeds", "__init__"}
 #: Imports that point up, each with why. One that is gone must be taken out of here.
@@ -115,7 +125,7 @@ def test_no_cycles() -> None:
     done: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, " -> ".join([*path[path.index(name):], name])
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
         if name in done:
             return
         for target in graph.get(name, ()):
@@ -184,9 +194,7 @@ def test_modules_and_functions_are_short(name: str) -> None:
 def test_the_package_list_is_complete() -> None:
     table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     listed = set(table["tool"]["setuptools"]["packages"])
-    there = {
-        ".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")
-    }
+    there = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
     plugins = {
         ".".join(["cmbench_plugins", *path.parent.relative_to(ROOT / "plugins").parts])
         for path in (ROOT / "plugins").rglob("__init__.py")

@@ -33,7 +33,10 @@ class Persistent:
 
     def __reduce__(self) -> tuple[Any, ...]:
         meta = EasyDict(
-            type="class", version=6, module_src=self.source, class_name=self.class_name,
+            type="class",
+            version=6,
+            module_src=self.source,
+            class_name=self.class_name,
             state=self.state,
         )
         return (_reconstruct_persistent_obj, (meta,), None)
@@ -101,9 +104,14 @@ def _node(
         container.__dict__["_modules"] = modules
         return container
     state = {
-        "training": False, "_parameters": parameters, "_buffers": buffers,
-        "_non_persistent_buffers_set": set(), "_backward_hooks": OrderedDict(),
-        "_modules": modules, "_init_args": (), "_init_kwargs": EasyDict(dropout=0.13),
+        "training": False,
+        "_parameters": parameters,
+        "_buffers": buffers,
+        "_non_persistent_buffers_set": set(),
+        "_backward_hooks": OrderedDict(),
+        "_modules": modules,
+        "_init_args": (),
+        "_init_kwargs": EasyDict(dropout=0.13),
         **attributes,
     }
     if prefix in heads:

@@ -10,10 +10,17 @@ from cmbench.plugin import hookimpl
 from cmbench.plugin.specs import DatasetSpec
 
 PATCHES = DatasetSpec(
-    name="patches", factory="patches:build_patches", title="Noise in colour",
-    data_shape=(3, 16, 16), num_classes=10, extractor="pixels", metrics=("fd-pixels",),
-    nfe=(1, 2), num_samples=12, embedded=True,
-)  # fmt: skip
+    name="patches",
+    factory="patches:build_patches",
+    title="Noise in colour",
+    data_shape=(3, 16, 16),
+    num_classes=10,
+    extractor="pixels",
+    metrics=("fd-pixels",),
+    nfe=(1, 2),
+    num_samples=12,
+    embedded=True,
+)
 
 #: The recipe file of the fixture ``recipe``: students of an imported teacher.
 RECIPES = """

@@ -28,17 +28,23 @@ diffusers = pytest.importorskip("diffusers", reason="needs the extra `diffusers`
 Command = Callable[..., Any]
 DOCS = Path(__file__).parents[2] / "docs"
 OPTIONS: dict[str, Any] = {
-    "sample_size": 16, "layers_per_block": 1, "block_out_channels": (32, 64),
+    "sample_size": 16,
+    "layers_per_block": 1,
+    "block_out_channels": (32, 64),
     "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
-    "attention_head_dim": 16, "attn_norm_num_groups": 32, "resnet_time_scale_shift": "scale_shift",
-    "downsample_type": "resnet", "upsample_type": "resnet",
-}  # fmt: skip
+    "attention_head_dim": 16,
+    "attn_norm_num_groups": 32,
+    "resnet_time_scale_shift": "scale_shift",
+    "downsample_type": "resnet",
+    "upsample_type": "resnet",
+}
 THREE = {
-    "block_out_channels": (32, 32, 96), "layers_per_block": 2,
+    "block_out_channels": (32, 32, 96),
+    "layers_per_block": 2,
     "down_block_types": ("AttnDownBlock2D", "ResnetDownsampleBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D", "AttnUpBlock2D"),
-}  # fmt: skip
+}
 NO_ATTENTION = {
     "down_block_types": ("ResnetDownsampleBlock2D",) * 2,
     "up_block_types": ("ResnetUpsampleBlock2D",) * 2,
@@ -73,14 +79,22 @@ def worst(ours: Tensor, theirs: Tensor) -> float:
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, {"num_class_embeds": 10}, {"attention_head_dim": 64}, {"attention_head_dim": None},
-        {"attention_head_dim": 8}, {"resnet_time_scale_shift": "default"},
-        {"resnet_time_scale_shift": "default", "attn_norm_num_groups": None}, THREE, NO_ATTENTION,
-        {"time_embedding_dim": 96}, {"in_channels": 1, "out_channels": 1}, {"dropout": 0.2},
+        {},
+        {"num_class_embeds": 10},
+        {"attention_head_dim": 64},
+        {"attention_head_dim": None},
+        {"attention_head_dim": 8},
+        {"resnet_time_scale_shift": "default"},
+        {"resnet_time_scale_shift": "default", "attn_norm_num_groups": None},
+        THREE,
+        NO_ATTENTION,
+        {"time_embedding_dim": 96},
+        {"in_channels": 1, "out_channels": 1},
+        {"dropout": 0.2},
         {"sample_size": (16, 16)},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_outputs_of_diffusers(tmp_path: Path, changes: dict[str, Any]) -> None:
     theirs = make(**changes)
     theirs.save_pretrained(tmp_path)  # type: ignore[operator]
@@ -135,8 +149,16 @@ def test_every_option_of_diffusers_is_considered(tmp_path: Path) -> None:
 
     make().save_pretrained(tmp_path)  # type: ignore[operator]
     config = json.loads((tmp_path / "config.json").read_text())
-    read = {"attention_head_dim", "attn_norm_num_groups", "block_out_channels", "in_channels",
-            "layers_per_block", "out_channels", "sample_size", "time_embedding_dim"}  # fmt: skip
+    read = {
+        "attention_head_dim",
+        "attn_norm_num_groups",
+        "block_out_channels",
+        "in_channels",
+        "layers_per_block",
+        "out_channels",
+        "sample_size",
+        "time_embedding_dim",
+    }
     #: Of weights' shapes, of training, and of resampling that is refused.
     no_matter = {"num_class_embeds", "dropout", "num_train_timesteps", "downsample_padding"}
     known = {*_REQUIRED, *_BLOCKS, *read, *no_matter}
@@ -174,7 +196,10 @@ def pipeline(tmp_path: Path) -> tuple[Path, nn.Module]:
 
 
 def test_a_pipeline_is_imported_sampled_and_taught_from(
-    cmbench: Command, pipeline: tuple[Path, nn.Module], patches: Context, recipe: str,
+    cmbench: Command,
+    pipeline: tuple[Path, nn.Module],
+    patches: Context,
+    recipe: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, theirs = pipeline
@@ -187,13 +212,37 @@ def test_a_pipeline_is_imported_sampled_and_taught_from(
     ours.load_state_dict(load_file(patches.workspace.imported / "m.safetensors"))
     assert worst(*outputs(theirs, ours)) < 1e-5
 
-    done = cmbench("run", "--checkpoint", "m", "-d", "patches", "--nfe", "3", "--sampler", "heun",
-                   "--no-report")  # fmt: skip
+    done = cmbench(
+        "run",
+        "--checkpoint",
+        "m",
+        "-d",
+        "patches",
+        "--nfe",
+        "3",
+        "--sampler",
+        "heun",
+        "--no-report",
+    )
     assert done.code == 0, done.err
-    for method, options in (("cd", ("-o", "n_points=3")), ("ect", ()),
-                            ("sct", ("-o", "parameterization=edm"))):  # fmt: skip
-        done = cmbench("run", "-m", method, "-d", "patches", "-r", recipe, "--nfe", "1", *options,
-                       "--no-report")  # fmt: skip
+    for method, options in (
+        ("cd", ("-o", "n_points=3")),
+        ("ect", ()),
+        ("sct", ("-o", "parameterization=edm")),
+    ):
+        done = cmbench(
+            "run",
+            "-m",
+            method,
+            "-d",
+            "patches",
+            "-r",
+            recipe,
+            "--nfe",
+            "1",
+            *options,
+            "--no-report",
+        )
         assert done.code == 0, done.err
     records = [json.loads(p.read_text()) for p in patches.workspace.root.rglob("records/**/*.json")]
     assert {r["status"] for r in records} == {"finished"}
@@ -203,7 +252,9 @@ def test_a_pipeline_is_imported_sampled_and_taught_from(
 
 
 def test_the_procedure_of_the_documentation(
-    cmbench: Command, pipeline: tuple[Path, nn.Module], tmp_path: Path,
+    cmbench: Command,
+    pipeline: tuple[Path, nn.Module],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """docs/parity.md, step by step, with its own lines for diffusers."""
@@ -219,7 +270,9 @@ def test_the_procedure_of_the_documentation(
 
 
 def test_a_consistency_model_is_sampled_as_one(
-    cmbench: Command, pipeline: tuple[Path, nn.Module], patches: Context,
+    cmbench: Command,
+    pipeline: tuple[Path, nn.Module],
+    patches: Context,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("cmbench.plugin.manager.load_plugins", lambda: patches.plugins)

@@ -74,8 +74,15 @@ def test_a_bytearray_that_is_not_there_takes_no_memory() -> None:
 def test_copies_of_a_container_are_counted(name: bytes, opcode: bytes) -> None:
     # A list of 100,000 numbers, and 2000 sets made of it, five bytes each.
     numbers = b"".join(b"J" + i.to_bytes(4, "little") for i in range(100_000))
-    data = b"\x80\x02](" + numbers + b"eq\x00c" + name + b"\nq\x01(" + 2000 * (
-        b"h\x01h\x00\x85" + opcode) + b"l."
+    data = (
+        b"\x80\x02]("
+        + numbers
+        + b"eq\x00c"
+        + name
+        + b"\nq\x01("
+        + 2000 * (b"h\x01h\x00\x85" + opcode)
+        + b"l."
+    )
 
     def load() -> None:
         with pytest.raises(UserError, match=r"refused: .*6 times its own size in memory"):
@@ -90,7 +97,8 @@ def test_one_storage_under_many_names(tmp_path: Path) -> None:
     class Shared:
         def __reduce__(self) -> Any:
             typed = torch.storage.TypedStorage(
-                wrap_storage=storage, dtype=torch.float32, _internal=True)
+                wrap_storage=storage, dtype=torch.float32, _internal=True
+            )
             return (torch._utils._rebuild_tensor_v2, (typed, 0, (2**16,), (1,), False, {}))
 
     first = Shared().__reduce__()[1]
@@ -106,9 +114,10 @@ def test_one_storage_under_many_names(tmp_path: Path) -> None:
 
 def test_a_zip_that_unpacks_to_far_more(tmp_path: Path) -> None:
     torch.save({"input_blocks.0.0.weight": torch.zeros(2**20)}, tmp_path / "a.pt")
-    with zipfile.ZipFile(tmp_path / "a.pt") as given, zipfile.ZipFile(
-        tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED
-    ) as packed:
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as given,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for info in given.infolist():
             packed.writestr(info.filename, given.read(info))
     assert torch.load(tmp_path / "b.pt", weights_only=True), "torch itself would unpack it"
@@ -120,9 +129,10 @@ def test_a_storage_that_unpacks_to_far_more(tmp_path: Path) -> None:
     """The zip that torch would unpack lies within the pickle here."""
     plain, packed = io.BytesIO(), io.BytesIO()
     torch.save(_typed(torch.zeros(2**20)), plain)
-    with zipfile.ZipFile(plain) as given, zipfile.ZipFile(
-        packed, "w", zipfile.ZIP_DEFLATED
-    ) as target:
+    with (
+        zipfile.ZipFile(plain) as given,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for info in given.infolist():
             target.writestr(info.filename, given.read(info))
 
@@ -136,11 +146,15 @@ def test_a_storage_that_unpacks_to_far_more(tmp_path: Path) -> None:
     refuse(path, "refused: the pickle asks for a storage in a zip; ")
 
 
-@pytest.mark.parametrize("state", [
-    (_typed(torch.zeros(4)), 0, (2**20,), (1,)),  # a longer storage: of memory as it was found
-    (_typed(torch.zeros(4)), 0, (2**40,), (0,)),  # one number seen many times
-    (False, None, {}), (torch.zeros(2), None, {}, False, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "state",
+    [
+        (_typed(torch.zeros(4)), 0, (2**20,), (1,)),  # a longer storage: of memory as it was found
+        (_typed(torch.zeros(4)), 0, (2**40,), (0,)),  # one number seen many times
+        (False, None, {}),
+        (torch.zeros(2), None, {}, False, None),
+    ],
+)
 def test_a_tensor_that_is_laid_anew(tmp_path: Path, state: Any) -> None:
     class Changed:
         def __reduce__(self) -> Any:
@@ -156,8 +170,12 @@ def test_many_views_of_one_storage_in_a_pt(tmp_path: Path) -> None:
     weights = load_file(GOLDEN / "openai-adm-cond.weights.safetensors")
     views = {f"more.{i}": base[:] for i in range(8)}
     torch.save({n: w.half() for n, w in weights.items()} | views, tmp_path / "a.pt")
-    refuse(tmp_path / "a.pt", r"holds tensors of [\d,]+ bytes in a file of [\d,]+; allowed: up to",
-           resolution=16, channels_per_head=16)  # fmt: skip
+    refuse(
+        tmp_path / "a.pt",
+        r"holds tensors of [\d,]+ bytes in a file of [\d,]+; allowed: up to",
+        resolution=16,
+        channels_per_head=16,
+    )
 
 
 def test_an_honest_network_is_well_within_the_bounds(
@@ -168,8 +186,9 @@ def test_an_honest_network_is_well_within_the_bounds(
     path = write_edm(tmp_path / "a.pkl", weights)
     monkeypatch.setattr(RestrictedUnpickler, "SHARE", 4)
     assert read_checkpoint(path).network == "ddpmpp"
-    assert load_network_pickle(write_pickle(
-        tmp_path / "big.pkl", {"x": torch.zeros(2**21)}))["x"].shape == (2**21,)
+    assert load_network_pickle(write_pickle(tmp_path / "big.pkl", {"x": torch.zeros(2**21)}))[
+        "x"
+    ].shape == (2**21,)
 
 
 # ---- billions of laughs ------------------------------------------------------------------------
@@ -237,13 +256,15 @@ def test_modules_without_end(tmp_path: Path) -> None:
     shared = container({})
     for _ in range(30):
         shared = container({"a": shared, "b": shared})
-    path = write_pickle(tmp_path / "wide.pkl", {"ema": Persistent("EDMPrecond", modules(
-        {"x": shared}))})
+    path = write_pickle(
+        tmp_path / "wide.pkl", {"ema": Persistent("EDMPrecond", modules({"x": shared}))}
+    )
     refuse(path, "modules are nested without end")
     loop = container({})
     loop.__dict__["_modules"] = {"self": loop}
-    path = write_pickle(tmp_path / "deep.pkl", {"ema": Persistent("EDMPrecond", modules(
-        {"x": loop}))})
+    path = write_pickle(
+        tmp_path / "deep.pkl", {"ema": Persistent("EDMPrecond", modules({"x": loop}))}
+    )
     refuse(path, "modules are nested without end")
 
 
@@ -256,39 +277,68 @@ def test_objects_made_without_a_state(tmp_path: Path) -> None:
     refuse(path, "holds no network 'ema'")
 
 
-@pytest.mark.parametrize("change", [
-    {"_modules": [1]}, {"_parameters": {}, "_buffers": [1]}, {"_modules": {1: 2}, "_buffers": 3},
-    {"_non_persistent_buffers_set": 7},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"_modules": [1]},
+        {"_parameters": {}, "_buffers": [1]},
+        {"_modules": {1: 2}, "_buffers": 3},
+        {"_non_persistent_buffers_set": 7},
+    ],
+)
 def test_parts_of_odd_types(tmp_path: Path, change: dict[str, Any]) -> None:
     state = modules({}) | change
     path = write_pickle(tmp_path / "a.pkl", {"ema": Persistent("EDMPrecond", state)})
     refuse(path, r"a module's _(modules|buffers) is a|unknown network")
 
 
-@pytest.mark.parametrize("tensors", [
-    {"model.enc.foo": torch.zeros(1)},
-    {"model.enc.8x8_conv.weight": torch.zeros(3), "model.enc.8x8_aux_norm.weight": torch.zeros(1)},
-    {"unet.enc.foo": torch.zeros(1)},
-    {"unet.enc.8x8_conv.weight": torch.zeros(3), "unet.emb_fourier.freqs": torch.zeros(())},
-    {"input_blocks.0.0.weight": torch.zeros(3)},
-    {"input_blocks.0.0.weight": torch.zeros(0, 3, 3, 3), "time_embed.0.weight": torch.zeros(4, 0),
-     "input_blocks.1.0.out_layers.3.weight": torch.zeros(4, 1), "out.2.weight": torch.zeros(3),
-     "input_blocks.1.0.emb_layers.1.weight": torch.zeros(4), "output_blocks.0.0.x": torch.ones(1)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"model.enc.foo": torch.zeros(1)},
+        {
+            "model.enc.8x8_conv.weight": torch.zeros(3),
+            "model.enc.8x8_aux_norm.weight": torch.zeros(1),
+        },
+        {"unet.enc.foo": torch.zeros(1)},
+        {"unet.enc.8x8_conv.weight": torch.zeros(3), "unet.emb_fourier.freqs": torch.zeros(())},
+        {"input_blocks.0.0.weight": torch.zeros(3)},
+        {
+            "input_blocks.0.0.weight": torch.zeros(0, 3, 3, 3),
+            "time_embed.0.weight": torch.zeros(4, 0),
+            "input_blocks.1.0.out_layers.3.weight": torch.zeros(4, 1),
+            "out.2.weight": torch.zeros(3),
+            "input_blocks.1.0.emb_layers.1.weight": torch.zeros(4),
+            "output_blocks.0.0.x": torch.ones(1),
+        },
+    ],
+)
 def test_shapes_that_make_no_network(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
     save_file(tensors, tmp_path / "a.safetensors")
     refuse(tmp_path / "a.safetensors", r"shapes make no network|is missing", resolution=8)
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("sample_size", [16, 8]), ("sample_size", "x"), ("sample_size", 0),
-    ("layers_per_block", "x"), ("attention_head_dim", [8]), ("attention_head_dim", -1),
-    ("down_block_types", 3), ("up_block_types", [["x"]]), ("block_out_channels", None),
-    ("block_out_channels", [32]), ("block_out_channels", [32, 0]), ("block_out_channels", [0, 32]),
-    ("block_out_channels", ["x", 32]), ("time_embedding_dim", "x"), ("out_channels", "x"),
-    ("_class_name", 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sample_size", [16, 8]),
+        ("sample_size", "x"),
+        ("sample_size", 0),
+        ("layers_per_block", "x"),
+        ("attention_head_dim", [8]),
+        ("attention_head_dim", -1),
+        ("down_block_types", 3),
+        ("up_block_types", [["x"]]),
+        ("block_out_channels", None),
+        ("block_out_channels", [32]),
+        ("block_out_channels", [32, 0]),
+        ("block_out_channels", [0, 32]),
+        ("block_out_channels", ["x", 32]),
+        ("time_embedding_dim", "x"),
+        ("out_channels", "x"),
+        ("_class_name", 3),
+    ],
+)
 def test_diffusers_configs_of_odd_types(tmp_path: Path, key: str, value: object) -> None:
     refuse(diffusers(tmp_path, {key: value}), rf"{key} (= |has )")
 
@@ -325,11 +375,15 @@ def test_whatever_else_goes_wrong_is_one_line(
 def test_as_many_numbers_in_another_shape(
     tmp_path: Path, weights: dict[str, Tensor], turn: str
 ) -> None:
-    name = next(n for n, w in weights.items() if w.ndim == 4 and w.shape[0] != w.shape[1]
-                and w.shape[-1] == 3 and "block" in n)  # fmt: skip
+    name = next(
+        n
+        for n, w in weights.items()
+        if w.ndim == 4 and w.shape[0] != w.shape[1] and w.shape[-1] == 3 and "block" in n
+    )
     right = weights[name]
     wrong = {
-        "transposed": right.transpose(0, 1), "flat": right.flatten(1),
+        "transposed": right.transpose(0, 1),
+        "flat": right.flatten(1),
         "split": right.reshape(right.shape[0], 3, -1, 3),
     }[turn].contiguous()
     path = write_edm(tmp_path / "a.pkl", weights | {name: wrong})

@@ -101,8 +101,7 @@ def test_a_storage_that_hides_a_pickle(tmp_path: Path) -> None:
 def test_a_pt_that_would_write_a_file(tmp_path: Path, zipped: bool) -> None:
     flag = tmp_path / "owned"
     path = tmp_path / "bad.pt"
-    torch.save({"w": Runs(os.system, f"touch {flag}")}, path,
-               _use_new_zipfile_serialization=zipped)
+    torch.save({"w": Runs(os.system, f"touch {flag}")}, path, _use_new_zipfile_serialization=zipped)
     refuse(path, r"refused: the pickle asks for \w+.system; .*it was not executed")
     assert not flag.exists()
 
@@ -110,8 +109,12 @@ def test_a_pt_that_would_write_a_file(tmp_path: Path, zipped: bool) -> None:
 @pytest.mark.parametrize(
     ("size", "stride", "offset"),
     [
-        ((4, 4), (4, 1), 1), ((2, 2), (-2, 1), 2), ((2,), (1,), -1), ((9,), (2,), 0),
-        ((2, 2), (1,), 0), ((10**12,), (0,), 0),
+        ((4, 4), (4, 1), 1),
+        ((2, 2), (-2, 1), 2),
+        ((2,), (1,), -1),
+        ((9,), (2,), 0),
+        ((2, 2), (1,), 0),
+        ((10**12,), (0,), 0),
     ],
 )
 def test_a_tensor_beyond_its_storage(
@@ -129,8 +132,11 @@ def test_a_tensor_beyond_its_storage(
 
 
 @settings(max_examples=60, deadline=None)
-@given(data=st.binary(min_size=1, max_size=300), suffix=st.sampled_from([".pkl", ".pt", "", ".x"]),
-       head=st.sampled_from([b"", b"\x80\x04", b"PK\x03\x04", b"\x83\xa4step"]))
+@given(
+    data=st.binary(min_size=1, max_size=300),
+    suffix=st.sampled_from([".pkl", ".pt", "", ".x"]),
+    head=st.sampled_from([b"", b"\x80\x04", b"PK\x03\x04", b"\x83\xa4step"]),
+)
 def test_noise_is_one_clear_line(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, suffix: str, head: bytes
 ) -> None:
@@ -249,9 +255,7 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.Monkey
     refuse(tmp_path / "a.pkl", r"cannot be read: Permission denied; check that")
 
 
-def test_settings_that_the_file_tells_otherwise(
-    tmp_path: Path, weights: dict[str, Tensor]
-) -> None:
+def test_settings_that_the_file_tells_otherwise(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     path = write_edm(tmp_path / "a.pkl", weights)
     refuse(path, r"--resolution 32: the file says 16; leave it out", resolution=32)
     refuse(path, r"--channels-per-head 8: the file has one head; leave it", channels_per_head=8)

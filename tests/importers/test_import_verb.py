@@ -55,8 +55,9 @@ def test_what_was_recognised_is_printed_and_kept(
     assert ours.keys() == exact.state.keys()
     assert all(torch.equal(ours[name], exact.state[name]) for name in ours)
     assert sorted(p.name for p in workspace.imported.iterdir()) == [
-        "edm-tiny.json", "edm-tiny.safetensors"
-    ]  # fmt: skip
+        "edm-tiny.json",
+        "edm-tiny.safetensors",
+    ]
 
 
 def test_a_name_is_taken_once(
@@ -99,8 +100,11 @@ def test_a_file_that_was_not_imported_is_kept(
     path = tmp_path / "m.safetensors"
     save_file(weights, path)
     before = path.read_bytes()
-    refused(cmbench_quiet(cmbench, str(path), "--to", str(path)),
-            "m.safetensors is there already, and was not imported", "--force")  # fmt: skip
+    refused(
+        cmbench_quiet(cmbench, str(path), "--to", str(path)),
+        "m.safetensors is there already, and was not imported",
+        "--force",
+    )
     assert path.read_bytes() == before
     assert sorted(p.name for p in tmp_path.glob("m.*")) == ["m.safetensors"]
     assert cmbench("import", str(path), "--to", str(path), "--force").code == 0
@@ -119,8 +123,17 @@ def test_what_a_file_does_not_say_can_be_said(cmbench: Command, tmp_path: Path) 
     assert "not told: say it with --preconditioning" in done.out
     assert "assumed          time_factor 1000.0 (shapes do not tell)\n" in done.out
     assert "sample it with" not in done.out
-    done = cmbench("import", str(path), *shape, "--to", "b", "--preconditioning", "boundary",
-                   "--sigma-min", "0.002")
+    done = cmbench(
+        "import",
+        str(path),
+        *shape,
+        "--to",
+        "b",
+        "--preconditioning",
+        "boundary",
+        "--sigma-min",
+        "0.002",
+    )
     assert "boundary (a consistency function), sigma_min 0.002" in done.out
     assert "teacher=" not in done.out, "a consistency function is no diffusion model"
     edm = write_edm(tmp_path / "a.pkl", load_file(GOLDEN / "edm-ddpmpp-cond.weights.safetensors"))
@@ -160,7 +173,10 @@ def test_bad_files_leave_one_line_and_nothing_else(
 
 
 def test_a_full_disk_leaves_nothing(
-    cmbench: Command, workspace: Workspace, tmp_path: Path, weights: dict[str, torch.Tensor],
+    cmbench: Command,
+    workspace: Workspace,
+    tmp_path: Path,
+    weights: dict[str, torch.Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = write_edm(tmp_path / "a.pkl", weights)
@@ -176,8 +192,13 @@ def test_a_full_disk_leaves_nothing(
 
 @pytest.mark.parametrize(
     ("file", "name"),
-    [("a.pkl", "a"), ("...", "imported"), ("x y/ü.pt", "imported"), ("b" * 60 + ".pkl", "b" * 40),
-     ("checkpoint_74", "checkpoint_74")],
-)  # fmt: skip
+    [
+        ("a.pkl", "a"),
+        ("...", "imported"),
+        ("x y/ü.pt", "imported"),
+        ("b" * 60 + ".pkl", "b" * 40),
+        ("checkpoint_74", "checkpoint_74"),
+    ],
+)
 def test_default_names(file: str, name: str) -> None:
     assert default_name(Path(file)) == name

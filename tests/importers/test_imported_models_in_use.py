@@ -30,8 +30,12 @@ from cmbench.leaderboard.verify import _check_config
 
 
 def bring(
-    context: Context, folder: Path, name: str = "m", golden: str = "edm-ddpmpp-cond",
-    class_name: str = "EDMPrecond", **attributes: Any,
+    context: Context,
+    folder: Path,
+    name: str = "m",
+    golden: str = "edm-ddpmpp-cond",
+    class_name: str = "EDMPrecond",
+    **attributes: Any,
 ) -> dict[str, torch.Tensor]:
     """Import a checkpoint in EDM's format; return its state."""
     weights = load_file(GOLDEN / f"{golden}.weights.safetensors")
@@ -65,8 +69,9 @@ def test_a_denoiser_is_swept_with_a_named_solver(patches: Context, tmp_path: Pat
         assert record.training.parameters == 189_523
         assert _check_config(record).state == "ok"
     assert not patches.workspace.run(records[0].training.run).exists(), "nothing was trained"
-    asked = SweepRequest((), "patches", checkpoint="m", nfes=(3, 4),
-                         sampling=SampleSettings(sampler="heun"))
+    asked = SweepRequest(
+        (), "patches", checkpoint="m", nfes=(3, 4), sampling=SampleSettings(sampler="heun")
+    )
     plan = plan_sweep(patches, asked)
     assert plan.done.keys() == {r.cell for r in records}
     assert all(is_trained(patches, run) for run in plan.runs)
@@ -78,7 +83,7 @@ def test_noise_levels_are_tuned_for_a_checkpoint(patches: Context, tmp_path: Pat
     found = tune(patches, run, 2, TuneSettings(sampler="euler", evaluations=3))
     assert found.evaluations == 4
     assert found.value <= found.start_value
-    record, = sampled(patches, nfes=(2,), sampling=SampleSettings(sampler="euler"), tuned=True)
+    (record,) = sampled(patches, nfes=(2,), sampling=SampleSettings(sampler="euler"), tuned=True)
     assert record.status == "finished"
     assert record.sampling.times == list(found.sigmas)
     assert record.sampling.tuned is not None
@@ -131,9 +136,13 @@ def test_another_content_is_another_run(patches: Context, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("method", "overrides"),
-    [("cd", ()), ("ect", ()), ("sct", ("parameterization=edm",)),
-     ("scd", ("parameterization=edm",))],
-)  # fmt: skip
+    [
+        ("cd", ()),
+        ("ect", ()),
+        ("sct", ("parameterization=edm",)),
+        ("scd", ("parameterization=edm",)),
+    ],
+)
 def test_students_start_from_it(
     patches: Context, tmp_path: Path, recipe: str, method: str, overrides: tuple[str, ...]
 ) -> None:
@@ -204,21 +213,25 @@ def test_the_teachers_content_is_part_of_the_students_identity(
 # ---- bad input -----------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_used_is_one_line(
-    patches: Context, tmp_path: Path, recipe: str
-) -> None:
+def test_what_cannot_be_used_is_one_line(patches: Context, tmp_path: Path, recipe: str) -> None:
     def sample(name: str = "m", method: str | None = None, dataset: str = "patches") -> None:
         plan_imported_run(patches, name, method, dataset, None, 0)
 
     with pytest.raises(MissingError, match=r"'m': is not in .*run `cmbench import FILE --to m`"):
         sample()
     never = tmp_path / "never-imported.safetensors"
-    with pytest.raises(MissingError, match=r"never-imported\.safetensors': is not there; .*"
-                       r"import FILE --to never-imported` first"):  # fmt: skip
+    with pytest.raises(
+        MissingError,
+        match=r"never-imported\.safetensors': is not there; .*"
+        r"import FILE --to never-imported` first",
+    ):
         sample(str(never))
     never.write_bytes(b"")
-    with pytest.raises(MissingError, match=r"has no manifest never-imported\.json beside it: was "
-                       r"not imported; .*cmbench import .*never-imported\.safetensors --to NAME"):
+    with pytest.raises(
+        MissingError,
+        match=r"has no manifest never-imported\.json beside it: was "
+        r"not imported; .*cmbench import .*never-imported\.safetensors --to NAME",
+    ):
         sample(str(never))
     with pytest.raises(MissingError, match="allowed: none yet"):
         plan_run(patches, "cd", "patches", recipe, 0)
@@ -262,18 +275,19 @@ def test_a_student_that_reads_the_weights_otherwise_is_refused_at_planning(
     patches: Context, tmp_path: Path, recipe: str, method: str
 ) -> None:
     bring(patches, tmp_path)
-    with pytest.raises(UserError, match=(
-        r"teacher import:m@\w+: its parameterization is 'edm'; allowed: 'trigflow' for this "
-        r"student; add -o parameterization=edm"
-    )):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"teacher import:m@\w+: its parameterization is 'edm'; allowed: 'trigflow' for this "
+            r"student; add -o parameterization=edm"
+        ),
+    ):
         plan_run(patches, method, "patches", recipe, 0, ("parameterization=trigflow",))
     plan = plan_run(patches, method, "patches", recipe, 0, ("parameterization=edm",))
     assert getattr(plan.config, "parameterization", "") == "edm"
 
 
-def test_status_names_it(
-    cmbench: Callable[..., Any], patches: Context, tmp_path: Path
-) -> None:
+def test_status_names_it(cmbench: Callable[..., Any], patches: Context, tmp_path: Path) -> None:
     bring(patches, tmp_path)
     (patches.workspace.imported / "odd.json").write_text("{")
     done = cmbench("status", "--workspace", str(patches.workspace.root))

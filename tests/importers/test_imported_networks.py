@@ -41,7 +41,9 @@ def check_outputs(found: ImportedNetwork, io: dict[str, Tensor]) -> None:
     root = (sigma**2 + 0.25).sqrt()
     with torch.no_grad():
         raw = found.build().double()(
-            x / root, sigma.flatten().log() / 4, labels,
+            x / root,
+            sigma.flatten().log() / 4,
+            labels,
             None if augment is None else augment.double(),
         )
     denoised = 0.25 / root**2 * x + 0.5 * sigma / root * raw
@@ -91,9 +93,7 @@ def test_edm2_snapshots_in_half_precision_become_float32(tmp_path: Path) -> None
     found = read_checkpoint(write_edm(tmp_path / "a.pkl", half, "Precond", heads=heads))
     assert {t.dtype for t in found.state.values()} == {torch.float32}
     exact = read_checkpoint(write_edm(tmp_path / "b.pkl", weights, "Precond", heads=heads))
-    assert all(
-        torch.equal(found.state[n], exact.state[n].half().float()) for n in found.state
-    )
+    assert all(torch.equal(found.state[n], exact.state[n].half().float()) for n in found.state)
 
 
 def test_ect_pickles_say_their_boundary(tmp_path: Path) -> None:
@@ -115,9 +115,7 @@ def test_tcm_pickles_have_no_boundary_but_zero(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["edm2-uncond", "edm-ddpmpp-uncond"])
-def test_the_loss_tells_a_consistency_model_in_a_denoisers_class(
-    tmp_path: Path, name: str
-) -> None:
+def test_the_loss_tells_a_consistency_model_in_a_denoisers_class(tmp_path: Path, name: str) -> None:
     """ECT on EDM2's network, and on EDM's own preconditioning: scaled as EDM, boundary zero."""
     weights, _, _ = golden(name)
     kind = "Precond" if name.startswith("edm2") else "EDMPrecond"
@@ -125,11 +123,10 @@ def test_the_loss_tells_a_consistency_model_in_a_denoisers_class(
     options: dict[str, Any] = {"heads": heads, "sigma_min": 0.002}
     plain = write_edm(tmp_path / "edm.pkl", weights, kind, **options)
     assert (read_checkpoint(plain).preconditioning, read_checkpoint(plain).sigma_min) == (
-        "edm", None
-    )  # fmt: skip
-    path = write_edm(
-        tmp_path / "ect.pkl", weights, kind, loss=Persistent("ECMLoss", {}), **options
+        "edm",
+        None,
     )
+    path = write_edm(tmp_path / "ect.pkl", weights, kind, loss=Persistent("ECMLoss", {}), **options)
     found = read_checkpoint(path)
     assert (found.preconditioning, found.sigma_min) == ("boundary", 0.0)
     assert read_checkpoint(path, preconditioning="edm").preconditioning == "edm"
@@ -138,8 +135,11 @@ def test_the_loss_tells_a_consistency_model_in_a_denoisers_class(
 def test_tcm_pickles_under_another_package_and_class(tmp_path: Path) -> None:
     weights, io, _ = golden("edm-ncsnpp-uncond")
     network = inert_tree(weights, "training.networks.TCMPrecond", sigma_data=0.5)
-    path = write_pickle(tmp_path / "tcm.pkl", {"ema": network, "net": None},
-                        persistence="edm.torch_utils.persistence")
+    path = write_pickle(
+        tmp_path / "tcm.pkl",
+        {"ema": network, "net": None},
+        persistence="edm.torch_utils.persistence",
+    )
     found = read_checkpoint(path, preconditioning="edm")
     check_outputs(found, io)
 

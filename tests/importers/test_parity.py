@@ -49,13 +49,22 @@ def test_the_official_outputs_agree(cmbench: Command, tmp_path: Path, name: str)
 
 def test_openai_denoiser_and_consistency_function(cmbench: Command, tmp_path: Path) -> None:
     torch.save(load_file(GOLDEN / "openai-adm-cond.weights.safetensors"), tmp_path / "cd.pt")
-    command = ("parity", str(tmp_path / "cd.pt"), "--channels-per-head", "16", "--resolution", "16",
-               "--reference", str(GOLDEN / "openai-adm-cond.io.safetensors"))
+    command = (
+        "parity",
+        str(tmp_path / "cd.pt"),
+        "--channels-per-head",
+        "16",
+        "--resolution",
+        "16",
+        "--reference",
+        str(GOLDEN / "openai-adm-cond.io.safetensors"),
+    )
     done = cmbench(*command, "--sigma-min", "0.002", "--float64")
     assert done.code == 0, done.out
     assert [line.split(":")[0] for line in done.out.splitlines()] == [
-        "out.denoised", "out.consistency"
-    ]  # fmt: skip
+        "out.denoised",
+        "out.consistency",
+    ]
     assert cmbench(*command).code == 2, "the boundary is not known"
 
 
@@ -86,8 +95,10 @@ def test_inputs_are_seeded_and_complete(cmbench: Command, tmp_path: Path) -> Non
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     inputs, other = load_file(tmp_path / "a"), load_file(tmp_path / "c")
     assert {name: tuple(t.shape) for name, t in inputs.items()} == {
-        "in.x": (8, 3, 16, 16), "in.sigma": (8,), "in.augment_labels": (8, 9)
-    }  # fmt: skip
+        "in.x": (8, 3, 16, 16),
+        "in.sigma": (8,),
+        "in.augment_labels": (8, 9),
+    }
     assert not torch.equal(inputs["in.x"], other["in.x"])
     assert inputs["in.sigma"][0] == pytest.approx(0.01)
     assert inputs["in.sigma"][-1] == pytest.approx(80.0)
@@ -127,7 +138,11 @@ class ECMPrecond(torch.nn.Module):
         self.network = network
 
     def forward(
-        self, x: torch.Tensor, sigma: torch.Tensor, labels: None, force_fp32: bool,
+        self,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        labels: None,
+        force_fp32: bool,
         augment_labels: torch.Tensor,
     ) -> torch.Tensor:
         model = EDMConsistency(self.network, 0.5, 0.003)
@@ -160,7 +175,7 @@ def test_the_attention_for_openai() -> None:
     """q, k and v first, then heads: as the class that it takes the place of."""
     lines = lines_of_the_documentation("cm.unet")
     compile(lines, "parity.md", "exec")
-    attention = lines[lines.index("from torch.nn"):lines.index("cm.unet.QKVFlash")]
+    attention = lines[lines.index("from torch.nn") : lines.index("cm.unet.QKVFlash")]
     namespace: dict[str, Any] = {"torch": torch}
     exec(attention, namespace)  # noqa: S102 - our own documentation
     qkv = torch.randn(2, 3 * 4 * 5, 7, dtype=torch.float64)
@@ -182,8 +197,12 @@ def test_the_attention_for_openai() -> None:
         ({"in.labels": torch.tensor([0, -1, 1, 1])}, r"in.labels has -1; allowed"),
         ({"in.labels": torch.tensor([0.5, 0, 1, 1])}, r"in.labels has 0.5; allowed"),
         (
-            {"in.x": torch.zeros(0, 3, 16, 16), "in.sigma": torch.zeros(0),
-             "in.labels": None, "out.denoised": torch.zeros(0, 3, 16, 16)},
+            {
+                "in.x": torch.zeros(0, 3, 16, 16),
+                "in.sigma": torch.zeros(0),
+                "in.labels": None,
+                "out.denoised": torch.zeros(0, 3, 16, 16),
+            },
             r"holds no images; allowed: at least one",
         ),
         ({"in.augment_labels": torch.zeros(2, 9)}, r"no such tensor: the network takes none"),
@@ -207,9 +226,10 @@ def test_it_is_told_what_to_do(cmbench: Command, tmp_path: Path) -> None:
     checkpoint, _ = original(tmp_path, "edm-ddpmpp-uncond")
     (tmp_path / "cut").write_bytes(b"\xff")
     for reference, code, problem in (
-        ("gone", 4, "gone: does not exist"), ("cut", 2, "cut: truncated or corrupt safetensors"),
+        ("gone", 4, "gone: does not exist"),
+        ("cut", 2, "cut: truncated or corrupt safetensors"),
         (".", 2, "cannot be read"),
-    ):  # fmt: skip
+    ):
         done = cmbench("parity", checkpoint, "--reference", str(tmp_path / reference))
         assert (done.code, problem in done.err) == (code, True), done.err
         assert done.err.startswith("error: reference ")

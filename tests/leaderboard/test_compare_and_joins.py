@@ -29,13 +29,20 @@ def published(value: str, *, key: str = "", nfe: int = 1, conditional: bool | No
     base = rows(several("alpha", [1.0], nfe=nfe))[0]
     number = float(value)
     found = replace(
-        base.measurements["fd-digits"], key=key, text=value,
-        interval=Interval(number, None, None, 0, "one seed"), units=(Unit(0, 0, number),),
-    )  # fmt: skip
+        base.measurements["fd-digits"],
+        key=key,
+        text=value,
+        interval=Interval(number, None, None, 0, "one seed"),
+        units=(Unit(0, 0, number),),
+    )
     return replace(
-        base, id=f"p{value}", kind="reported", cells=(), conditional=conditional,
+        base,
+        id=f"p{value}",
+        kind="reported",
+        cells=(),
+        conditional=conditional,
         measurements={"fd-digits": found},
-    )  # fmt: skip
+    )
 
 
 # ---- compare ------------------------------------------------------------------------------------
@@ -43,13 +50,16 @@ def published(value: str, *, key: str = "", nfe: int = 1, conditional: bool | No
 
 def test_the_better_method_wins_on_shared_noise() -> None:
     found = rows(
-        several("alpha", [1.0, 3.0, 2.0, 5.0]) + several("beta", [1.5, 3.51, 2.49, 5.5])
-        + several("alpha", [1.0, 1.1], nfe=2) + several("beta", [1.0, 1.1], nfe=2)
+        several("alpha", [1.0, 3.0, 2.0, 5.0])
+        + several("beta", [1.5, 3.51, 2.49, 5.5])
+        + several("alpha", [1.0, 1.1], nfe=2)
+        + several("beta", [1.0, 1.1], nfe=2)
     )
     results = compare(select(found, "alpha"), select(found, "beta"))
     assert [(c.a.nfe, c.verdict) for c in results] == [
-        (1, "A is better"), (2, "no difference shown"),
-    ]  # fmt: skip
+        (1, "A is better"),
+        (2, "no difference shown"),
+    ]
     first = results[0]
     assert first.difference is not None
     assert first.difference.pairs == 4
@@ -94,7 +104,8 @@ def test_selectors_name_method_recipe_sampler_or_row() -> None:
 
 def test_ambiguous_and_disjoint_selections_are_refused() -> None:
     found = rows(
-        several("alpha", [1.0]) + several("alpha", [2.0], recipe="paper")
+        several("alpha", [1.0])
+        + several("alpha", [2.0], recipe="paper")
         + several("beta", [1.0], nfe=4)
     )
     with pytest.raises(UserError, match=r"A names two rows at NFE 1: alpha:demo:multistep"):
@@ -134,8 +145,10 @@ def test_only_the_same_nfe_and_conditioning_joins() -> None:
 
 def test_ties_with_the_leader_are_bold_and_single_seeds_never() -> None:
     found = rows(
-        several("alpha", [1.0, 1.2, 1.1, 1.3]) + several("beta", [1.05, 1.15, 1.2, 1.25])
-        + several("gamma", [9.0, 9.1, 9.2, 9.3]) + several("delta", [0.1])
+        several("alpha", [1.0, 1.2, 1.1, 1.3])
+        + several("beta", [1.05, 1.15, 1.2, 1.25])
+        + several("gamma", [9.0, 9.1, 9.2, 9.3])
+        + several("delta", [0.1])
     )
     best = {row.method for row in found if (row.id, "fd-digits") in best_values(found)}
     assert best == {"alpha", "beta"}

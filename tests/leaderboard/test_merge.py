@@ -65,7 +65,7 @@ def test_an_unreadable_record_is_left_out_and_listed(tmp_path: Path) -> None:
     (tmp_path / "one" / "digits" / "torn.json").write_text("{")
     result = merge([tmp_path / "one"], tmp_path / "all")
     assert result.added == ("digits/digits-alpha-demo-nfe1-s0",)
-    error, = result.unreadable
+    (error,) = result.unreadable
     assert "torn.json: is not JSON" in str(error)
     assert len(list((tmp_path / "all").rglob("*.json"))) == 1
 

@@ -13,12 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmbench.errors import UserError
-from cmbench.leaderboard.published import (
-    METRICS,
-    PublishedRow,
-    check_published,
-    load_published,
-)
+from cmbench.leaderboard.published import METRICS, PublishedRow, check_published, load_published
 
 BOARDS = Path(__file__).parents[2] / "leaderboards"
 #: Rows of every table of the deck, counted on the slides.
@@ -84,9 +79,17 @@ def test_marks_of_the_deck_and_of_its_sources() -> None:
 def test_successors_after_the_deck() -> None:
     found = {r.method for d in DATASETS for r in rows(d, table="successors")}
     assert found >= {
-        "TCM", "MeanFlow", "AYF-S", "IMM", "SCT", "CTM", "SiDA", "Uni-Instruct", "DMD2",
+        "TCM",
+        "MeanFlow",
+        "AYF-S",
+        "IMM",
+        "SCT",
+        "CTM",
+        "SiDA",
+        "Uni-Instruct",
+        "DMD2",
         "f-distill",
-    }  # fmt: skip
+    }
 
 
 def test_guidance_counts_in_nfe_and_parameters_are_numbers() -> None:
@@ -211,9 +214,15 @@ def test_board_errors_are_named(board: Path) -> None:
 def test_printed_numbers_are_numbers_or_refused(cells: dict[str, str]) -> None:
     base = {f.alias or n: "" for n, f in PublishedRow.model_fields.items()}
     base |= {
-        "table": "t", "method": "m", "year": "2024", "family": "GAN", "nfe": "1", "fid": "1.0",
-        "protocol": "p", "source": "s",
-    }  # fmt: skip
+        "table": "t",
+        "method": "m",
+        "year": "2024",
+        "family": "GAN",
+        "nfe": "1",
+        "fid": "1.0",
+        "protocol": "p",
+        "source": "s",
+    }
     try:
         row = PublishedRow.model_validate(base | cells)
     except ValueError:

@@ -102,9 +102,15 @@ def board_rows(table: str) -> list[PublishedRow]:
 
 def test_the_transcript_has_the_rows_counted_on_the_slides() -> None:
     assert {table: len(rows) for table, rows in DECK.items()} == {
-        "cd": 15, "ct": 21, "ict": 34, "cm": 5, "scm": 20, "cm-bedroom": 9, "cm-cat": 7,
+        "cd": 15,
+        "ct": 21,
+        "ict": 34,
+        "cm": 5,
+        "scm": 20,
+        "cm-bedroom": 9,
+        "cm-cat": 7,
         "scm-512": 53,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("table", list(TABLES))
@@ -129,14 +135,17 @@ def test_references_are_printed_as_on_the_slide(table: str) -> None:
 @pytest.mark.parametrize("table", list(TABLES))
 def test_marks_are_those_of_the_slide(table: str) -> None:
     star = "synthetic pairs" if table == "cd" else "starred"
-    printed = Counter(
-        (r.method, r.nfe, r.starred, r.lpips, r.reimplemented) for r in DECK[table]
-    )
+    printed = Counter((r.method, r.nfe, r.starred, r.lpips, r.reimplemented) for r in DECK[table])
     board = Counter(
-        (r.method, r.nfe, star in r.marks, "LPIPS-trained" in r.marks,
-         "re-implementation" in r.marks)
+        (
+            r.method,
+            r.nfe,
+            star in r.marks,
+            "LPIPS-trained" in r.marks,
+            "re-implementation" in r.marks,
+        )
         for r in board_rows(table)
-    )  # fmt: skip
+    )
     assert board == printed
 
 

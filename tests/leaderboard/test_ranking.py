@@ -42,25 +42,33 @@ def test_clear_differences_are_ranked_and_unclear_ones_tie() -> None:
 
 def test_three_seeds_separate_what_is_far_apart_and_tie_the_rest() -> None:
     records = (
-        several("alpha", [1.00, 1.02, 0.99]) + several("beta", [1.01, 1.00, 1.03])
-        + several("gamma", [50.0, 51.0, 50.5]) + several("delta", [0.1])
-    )  # fmt: skip
+        several("alpha", [1.00, 1.02, 0.99])
+        + several("beta", [1.01, 1.00, 1.03])
+        + several("gamma", [50.0, 51.0, 50.5])
+        + several("delta", [0.1])
+    )
     found = ranks(records)
     assert {key: rank.text for key, rank in found.items()} == {
-        "alpha@1": "1–2", "beta@1": "1–2", "gamma@1": "3", "delta@1": "–",
-    }  # fmt: skip
+        "alpha@1": "1–2",
+        "beta@1": "1–2",
+        "gamma@1": "3",
+        "delta@1": "–",
+    }
 
 
 def test_lower_precision_is_ranked_by_itself() -> None:
     values = [1.0, 1.02, 0.99]
     made = rows(
-        several("alpha", [5 * v for v in values]) + several("beta", [9 * v for v in values])
+        several("alpha", [5 * v for v in values])
+        + several("beta", [9 * v for v in values])
         + several("gamma", values, sampling={"dtype": "bfloat16"})
-    )  # fmt: skip
+    )
     by_id = rank_all(sections(made))
     assert {r.method: (by_id[r.id].text, by_id[r.id].size) for r in made} == {
-        "alpha": ("1", 2), "beta": ("2", 2), "gamma": ("–", 1),
-    }  # fmt: skip
+        "alpha": ("1", 2),
+        "beta": ("2", 2),
+        "gamma": ("–", 1),
+    }
     assert {r.method: r.marks for r in made}["gamma"] == ("bfloat16",)
 
 
@@ -76,7 +84,8 @@ def test_bold_are_the_best_mean_and_what_one_comparison_cannot_tell_from_it() ->
     units = {row.method: row.measurements["fd-digits"].units for row in made}
     best = min(made, key=lambda row: row.measurements["fd-digits"].mean).method
     expected = {
-        name for name, theirs in units.items()
+        name
+        for name, theirs in units.items()
         if name == best or compare_units(theirs, units[best]).p > 0.05  # type: ignore[union-attr]
     }
     bold = best_values(made)
@@ -106,12 +115,15 @@ def test_a_single_seed_has_no_rank() -> None:
 
 def test_rows_are_ranked_within_their_nfe_and_conditioning() -> None:
     found = ranks(
-        several("alpha", [9.0, 9.1, 9.05]) + several("alpha", [1.0, 1.1, 1.05], nfe=2)
+        several("alpha", [9.0, 9.1, 9.05])
+        + several("alpha", [1.0, 1.1, 1.05], nfe=2)
         + several("beta", [0.1, 0.11, 0.12], conditional=False)
     )
     assert {key: rank.size for key, rank in found.items()} == {
-        "alpha@1": 1, "alpha@2": 1, "beta@1": 1,
-    }  # fmt: skip
+        "alpha@1": 1,
+        "alpha@2": 1,
+        "beta@1": 1,
+    }
 
 
 def test_higher_is_better_turns_the_order_round() -> None:
@@ -146,17 +158,22 @@ def test_sections_of_one_kind_say_what_differs_and_short_ones_have_no_bold() -> 
     def short(name: str, count: int, version: str) -> list[Record]:
         key = f"fd:cnn@1:n={count}:{version}"
         return [
-            record(name, seed=s, metrics={"fd-digits": metric(value + s / 1e4, key=key)},
-                   sampling={"num_samples": count})
+            record(
+                name,
+                seed=s,
+                metrics={"fd-digits": metric(value + s / 1e4, key=key)},
+                sampling={"num_samples": count},
+            )
             for s, value in enumerate((1.0, 1.0, 1.0))
-        ]  # fmt: skip
+        ]
 
     found = sections(rows([*short("alpha", 100, "v1"), *short("beta", 200, "v1")]))
     assert [s.title for s in found] == [
-        "Fewer samples than the protocol (n=100)", "Fewer samples than the protocol (n=200)",
-    ]  # fmt: skip
+        "Fewer samples than the protocol (n=100)",
+        "Fewer samples than the protocol (n=200)",
+    ]
     assert not any(s.bold or s.ranked for s in found)
-    one, = sections(rows(short("alpha", 100, "v1")))
+    (one,) = sections(rows(short("alpha", 100, "v1")))
     assert one.title == "Fewer samples than the protocol"
     assert sections(rows(several("alpha", [1.0, 1.1])))[0].bold
 

@@ -102,8 +102,13 @@ class Case:
 
 
 def build(
-    name: str, dataset: str = "digits", *, conditional: bool = False, recipe: str = "smoke",
-    plugin_manager: PluginManager | None = None, **overrides: Any,
+    name: str,
+    dataset: str = "digits",
+    *,
+    conditional: bool = False,
+    recipe: str = "smoke",
+    plugin_manager: PluginManager | None = None,
+    **overrides: Any,
 ) -> Case:
     """Build a method from its recipe with a tiny network, stirred weights and stirred teacher."""
     ctx = context()

@@ -109,9 +109,7 @@ def test_evaluations_are_as_declared_or_declined_with_a_reason(
 
 
 @methods
-def test_an_image_does_not_depend_on_its_batch(
-    name: str, dataset: str, conditional: bool
-) -> None:
+def test_an_image_does_not_depend_on_its_batch(name: str, dataset: str, conditional: bool) -> None:
     case = build(name, dataset, conditional=conditional)
     for nfe in (1, 2):
         together = sampler(case, nfe).make(0, 5).images

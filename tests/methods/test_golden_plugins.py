@@ -71,9 +71,7 @@ def test_diffusion_loss(golden: dict[str, Tensor]) -> None:
 def test_distillation_loss(golden: dict[str, Tensor]) -> None:
     method, entry = make(CD, n_points=18), "cd.l2.N18"
     method.teacher = exact_teacher(EDMModel(Teacher(), 0.5))
-    draws = FixedDraws(
-        {"index": index_draw(golden, entry, 18), "noise": golden[f"{entry}.noise"]}
-    )
+    draws = FixedDraws({"index": index_draw(golden, entry, 18), "noise": golden[f"{entry}.noise"]})
     nets = {"model": Student()}
     ours = method.loss(nets, Batch(golden["x"], None), draws, Progress(0, 1, 0, 1))
     assert relative_error(ours, golden[f"{entry}.loss_mean_over_pixels"]) < 5e-5

@@ -112,7 +112,8 @@ def test_ct_distances(metric: str) -> None:
     i = (u * 7).floor().long()
     a, b = (f(raw, x0 + wide(grid[i + k]) * z, grid[i + k]) for k in (1, 0))
     expected = {
-        "l2": (a - b).square().flatten(1).mean(1), "l1": (a - b).abs().flatten(1).mean(1),
+        "l2": (a - b).square().flatten(1).mean(1),
+        "l1": (a - b).abs().flatten(1).mean(1),
         "pseudo-huber": huber(a, b, 0.00054 * math.sqrt(2)),
     }[metric]
     drawn = FixedDraws({"index": u, "noise": z})
@@ -153,7 +154,8 @@ def test_ect(weighting: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "config", "left"),
-    [(ECT, {}, 0.0), (CD, {}, LOW), (ICT, {}, LOW)], ids=["ect", "cd", "ict"],
+    [(ECT, {}, 0.0), (CD, {}, LOW), (ICT, {}, LOW)],
+    ids=["ect", "cd", "ict"],
 )
 def test_noise_added_before_the_second_step(method: Any, config: Any, left: float) -> None:
     """``x = f + sqrt(sigma^2 - eps^2) z``; ECT adds the full ``sigma z``."""

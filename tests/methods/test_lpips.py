@@ -28,8 +28,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vgg = {}
     for key, shape in shapes.items():
         fan_in = max(1, int(torch.tensor(shape[1:]).prod()))
-        vgg[f"features.{key}"] = torch.randn(shape) * (2 / fan_in) ** 0.5 if len(shape) > 1 else (
-            torch.randn(shape) * 0.05
+        vgg[f"features.{key}"] = (
+            torch.randn(shape) * (2 / fan_in) ** 0.5
+            if len(shape) > 1
+            else (torch.randn(shape) * 0.05)
         )
     torch.save(vgg, folder / VGG_FILE)
     heads = {
@@ -49,10 +51,12 @@ def theirs(weights: Path, monkeypatch: pytest.MonkeyPatch, pooling: str = "max")
         for index, layer in enumerate(features):
             if isinstance(layer, nn.MaxPool2d):
                 features[index] = nn.AvgPool2d(2, 2)
-    features.load_state_dict({
-        k.removeprefix("features."): v
-        for k, v in torch.load(weights / VGG_FILE, weights_only=True).items()
-    })
+    features.load_state_dict(
+        {
+            k.removeprefix("features."): v
+            for k, v in torch.load(weights / VGG_FILE, weights_only=True).items()
+        }
+    )
     monkeypatch.setattr(
         module, "torchvision_load_pretrained_vgg16", lambda: SimpleNamespace(features=features)
     )
@@ -102,9 +106,7 @@ def test_small_and_grey_images_with_gradient(
 
 
 @pytest.mark.parametrize("name", ["cd", "ct", "ict"])
-def test_methods_train_with_it(
-    name: str, weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_methods_train_with_it(name: str, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_lpips, "LPIPS_SIDE", 16)
     case = build(name, metric="lpips", lpips_weights=str(weights))
     loss = case.method.loss(case.nets, case.batch(2), StepDraws(0, 0), progress())
@@ -146,4 +148,3 @@ class _Hostile:
 
     def __reduce__(self) -> tuple[Any, tuple[Path]]:
         return Path.touch, (self.made,)
-

@@ -267,8 +267,12 @@ class _KitOf:
 
 @pytest.mark.parametrize(
     ("name", "teacher"),
-    [("cd", "edm:trigflow-smoke"), ("ict", "edm:trigflow-smoke"), ("sct", "edm:smoke"),
-     ("pd", "edm:smoke")],
+    [
+        ("cd", "edm:trigflow-smoke"),
+        ("ict", "edm:trigflow-smoke"),
+        ("sct", "edm:smoke"),
+        ("pd", "edm:smoke"),
+    ],
 )
 def test_weights_of_another_parameterization_are_refused(name: str, teacher: str) -> None:
     """They fit in shape, and would be misread without a word."""
@@ -306,9 +310,7 @@ def test_distillation_without_a_teacher(method: Any, options: dict[str, Any], wh
     zeros = torch.zeros(2, 2, 1, 1)
     names = {"index": torch.zeros(2), "sigma": torch.zeros(2), "time": torch.zeros(2)}
     with pytest.raises(UserError, match=rf"{who}.*no teacher.*METHOD:RECIPE or analytic"):
-        made.loss(
-            {}, Batch(zeros, None), FixedDraws({"noise": zeros, **names}), progress()
-        )
+        made.loss({}, Batch(zeros, None), FixedDraws({"noise": zeros, **names}), progress())
 
 
 def test_progressive_distillation_without_a_teacher() -> None:
@@ -320,8 +322,13 @@ def test_progressive_distillation_without_a_teacher() -> None:
 
 def test_unknown_options_and_values_are_refused() -> None:
     for method, options in (
-        (CT, {"metric": "soduko"}), (ECT, {"metric": "l2"}), (CCT, {"metric": "l1"}),
-        (CD, {"n_points": 1}), (SCT, {"n_points": 1}), (ICT, {"s0": 0}), (PD, {"grid": "linear"}),
+        (CT, {"metric": "soduko"}),
+        (ECT, {"metric": "l2"}),
+        (CCT, {"metric": "l1"}),
+        (CD, {"n_points": 1}),
+        (SCT, {"n_points": 1}),
+        (ICT, {"s0": 0}),
+        (PD, {"grid": "linear"}),
     ):
         with pytest.raises(ValidationError):
             make(method, **options)
@@ -329,6 +336,7 @@ def test_unknown_options_and_values_are_refused() -> None:
 
 def test_samples_are_clamped_where_data_are_bounded_only() -> None:
     """Mixtures reach beyond 1; images do not."""
+
     def big(x: torch.Tensor, c_noise: torch.Tensor, labels: Any = None) -> torch.Tensor:
         return torch.full_like(x, 9.0)
 

@@ -91,14 +91,21 @@ def trained(world: World, scenario: Scenario) -> dict[str, Any]:
     torch._dynamo.reset()
     network = {"dropout": scenario.dropout}
     warm = {} if scenario.method == "ict" else {"warmup_steps": 2}
-    case = build(scenario.method, scenario.dataset, batch_size=BATCH, network=network,
-                 optimizer=SMOOTH, **warm)  # fmt: skip
+    case = build(
+        scenario.method,
+        scenario.dataset,
+        batch_size=BATCH,
+        network=network,
+        optimizer=SMOOTH,
+        **warm,
+    )
     stir({"model": case.modules["model"]}, 9, 0.3)  # curved: the derivative must matter
     model: Any = case.modules["model"]
     model.gradient_checkpointing = scenario.checkpointing
     state = case.state()
-    settings = Settings(seed=0, batch_size=BATCH, microbatch_size=SHARD, world=world,
-                        compile=scenario.compiled)  # fmt: skip
+    settings = Settings(
+        seed=0, batch_size=BATCH, microbatch_size=SHARD, world=world, compile=scenario.compiled
+    )
     nets, meter = prepare(state, settings), Meter(state, settings)
     errors: list[float] = []
     if not scenario.dropout and not scenario.compiled:
@@ -109,9 +116,11 @@ def trained(world: World, scenario: Scenario) -> dict[str, Any]:
     for _ in range(STEPS):
         train_step(state, nets, Feed(case.problem.data_shape), settings, meter)
     return {
-        "before": before, "weights": flat([p.detach() for p in model.parameters()]).numpy(),
-        "gradient": flat([p.grad for p in model.parameters()]).numpy(), "errors": errors,
-    }  # fmt: skip
+        "before": before,
+        "weights": flat([p.detach() for p in model.parameters()]).numpy(),
+        "gradient": flat([p.grad for p in model.parameters()]).numpy(),
+        "errors": errors,
+    }
 
 
 def flat(tensors: list[Any]) -> Tensor:
@@ -162,9 +171,7 @@ def relative(found: Any, expected: Any) -> float:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_two_processes_train_as_one(
-    name: str, results: Results
-) -> None:
+def test_two_processes_train_as_one(name: str, results: Results) -> None:
     assert_as_one(name, results)
 
 
@@ -204,9 +211,7 @@ def test_the_derivative_in_each_process_is_that_of_central_differences(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_derivative_in_two_processes_is_the_uncompiled_one(
-    results: Results,
-) -> None:
+def test_a_compiled_derivative_in_two_processes_is_the_uncompiled_one(results: Results) -> None:
     """A tangent that the compiler dropped would leave another gradient."""
     eager = trained(World(), Scenario("sct", "gmm"))
     assert max(eager["errors"]) < 1e-4

@@ -46,8 +46,15 @@ cases = pytest.mark.parametrize(
     ("method", "options"), CASES, ids=lambda v: v if isinstance(v, str) else "-".join(v) or "demo"
 )
 #: Operations that read numbers of a tensor on the host.
-READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal",
-         "aten::is_nonzero", "aten::unique_dim", "aten::_unique2")  # fmt: skip
+READS = (
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::equal",
+    "aten::is_nonzero",
+    "aten::unique_dim",
+    "aten::_unique2",
+)
 
 
 class WaitError(AssertionError):
@@ -129,8 +136,13 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(RandomState, "of", classmethod(lambda cls, d: cls(d, torch.zeros(1))))
     monkeypatch.setattr(RandomState, "restore", lambda self: None)
     # What it keeps comes from page-locked memory, which needs a driver.
-    monkeypatch.setattr(resident, "_kept", lambda make, arguments, device, dtype: torch.empty_like(
-        make(*arguments), device=device, dtype=dtype))  # fmt: skip
+    monkeypatch.setattr(
+        resident,
+        "_kept",
+        lambda make, arguments, device, dtype: torch.empty_like(
+            make(*arguments), device=device, dtype=dtype
+        ),
+    )
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
@@ -182,9 +194,14 @@ def waits(body: Callable[[Tensor], object]) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [lambda x: x.sum().item(), lambda x: bool(x.any()), lambda x: x[x > 0], lambda x: x.nonzero(),
-     lambda x: float(x[0])],
-)  # fmt: skip
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: float(x[0]),
+    ],
+)
 def test_the_guard_sees_reads(body: Callable[[Tensor], object]) -> None:
     with pytest.raises(WaitError):
         waits(body)
@@ -192,9 +209,10 @@ def test_the_guard_sees_reads(body: Callable[[Tensor], object]) -> None:
 
 def test_the_guard_sees_copies() -> None:
     with (
-        FakeTensorMode(), Refusing(reads=False),
+        FakeTensorMode(),
+        Refusing(reads=False),
         pytest.raises(WaitError, match="between host and device"),
-    ):  # fmt: skip
+    ):
         torch.linspace(0, 1, 5).to("cuda")
 
 

@@ -42,8 +42,7 @@ BATCH, SHARD, STEPS = 12, 2, 3
 OPTIMIZERS = ("adam", "adamw", "radam")
 #: Adam turns the rounding of a tiny gradient into a whole step, unless eps is large.
 SMOOTH = {"name": "adam", "lr": 0.02, "eps": 1.0, "warmup_kimg": 0, "decay": "constant"}
-EDM2 = {"name": "edm2", "channels": 8, "channels_per_head": 8, "channel_mult": [1, 2],
-        "blocks": 1}
+EDM2 = {"name": "edm2", "channels": 8, "channels_per_head": 8, "channel_mult": [1, 2], "blocks": 1}
 DOUBLE = EDM2 | {"conditioning": "double", "embedding": "positional", "dropout": 0.2}
 
 
@@ -110,11 +109,14 @@ def numbers(tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 def new_state(scenario: Scenario, sharding: Sharding | None) -> TrainingState:
     case = build(
-        scenario.method, "digits", batch_size=BATCH, network=scenario.network,
+        scenario.method,
+        "digits",
+        batch_size=BATCH,
+        network=scenario.network,
         duration_kimg=STEPS * BATCH / 1000,
         ema=[{"decay": 0.5}, {"sigma_rel": 0.1}],
         **({"optimizer": SMOOTH} | scenario.options),
-    )  # fmt: skip
+    )
     stir({"model": case.modules["model"]}, 9, 0.3)
     model: Any = case.modules["model"]
     model.gradient_checkpointing = scenario.checkpointing
@@ -122,7 +124,11 @@ def new_state(scenario: Scenario, sharding: Sharding | None) -> TrainingState:
 
 
 def trained(
-    scenario: Scenario, world: World, *, split: bool, missing: range = range(0),
+    scenario: Scenario,
+    world: World,
+    *,
+    split: bool,
+    missing: range = range(0),
     resume: tuple[dict[str, Any], dict[str, Any]] | None = None,
 ) -> Left:
     torch._dynamo.reset()
@@ -138,13 +144,24 @@ def trained(
     def checkpoint(state: TrainingState) -> None:
         left.checkpoints.append((numbers(state.tensors()), state.meta()))
 
-    settings = Settings(seed=0, batch_size=BATCH, microbatch_size=SHARD, world=world,
-                        compile=scenario.compiled, precision=scenario.precision,
-                        checkpoint_nimg=2 * BATCH)  # fmt: skip
+    settings = Settings(
+        seed=0,
+        batch_size=BATCH,
+        microbatch_size=SHARD,
+        world=world,
+        compile=scenario.compiled,
+        precision=scenario.precision,
+        checkpoint_nimg=2 * BATCH,
+    )
     shape = state.method.problem.data_shape
-    fit(state, Feed(shape, missing), settings, Watchers(
-        checkpoint=checkpoint, phase_done=lambda s: left.exports.append(numbers(s.export())),
-    ))  # fmt: skip
+    fit(
+        state,
+        Feed(shape, missing),
+        settings,
+        Watchers(
+            checkpoint=checkpoint, phase_done=lambda s: left.exports.append(numbers(s.export()))
+        ),
+    )
     parameters = list(state.modules["model"].parameters())
     mine = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
     left.share = mine / sum(p.numel() for p in parameters)
@@ -298,8 +315,9 @@ def assert_trained_as(expected: Left, split: list[Left]) -> None:
         assert_same(ours, theirs)
     moved = max(
         abs(value - expected.before[name.removeprefix("raw/")]).max()
-        for name, value in expected.exports[-1].items() if name.startswith("raw/")
-    )  # fmt: skip
+        for name, value in expected.exports[-1].items()
+        if name.startswith("raw/")
+    )
     assert moved > 1e-3, "nothing was learned that could differ"
     for other in split[1:]:
         assert not other.checkpoints[0][0], "only the leader holds whole tensors"

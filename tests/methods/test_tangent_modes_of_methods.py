@@ -16,8 +16,9 @@ MODES = ("carried", "forward-ad", "finite-difference")
 
 def gradient(name: str, dataset: str, dtype: torch.dtype, **options: Any) -> Tensor:
     """Return the gradient of a batch's loss, all parameters in one vector, in float64."""
-    case = build(name, dataset, conditional=True, network={"dropout": 0.2}, warmup_steps=4,
-                 **options)
+    case = build(
+        name, dataset, conditional=True, network={"dropout": 0.2}, warmup_steps=4, **options
+    )
     stir({"model": case.modules["model"]}, 9, 0.3)  # curved: the derivative must matter
     for module in case.modules.values():
         module.to(dtype).train()
@@ -77,7 +78,6 @@ def test_a_forgotten_derivative_would_be_noticed(monkeypatch: pytest.MonkeyPatch
 
     original = scm.rearranged_tangent
     monkeypatch.setattr(
-        scm, "rearranged_tangent",
-        lambda F, dF, *rest: original(F, torch.zeros_like(dF), *rest),
+        scm, "rearranged_tangent", lambda F, dF, *rest: original(F, torch.zeros_like(dF), *rest)
     )
     assert float((gradient("sct", "gmm", torch.float64) - exact).norm() / exact.norm()) > 0.03

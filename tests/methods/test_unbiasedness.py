@@ -34,19 +34,14 @@ def test_the_quadrature_is_exact(laboratory: Any) -> None:
     assert laboratory.check_points() < 1e-13
 
 
-def test_training_has_the_gradient_of_distillation(
-    script: ModuleType, laboratory: Any
-) -> None:
+def test_training_has_the_gradient_of_distillation(script: ModuleType, laboratory: Any) -> None:
     """With mu = 0, to first order in the step: slope -1; at 256 intervals within 2 %."""
     grids = (3, 4, 5)
     differences = [
-        script.relative(laboratory.discrete("ct", k), laboratory.discrete("cd", k))
-        for k in grids
+        script.relative(laboratory.discrete("ct", k), laboratory.discrete("cd", k)) for k in grids
     ]
     assert script.slope([2**k for k in grids], differences) == pytest.approx(-1, abs=0.15)
-    assert script.relative(
-        laboratory.discrete("ct", 4), laboratory.discrete("cd", 4)
-    ) < 0.02
+    assert script.relative(laboratory.discrete("ct", 4), laboratory.discrete("cd", 4)) < 0.02
 
 
 def test_a_lagging_target_has_not(script: ModuleType, laboratory: Any) -> None:

@@ -59,9 +59,13 @@ def test_features_are_clean_fids(
         return fast._library(batch) if mode == "legacy-tensorflow" else _resized(fast, batch)
 
     theirs = get_folder_features(
-        str(tmp_path), network, num_workers=0, mode=MODES[mode].library_name, verbose=False,
+        str(tmp_path),
+        network,
+        num_workers=0,
+        mode=MODES[mode].library_name,
+        verbose=False,
         device=torch.device("cpu"),
-    )  # fmt: skip
+    )
     assert relative_error(fast(images).pool, torch.from_numpy(theirs)) < 1e-5
     assert np.std(theirs, axis=0).mean() > 0.05
 
@@ -139,9 +143,7 @@ def test_fid_and_kid_of_folders_are_clean_fids(
     """Both pipelines from PNG files to distances, with one network's weights."""
     from cleanfid import fid
 
-    extractor = CleanFidExtractor(
-        "clean", torchscript, fast_location=inception_weights, trust=True
-    )
+    extractor = CleanFidExtractor("clean", torchscript, fast_location=inception_weights, trust=True)
     small = Projected(extractor, 6)
     random = np.random.RandomState(0)
     for name, contrast in (("samples", 0.7), ("real", 1.0)):
@@ -164,9 +166,13 @@ def test_fid_and_kid_of_folders_are_clean_fids(
 
     real = open_samples(folders[1])
     reference = cached_reference(
-        lambda: [images for images, _ in real.batches(5)], small, source="real",
-        source_sha256="real", quantization="round", folder=None,
-    )  # fmt: skip
+        lambda: [images for images, _ in real.batches(5)],
+        small,
+        source="real",
+        source_sha256="real",
+        quantization="round",
+        folder=None,
+    )
     names = ("fd-inception-clean-unverified", "kd")
     suite = MetricSuite(names, extractor=small, reference=reference)
     found = evaluate(open_samples(folders[0]), [suite], batch_size=7).metrics

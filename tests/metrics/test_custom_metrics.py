@@ -78,8 +78,9 @@ def test_samples_of_others_are_scored_with_it(
     monkeypatch.setattr(manager_module, "installed_sources", lambda: sources)
     images = np.random.RandomState(0).randint(0, 256, (40, 8, 8)).astype(np.uint8)
     np.save(tmp_path / "noise.npy", images)
-    found = cmbench("eval", str(tmp_path / "noise.npy"), "-d", "digits", "--metrics", "mean-gap",
-                    "--json", "-q")  # fmt: skip
+    found = cmbench(
+        "eval", str(tmp_path / "noise.npy"), "-d", "digits", "--metrics", "mean-gap", "--json", "-q"
+    )
     assert found.code == 0, found.err
     (metric,) = json.loads(found.out)["metrics"].values()
     assert metric["value"] > 0

@@ -85,9 +85,7 @@ def test_edm2s_resize_is_another_metric(published: Path) -> None:
     usual = DinoExtractor(published, architecture="vits14")
     edm2 = DinoExtractor(published, architecture="vits14", resize="edm2")
     assert (edm2.preprocessing, edm2.short_name) == ("edm2", "dinov2-vits14-edm2")
-    pixels = functional.interpolate(
-        images.float(), size=(224, 224), mode="bicubic", antialias=True
-    )
+    pixels = functional.interpolate(images.float(), size=(224, 224), mode="bicubic", antialias=True)
     assert float(pixels.max()) > 255, "it is not clipped"
     mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
     with torch.inference_mode():

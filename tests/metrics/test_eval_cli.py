@@ -89,9 +89,18 @@ class TestEval:
         self, cmbench: Cmbench, noisy: Path, workspace: Workspace
     ) -> None:
         found = cmbench(
-            "eval", str(noisy), "--reference", str(noisy), "--extractor", "digits-cnn",
-            "--metrics", "fd-digits", "--no-record", "--json", "-q",
-        )  # fmt: skip
+            "eval",
+            str(noisy),
+            "--reference",
+            str(noisy),
+            "--extractor",
+            "digits-cnn",
+            "--metrics",
+            "fd-digits",
+            "--no-record",
+            "--json",
+            "-q",
+        )
         assert found.code == 0, found.err
         value = json.loads(found.out)["metrics"]["fd-digits"]["value"]
         assert abs(value) < 1e-9
@@ -105,9 +114,15 @@ class TestEval:
             random = np.random.RandomState(seed)
             np.save(tmp_path / f"{name}.npy", random.randint(0, 256, (5, 9, 9, 3)).astype(np.uint8))
         common = (
-            "eval", str(tmp_path / "a.npy"), "--reference", str(tmp_path / "b.npy"),
-            "--weights", str(inception_weights), "--no-record", "-q",
-        )  # fmt: skip
+            "eval",
+            str(tmp_path / "a.npy"),
+            "--reference",
+            str(tmp_path / "b.npy"),
+            "--weights",
+            str(inception_weights),
+            "--no-record",
+            "-q",
+        )
         refused = cmbench(*common, "--metrics", "fid")
         assert refused.code == 2
         assert "ask for 'fd-inception-unverified' instead" in refused.err
@@ -130,19 +145,32 @@ class TestEval:
             ((str(noisy), "-d", "digits", "--metrics", "fid"), 4, "cmbench prepare inception"),
             ((str(noisy), "-d", "digits", "--metrics", "fod"), 2, "unknown metric 'fod'"),
             ((str(noisy), "-d", "nodata"), 2, "unknown dataset 'nodata'"),
-            ((str(noisy), "--reference", "nowhere", "--metrics", "kd", "--extractor",
-              "digits-cnn"), 2, "reference 'nowhere': does not exist"),
-            ((str(noisy), "-d", "digits", "--metrics", "fid,fd-digits", "--weights", str(noisy)), 2,
-             "metrics of one extractor"),
+            (
+                (
+                    str(noisy),
+                    "--reference",
+                    "nowhere",
+                    "--metrics",
+                    "kd",
+                    "--extractor",
+                    "digits-cnn",
+                ),
+                2,
+                "reference 'nowhere': does not exist",
+            ),
+            (
+                (str(noisy), "-d", "digits", "--metrics", "fid,fd-digits", "--weights", str(noisy)),
+                2,
+                "metrics of one extractor",
+            ),
             ((str(noisy), "-d", "digits", "--quantize", "maybe"), 2, "'maybe'"),
-        ]  # fmt: skip
+        ]
         for arguments, code, words in cases:
             found = cmbench("eval", *arguments, "-q")
             assert found.code == code, found.err
             assert words in found.err
             assert "Traceback" not in found.err
             assert found.out == ""
-
 
     def test_labels_and_real_images_are_checked_too(
         self, cmbench: Cmbench, noisy: Path, tmp_path: Path
@@ -155,16 +183,29 @@ class TestEval:
         skewed = tmp_path / "skewed.npz"
         with np.load(noisy) as arrays:
             np.savez(skewed, arrays["arr_0"], np.zeros(400, np.int64))
-        found = cmbench("eval", str(skewed), "-d", "digits", "--reference", str(lossy), "--metrics",
-                        "fd-digits", "--no-record", "-q")  # fmt: skip
+        found = cmbench(
+            "eval",
+            str(skewed),
+            "-d",
+            "digits",
+            "--reference",
+            str(lossy),
+            "--metrics",
+            "fd-digits",
+            "--no-record",
+            "-q",
+        )
         assert found.code == 0, found.err
         assert "reference: 60 of 60 samples are JPEG or another lossy format" in found.err
         assert "9 of 10 classes have no sample" in found.err
 
     def test_memorised_images_when_asked(self, cmbench: Cmbench, tmp_path: Path) -> None:
         pixels = read_digits()[0].astype(np.uint8)
-        for name, part in (("train", pixels[:600]), ("unseen", pixels[600:1200]),
-                           ("fresh", pixels[1200:1700])):  # fmt: skip
+        for name, part in (
+            ("train", pixels[:600]),
+            ("unseen", pixels[600:1200]),
+            ("fresh", pixels[1200:1700]),
+        ):
             np.save(tmp_path / f"{name}.npy", part)
         noise = np.random.RandomState(0).randint(-3, 4, (500, 1, 8, 8))
         copies = (pixels[:500].astype(int) + noise).clip(0, 255).astype(np.uint8)
@@ -172,10 +213,20 @@ class TestEval:
 
         def share(samples: str) -> tuple[float, str]:
             found = cmbench(
-                "eval", str(tmp_path / samples), "--reference", str(tmp_path / "train.npy"),
-                "--held-out", str(tmp_path / "unseen.npy"), "--extractor", "digits-cnn",
-                "--metrics", "fd-digits", "--no-record", "--json", "-q",
-            )  # fmt: skip
+                "eval",
+                str(tmp_path / samples),
+                "--reference",
+                str(tmp_path / "train.npy"),
+                "--held-out",
+                str(tmp_path / "unseen.npy"),
+                "--extractor",
+                "digits-cnn",
+                "--metrics",
+                "fd-digits",
+                "--no-record",
+                "--json",
+                "-q",
+            )
             assert found.code == 0, found.err
             detail = json.loads(found.out)["metrics"]["fd-digits"]["detail"]
             return detail["memorisation"]["train_share"], found.err
@@ -209,16 +260,30 @@ class TestEval:
         alone = cmbench("eval", str(noisy), "-d", "digits", "-q")
         assert alone.code == 4
         assert "run `cmbench prepare`" in alone.err
-        found = cmbench("eval", str(noisy), "-d", "digits", "--reference", str(noisy),
-                        "--metrics", "fd-digits", "--no-record", "--json", "-q")  # fmt: skip
+        found = cmbench(
+            "eval",
+            str(noisy),
+            "-d",
+            "digits",
+            "--reference",
+            str(noisy),
+            "--metrics",
+            "fd-digits",
+            "--no-record",
+            "--json",
+            "-q",
+        )
         assert found.code == 0, found.err
         record = json.loads(found.out)
         assert record["dataset"]["name"] == "digits"
         assert record["sampling"]["protocol_samples"] == 2000
 
-
     def test_openais_batches(
-        self, cmbench: Cmbench, tmp_path: Path, inception_weights: Path, workspace: Workspace,
+        self,
+        cmbench: Cmbench,
+        tmp_path: Path,
+        inception_weights: Path,
+        workspace: Workspace,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Precision and recall are against the file's images, extracted once."""
@@ -233,10 +298,18 @@ class TestEval:
         spatial = {"mu_s": np.zeros(DIM), "sigma_s": np.eye(DIM)}
         np.savez(tmp_path / "VIRTUAL.npz", real, **moments, **spatial)
         command = (
-            "eval", str(tmp_path / "samples.npz"), "--reference", str(tmp_path / "VIRTUAL.npz"),
-            "--metrics", "pr", "--weights", str(inception_weights), "--no-record",
-            "--json", "-q",
-        )  # fmt: skip
+            "eval",
+            str(tmp_path / "samples.npz"),
+            "--reference",
+            str(tmp_path / "VIRTUAL.npz"),
+            "--metrics",
+            "pr",
+            "--weights",
+            str(inception_weights),
+            "--no-record",
+            "--json",
+            "-q",
+        )
         found = cmbench(*command)
         assert found.code == 0, found.err
         metrics = json.loads(found.out)["metrics"]

@@ -40,9 +40,13 @@ def digits() -> np.ndarray[Any, Any]:
 def statistics(tmp_path: Path) -> Path:
     """Statistics of the digits without a census, as imported files are."""
     reference = cached_reference(
-        lambda: [torch.from_numpy(digits())], DigitsExtractor(), source="digits-statistics",
-        source_sha256="0", quantization="any", folder=None,
-    )  # fmt: skip
+        lambda: [torch.from_numpy(digits())],
+        DigitsExtractor(),
+        source="digits-statistics",
+        source_sha256="0",
+        quantization="any",
+        folder=None,
+    )
     path = tmp_path / "statistics.safetensors"
     save_reference(replace(reference, census=None), path)
     return path
@@ -53,9 +57,18 @@ class TestStatisticsAlone:
         path = statistics.with_name("samples.npy")
         np.save(path, images)
         return cmbench(
-            "eval", str(path), "--reference", str(statistics), "--extractor", "digits-cnn",
-            "--metrics", "fd-digits", "--json", "-q", *more,
-        )  # fmt: skip
+            "eval",
+            str(path),
+            "--reference",
+            str(statistics),
+            "--extractor",
+            "digits-cnn",
+            "--metrics",
+            "fd-digits",
+            "--json",
+            "-q",
+            *more,
+        )
 
     def test_unit_range_stored_as_bytes_speaks(self, cmbench: Cmbench, statistics: Path) -> None:
         binary = (digits() > 127).astype(np.uint8)
@@ -92,8 +105,18 @@ class TestStatisticsAlone:
 class TestQuantizationOfBytes:
     def key(self, cmbench: Cmbench, images: Any, path: Path, *more: str) -> tuple[str, str]:
         np.save(path, images)
-        found = cmbench("eval", str(path), "-d", "digits", "--metrics", "fd-digits,precision",
-                        "--json", "--no-record", "-q", *more)  # fmt: skip
+        found = cmbench(
+            "eval",
+            str(path),
+            "-d",
+            "digits",
+            "--metrics",
+            "fd-digits,precision",
+            "--json",
+            "--no-record",
+            "-q",
+            *more,
+        )
         assert found.code == 0, found.err
         record = json.loads(found.out)
         keys = {name: metric["key"] for name, metric in record["metrics"].items()}
@@ -132,9 +155,13 @@ def test_a_cached_reference_without_spatial_features_is_no_hit_for_theirs(tmp_pa
 
     def get(spatial: bool) -> Any:
         return cached_reference(
-            images, Spatial(spatial), source="r", source_sha256="r", quantization="round",
+            images,
+            Spatial(spatial),
+            source="r",
+            source_sha256="r",
+            quantization="round",
             folder=tmp_path,
-        )  # fmt: skip
+        )
 
     assert get(False).spatial is None
     assert get(True).spatial is not None
@@ -146,9 +173,7 @@ def test_a_cached_reference_without_spatial_features_is_no_hit_for_theirs(tmp_pa
 class TestMidway:
     """The second batch is another kind of image than the first."""
 
-    @pytest.mark.parametrize("change", [
-        lambda x: x.repeat(1, 1, 2, 2), lambda x: x.float() / 255,
-    ])  # fmt: skip
+    @pytest.mark.parametrize("change", [lambda x: x.repeat(1, 1, 2, 2), lambda x: x.float() / 255])
     def test_a_change_is_refused(self, change: Callable[[Tensor], Tensor]) -> None:
         images = torch.from_numpy(digits())
 
@@ -255,7 +280,10 @@ class TestPrecisionOfADevice:
 
 class TestApproximateExtractor:
     def test_its_key_and_deviation_are_recorded(
-        self, cmbench: Cmbench, tmp_path: Path, inception_weights: Path,
+        self,
+        cmbench: Cmbench,
+        tmp_path: Path,
+        inception_weights: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(torch, "compile", lambda network: network)
@@ -263,11 +291,23 @@ class TestApproximateExtractor:
         np.save(tmp_path / "a.npy", images)
         np.save(tmp_path / "b.npy", images[::-1] // 2)
         found = cmbench(
-            "eval", str(tmp_path / "a.npy"), "--reference", str(tmp_path / "b.npy"), "--weights",
-            str(inception_weights), "--no-record", "--json", "-q", "--metrics", "kd",
-            "--extractor", "inception", "--bf16-extractor", "--channels-last-extractor",
+            "eval",
+            str(tmp_path / "a.npy"),
+            "--reference",
+            str(tmp_path / "b.npy"),
+            "--weights",
+            str(inception_weights),
+            "--no-record",
+            "--json",
+            "-q",
+            "--metrics",
+            "kd",
+            "--extractor",
+            "inception",
+            "--bf16-extractor",
+            "--channels-last-extractor",
             "--compile-extractor",
-        )  # fmt: skip
+        )
         assert found.code == 0, found.err
         metric = json.loads(found.out)["metrics"]["kd"]
         assert is_approximate(metric["key"])

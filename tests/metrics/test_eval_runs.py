@@ -19,8 +19,19 @@ Cmbench = Callable[..., Any]
 @pytest.fixture
 def trained(cmbench_with_toys: Cmbench, workspace: Workspace) -> tuple[Cmbench, Path, Record]:
     """The command line, the folder of a run of the toy method, and its cell's record."""
-    done = cmbench_with_toys("run", "--method", "toy", "--dataset", "toys", "--nfe", "2",
-                             "--recipe", "classes", "--no-report", "-q")  # fmt: skip
+    done = cmbench_with_toys(
+        "run",
+        "--method",
+        "toy",
+        "--dataset",
+        "toys",
+        "--nfe",
+        "2",
+        "--recipe",
+        "classes",
+        "--no-report",
+        "-q",
+    )
     assert done.code == 0, done.err
     (path,) = workspace.records("toys").glob("*.json")
     (folder,) = (workspace.root / "runs" / "toys").iterdir()

@@ -60,9 +60,13 @@ def reference_of(folder: Path, extractor: Extractor) -> Reference:
             yield batch
 
     return cached_reference(
-        images, extractor, source=folder.name, source_sha256=folder.name, quantization="round",
+        images,
+        extractor,
+        source=folder.name,
+        source_sha256=folder.name,
+        quantization="round",
         folder=None,
-    )  # fmt: skip
+    )
 
 
 def library_metrics(
@@ -73,13 +77,26 @@ def library_metrics(
 
     return dict(
         torch_fidelity.calculate_metrics(
-            input1=str(folders[0]), input2=str(folders[1]), cuda=False, isc=layer == "2048",
-            fid=True, kid=True, prc=True, feature_extractor="inception-v3-compat",
-            feature_extractor_weights_path=str(weights), feature_layer_fid=layer,
-            feature_layer_kid=layer, feature_layer_prc=layer, kid_subsets=1, kid_subset_size=count,
-            verbose=False, cache=False, save_cpu_ram=True, batch_size=48,
+            input1=str(folders[0]),
+            input2=str(folders[1]),
+            cuda=False,
+            isc=layer == "2048",
+            fid=True,
+            kid=True,
+            prc=True,
+            feature_extractor="inception-v3-compat",
+            feature_extractor_weights_path=str(weights),
+            feature_layer_fid=layer,
+            feature_layer_kid=layer,
+            feature_layer_prc=layer,
+            kid_subsets=1,
+            kid_subset_size=count,
+            verbose=False,
+            cache=False,
+            save_cpu_ram=True,
+            batch_size=48,
         )
-    )  # fmt: skip
+    )
 
 
 def library_kernel(samples: Tensor, reference: Reference | None) -> float:
@@ -89,10 +106,17 @@ def library_kernel(samples: Tensor, reference: Reference | None) -> float:
     assert reference is not None
     assert reference.features is not None
     found = kid_features_to_metric(
-        samples.double(), reference.features.double(), kid_kernel="poly", kid_kernel_poly_degree=3,
-        kid_kernel_poly_gamma=None, kid_kernel_poly_coef0=1, kid_subsets=1,
-        kid_subset_size=len(samples), rng_seed=2020, verbose=False,
-    )  # fmt: skip
+        samples.double(),
+        reference.features.double(),
+        kid_kernel="poly",
+        kid_kernel_poly_degree=3,
+        kid_kernel_poly_gamma=None,
+        kid_kernel_poly_coef0=1,
+        kid_subsets=1,
+        kid_subset_size=len(samples),
+        rng_seed=2020,
+        verbose=False,
+    )
     return float(found["kernel_inception_distance_mean"])
 
 
@@ -198,9 +222,13 @@ def test_samples_of_another_size_are_refused(tmp_path: Path) -> None:
     np.save(pixels, np.zeros((4, 9, 9, 1), np.uint8))
     digits = DigitsExtractor()
     reference = cached_reference(
-        lambda: [torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8)], digits,
-        source="r", source_sha256="r", quantization="round", folder=None,
-    )  # fmt: skip
+        lambda: [torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8)],
+        digits,
+        source="r",
+        source_sha256="r",
+        quantization="round",
+        folder=None,
+    )
     suite = MetricSuite(("fd-digits",), extractor=digits, reference=reference)
     with pytest.raises(UserError, match=r"images of 1x9x9, the reference's are 1x8x8"):
         evaluate(open_samples(str(pixels), ReadOptions(channels=1)), [suite])

@@ -7,14 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from gaussians import (
-    F64,
-    blocks,
-    commuting,
-    generator,
-    orthogonal,
-    samples_with_covariance,
-)
+from gaussians import F64, blocks, commuting, generator, orthogonal, samples_with_covariance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -38,9 +31,7 @@ def random_features(count: int, dim: int, seed: int) -> Tensor:
     return torch.randn(count, dim, generator=generator(seed), dtype=F64) @ mixing + seed
 
 
-@given(
-    st.floats(-5, 5), st.floats(-5, 5), st.floats(1e-3, 10), st.floats(1e-3, 10)
-)  # fmt: skip
+@given(st.floats(-5, 5), st.floats(-5, 5), st.floats(1e-3, 10), st.floats(1e-3, 10))
 def test_closed_form_in_one_dimension(m1: float, m2: float, s1: float, s2: float) -> None:
     a = moments(torch.tensor([m1]), torch.tensor([[s1**2]]))
     b = moments(torch.tensor([m2]), torch.tensor([[s2**2]]))

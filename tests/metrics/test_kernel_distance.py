@@ -44,9 +44,13 @@ def test_both_forms_equal_torch_fidelity() -> None:
 
     x, y = rows(300, 4, 1.1).double(), rows(300, 5).double()
     options = {
-        "kid_kernel": "poly", "kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None,
-        "kid_kernel_poly_coef0": 1, "rng_seed": 2020, "verbose": False,
-    }  # fmt: skip
+        "kid_kernel": "poly",
+        "kid_kernel_poly_degree": 3,
+        "kid_kernel_poly_gamma": None,
+        "kid_kernel_poly_coef0": 1,
+        "rng_seed": 2020,
+        "verbose": False,
+    }
     theirs = kid_features_to_metric(x, y, kid_subsets=20, kid_subset_size=100, **options)
     ours = kernel_distance_subsets(x, y, subsets=20, subset_size=100)
     assert ours.mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)

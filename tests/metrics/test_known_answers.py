@@ -73,9 +73,10 @@ def cifar10() -> Dataset:
     plugins = load_plugins()
     try:
         return load_dataset(
-            plugins.datasets.get("cifar10"), plugins.datasets.load("cifar10"),
+            plugins.datasets.get("cifar10"),
+            plugins.datasets.load("cifar10"),
             DataLocations(folder("DATA")),
-        )  # fmt: skip
+        )
     except MissingError as error:
         pytest.skip(f"needs CIFAR-10: {error}")
 
@@ -98,9 +99,18 @@ def test_cifar10_train_against_valid_5000(cmbench: Cmbench) -> None:
     """torch-fidelity's own tests: FID 10.3233274, ISC 10.75051 / 0.5778723, KID of subsets."""
     path, found = folder("TEST_CIFAR10_5000", "train", "valid"), weights("inception")
     scored = cmbench(
-        "eval", str(path / "train"), "--reference", str(path / "valid"), "--metrics", "fid,is",
-        "--weights", str(found), "--no-record", "--json", "-q",
-    )  # fmt: skip
+        "eval",
+        str(path / "train"),
+        "--reference",
+        str(path / "valid"),
+        "--metrics",
+        "fid,is",
+        "--weights",
+        str(found),
+        "--no-record",
+        "--json",
+        "-q",
+    )
     assert scored.code == 0, scored.err
     metrics = json.loads(scored.out)["metrics"]
     assert metrics["fid"]["value"] == pytest.approx(10.3233274, abs=1e-3)
@@ -119,11 +129,13 @@ OPENAI = [
     *(
         ("admnet_guided_upsampled_imagenet256.npz", "VIRTUAL_imagenet256_labeled.npz", *rest)
         for rest in (
-            ("fid", 3.94256, 5e-3), ("sfid", 6.14043, 2e-2), ("precision", 0.8265, 6e-3),
+            ("fid", 3.94256, 5e-3),
+            ("sfid", 6.14043, 2e-2),
+            ("precision", 0.8265, 6e-3),
             ("recall", 0.5309, 6e-3),
         )
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("samples", "reference", "metric", "value", "tolerance"), OPENAI)
@@ -133,9 +145,18 @@ def test_openais_evaluations(
     """guided-diffusion's README and issue 75; its squared distances are float16 (+0.004)."""
     path = folder("TEST_OPENAI", samples, reference)
     found = cmbench(
-        "eval", str(path / samples), "--reference", str(path / reference), "--metrics", metric,
-        "--weights", str(weights("inception")), "--no-record", "--json", "-q",
-    )  # fmt: skip
+        "eval",
+        str(path / samples),
+        "--reference",
+        str(path / reference),
+        "--metrics",
+        metric,
+        "--weights",
+        str(weights("inception")),
+        "--no-record",
+        "--json",
+        "-q",
+    )
     assert found.code == 0, found.err
     assert json.loads(found.out)["metrics"][metric]["value"] == pytest.approx(value, abs=tolerance)
 
@@ -149,7 +170,11 @@ def test_published_statistics_of_cifar10_are_ours(cifar10: Dataset, file: str) -
 
     published = import_reference(folder("TEST_REFERENCES", file) / file)
     ours = cached_reference(
-        lambda: cifar10.reference_images(250), legacy_tensorflow(weights("clean-fid")),
-        source="cifar10", source_sha256=cifar10.sha256, quantization="round", folder=None,
-    )  # fmt: skip
+        lambda: cifar10.reference_images(250),
+        legacy_tensorflow(weights("clean-fid")),
+        source="cifar10",
+        source_sha256=cifar10.sha256,
+        quantization="round",
+        folder=None,
+    )
     assert published.frechet.distance(ours.moments) == pytest.approx(0, abs=1e-3)

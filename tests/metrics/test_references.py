@@ -88,9 +88,13 @@ class TestFormats:
         images = np.zeros((5, 8, 8, 3), np.uint8)
         spatial = np.random.RandomState(1).randn(30, 4)
         path = write_npz(
-            tmp_path / "VIRTUAL_imagenet64_labeled.npz", mu=MU, sigma=SIGMA,
-            mu_s=spatial.mean(0), sigma_s=np.cov(spatial, rowvar=False), arr_0=images,
-        )  # fmt: skip
+            tmp_path / "VIRTUAL_imagenet64_labeled.npz",
+            mu=MU,
+            sigma=SIGMA,
+            mu_s=spatial.mean(0),
+            sigma_s=np.cov(spatial, rowvar=False),
+            arr_0=images,
+        )
         reference = import_reference(path)
         assert reference.key.extractor == "inception"
         assert reference.key.origin == "openai"
@@ -286,8 +290,12 @@ class TestStore:
     def test_different_extractors_do_not_compare(self, tmp_path: Path) -> None:
         digits = cached_reference(
             lambda: [torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)],
-            DigitsExtractor(), source="d", source_sha256="0", quantization="round", folder=None,
-        )  # fmt: skip
+            DigitsExtractor(),
+            source="d",
+            source_sha256="0",
+            quantization="round",
+            folder=None,
+        )
         other = import_reference(write_npz(tmp_path / "one.npz", mu=MU, sigma=SIGMA))
         with pytest.raises(UserError, match="extractor 'digits-cnn' against 'inception-legacy"):
             compare_references(digits, other)

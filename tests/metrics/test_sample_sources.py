@@ -307,9 +307,12 @@ class TestDiffusers:
         diffusers = pytest.importorskip("diffusers", reason="needs the extra `diffusers`")
         blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
         network = diffusers.UNet2DModel(
-            sample_size=8, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
+            sample_size=8,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
             **blocks,
-        )  # fmt: skip
+        )
         scheduler = diffusers.DDIMScheduler(num_train_timesteps=20)
         diffusers.DDIMPipeline(network, scheduler).save_pretrained(tmp_path)
         options = ReadOptions(limit=5, steps=2)

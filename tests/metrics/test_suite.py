@@ -165,9 +165,12 @@ class TestNames:
         self, extractor: DigitsExtractor, reference: Reference
     ) -> None:
         instead_of = {
-            "fid": "fd-digits", "fid-clean": "fd-digits", "fd-pixels": "fd-digits",
-            "kid": "kd", "sfid": "sfd-digits",
-        }  # fmt: skip
+            "fid": "fd-digits",
+            "fid-clean": "fd-digits",
+            "fd-pixels": "fd-digits",
+            "kid": "kd",
+            "sfid": "sfd-digits",
+        }
         for metric, instead in instead_of.items():
             with pytest.raises(UserError, match=rf"2015 Inception.*ask for '{instead}'"):
                 suite(extractor, reference, metric)
@@ -255,9 +258,13 @@ class TestReferenceCache:
             raise AssertionError("reference work done twice")
 
         second = cached_reference(
-            images, extractor, source="made up", source_sha256=f"{300:064d}",
-            quantization="round", folder=tmp_path,
-        )  # fmt: skip
+            images,
+            extractor,
+            source="made up",
+            source_sha256=f"{300:064d}",
+            quantization="round",
+            folder=tmp_path,
+        )
         assert second.key == first.key
         assert second.sha256 == first.sha256
         assert second.score == first.score

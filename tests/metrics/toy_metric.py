@@ -49,10 +49,13 @@ class MetricPlugin:
     @hookimpl
     def cmbench_register_metrics(self) -> list[MetricSpec]:
         return [
-            spec("mean-gap", "mean_gap"), spec("mean-gap-sure", "with_interval"),
-            spec("gap-breaks", "breaks"), spec("gap-nonsense", "nonsense"),
-            spec("gap-nan", "not_a_number"), spec("gap-logits", "mean_gap", "logits"),
-        ]  # fmt: skip
+            spec("mean-gap", "mean_gap"),
+            spec("mean-gap-sure", "with_interval"),
+            spec("gap-breaks", "breaks"),
+            spec("gap-nonsense", "nonsense"),
+            spec("gap-nan", "not_a_number"),
+            spec("gap-logits", "mean_gap", "logits"),
+        ]
 
 
 PLUGIN = MetricPlugin()

@@ -79,8 +79,7 @@ def test_binary(name: str, moving: tuple[bool, bool]) -> None:
 
 
 @pytest.mark.parametrize(
-    "moving",
-    [(True, True, True), (True, False, True), (True, True, False), (True, False, False)],
+    "moving", [(True, True, True), (True, False, True), (True, True, False), (True, False, False)]
 )
 def test_scale_shift(moving: tuple[bool, bool, bool]) -> None:
     points = [randn(*X), randn(2, 8, seed=1), randn(2, 8, seed=2)]

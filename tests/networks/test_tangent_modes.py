@@ -11,12 +11,7 @@ from network_cases import CASES, Case, build, central_difference, inputs_for, re
 from torch import Tensor, nn
 
 from cmbench.errors import UserError
-from cmbench.networks.tangent_modes import (
-    TANGENT_MODES,
-    TangentMode,
-    default_mode,
-    tangent_of,
-)
+from cmbench.networks.tangent_modes import TANGENT_MODES, TangentMode, default_mode, tangent_of
 
 TINY = next(case for case in CASES if case.name == "unet-tiny-double")
 

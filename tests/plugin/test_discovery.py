@@ -104,12 +104,22 @@ def test_finders_of_their_own_are_left_to_the_standard_library(
 
 
 LINES = st.lists(
-    st.sampled_from([
-        "[cmbench]", "[ cmbench ]", "[other]", "a = x", "b=y:z", "  c  =  p.q:r [extra]  ",
-        "# note = x", "", "   ", "; d = e",
-    ]),
+    st.sampled_from(
+        [
+            "[cmbench]",
+            "[ cmbench ]",
+            "[other]",
+            "a = x",
+            "b=y:z",
+            "  c  =  p.q:r [extra]  ",
+            "# note = x",
+            "",
+            "   ",
+            "; d = e",
+        ]
+    ),
     max_size=8,
-)  # fmt: skip
+)
 
 
 @given(LINES)

@@ -100,9 +100,11 @@ def test_a_failure_leaves_the_others(module: Callable[..., str]) -> None:
     broken = module(cmbench_register_methods=methods(GOOD, 3))
     good = module(cmbench_register_methods=methods(GOOD))
     manager = loaded(
-        source("gone", "no_such_module"), source("attribute", f"{good}:missing"),
-        source("broken", broken), source("fine", good),
-    )  # fmt: skip
+        source("gone", "no_such_module"),
+        source("attribute", f"{good}:missing"),
+        source("broken", broken),
+        source("fine", good),
+    )
     assert [p.status for p in manager.plugins] == ["failed", "failed", "failed", "ok"]
     assert error_of(manager, 0) == (
         "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"
@@ -348,13 +350,14 @@ def test_observers_take_what_they_name_and_are_reported_once() -> None:
     manager, watcher = PluginManager(), Watcher()
     manager.register(Failing(), PluginInfo("failing", "f", "f-dist", "1"))
     manager.register(watcher, PluginInfo("watcher", "w", "w-dist", "1"))
-    said = [
-        manager.notify("cmbench_step_finished", run_id="r", nimg=n, scalars={}) for n in (1, 2)
-    ]
+    said = [manager.notify("cmbench_step_finished", run_id="r", nimg=n, scalars={}) for n in (1, 2)]
     assert said == [
-        ["plugin 'failing': cmbench_step_finished raised ValueError: no disk "
-         "(reported once; the run goes on)"], [],
-    ]  # fmt: skip
+        [
+            "plugin 'failing': cmbench_step_finished raised ValueError: no disk "
+            "(reported once; the run goes on)"
+        ],
+        [],
+    ]
     assert watcher.seen == [1, 2]
 
 
@@ -408,9 +411,12 @@ def test_an_unknown_name_tells_of_plugins_that_failed() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "remedy"),
-    [("study", "see `cmbench list studies`"), ("method", "see `cmbench list methods`"),
-     ("quantization rule", "choose one of them")],
-)  # fmt: skip
+    [
+        ("study", "see `cmbench list studies`"),
+        ("method", "see `cmbench list methods`"),
+        ("quantization rule", "choose one of them"),
+    ],
+)
 def test_only_listings_that_exist_are_named(kind: str, remedy: str) -> None:
     assert str(unknown_name("x", kind, "zzz", ["a"])).endswith(remedy)
 

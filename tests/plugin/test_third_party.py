@@ -115,17 +115,37 @@ def write_all(folder: Path) -> list[Path]:
     )
     return [
         Path(shutil.copytree(EXAMPLE, folder / "example")),
-        distribution(folder, "acme-import", "acme-import", {
-            "__init__.py": "import a_module_that_nobody_has\n"}),
-        distribution(folder, "acme-misspelt", "acme-misspelt", {
-            "__init__.py": registering("cmbench_register_method", acme_m="acme_misspelt:M")}),
-        distribution(folder, "acme-taken", "acme-taken", {
-            "__init__.py": registering(acme_first="a:A", **{taken: "a:A"})}),
-        distribution(folder, "acme-specs", "acme-specs", {
-            "__init__.py": registering(acme_specs="no factory")}),
-        distribution(folder, "acme-rogues", "acme-rogues", {
-            "__init__.py": rogues, "code.py": ROGUES, "recipes.toml": RECIPES}),
-    ]  # fmt: skip
+        distribution(
+            folder,
+            "acme-import",
+            "acme-import",
+            {"__init__.py": "import a_module_that_nobody_has\n"},
+        ),
+        distribution(
+            folder,
+            "acme-misspelt",
+            "acme-misspelt",
+            {"__init__.py": registering("cmbench_register_method", acme_m="acme_misspelt:M")},
+        ),
+        distribution(
+            folder,
+            "acme-taken",
+            "acme-taken",
+            {"__init__.py": registering(acme_first="a:A", **{taken: "a:A"})},
+        ),
+        distribution(
+            folder,
+            "acme-specs",
+            "acme-specs",
+            {"__init__.py": registering(acme_specs="no factory")},
+        ),
+        distribution(
+            folder,
+            "acme-rogues",
+            "acme-rogues",
+            {"__init__.py": rogues, "code.py": ROGUES, "recipes.toml": RECIPES},
+        ),
+    ]
 
 
 @dataclass(frozen=True)
@@ -137,9 +157,14 @@ class Installed:
     def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("CMBENCH_")}
         environment |= {"PYTHONPATH": str(self.site), "PYTHONDONTWRITEBYTECODE": "1", **variables}
-        return subprocess.run([sys.executable, "-m", "cmbench", *arguments], cwd=self.site,
-                              env=environment, capture_output=True, text=True, check=False,
-                              )  # fmt: skip
+        return subprocess.run(
+            [sys.executable, "-m", "cmbench", *arguments],
+            cwd=self.site,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +172,19 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """Build and install every distribution with pip, offline."""
     folder = tmp_path_factory.mktemp("third-party")
     site = folder / "site"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-           "--no-index", "--no-deps", "--no-build-isolation", "--target", str(site)]  # fmt: skip
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(site),
+    ]
     sources = [str(path) for path in write_all(folder)]
     done = subprocess.run([*pip, *sources], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -168,11 +204,14 @@ def test_plugins_lists_each_with_status_and_error(installed: Installed) -> None:
     assert done.returncode == 1
     found = {p["name"]: p for p in json.loads(done.stdout)}
     assert {n for n, p in found.items() if p["status"] == "ok"} == {
-        "cmbench-builtins", "example", "acme-rogues"
-    }  # fmt: skip
+        "cmbench-builtins",
+        "example",
+        "acme-rogues",
+    }
     assert (found["example"]["distribution"], found["example"]["version"]) == (
-        "cmbench-example-plugin", "0.1.0"
-    )  # fmt: skip
+        "cmbench-example-plugin",
+        "0.1.0",
+    )
     for name, error in FAILURES.items():
         assert error in found[name]["error"]
         assert "\n" not in found[name]["error"]
@@ -195,14 +234,19 @@ def test_a_failed_plugin_brings_nothing(installed: Installed) -> None:
 def test_strict_mode_is_fatal_in_one_line(installed: Installed) -> None:
     done = installed.run("list", "methods", CMBENCH_STRICT_PLUGINS="1")
     assert (done.returncode, done.stdout) == (2, "")
-    line, = done.stderr.splitlines()
+    (line,) = done.stderr.splitlines()
     assert line.startswith("error: CMBENCH_STRICT_PLUGINS=1: 4 plugin(s) failed: ")
     assert all(name in line for name in FAILURES)
 
 
 METHODS = (
-    "rogue-raises", "rogue-nan", "rogue-lies", "rogue-is-missing", "rogue-is-good", "example-flow",
-)  # fmt: skip
+    "rogue-raises",
+    "rogue-nan",
+    "rogue-lies",
+    "rogue-is-missing",
+    "rogue-is-good",
+    "example-flow",
+)
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +256,22 @@ def sweep(
     """One sweep over good and bad methods of other people."""
     folder = tmp_path_factory.mktemp("sweep")
     done = installed.run(
-        "run", "--method", ",".join(METHODS), "--recipe", "smoke", "--nfe", "1", "--samples", "64",
-        "--workspace", str(folder), "-o", "duration_kimg=0.064", "-o", "batch_size=32",
-    )  # fmt: skip
+        "run",
+        "--method",
+        ",".join(METHODS),
+        "--recipe",
+        "smoke",
+        "--nfe",
+        "1",
+        "--samples",
+        "64",
+        "--workspace",
+        str(folder),
+        "-o",
+        "duration_kimg=0.064",
+        "-o",
+        "batch_size=32",
+    )
     paths = (folder / "records" / "digits").glob("*.json")
     records = [read_record(path) for path in paths]
     return done, {r.method: r for r in records}
@@ -226,11 +283,14 @@ def test_good_methods_finish_among_bad_ones(
     done, records = sweep
     assert done.returncode == 1, done.stderr
     assert {m for m, r in records.items() if r.status == "finished"} == {
-        "rogue-is-good", "example-flow"
-    }  # fmt: skip
+        "rogue-is-good",
+        "example-flow",
+    }
     record = records["example-flow"]
     assert record.plugin.model_dump() == {
-        "name": "example", "distribution": "cmbench-example-plugin", "version": "0.1.0"
+        "name": "example",
+        "distribution": "cmbench-example-plugin",
+        "version": "0.1.0",
     }
     assert record.sampling.nfe_measured == record.sampling.nfe == 1
     assert record.metrics["fd-digits"].value is not None

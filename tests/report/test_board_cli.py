@@ -138,10 +138,27 @@ def test_submit_and_verify_without_sampling(workspace: Path, tmp_path: Path) -> 
 def test_verify_samples_a_real_cell_again(tmp_path: Path) -> None:
     place = tmp_path / "ws"
     command = [
-        sys.executable, "-c", "from cmbench.cli.main import main; main()", "run", "-q",
-        "-m", "edm", "-r", "smoke", "--nfe", "2", "--samples", "300", "--threads", "1",
-        "--no-report", "-o", "duration_kimg=0.5", "-w", str(place),
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        "from cmbench.cli.main import main; main()",
+        "run",
+        "-q",
+        "-m",
+        "edm",
+        "-r",
+        "smoke",
+        "--nfe",
+        "2",
+        "--samples",
+        "300",
+        "--threads",
+        "1",
+        "--no-report",
+        "-o",
+        "duration_kimg=0.5",
+        "-w",
+        str(place),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     path = next(place.glob("records/digits/*.json"))
@@ -173,8 +190,11 @@ def test_export_csv_and_json_rows(workspace: Path) -> None:
     result = run(export, "csv", "-w", workspace)
     lines = list(csv.DictReader(io.StringIO(result.stdout)))
     assert [(line["method"], line["nfe"], line["rank_low"]) for line in lines] == [
-        ("alpha", "1", "1"), ("beta", "1", "2"), ("alpha", "2", "1"), ("beta", "2", "2"),
-    ]  # fmt: skip
+        ("alpha", "1", "1"),
+        ("beta", "1", "2"),
+        ("alpha", "2", "1"),
+        ("beta", "2", "2"),
+    ]
     assert len(lines[0]["fd-digits_values"].split()) == 4
     rows = json.loads(run(export, "json", "-w", workspace).stdout)
     assert rows[0]["fd-digits_mean"] == float(lines[0]["fd-digits_mean"])
@@ -225,9 +245,7 @@ def test_merge_goes_on_past_what_it_cannot_read(workspace: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("command", "who"), [(verify, "verify"), (submit, "submit")])
-def test_an_unknown_cell_names_the_verb(
-    workspace: Path, command: click.Command, who: str
-) -> None:
+def test_an_unknown_cell_names_the_verb(workspace: Path, command: click.Command, who: str) -> None:
     said = message(run(command, "nope", "-w", workspace))
     assert said.startswith(f"cmbench {who}: no record 'nope'; allowed: ")
     assert said.partition("allowed: ")[2].split("; ")[0].endswith(", …")
@@ -245,10 +263,12 @@ def test_a_damaged_archive_is_called_that(workspace: Path, tmp_path: Path) -> No
 
 
 def test_show_rounds_and_keeps_lines_short() -> None:
-    found = record(metrics={
-        "recall": metric(0.123456789012345, interval=(1.7347234759768e-18, 0.25)),
-        "is": metric(None),
-    })  # fmt: skip
+    found = record(
+        metrics={
+            "recall": metric(0.123456789012345, interval=(1.7347234759768e-18, 0.25)),
+            "is": metric(None),
+        }
+    )
     packages = {f"package-{i}": "1.2.3" for i in range(30)}
     environment = found.environment.model_copy(update={"packages": packages})
     lines = describe(found.model_copy(update={"environment": environment}))

@@ -18,9 +18,7 @@ from cmbench.report import render
 BOARDS = Path(__file__).parents[2] / "leaderboards"
 
 
-def test_strips_of_several_methods_show_one_seed_in_one_row(
-    browser: Any, tmp_path: Path
-) -> None:
+def test_strips_of_several_methods_show_one_seed_in_one_row(browser: Any, tmp_path: Path) -> None:
     folder = tmp_path / "records"
     grid = grid_png(torch.zeros(16, 1, 8, 8))
     items = [
@@ -46,9 +44,10 @@ def board_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     boards = load_boards(BOARDS)
     folders = record_folders(BOARDS)
     render(
-        {name: read_records(folder) for name, folder in folders.items()}, root,
+        {name: read_records(folder) for name, folder in folders.items()},
+        root,
         published={p.board.dataset: p for p in boards.values()},
-    )  # fmt: skip
+    )
     return root
 
 
@@ -108,10 +107,16 @@ def test_the_drawer_shows_what_others_reported_and_why_there_is_no_difference(
 ) -> None:
     key = "fid:inception@aa:bilinear:round:n-1:float64:ref=bb:n=50000:v1"
     items = [
-        record("edm", dataset="cifar10", nfe=35, seed=seed, rank_metric="fid",
-               metrics={"fid": metric(2.0 + seed / 100, "fid", key=key)})
+        record(
+            "edm",
+            dataset="cifar10",
+            nfe=35,
+            seed=seed,
+            rank_metric="fid",
+            metrics={"fid": metric(2.0 + seed / 100, "fid", key=key)},
+        )
         for seed in range(2)
-    ]  # fmt: skip
+    ]
     found = [(Path(f"{item.cell}.json"), item) for item in items]
     render({"cifar10": found}, tmp_path, published=load_boards(BOARDS))
     page = opened(browser, tmp_path / "cifar10.html", "#-kind=reported")

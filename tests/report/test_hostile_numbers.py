@@ -22,14 +22,20 @@ from cmbench.report.render import render
 
 Place = tuple[str | int, ...]
 ARTIFACTS = {
-    "grid": {"file": "a.png", "sha256": sha("a")}, "curve": {"file": "c.csv", "sha256": sha("c")},
-}  # fmt: skip
+    "grid": {"file": "a.png", "sha256": sha("a")},
+    "curve": {"file": "c.csv", "sha256": sha("c")},
+}
 
 
 def template() -> dict[str, Any]:
-    metrics = {"fd-digits": metric(1.0, standard_error=0.1, interval=(0.9, 1.1),
-                                   detail={"floor": 0.8, "infinity": {"value": 1.0,
-                                           "interval": [0.9, 1.1]}})}  # fmt: skip
+    metrics = {
+        "fd-digits": metric(
+            1.0,
+            standard_error=0.1,
+            interval=(0.9, 1.1),
+            detail={"floor": 0.8, "infinity": {"value": 1.0, "interval": [0.9, 1.1]}},
+        )
+    }
     data: dict[str, Any] = json.loads(record(metrics=metrics).to_json())
     return copy.deepcopy({**data, "artifacts": ARTIFACTS})
 
@@ -48,10 +54,27 @@ def numbers(value: Any, place: Place = ()) -> Iterator[Place]:
 
 NUMBERS = list(numbers(template()))
 EXTREME = st.one_of(
-    st.sampled_from([0, -1, 2**53, 2**53 + 1, 2**64, 10**400, -(10**400), 1e50, -1e50, 1.7e308,
-                     -1.7e308, 5e-324, 1e-200, sys.float_info.max]),
-    st.integers(), st.floats(allow_nan=False, allow_infinity=False),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            0,
+            -1,
+            2**53,
+            2**53 + 1,
+            2**64,
+            10**400,
+            -(10**400),
+            1e50,
+            -1e50,
+            1.7e308,
+            -1.7e308,
+            5e-324,
+            1e-200,
+            sys.float_info.max,
+        ]
+    ),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
 
 
 def changed(data: dict[str, Any], place: Place, value: Any) -> dict[str, Any]:
@@ -88,14 +111,18 @@ def test_numbers_are_refused_or_shown(changes: list[tuple[Place, Any]]) -> None:
 @pytest.mark.parametrize(
     ("place", "value"),
     [
-        (("training", "parameters"), 10**400), (("training", "images_seen"), 10**400),
-        (("environment", "world_size"), 10**400), (("training", "parameters"), -1),
+        (("training", "parameters"), 10**400),
+        (("training", "images_seen"), 10**400),
+        (("environment", "world_size"), 10**400),
+        (("training", "parameters"), -1),
         (("metrics", "fd-digits", "detail", "floor"), 10**400),
-        (("metrics", "fd-digits", "value"), 1.7e308), (("metrics", "fd-digits", "value"), -1e200),
+        (("metrics", "fd-digits", "value"), 1.7e308),
+        (("metrics", "fd-digits", "value"), -1e200),
         (("training", "seconds_by_phase", "train"), 1e308),
-        (("artifacts", "grid", "file"), "a\0b.png"), (("training", "run"), "a\0b"),
+        (("artifacts", "grid", "file"), "a\0b.png"),
+        (("training", "run"), "a\0b"),
     ],
-)  # fmt: skip
+)
 def test_what_no_reader_can_bear_is_refused_by_file_and_place(
     tmp_path: Path, place: Place, value: Any
 ) -> None:

@@ -84,8 +84,14 @@ def hostile_records(text: str, seed: int) -> Any:
         "precision": metric(0.5, "precision", higher=True),
     }
     update = {
-        "title": text, "family": text, "reference": text, "command": text, "reason": text,
-        "warnings": [text], "rank_metric": text, "metrics": values,
+        "title": text,
+        "family": text,
+        "reference": text,
+        "command": text,
+        "reason": text,
+        "warnings": [text],
+        "rank_metric": text,
+        "metrics": values,
         "plugin": base.plugin.model_copy(update={"name": text, "distribution": text}),
         "training": base.training.model_copy(
             update={"config": {text: text}, "run": text}
@@ -98,7 +104,7 @@ def hostile_records(text: str, seed: int) -> Any:
             update={"packages": {text: text}, "cpu": text, "gpu": text, "platform": text}
         ),
         "cell": f"cell-{seed}-{abs(hash(text)) % 10**6}",
-    }  # fmt: skip
+    }
     return base.model_copy(update=update)
 
 
@@ -124,9 +130,13 @@ def hostile_page(server: tuple[str, list[str]], tmp_path_factory: pytest.TempPat
     columns = dict.fromkeys(texts, "training.recipe")
     boards = {"hostile": hostile_board(texts)}
     render(
-        {"hostile": found}, root, extra_columns=columns, extra_charts=charts, command=texts[1],
+        {"hostile": found},
+        root,
+        extra_columns=columns,
+        extra_charts=charts,
+        command=texts[1],
         published=boards,
-    )  # fmt: skip
+    )
     return root / "hostile.html"
 
 
@@ -135,14 +145,24 @@ def hostile_board(texts: list[str]) -> Published:
     table = Table(title=texts[0], rows=len(texts))
     protocol = Protocol(title=texts[1], reason=texts[2], key=texts[3])
     board = Board(
-        schema_version=1, dataset="hostile", title=texts[0], rank_metric="fid",
-        description="\n\n".join(texts), notes=tuple(texts), tables={"t": table},
+        schema_version=1,
+        dataset="hostile",
+        title=texts[0],
+        rank_metric="fid",
+        description="\n\n".join(texts),
+        notes=tuple(texts),
+        tables={"t": table},
         protocols={"p": protocol},
-    )  # fmt: skip
+    )
     names = [field.alias or name for name, field in PublishedRow.model_fields.items()]
     base = dict.fromkeys(names, "") | {
-        "table": "t", "protocol": "p", "year": "2024", "family": "GAN", "nfe": "1", "fid": "1.0",
-    }  # fmt: skip
+        "table": "t",
+        "protocol": "p",
+        "year": "2024",
+        "family": "GAN",
+        "nfe": "1",
+        "fid": "1.0",
+    }
     texts_of = ("block", "method", "reference", "source", "place", "note")
     rows = [
         PublishedRow.model_validate(base | dict.fromkeys(texts_of, text) | {"joins": "alpha"})
@@ -185,9 +205,14 @@ def test_hostile_values_stay_text_and_no_request_leaves_the_page(
 
 
 def test_hostile_hashes_change_nothing(browser: Any, hostile_page: Path) -> None:
-    for fragment in ("#q=<img src=x onerror=window.pwned=1>", "#sort=__proto__&row=constructor",
-                     "#columns=[%22__proto__%22]&metric=toString&theme=x", "#columns=%7B%7D",
-                     "#columns=nojson", "#-family=x&-__proto__=y"):  # fmt: skip
+    for fragment in (
+        "#q=<img src=x onerror=window.pwned=1>",
+        "#sort=__proto__&row=constructor",
+        "#columns=[%22__proto__%22]&metric=toString&theme=x",
+        "#columns=%7B%7D",
+        "#columns=nojson",
+        "#-family=x&-__proto__=y",
+    ):
         page = opened(browser, hostile_page, fragment)
         assert script(page, "return window.pwned") is None
         assert complaints(page) == []
@@ -290,9 +315,10 @@ def test_only_a_ranked_section_has_a_front(
 
 def test_a_link_restores_the_selection(browser: Any, page_path: Path) -> None:
     page = opened(
-        browser, page_path,
+        browser,
+        page_path,
         "#-kind=reported&sort=-metric%3Afid&columns=%5B%22method%22%2C%22metric%3Afid%22%5D&theme=dark",
-    )  # fmt: skip
+    )
     assert shown(page) == ["beta", "alpha", "beta", "alpha"]
     heads = script(
         page,
@@ -318,12 +344,10 @@ def test_sorting_keeps_sections_apart_and_missing_values_last(
     )
     numbers = [float(v) for v in values if v]
     assert numbers == sorted(numbers)
-    assert values[len(numbers):] == [""] * (len(values) - len(numbers))
+    assert values[len(numbers) :] == [""] * (len(values) - len(numbers))
 
 
-def test_the_keyboard_sorts_filters_and_opens_the_provenance(
-    browser: Any, page_path: Path
-) -> None:
+def test_the_keyboard_sorts_filters_and_opens_the_provenance(browser: Any, page_path: Path) -> None:
     keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
     page = opened(browser, page_path, "#-kind=reported")
     header = page.find_element("xpath", "//thead//button[starts-with(., 'FID')]")
@@ -354,8 +378,12 @@ def test_every_chart_has_a_name_and_its_marks(browser: Any, page_path: Path) -> 
     )
     by_id = {name: rest for name, *rest in figures}
     assert set(by_id) == {
-        "chart-nfe", "chart-steps", "chart-compute", "chart-time", "chart-curves",
-    } - ({"chart-compute"} if "chart-compute" not in by_id else set())  # fmt: skip
+        "chart-nfe",
+        "chart-steps",
+        "chart-compute",
+        "chart-time",
+        "chart-curves",
+    } - ({"chart-compute"} if "chart-compute" not in by_id else set())
     assert all(length > 20 for length, *_ in by_id.values())
     assert by_id["chart-nfe"][1] > 50
     assert by_id["chart-nfe"][2] == 4

@@ -87,9 +87,13 @@ def test_a_page_of_own_records_has_no_description_of_the_boards(tmp_path: Path) 
         shutil.copy(source / name, board / name)
     text = (board / "board.toml").read_text().replace('dataset = "cifar10"', 'dataset = "digits"')
     (board / "board.toml").write_text(
-        re.sub(r'^description = (""".*?"""|"[^"]*")', 'description = "Three seeds each."', text,
-               flags=re.DOTALL | re.MULTILINE)
-    )  # fmt: skip
+        re.sub(
+            r'^description = (""".*?"""|"[^"]*")',
+            'description = "Three seeds each."',
+            text,
+            flags=re.DOTALL | re.MULTILINE,
+        )
+    )
     result = run("-w", str(tmp_path / "own"), "--leaderboards", str(tmp_path / "boards"))
     assert result.return_value == 0
     out = str(tmp_path / "reference")
@@ -106,9 +110,7 @@ def test_a_page_of_own_records_has_no_description_of_the_boards(tmp_path: Path) 
 
 @pytest.mark.parametrize("option", ["--template", "--leaderboards"])
 @pytest.mark.parametrize("records", [True, False])
-def test_folders_that_are_not_there_are_refused(
-    tmp_path: Path, option: str, records: bool
-) -> None:
+def test_folders_that_are_not_there_are_refused(tmp_path: Path, option: str, records: bool) -> None:
     (tmp_path / "own").mkdir()
     if records:
         on_disk(tmp_path / "own" / "records" / "digits", sweep(("alpha",), (1,), 2))

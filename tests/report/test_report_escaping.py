@@ -55,10 +55,30 @@ def test_markdown_stays_one_cell_of_plain_text(text: str) -> None:
 def test_tex_has_no_live_character(text: str) -> None:
     found = escape_tex(text)
     assert "\n" not in found
-    for known in (r"\textbackslash{}", r"\textasciicircum{}", r"\textasciitilde{}", r"\textless{}",
-                  r"\textgreater{}", r"\textbar{}", r"\ldots{}", r"\textdagger{}", r"\{", r"\}",
-                  r"\$", r"\&", r"\#", r"\%", r"\_", r"$\pm$", r"$\times$", r"$\le$", r"$\ge$",
-                  r"$\downarrow$", r"$\uparrow$", "$-$"):  # fmt: skip
+    for known in (
+        r"\textbackslash{}",
+        r"\textasciicircum{}",
+        r"\textasciitilde{}",
+        r"\textless{}",
+        r"\textgreater{}",
+        r"\textbar{}",
+        r"\ldots{}",
+        r"\textdagger{}",
+        r"\{",
+        r"\}",
+        r"\$",
+        r"\&",
+        r"\#",
+        r"\%",
+        r"\_",
+        r"$\pm$",
+        r"$\times$",
+        r"$\le$",
+        r"$\ge$",
+        r"$\downarrow$",
+        r"$\uparrow$",
+        "$-$",
+    ):
         found = found.replace(known, "")
     assert not set(found) & set("\\{}$&#%_^~<>|")
     assert all(ord(c) < 0x180 for c in found)
@@ -103,8 +123,11 @@ def test_numbers_print_what_was_measured() -> None:
     assert format_mean(Interval(0.5, None, None, 1, "one seed")) == "0.5000"
     assert format_mean(Interval(0.5, 0.5, 0.5, 2, "training seeds")) == "0.5000"
     assert [format_number(x) for x in (0.0, 0.01234, 1234.5, 1e9)] == [
-        "0", "0.0123", "1,234", "1.00e+09",
-    ]  # fmt: skip
+        "0",
+        "0.0123",
+        "1,234",
+        "1.00e+09",
+    ]
     assert [format_count(x) for x in (898, 55.7e6, 1.5e9)] == ["898", "55.7M", "1.5B"]
 
 
@@ -335,8 +358,7 @@ def test_a_page_keeps_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_latex_compiles_whatever_the_names_are(tmp_path: Path) -> None:
     hostile = r"\input{x} $ & % # _ ^ ~ {} <é Ł 日 𝛼 \\ \end{tabular} | “q”"
     items = [
-        record("alpha", seed=s, family=hostile, reference=hostile, title=hostile)
-        for s in range(2)
+        record("alpha", seed=s, family=hostile, reference=hostile, title=hostile) for s in range(2)
     ]
     items += [
         item.model_copy(update={"sampling": item.sampling.model_copy(update={"sampler": hostile})})
@@ -365,6 +387,9 @@ def compile_tex(folder: Path, table: str) -> None:
     )
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"],
-        cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-2000:]

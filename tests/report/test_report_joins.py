@@ -56,17 +56,26 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (board / "published.csv").write_text(HEAD + ROWS)
     items = [
         record(
-            method, dataset="toys", nfe=nfe, seed=seed, rank_metric="fid",
-            metrics={"fid": metric(value + seed / 10, "fid", key=KEY),
-                     "is": metric(9.0, "is", higher=True, key="is:x")},
-            sampling=sampling, recipe=sampling.get("sampler", "demo"),
+            method,
+            dataset="toys",
+            nfe=nfe,
+            seed=seed,
+            rank_metric="fid",
+            metrics={
+                "fid": metric(value + seed / 10, "fid", key=KEY),
+                "is": metric(9.0, "is", higher=True, key="is:x"),
+            },
+            sampling=sampling,
+            recipe=sampling.get("sampler", "demo"),
         )
         for method, nfe, value, sampling in (
-            ("alpha", 1, 2.75, {}), ("alpha", 2, 2.0, {}), ("beta", 1, 3.0, {}),
+            ("alpha", 1, 2.75, {}),
+            ("alpha", 2, 2.0, {}),
+            ("beta", 1, 3.0, {}),
             ("alpha", 1, 9.0, {"num_samples": 10, "sampler": "short"}),
         )
         for seed in range(2)
-    ]  # fmt: skip
+    ]
     on_disk(root / "records", items)
     boards = {"toys": load_published(board)}
     render({"toys": read_records(root / "records")}, root, published=boards)
@@ -80,9 +89,7 @@ def lines(made: Path) -> list[dict[str, str]]:
 
 
 def one(lines: list[dict[str, str]], method: str, nfe: str, sampler: str) -> dict[str, str]:
-    (found,) = [
-        x for x in lines if (x["method"], x["nfe"], x["sampler"]) == (method, nfe, sampler)
-    ]
+    (found,) = [x for x in lines if (x["method"], x["nfe"], x["sampler"]) == (method, nfe, sampler)]
     return found
 
 
@@ -107,9 +114,10 @@ def test_other_keys_disagreeing_sources_and_few_samples_have_no_difference(
         }.items()
     }
     assert found == {
-        "keys": ("2.10", "keys differ"), "sources": ("3.00; 3.10", "sources disagree"),
+        "keys": ("2.10", "keys differ"),
+        "sources": ("3.00; 3.10", "sources disagree"),
         "short": ("2.50", "fewer samples"),
-    }  # fmt: skip
+    }
 
 
 def test_equal_keys_share_a_section_and_others_give_the_reason(lines: list[dict[str, str]]) -> None:
@@ -118,12 +126,14 @@ def test_equal_keys_share_a_section_and_others_give_the_reason(lines: list[dict[
         sections.setdefault(line["section"], set()).add((line["method"], line["kind"]))
     assert sections == {
         "Measured and reported, equal metric keys": {
-            ("alpha", "measured"), ("beta", "measured"), ("Alpha", "reported"),
+            ("alpha", "measured"),
+            ("beta", "measured"),
+            ("Alpha", "reported"),
             ("Beta", "reported"),
         },
         "Fewer samples than the protocol": {("alpha", "measured")},
         "Reported by their authors: Not stated": {("Alpha", "reported")},
-    }  # fmt: skip
+    }
     # A printed number has no seeds, so it takes no rank beside measured ones.
     assert {line["rank"] for line in lines if line["kind"] == "reported"} == {""}
 
@@ -145,9 +155,10 @@ def test_the_drawer_spells_both_keys_out(made: Path) -> None:
         return dict(zip(flat[::2], flat[1::2], strict=True))
 
     assert said("alpha", 2) == {
-        "difference": "keys differ", "metric key of fid here": KEY,
+        "difference": "keys differ",
+        "metric key of fid here": KEY,
         "Alpha, A et al., 2024, a paper, Table 1": "2.10; Not stated (no metric key)",
-    }  # fmt: skip
+    }
     assert said("alpha", 1)["difference"] == pytest.approx(0.3)
     assert len(said("beta", 1)) == 4
     assert said("alpha", 1, "reported") == {}

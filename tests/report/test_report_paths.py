@@ -15,8 +15,10 @@ from cmbench.report.paths import clean, without_paths
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("FileNotFoundError: '/home/me/data set/x.npz' is missing",
-         "FileNotFoundError: '…/x.npz' is missing"),
+        (
+            "FileNotFoundError: '/home/me/data set/x.npz' is missing",
+            "FileNotFoundError: '…/x.npz' is missing",
+        ),
         ("cannot read /scratch/a b/c.json", "cannot read …/a b/c.json"),
         ("folder /home/me/runs/: no space", "folder …/: no space"),
         ("cmbench run -w /home/me/out -o data=/mnt/x/y", "cmbench run -w …/out -o data=…/y"),
@@ -31,7 +33,7 @@ from cmbench.report.paths import clean, without_paths
         ("runs/digits/a.json 3/4 images/s a/b/c ../x/y ./x/y", None),
         ("1e-3 / 2e-3 at 5:/6", None),
     ],
-)  # fmt: skip
+)
 def test_absolute_paths_are_cut_to_their_last_part(text: str, shown: str | None) -> None:
     assert without_paths(text) == (text if shown is None else shown)
 
@@ -46,9 +48,11 @@ def test_pages_hold_no_path_of_the_records_or_the_renderer(tmp_path: Path) -> No
     folder = tmp_path / "records"
     failed = record("beta", status="failed", metrics={}, reason=f"OSError: {secret} is not there")
     done = record(
-        "alpha", command=f"cmbench run -w {secret}", warnings=[f"read '{secret}'"],
+        "alpha",
+        command=f"cmbench run -w {secret}",
+        warnings=[f"read '{secret}'"],
         training={"config": {"data": secret}, "teacher": secret},
-    )  # fmt: skip
+    )
     done = with_artifact(folder, done, "curve", "c.csv", b"no curve")
     on_disk(folder, [failed, done])
     (folder / "torn.json").write_text('{"cell": "torn"')
@@ -58,9 +62,12 @@ def test_pages_hold_no_path_of_the_records_or_the_renderer(tmp_path: Path) -> No
 
     out = tmp_path / "out"
     render(
-        {"digits": read_records(folder)}, out, extra_charts=charts,
-        extra_columns={"Command": "command"}, command=f"cmbench report --out {secret}",
-    )  # fmt: skip
+        {"digits": read_records(folder)},
+        out,
+        extra_charts=charts,
+        extra_columns={"Command": "command"},
+        command=f"cmbench report --out {secret}",
+    )
     for path in out.iterdir():
         text = path.read_text()
         assert "secret-project" not in text, path.name

@@ -40,8 +40,12 @@ def test_render_writes_page_tables_and_index(digits: Path, tmp_path: Path) -> No
     out = tmp_path / "out"
     paths = render({"digits": read_records(digits)}, out, command="cmbench report")
     assert [p.name for p in paths] == [
-        "digits.html", "digits.md", "digits.csv", "digits.tex", "index.html",
-    ]  # fmt: skip
+        "digits.html",
+        "digits.md",
+        "digits.csv",
+        "digits.tex",
+        "index.html",
+    ]
     html = (out / "digits.html").read_text()
     data = page_data(html)
     assert len(data["rows"]) == 9

@@ -62,8 +62,9 @@ def test_one_level_is_found() -> None:
 
 def test_several_levels_are_found_one_at_a_time() -> None:
     wanted = (9.0, 1.1, 0.2)
-    found = search_levels(distance(*wanted), (80.0, 40.0, 20.0, 10.0), 0.02, evaluations=18,
-                          rounds=6)
+    found = search_levels(
+        distance(*wanted), (80.0, 40.0, 20.0, 10.0), 0.02, evaluations=18, rounds=6
+    )
     assert found.levels[1:] == pytest.approx(wanted, rel=1e-2)
 
 

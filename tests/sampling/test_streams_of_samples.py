@@ -191,13 +191,19 @@ def test_a_lie_about_nfe_is_found(trouble: str) -> None:
 @pytest.mark.parametrize(
     ("trouble", "error", "line"),
     [
-        ("nan-images", NonFiniteError,
-         r"1 of 4 images have NaN or infinite values \(first: image 3\)"),
-        ("wrong-shape", PluginError,
-         r"returned shape \(4, 1, 2, 1\) for noise of shape \(4, 1, 2, 2\)"),
+        (
+            "nan-images",
+            NonFiniteError,
+            r"1 of 4 images have NaN or infinite values \(first: image 3\)",
+        ),
+        (
+            "wrong-shape",
+            PluginError,
+            r"returned shape \(4, 1, 2, 1\) for noise of shape \(4, 1, 2, 2\)",
+        ),
         ("list-images", PluginError, "returned list; allowed: a tensor shaped as the noise"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_batch_of_images_is_refused(
     trouble: str, error: type[Exception], line: str
 ) -> None:

@@ -16,15 +16,7 @@ from cmbench.bench.feed import DatasetFeed
 from cmbench.bench.planning import plan_run
 from cmbench.bench.runs import obtain_run
 from cmbench.errors import UserError
-from cmbench.training.augment import (
-    LABEL_DIM,
-    SYM6,
-    _resample,
-    augment,
-    flip,
-    inverse_matrix,
-    warp,
-)
+from cmbench.training.augment import LABEL_DIM, SYM6, _resample, augment, flip, inverse_matrix, warp
 from cmbench.training.randomness import StepDraws
 
 X_FLIP, Y_FLIP, SCALE, COS, SIN, ALONG, ACROSS, MOVE_X, MOVE_Y = range(LABEL_DIM)
@@ -115,8 +107,9 @@ def test_frequencies_and_spreads_are_those_of_the_table() -> None:
     for column in (SCALE, MOVE_X, MOVE_Y):
         assert float(labels[labels[:, column] != 0, column].std()) == pytest.approx(1.0, abs=0.05)
     turned = labels[labels[:, SIN] != 0]
-    torch.testing.assert_close((turned[:, COS] + 1) ** 2 + turned[:, SIN] ** 2,
-                               torch.ones(len(turned)), rtol=0, atol=1e-5)  # fmt: skip
+    torch.testing.assert_close(
+        (turned[:, COS] + 1) ** 2 + turned[:, SIN] ** 2, torch.ones(len(turned)), rtol=0, atol=1e-5
+    )
 
 
 def test_draws_are_named_by_seed_and_position() -> None:
@@ -135,10 +128,12 @@ def test_a_warp_by_nothing_changes_nothing() -> None:
 @pytest.mark.parametrize("log2", [-0.4, 0.3])
 def test_isotropic_scale_inverts(log2: float) -> None:
     x = smooth()
-    there = warp(x, inverse_matrix(torch.tensor([log2]), zeros(), zeros(), zeros()),
-                 torch.zeros(1, 2))  # fmt: skip
-    back = warp(there, inverse_matrix(torch.tensor([-log2]), zeros(), zeros(), zeros()),
-                torch.zeros(1, 2))  # fmt: skip
+    there = warp(
+        x, inverse_matrix(torch.tensor([log2]), zeros(), zeros(), zeros()), torch.zeros(1, 2)
+    )
+    back = warp(
+        there, inverse_matrix(torch.tensor([-log2]), zeros(), zeros(), zeros()), torch.zeros(1, 2)
+    )
     assert float((centre(there) - centre(x)).abs().max()) > 0.02
     torch.testing.assert_close(centre(back), centre(x), rtol=0, atol=3e-3)
 
@@ -147,8 +142,9 @@ def test_scale_enlarges_about_the_centre() -> None:
     """The wave's value at p is found at 2^0.5 p."""
     at = (torch.arange(32) - 15.5) / 16
     x = torch.sin(2 * at)[None, None, :, None].expand(1, 1, 32, 32)
-    enlarged = warp(x, inverse_matrix(torch.tensor([0.5]), zeros(), zeros(), zeros()),
-                    torch.zeros(1, 2))  # fmt: skip
+    enlarged = warp(
+        x, inverse_matrix(torch.tensor([0.5]), zeros(), zeros(), zeros()), torch.zeros(1, 2)
+    )
     expected = torch.sin(2 * at / math.sqrt(2))[None, None, :, None].expand(1, 1, 32, 32)
     torch.testing.assert_close(centre(enlarged, 4), centre(expected, 4), rtol=0, atol=3e-3)
 
@@ -170,9 +166,11 @@ def test_a_quarter_turn_is_a_permutation_of_pixels() -> None:
 
 
 @given(
-    angle=st.floats(-3.1, 3.1), stretch=st.floats(-0.5, 0.5), axis=st.floats(-3.1, 3.1),
+    angle=st.floats(-3.1, 3.1),
+    stretch=st.floats(-0.5, 0.5),
+    axis=st.floats(-3.1, 3.1),
     scale=st.floats(-0.5, 0.5),
-)  # fmt: skip
+)
 def test_matrices(angle: float, stretch: float, axis: float, scale: float) -> None:
     a, s, x, k = (torch.tensor([v], dtype=torch.float64) for v in (angle, stretch, axis, scale))
     whole = inverse_matrix(k, a, s, x)[0]
@@ -214,8 +212,13 @@ def test_one_pixel_survives() -> None:
 
 
 def test_the_feed_augments_and_a_run_trains(context: Context) -> None:
-    options = ("augment=0.3", "network.augment_dim=9", "duration_kimg=0.032", "batch_size=16",
-               "network.channels=8")  # fmt: skip
+    options = (
+        "augment=0.3",
+        "network.augment_dim=9",
+        "duration_kimg=0.032",
+        "batch_size=16",
+        "network.channels=8",
+    )
     plan = plan_run(context, "edm", "digits", "smoke", 0, options)
     dataset = context.dataset("digits")
     batch = DatasetFeed(dataset, plan.config).batch(16, 16, 5)
@@ -230,8 +233,11 @@ def test_the_feed_augments_and_a_run_trains(context: Context) -> None:
 
 
 def test_without_the_networks_knowledge_it_would_leak(context: Context) -> None:
-    with pytest.raises(UserError, match=r"augment 0\.3 with a network that is not told of it .*"
-                       r"set network\.augment_dim=9, or augment=0"):  # fmt: skip
+    with pytest.raises(
+        UserError,
+        match=r"augment 0\.3 with a network that is not told of it .*"
+        r"set network\.augment_dim=9, or augment=0",
+    ):
         plan_run(context, "edm", "digits", "smoke", 0, ("augment=0.3",))
 
 

@@ -55,11 +55,15 @@ def test_the_same_state_has_the_same_bytes(tmp_path: Path) -> None:
 def test_views_shared_and_strided_tensors_are_saved_by_value(tmp_path: Path) -> None:
     base = torch.arange(12.0)
     shared = {
-        "whole": base, "same": base, "part": base[3:6], "transposed": base.view(3, 4).t(),
+        "whole": base,
+        "same": base,
+        "part": base[3:6],
+        "transposed": base.view(3, 4).t(),
         "last": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last),
-        "graded": torch.nn.Parameter(torch.ones(2)), "empty": torch.empty(0),
+        "graded": torch.nn.Parameter(torch.ones(2)),
+        "empty": torch.empty(0),
         "none": torch.empty(0),
-    }  # fmt: skip
+    }
     save_checkpoint(tmp_path / "x.safetensors", shared, {})
     found = load_checkpoint(tmp_path / "x.safetensors").tensors
     assert found.keys() == shared.keys()
@@ -108,9 +112,18 @@ def corrupt(path: Path, how: str) -> None:
 
 
 HOW = [
-    "flipped bit", "truncated", "no tensors", "torn manifest", "empty manifest", "list manifest",
-    "deep manifest", "no meta", "bad meta", "future format", "other file",
-]  # fmt: skip
+    "flipped bit",
+    "truncated",
+    "no tensors",
+    "torn manifest",
+    "empty manifest",
+    "list manifest",
+    "deep manifest",
+    "no meta",
+    "bad meta",
+    "future format",
+    "other file",
+]
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -223,8 +236,9 @@ print(found.meta, warnings, sorted(p.name for p in folder.iterdir()))
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a limit of file sizes")
 def test_a_write_that_the_system_cuts_off_leaves_nothing_behind(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True,
-                          text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     first, second = done.stdout.splitlines()
     assert first.startswith(f"cannot write checkpoint {tmp_path / '2.safetensors'}: ")
     assert second == "{'n': 1} [] ['1.json', '1.safetensors']"

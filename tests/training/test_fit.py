@@ -130,9 +130,18 @@ def test_a_loss_is_one_graded_value_an_image(loss: Loss, found: str) -> None:
 def test_a_loss_that_moves_other_modules_only_is_refused() -> None:
     modules: dict[str, nn.Module] = {"model": Net(), "other": Net()}
     with pytest.raises(PluginError, match="no gradient with respect to other"):
-        train(phase(trains=("model",)), phase(trains=("other",), loss=lambda n, b, d, p:
-              default_loss({"model": n["model"]}, b, d, p) + n["model"].weight * 0
-              + b.images.flatten() * nn.Parameter(torch.ones(()))), modules=modules)  # fmt: skip
+        train(
+            phase(trains=("model",)),
+            phase(
+                trains=("other",),
+                loss=lambda n, b, d, p: (
+                    default_loss({"model": n["model"]}, b, d, p)
+                    + n["model"].weight * 0
+                    + b.images.flatten() * nn.Parameter(torch.ones(()))
+                ),
+            ),
+            modules=modules,
+        )
 
 
 def test_only_named_modules_are_trained() -> None:
@@ -171,11 +180,14 @@ def test_every_second_step_and_several_objectives() -> None:
         return loss
 
     both = Phase(
-        "both", 4 * BATCH,
-        (Objective(named("model"), ("model",), OptimizerConfig(lr=0.1)),
-         Objective(named("other"), ("other",), OptimizerConfig(lr=0.1), every=2)),
+        "both",
+        4 * BATCH,
+        (
+            Objective(named("model"), ("model",), OptimizerConfig(lr=0.1)),
+            Objective(named("other"), ("other",), OptimizerConfig(lr=0.1), every=2),
+        ),
         (),
-    )  # fmt: skip
+    )
     state = train(both, modules={"model": Net(), "other": Net()})
     assert calls == ["model0", "other0", "model1", "model2", "other2", "model3"]
     assert weight(state) != weight(state, "other") != 1.0
@@ -195,9 +207,11 @@ def test_phases_start_once_with_fresh_optimizers_and_averages() -> None:
 
     done: list[str] = []
     watchers = Watchers(phase_done=lambda state: done.append(state.phase.name))
-    state = train(phase(name="a", images=BATCH),
-                  phase(name="b", images=2 * BATCH, start=start, after_step=after_step),
-                  watchers=watchers)  # fmt: skip
+    state = train(
+        phase(name="a", images=BATCH),
+        phase(name="b", images=2 * BATCH, start=start, after_step=after_step),
+        watchers=watchers,
+    )
     assert events == ["start", "0/2", "1/2"]
     assert done == ["a", "b"]
     assert (state.nimg, state.seen_nimg) == (2 * BATCH, 3 * BATCH)

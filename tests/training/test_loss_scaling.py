@@ -45,12 +45,14 @@ def optimizer(name: Any) -> OptimizerConfig:
 def test_overflowing_steps_are_skipped_and_the_scale_halves(name: Any) -> None:
     # d loss / d per-image value is scale / BATCH: three halvings until it fits.
     limit = FIRST_SCALE / BATCH / 8
-    state = train(phase(overflowing(limit), images=3 * BATCH, optimizer=optimizer(name)),
-                  precision="fp16")  # fmt: skip
+    state = train(
+        phase(overflowing(limit), images=3 * BATCH, optimizer=optimizer(name)), precision="fp16"
+    )
     assert weight(state) == 1.0
     assert state.scaler(0).state()["scale"] == FIRST_SCALE / 8
-    longer = train(phase(overflowing(limit), images=5 * BATCH, optimizer=optimizer(name)),
-                   precision="fp16")  # fmt: skip
+    longer = train(
+        phase(overflowing(limit), images=5 * BATCH, optimizer=optimizer(name)), precision="fp16"
+    )
     assert weight(longer) != 1.0
     assert longer.scaler(0).state() | {"_growth_tracker": 2} == longer.scaler(0).state()
     assert longer.scaler(0).state()["scale"] == FIRST_SCALE / 8
@@ -134,11 +136,14 @@ class Wider(nn.Module):
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        (Wider(), r"holds another network as 'model': 1 tensors differ, the first is weight, "
-                  r"\(\) there and \(2,\) here"),
+        (
+            Wider(),
+            r"holds another network as 'model': 1 tensors differ, the first is weight, "
+            r"\(\) there and \(2,\) here",
+        ),
         (nn.Linear(1, 1), r"2 tensors differ, the first is bias, missing there and \(1,\) here"),
     ],
-)  # fmt: skip
+)
 def test_a_checkpoint_of_another_network(module: nn.Module, line: str) -> None:
     saved = train(phase())
     other = TrainingState(Given(phase()), {"model": module})

@@ -45,8 +45,9 @@ def test_every_variant_of_the_benchmark_trains_in_its_layout(
 ) -> None:
     """Networks are built as on a GPU: channels-last before the benchmark sees them."""
     monkeypatch.setattr(
-        runs, "place", lambda module, device, channels_last: place(module, device,
-                                                                   channels_last=True)
+        runs,
+        "place",
+        lambda module, device, channels_last: place(module, device, channels_last=True),
     )
     bench = gpu_benchmark.Bench(Namespace(cpu_smoke=True, out=None, seconds=1e6))
     case = gpu_benchmark.CASES["smoke"]

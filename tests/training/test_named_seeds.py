@@ -28,10 +28,16 @@ def test_different_names_give_different_seeds(a: list[int | str], b: list[int | 
 
 def test_borders_between_names_and_kinds_of_names_count() -> None:
     seeds = [
-        derive_seed("ab", "c"), derive_seed("a", "bc"), derive_seed("abc"),
-        derive_seed(1, 2), derive_seed(12), derive_seed("12"), derive_seed("1", "2"),
-        derive_seed("int:12"), derive_seed(),
-    ]  # fmt: skip
+        derive_seed("ab", "c"),
+        derive_seed("a", "bc"),
+        derive_seed("abc"),
+        derive_seed(1, 2),
+        derive_seed(12),
+        derive_seed("12"),
+        derive_seed("1", "2"),
+        derive_seed("int:12"),
+        derive_seed(),
+    ]
     assert len(set(seeds)) == len(seeds)
 
 
@@ -54,6 +60,7 @@ def test_seeds_never_change() -> None:
 
 def test_seeds_do_not_depend_on_the_process() -> None:
     code = "from cmbench.seeds import derive_seed; print(derive_seed(7, 'noise', 12))"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                             check=True)  # fmt: skip
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert int(printed.stdout) == derive_seed(7, "noise", 12)

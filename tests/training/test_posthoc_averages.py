@@ -77,17 +77,19 @@ def test_the_reported_error_is_the_profiles(width: float) -> None:
         return (made - value(wanted, at)) ** 2
 
     breaks = [1000.0 * i for i in range(7)]
-    total = sum(
-        quad(missed, a, b, limit=200)[0] for a, b in pairwise(breaks)
-    )
+    total = sum(quad(missed, a, b, limit=200)[0] for a, b in pairwise(breaks))
     norm = quad(lambda at: value(wanted, at) ** 2, 0, 6000)[0]
     assert error == pytest.approx(math.sqrt(total / norm), rel=1e-2, abs=1e-4)
     assert sum(factors) == pytest.approx(1.0, abs=0.05)
 
 
 def test_more_snapshots_miss_less() -> None:
-    errors = [coefficients([Profile(p.sigma_rel, p.nimg / n) for p in stored(n)],
-                           Profile(0.15, 1000.0))[1] for n in (2, 4, 8, 16)]  # fmt: skip
+    errors = [
+        coefficients([Profile(p.sigma_rel, p.nimg / n) for p in stored(n)], Profile(0.15, 1000.0))[
+            1
+        ]
+        for n in (2, 4, 8, 16)
+    ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.02
 
@@ -120,9 +122,16 @@ def test_against_an_average_that_was_tracked() -> None:
 
 @pytest.mark.parametrize(
     ("label", "width"),
-    [("power-0.08", 0.08), ("power-.1", 0.1), ("power-0.3", None), ("power-0", None),
-     ("raw", None), ("power-0.1x", None), ("halflife-500kimg", None)],
-)  # fmt: skip
+    [
+        ("power-0.08", 0.08),
+        ("power-.1", 0.1),
+        ("power-0.3", None),
+        ("power-0", None),
+        ("raw", None),
+        ("power-0.1x", None),
+        ("halflife-500kimg", None),
+    ],
+)
 def test_labels(label: str, width: float | None) -> None:
     assert asked_width(label) == width
 
@@ -131,8 +140,13 @@ def test_labels(label: str, width: float | None) -> None:
 
 
 def planned(context: Context, widths: Sequence[float], **more: Any) -> RunPlan:
-    table = {"ema": [{"sigma_rel": w} for w in widths], "duration_kimg": 4.096,
-             "checkpoint_kimg": 0.512, "optimizer": {"lr": 0.02}, **more}  # fmt: skip
+    table = {
+        "ema": [{"sigma_rel": w} for w in widths],
+        "duration_kimg": 4.096,
+        "checkpoint_kimg": 0.512,
+        "optimizer": {"lr": 0.02},
+        **more,
+    }
     return plan_run(context, "toy", "toys", "demo", 0, table)
 
 
@@ -185,8 +199,12 @@ def test_a_stop_leaves_no_other_snapshots(toys: Context) -> None:
     plan = planned(toys, [0.05, 0.10], duration_kimg=0.64, checkpoint_kimg=0.128)
     whole = obtain_run(toys, plan).folder / "snapshots"
     there = {p.name: load_file(p) for p in whole.glob("*.safetensors")}
-    elsewhere = Context(toys.plugins, type(toys.workspace)(toys.workspace.root / "other"),
-                        threads=1, device=toys.device)  # fmt: skip
+    elsewhere = Context(
+        toys.plugins,
+        type(toys.workspace)(toys.workspace.root / "other"),
+        threads=1,
+        device=toys.device,
+    )
     asked = iter([None] * 6)
     elsewhere.should_stop = lambda: next(asked, "stopped")
     with pytest.raises(InterruptedRunError):
@@ -221,11 +239,22 @@ def test_an_average_of_an_earlier_moment_is_refused(toys: Context) -> None:
     loaded(toys, trained, "power-0.05")  # kept: needs no snapshot
 
 
-def test_on_the_command_line(
-    cmbench_with_toys: Callable[..., Outcome], tmp_path: Path
-) -> None:
-    toy = ("run", "-m", "toy", "-d", "toys", "--nfe", "1", "--samples", "16", "--no-report", "-q",
-           "-w", str(tmp_path / "w"))  # fmt: skip
+def test_on_the_command_line(cmbench_with_toys: Callable[..., Outcome], tmp_path: Path) -> None:
+    toy = (
+        "run",
+        "-m",
+        "toy",
+        "-d",
+        "toys",
+        "--nfe",
+        "1",
+        "--samples",
+        "16",
+        "--no-report",
+        "-q",
+        "-w",
+        str(tmp_path / "w"),
+    )
     keeps = ("-o", "ema=[{sigma_rel=0.05},{sigma_rel=0.1}]")
     for label in ("power-0.05", "power-0.07", "power-.07"):
         done = cmbench_with_toys(*toy, *keeps, "--ema", label)
@@ -247,9 +276,24 @@ def test_verify_checks_the_snapshots(
     cmbench_with_toys: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     place = ("-w", str(tmp_path))
-    cmbench_with_toys("run", "-m", "toy", "-d", "toys", "--nfe", "1", "--samples", "16", "-q",
-                      "--no-report", "-o", "ema=[{sigma_rel=0.05},{sigma_rel=0.1}]",
-                      "--ema", "power-0.07", *place)  # fmt: skip
+    cmbench_with_toys(
+        "run",
+        "-m",
+        "toy",
+        "-d",
+        "toys",
+        "--nfe",
+        "1",
+        "--samples",
+        "16",
+        "-q",
+        "--no-report",
+        "-o",
+        "ema=[{sigma_rel=0.05},{sigma_rel=0.1}]",
+        "--ema",
+        "power-0.07",
+        *place,
+    )
     (record,) = tmp_path.glob("records/toys/*.json")
 
     def verified() -> Outcome:

@@ -34,7 +34,9 @@ def new_state(images: int = 4 * BATCH) -> TrainingState:
 
 
 def trained(
-    world: World, feed: Feed | None = None, stop_at: int | None = None,
+    world: World,
+    feed: Feed | None = None,
+    stop_at: int | None = None,
     state: TrainingState | None = None,
 ) -> tuple[TrainingState, str | None]:
     state = state or new_state()
@@ -78,7 +80,8 @@ def scenarios(world: World) -> dict[str, Any]:
     feed = Feed()
     state, _ = trained(world, feed)
     found: dict[str, Any] = {
-        "asked": feed.asked, "evaluations": state.network_evaluations,
+        "asked": feed.asked,
+        "evaluations": state.network_evaluations,
         "weight": float(state.modules["model"].weight.detach()),
     }
     half, reason = trained(world, stop_at=2 * BATCH)

@@ -206,7 +206,8 @@ def os_errors(data_dir: Path) -> Iterator[None]:
         raise UserError(
             WHO,
             f"{error.strerror or error}: {error.filename or data_dir}",
-            remedy="what is done is kept: make room, then run the same command again" if full
+            remedy="what is done is kept: make room, then run the same command again"
+            if full
             else "set CMBENCH_DATA (or --data-dir) to a folder that you can write, then run the "
             "same command again: what is done is kept",
         ) from None

@@ -48,8 +48,7 @@ _SPARE, _STRIDE = 256 << 20, 16 << 20
 
 
 def truncated(source: Source, error: BaseException, name: str = "") -> UserError:
-    """Return the error for an archive (or the file ``name`` of several) that ends early or is none.
-    """
+    """Return the error for an archive (or its file ``name``) that ends early or is none."""
     detail = " ".join(str(error).split())[:120]
     what = f"{name} is a truncated" if name else "truncated"
     return source.error(
@@ -69,8 +68,11 @@ def enter_split(
     prefix, chosen = "", ""
     while True:
         tops = {name[len(prefix) :].partition("/")[0] for name in names if name.startswith(prefix)}
-        folders = {name[len(prefix) :].partition("/")[0] for name in names
-                   if name.startswith(prefix) and "/" in name[len(prefix) :]}
+        folders = {
+            name[len(prefix) :].partition("/")[0]
+            for name in names
+            if name.startswith(prefix) and "/" in name[len(prefix) :]
+        }
         wanted = split or default_split(folders)
         if wanted in tops and not chosen:
             prefix, chosen = f"{prefix}{wanted}/", wanted

@@ -47,10 +47,18 @@ def read_members(path: Path) -> list[Member]:
         except (_Unusual, struct.error, UnicodeDecodeError):
             with zipfile.ZipFile(file) as archive:
                 return [
-                    (i.filename, i.header_offset, i.compress_size, i.file_size, i.CRC,
-                     i.compress_type, i.flag_bits)
-                    for i in archive.infolist() if not i.is_dir()
-                ]  # fmt: skip
+                    (
+                        i.filename,
+                        i.header_offset,
+                        i.compress_size,
+                        i.file_size,
+                        i.CRC,
+                        i.compress_type,
+                        i.flag_bits,
+                    )
+                    for i in archive.infolist()
+                    if not i.is_dir()
+                ]
 
 
 def _table(file: BinaryIO) -> tuple[bytes, int]:
