@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cmbench.bench.record import Record, read_record
 from cmbench.errors import UserError
+from cmbench.records.record import Record, read_record
 
 DATASET = "cifar10-jpeg"
 ROOT = Path(__file__).resolve().parents[1]

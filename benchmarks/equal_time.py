@@ -25,14 +25,14 @@ from typing import Any
 
 import torch
 
-from cmbench.bench.context import Context
-from cmbench.bench.feed import DatasetFeed
-from cmbench.bench.planning import RunPlan, plan_run
-from cmbench.bench.runs import build_modules, obtain_teacher
-from cmbench.bench.threads import use_threads
 from cmbench.cli.run import make_context, stop_asker
 from cmbench.errors import EXIT_OK, UserError
 from cmbench.files import write_atomically
+from cmbench.sweep.context import Context
+from cmbench.sweep.feed import DatasetFeed
+from cmbench.sweep.planning import RunPlan, plan_run
+from cmbench.sweep.runs import build_modules, obtain_teacher
+from cmbench.sweep.threads import use_threads
 from cmbench.training.loop import Meter, Settings, prepare, train_step
 from cmbench.training.state import TrainingState
 

@@ -30,7 +30,7 @@ from cmbench.metrics.clean_fid import CleanFidExtractor
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.inception import InceptionExtractor
 from cmbench.metrics.probe import relative_error
-from cmbench.metrics.sample_open import open_samples
+from cmbench.samples.opening import open_samples
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "metrics"))
 

@@ -33,21 +33,21 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmbench.bench.context import Context
-from cmbench.bench.feed import DatasetFeed
-from cmbench.bench.planning import RunPlan
-from cmbench.bench.provenance import environment
-from cmbench.bench.recipes import merge
-from cmbench.bench.runs import build_modules
-from cmbench.bench.workspace import Workspace
 from cmbench.data.stored import ArrayDataset
 from cmbench.errors import BrokenRunError, UserError
 from cmbench.files import write_atomically
+from cmbench.networks.prepared import PreparedNetwork, place
 from cmbench.plugin.manager import load_plugins
 from cmbench.plugin.method import Teacher
+from cmbench.records.provenance import environment
+from cmbench.records.workspace import Workspace
 from cmbench.sampling import Sampler
+from cmbench.sweep.context import Context
+from cmbench.sweep.feed import DatasetFeed
+from cmbench.sweep.planning import RunPlan
+from cmbench.sweep.recipes import merge
+from cmbench.sweep.runs import build_modules
 from cmbench.training.loop import Meter, Settings, prepare, train_step
-from cmbench.training.prepared import PreparedNetwork, place
 from cmbench.training.state import TrainingState
 
 PARTS = ("train", "table", "sampling", "profile")

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from step_cost import Stepper
 
-from cmbench.bench.context import Context
-from cmbench.bench.workspace import Workspace
 from cmbench.diffusion import EDMModel, append_dims, edm_weight, lognormal_sigmas
 from cmbench.plugin.manager import load_plugins
+from cmbench.records.workspace import Workspace
+from cmbench.sweep.context import Context
 
 BATCH = 128
 BLOCK = 10

@@ -61,7 +61,7 @@ def write_records(root: Path, count: int, datasets: int = DATASETS) -> None:
 
 def measure(root: Path) -> dict[str, float]:
     """Render every page of ``root/records``; return seconds, peak MiB and page sizes."""
-    from cmbench.bench.record import read_records
+    from cmbench.records.record import read_records
     from cmbench.report import render
 
     began, spent = time.perf_counter(), time.process_time()
@@ -88,7 +88,7 @@ def browse() -> dict[str, float]:
     """Open a page of 500 rows (1,500 records) and return its size and times in milliseconds."""
     from selenium import webdriver
 
-    from cmbench.bench.record import read_records
+    from cmbench.records.record import read_records
     from cmbench.report import render
 
     with TemporaryDirectory() as name:

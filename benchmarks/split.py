@@ -21,12 +21,12 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from cmbench.bench.context import Context
-from cmbench.bench.planning import plan_run
-from cmbench.bench.runs import build_modules
-from cmbench.bench.workspace import Workspace
 from cmbench.plugin.manager import load_plugins
 from cmbench.plugin.method import Batch
+from cmbench.records.workspace import Workspace
+from cmbench.sweep.context import Context
+from cmbench.sweep.planning import plan_run
+from cmbench.sweep.runs import build_modules
 from cmbench.training.distributed import Place, World, joined
 from cmbench.training.loop import Meter, Settings, prepare, train_step
 from cmbench.training.sharding import Sharding

@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmbench.bench.context import Context
-from cmbench.bench.feed import DatasetFeed
-from cmbench.bench.planning import plan_run
-from cmbench.bench.runs import build_modules
-from cmbench.bench.workspace import Workspace
+from cmbench.networks.prepared import PreparedNetwork
 from cmbench.plugin.manager import load_plugins
 from cmbench.plugin.method import Teacher
+from cmbench.records.workspace import Workspace
+from cmbench.sweep.context import Context
+from cmbench.sweep.feed import DatasetFeed
+from cmbench.sweep.planning import plan_run
+from cmbench.sweep.runs import build_modules
 from cmbench.training.loop import Meter, Settings, prepare, train_step
-from cmbench.training.prepared import PreparedNetwork
 from cmbench.training.state import TrainingState
 
 BASE = "edm"

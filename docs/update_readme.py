@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from cmbench.bench.record import Record, read_records
+from cmbench.records.record import Record, read_records
 
 ROOT = Path(__file__).resolve().parent.parent
 NFES = (1, 2, 4, 8)

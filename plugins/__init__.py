@@ -165,7 +165,7 @@ def cmbench_register_metrics() -> list[MetricSpec]:
 @hookimpl
 def cmbench_register_executors() -> list[ExecutorSpec]:
     """Return the built-in executors."""
-    return [ExecutorSpec("local", "cmbench.bench.executors:Local", "this process, cell by cell")]
+    return [ExecutorSpec("local", "cmbench.sweep.executors:Local", "this process, cell by cell")]
 
 
 #: Name and title of every file in ``studies/``: the ablations of the papers.

@@ -16,13 +16,13 @@ from command_outcome import Outcome
 from hypothesis import settings
 from toy import add_toys
 
-from cmbench.bench.context import Context
-from cmbench.bench.reporter import Reporter
-from cmbench.bench.workspace import Workspace
 from cmbench.cli.main import main
 from cmbench.plugin import manager as manager_module
 from cmbench.plugin.discovery import EntryPoint, Source, installed_sources
 from cmbench.plugin.manager import PluginManager, load_plugins
+from cmbench.records.workspace import Workspace
+from cmbench.sweep.context import Context
+from cmbench.sweep.reporter import Reporter
 
 torch.set_num_threads(1)
 # torch's first calls take longer than any deadline; the same examples in every run.

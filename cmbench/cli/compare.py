@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from cmbench.bench.record import Record, read_records
-from cmbench.bench.workspace import Workspace
 from cmbench.cli.export import record_folders
 from cmbench.cli.main import workspace_option
 from cmbench.cli.results import echo_table
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_MISSING, EXIT_OK, UserError
 from cmbench.leaderboard.compare import Comparison, compare, select
 from cmbench.leaderboard.rows import Row, aggregate
+from cmbench.records.record import Record, read_records
+from cmbench.records.workspace import Workspace
 
 
 def workspace_rows(place: Workspace, dataset: str | None) -> tuple[list[Row], list[UserError]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cmbench.bench.reporter import Reporter
+from cmbench.sweep.reporter import Reporter
 
 
 def make_reporter(quiet: bool = False) -> Reporter:

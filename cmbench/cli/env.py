@@ -6,11 +6,11 @@ import json
 
 import click
 
-from cmbench.bench.provenance import environment
-from cmbench.bench.threads import choose_threads
-from cmbench.bench.workspace import Workspace
 from cmbench.cli.main import workspace_option
 from cmbench.data.locations import DataLocations
+from cmbench.records.provenance import environment
+from cmbench.records.workspace import Workspace
+from cmbench.sweep.threads import choose_threads
 
 
 @click.command()

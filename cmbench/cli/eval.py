@@ -10,7 +10,7 @@ import click
 from cmbench.cli.main import WholeNumber, workspace_option
 
 if TYPE_CHECKING:
-    from cmbench.bench.record import Record
+    from cmbench.records.record import Record
 
 _APPROXIMATIONS = {
     "bfloat16": "bf16_extractor",
@@ -153,11 +153,11 @@ def eval_(samples: str, **options: Any) -> None:
     cmbench eval mymodel:generate --dataset digits --limit 2000 --label mymodel --nfe 1
     cmbench eval cmbench-out/runs/digits/RUN --nfe 2 --reference other-samples/
     """
-    from cmbench.bench.record import write_record
-    from cmbench.bench.scored import score
-    from cmbench.bench.scored_record import ScoreRequest
     from cmbench.cli.run import make_context
-    from cmbench.metrics.sample_sources import ReadOptions
+    from cmbench.records.record import write_record
+    from cmbench.samples.source import ReadOptions
+    from cmbench.sweep.scored import score
+    from cmbench.sweep.scored_record import ScoreRequest
 
     context = make_context(options)
     metrics = tuple(m.strip() for m in (options["metrics"] or "").split(",") if m.strip())

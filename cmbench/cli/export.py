@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from cmbench.bench.workspace import Workspace
 from cmbench.cli.main import workspace_option
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.files import write_atomically
 from cmbench.leaderboard.export import Table, cell_table, row_table, to_csv, to_parquet
+from cmbench.records.workspace import Workspace
 from cmbench.report.latex import latex_tables
 
 FORMATS = ("csv", "parquet", "latex", "json")

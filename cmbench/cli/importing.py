@@ -85,9 +85,9 @@ def import_(checkpoint: Path, workspace: str | None, force: bool, **options: Any
     cmbench run --checkpoint edm-cifar10 --dataset cifar10 --nfe 17,35
     cmbench run --dataset cifar10 -o teacher=import:edm-cifar10
     """
-    from cmbench.bench.imported import path_of
-    from cmbench.bench.workspace import Workspace
     from cmbench.importers.read import read_checkpoint
+    from cmbench.records.workspace import Workspace
+    from cmbench.sweep.imported import path_of
 
     place = Workspace.choose(workspace)
     target = path_of(place, options["to"] or default_name(checkpoint))

@@ -38,7 +38,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 def rows_of(kind: str, manager: PluginManager) -> list[dict[str, Any]]:
     """Return the rows of one kind as plain data, with the plugin that brings each."""
     if kind == "recipes":
-        from cmbench.bench.recipes import recipe_names  # only this kind reads TOML
+        from cmbench.sweep.recipes import recipe_names  # only this kind reads TOML
 
         return [
             {"method": spec.name, "dataset": dataset, "recipe": recipe}

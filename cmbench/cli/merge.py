@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from cmbench.bench.workspace import Workspace
 from cmbench.cli.main import workspace_option
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK
 from cmbench.leaderboard.merge import merge
+from cmbench.records.workspace import Workspace
 
 
 @click.command("merge")

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 def open_store(workspace: str | None) -> ReferenceStore:
     """Return the references of a workspace: imported ones, and computed ones from its cache."""
-    from cmbench.bench.workspace import Workspace
     from cmbench.metrics.reference_store import ReferenceStore
+    from cmbench.records.workspace import Workspace
 
     chosen = Workspace.choose(workspace)
     return ReferenceStore(chosen.root / "references", chosen.cache / "references")
@@ -140,7 +140,7 @@ def import_(file: Path, workspace: str | None, **options: Any) -> None:
 def _with_images(reference: Reference, file: Path, weights: Path | None) -> Reference:
     from cmbench.metrics.inception import InceptionExtractor
     from cmbench.metrics.reference_import import with_reference_images
-    from cmbench.metrics.sample_open import open_samples
+    from cmbench.samples.opening import open_samples
 
     images = (batch for batch, _ in open_samples(str(file)).batches(250))
     return with_reference_images(reference, images, InceptionExtractor(weights))

@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
-from cmbench.bench.record import Record, read_records
-from cmbench.bench.workspace import Workspace
 from cmbench.cli.main import workspace_option
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.leaderboard import boards
 from cmbench.plugin.manager import PluginManager, load_plugins
+from cmbench.records.record import Record, read_records
+from cmbench.records.workspace import Workspace
 from cmbench.report import render
 
 

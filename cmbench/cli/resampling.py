@@ -8,13 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cmbench.bench.cells import measure_cell
-from cmbench.bench.context import Context
-from cmbench.bench.planning import CellPlan, RunPlan, SampleSettings, plan_cells, plan_run
-from cmbench.bench.record import DTYPES, Record
-from cmbench.bench.runs import TrainedRun, read_result
-from cmbench.bench.workspace import Workspace
 from cmbench.leaderboard.verify import CannotResampleError, Resampled
+from cmbench.records.record import DTYPES, Record
+from cmbench.records.workspace import Workspace
+from cmbench.sweep.cells import measure_cell
+from cmbench.sweep.context import Context
+from cmbench.sweep.planning import CellPlan, RunPlan, SampleSettings, plan_cells, plan_run
+from cmbench.sweep.runs import TrainedRun, read_result
 
 
 def resampler(context: Context) -> Callable[[Record, int], Resampled]:

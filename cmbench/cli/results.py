@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from cmbench.bench.context import Context
-    from cmbench.bench.planning import RunPlan
-    from cmbench.bench.record import Record
-    from cmbench.bench.sweep import SweepPlan
+    from cmbench.records.record import Record
+    from cmbench.sweep.context import Context
+    from cmbench.sweep.planning import RunPlan
+    from cmbench.sweep.sweep import SweepPlan
 
 #: Columns of the table that ends ``cmbench run``; the report has them all.
 SHOWN_METRICS = 4
@@ -81,7 +81,7 @@ def _number(value: float | None) -> str:
 
 def print_plan(context: Context, plan: SweepPlan) -> None:
     """Print runs and cells, with parameters, images, and what is already done."""
-    from cmbench.bench.sweep import is_trained
+    from cmbench.sweep.sweep import is_trained
 
     rows = [
         [
@@ -106,7 +106,7 @@ def print_plan(context: Context, plan: SweepPlan) -> None:
 
 def print_costs(context: Context, runs: Sequence[RunPlan]) -> None:
     """Print what the runs that are not done cost, in one process; seeds of one recipe once."""
-    from cmbench.bench.estimate import estimate
+    from cmbench.sweep.estimate import estimate
 
     rows = []
     for run in {run.config_sha256: run for run in reversed(runs)}.values():
@@ -131,7 +131,7 @@ def print_costs(context: Context, runs: Sequence[RunPlan]) -> None:
 def _parameters(context: Context, run: RunPlan) -> str:
     import torch
 
-    from cmbench.bench.kit import TrainingKit
+    from cmbench.sweep.kit import TrainingKit
 
     with torch.device("meta"):
         network = TrainingKit(context, run, run.problem(context), None).network()

@@ -22,10 +22,10 @@ from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.seeds import HELD_OUT_FROM
 
 if TYPE_CHECKING:
-    from cmbench.bench.context import Context
-    from cmbench.bench.record import Record
-    from cmbench.bench.sweep import SweepPlan, SweepRequest
     from cmbench.plugin.manager import PluginManager
+    from cmbench.records.record import Record
+    from cmbench.sweep.context import Context
+    from cmbench.sweep.sweep import SweepPlan, SweepRequest
     from cmbench.training.distributed import Place
 
 DEFAULT_DATASET = "digits"
@@ -322,8 +322,8 @@ def together(options: dict[str, Any], request: SweepRequest, context: Context) -
 
 def sweep(options: dict[str, Any], request: SweepRequest, context: Context) -> int:
     """Plan, carry out, print; return the exit code."""
-    from cmbench.bench.sweep import execute, plan_sweep
     from cmbench.cli.results import print_plan, print_table
+    from cmbench.sweep.sweep import execute, plan_sweep
 
     if context.world.size > 1:
         context.world.lead(lambda: bool(plan_sweep(context, request)))  # bad input: said once
@@ -390,9 +390,9 @@ def make_request(options: dict[str, Any], plugins: PluginManager) -> SweepReques
     methods = [part.strip() for part in named.split(",") if part.strip()]
     if not methods and not (checkpoint and options["methods"] is None):
         raise UserError("--method", "names no method", remedy="see `cmbench list methods`")
-    from cmbench.bench.planning import SampleSettings
-    from cmbench.bench.recipes import require_once
-    from cmbench.bench.sweep import SweepRequest
+    from cmbench.sweep.planning import SampleSettings
+    from cmbench.sweep.recipes import require_once
+    from cmbench.sweep.sweep import SweepRequest
 
     require_once(options["overrides"])
     settings = SampleSettings(
@@ -431,12 +431,12 @@ def make_context(
     """
     import torch
 
-    from cmbench.bench.context import Context, choose_device
-    from cmbench.bench.reporter import Reporter
-    from cmbench.bench.threads import choose_threads, use_threads
-    from cmbench.bench.workspace import Workspace
     from cmbench.cli.console import make_reporter
     from cmbench.plugin.manager import load_plugins
+    from cmbench.records.workspace import Workspace
+    from cmbench.sweep.context import Context, choose_device
+    from cmbench.sweep.reporter import Reporter
+    from cmbench.sweep.threads import choose_threads, use_threads
 
     plugins = plugins or load_plugins()
     several = place is not None and place.size > 1

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from cmbench.bench.record import Record, read_record
-from cmbench.bench.workspace import Workspace
 from cmbench.cli.main import workspace_option
 from cmbench.errors import MissingError, UserError, first_names
+from cmbench.records.record import Record, read_record
+from cmbench.records.workspace import Workspace
 
 
 def find_record(workspace: Workspace, name: str, who: str = "cmbench show") -> Path:

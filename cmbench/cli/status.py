@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from cmbench.bench.record import read_records
-from cmbench.bench.workspace import Workspace
 from cmbench.cli.main import workspace_option
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
+from cmbench.records.record import read_records
+from cmbench.records.workspace import Workspace
 
 
 @click.command()

@@ -15,8 +15,8 @@ from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.plugin.manager import load_plugins
 
 if TYPE_CHECKING:
-    from cmbench.bench.context import Context
-    from cmbench.bench.studies import ArmResult, Study
+    from cmbench.sweep.context import Context
+    from cmbench.sweep.studies import ArmResult, Study
 
 
 @click.command("study")
@@ -75,7 +75,7 @@ def study(ctx: click.Context, /, **options: Any) -> int:
         from cmbench.report.study_plot import require_matplotlib
 
         require_matplotlib()
-    from cmbench.bench.studies import load_study
+    from cmbench.sweep.studies import load_study
 
     found = load_study(plugins, options["name"])
     options["debug"] = bool((ctx.obj or {}).get("debug"))
@@ -85,8 +85,8 @@ def study(ctx: click.Context, /, **options: Any) -> int:
 
 def repeat(options: dict[str, Any], found: Study, context: Context) -> int:
     """Run a study, print its table, write its page; return the exit code."""
-    from cmbench.bench.executors import Local
-    from cmbench.bench.studies import plan_study, run_study
+    from cmbench.sweep.executors import Local
+    from cmbench.sweep.studies import plan_study, run_study
 
     results = run_study(context, plan_study(context, found), Local())
     echo_table(*plain_table(context, found, results))
@@ -101,8 +101,8 @@ def plain_table(
     context: Context, found: Study, results: list[ArmResult]
 ) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: one an arm and NFE, the metrics that the study plots."""
-    from cmbench.bench.studies import values_of
     from cmbench.report.study import mean_text, nfes_of
+    from cmbench.sweep.studies import values_of
 
     rank = context.dataset_spec(found.table.dataset).metrics[0]
     plotted = [plot.metric or rank for plot in found.table.plots if plot.kind == "metric"]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from cmbench.bench.workspace import Workspace
 from cmbench.cli.main import workspace_option
 from cmbench.cli.show import find_record
 from cmbench.errors import EXIT_OK
 from cmbench.leaderboard.submit import pack
+from cmbench.records.workspace import Workspace
 
 
 @click.command()

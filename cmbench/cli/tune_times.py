@@ -14,8 +14,8 @@ from cmbench.plugin.manager import load_plugins
 from cmbench.seeds import HELD_OUT_FROM
 
 if TYPE_CHECKING:
-    from cmbench.bench.context import Context
-    from cmbench.bench.planning import RunPlan
+    from cmbench.sweep.context import Context
+    from cmbench.sweep.planning import RunPlan
 
 
 @click.command("tune-times")
@@ -165,8 +165,8 @@ def tune_times(ctx: click.Context, /, **options: Any) -> int:
     if listed.isdecimal():  # one seed, not a count of them
         listed += ","
     seeds = parse_seeds(listed, "--held-out-seeds", held_out=True)
-    from cmbench.bench.tuned_times import describe
-    from cmbench.bench.tuning import TuneSettings, check, tune
+    from cmbench.sweep.tuned_times import describe
+    from cmbench.sweep.tuning import TuneSettings, check, tune
 
     names = (
         "num_samples",
@@ -197,8 +197,8 @@ def tune_times(ctx: click.Context, /, **options: Any) -> int:
 
 def planned(context: Context, options: dict[str, Any]) -> RunPlan:
     """Return the run to tune on: a training, or an imported checkpoint."""
-    from cmbench.bench.planning import plan_imported_run, plan_run
-    from cmbench.bench.recipes import require_once
+    from cmbench.sweep.planning import plan_imported_run, plan_run
+    from cmbench.sweep.recipes import require_once
 
     require_once(options["overrides"])
     asked = (options["dataset"], options["recipe"], options["seed"], options["overrides"])

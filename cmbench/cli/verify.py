@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from cmbench.bench.workspace import Workspace
 from cmbench.cli.main import workspace_option
 from cmbench.cli.show import find_record
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK
 from cmbench.leaderboard.submit import unpack
 from cmbench.leaderboard.verify import DEFAULT_TOLERANCE, Check, Resample, verify_record
+from cmbench.records.workspace import Workspace
 
 DEFAULT_SAMPLES = 5000
 

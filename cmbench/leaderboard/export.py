@@ -11,11 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cmbench.bench.record import Record, read_records
 from cmbench.errors import MissingError, UserError
 from cmbench.leaderboard.ranking import rank_all
 from cmbench.leaderboard.rows import Row, aggregate
 from cmbench.leaderboard.sections import sections
+from cmbench.records.record import Record, read_records
 
 
 @dataclass

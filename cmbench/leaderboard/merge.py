@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cmbench.bench.record import Record, read_record
 from cmbench.errors import MissingError, UserError
 from cmbench.files import write_atomically
+from cmbench.records.record import Record, read_record
 
 
 @dataclass(frozen=True)

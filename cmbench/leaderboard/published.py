@@ -21,10 +21,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from cmbench.bench.record import Name
 from cmbench.errors import UserError
 from cmbench.leaderboard.rows import REPORTED, Measurement, Row
 from cmbench.leaderboard.statistics import Interval, Unit
+from cmbench.records.record import Name
 
 ROWS_FILE = "published.csv"
 BOARD_FILE = "board.toml"

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cmbench.bench.record import MetricRecord, Record
 from cmbench.leaderboard.statistics import Interval, Unit, interval_over_seeds
+from cmbench.records.record import MetricRecord, Record
 
 REPORTED = "reported"
 

@@ -20,9 +20,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cmbench import __version__
-from cmbench.bench.record import Artifact, Record, read_record
 from cmbench.errors import UserError
 from cmbench.files import write_atomically
+from cmbench.records.record import Artifact, Record, read_record
 
 MANIFEST = "manifest.json"
 MAX_FILES = 100_000

@@ -18,8 +18,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from cmbench.bench.record import Artifact, MetricRecord, Record, read_record
 from cmbench.errors import UserError
+from cmbench.records.record import Artifact, MetricRecord, Record, read_record
 
 State = Literal["ok", "failed", "not checked"]
 

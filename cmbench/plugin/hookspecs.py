@@ -24,7 +24,7 @@ from cmbench.plugin.specs import (
 )
 
 if TYPE_CHECKING:  # pragma: no cover
-    from cmbench.bench.record import Record
+    from cmbench.records.record import Record
 
 hookspec = pluggy.HookspecMarker("cmbench")
 

@@ -104,7 +104,7 @@ class MetricSpec(NamedTuple):
 
 
 class ExecutorSpec(NamedTuple):
-    """A way to run cells: ``factory()`` returns a ``cmbench.bench.executors.Executor``."""
+    """A way to run cells: ``factory()`` returns a ``cmbench.sweep.executors.Executor``."""
 
     name: str
     factory: str

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from cmbench.bench.record import GRID_TILE, Artifact
+from cmbench.records.record import GRID_TILE, Artifact
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 #: Points of one embedded curve; longer ones are thinned evenly.

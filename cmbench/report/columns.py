@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cmbench.bench.record import Record
 from cmbench.leaderboard.joins import Reported
 from cmbench.leaderboard.ranking import Rank
 from cmbench.leaderboard.rows import Measurement, Row
+from cmbench.records.record import Record
 from cmbench.report.numbers import format_count, format_mean, format_number
 from cmbench.report.paths import without_paths
 

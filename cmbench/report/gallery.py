@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cmbench.bench.record import Artifact, Record
 from cmbench.leaderboard.rows import REPORTED, Row
+from cmbench.records.record import Artifact, Record
 from cmbench.report.artifacts import (
     STRIP_IMAGES,
     ArtifactError,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from cmbench.bench.record import read_records
 from cmbench.errors import UserError
+from cmbench.records.record import read_records
 from cmbench.report.environment import Templates
 from cmbench.report.page import build_page
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmbench import __version__
-from cmbench.bench.record import Record
 from cmbench.errors import UserError
 from cmbench.leaderboard.best import best_values
 from cmbench.leaderboard.joins import Reported, join_reported
@@ -15,12 +14,13 @@ from cmbench.leaderboard.published import Board, Published
 from cmbench.leaderboard.ranking import rank_all
 from cmbench.leaderboard.rows import Row, aggregate, unfinished
 from cmbench.leaderboard.sections import Section, sections
+from cmbench.records.record import Record
 from cmbench.report.columns import Cell, Column, Findings, conditioning, metric_title, table_columns
 from cmbench.report.csvtable import csv_cells, csv_header
 from cmbench.report.gallery import Gallery, build_gallery, series_labels
 from cmbench.report.paths import without_paths
 
-#: What :func:`cmbench.bench.record.read_records` yields.
+#: What :func:`cmbench.records.record.read_records` yields.
 Found = tuple[Path, Record | UserError]
 
 

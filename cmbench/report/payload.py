@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cmbench.bench.record import Record
 from cmbench.leaderboard.joins import Reported, protocol_text
 from cmbench.leaderboard.rows import Row
+from cmbench.records.record import Record
 from cmbench.report.columns import Column, effective_compute, metric_title, row_mean, training_hours
 from cmbench.report.page import Line, Page, source_table
 from cmbench.report.paths import clean, without_paths

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from cmbench.bench.studies import ArmResult, PlotTable, Study, curves_of, values_of
 from cmbench.report.numbers import format_count, format_number
+from cmbench.sweep.studies import ArmResult, PlotTable, Study, curves_of, values_of
 
 
 def summary(

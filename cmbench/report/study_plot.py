@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cmbench.bench.studies import ArmResult, PlotTable, Study, curves_of, values_of
 from cmbench.errors import MissingError
 from cmbench.report.study import nfes_of
+from cmbench.sweep.studies import ArmResult, PlotTable, Study, curves_of, values_of
 
 _MARKERS = "osD^vP*X"
 

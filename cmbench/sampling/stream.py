@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.errors import NonFiniteError, PluginError
+from cmbench.networks.prepared import PreparedNetwork
 from cmbench.plugin.method import Method, SamplingPlan
 from cmbench.sampling.draws import Drawing, DrawsAhead, ImageDraws
-from cmbench.training.prepared import PreparedNetwork
 
 LabelSource = Callable[[int, int], Tensor | None]
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.errors import BrokenRunError, NonFiniteError, PluginError
+from cmbench.networks.prepared import PreparedNetwork
 from cmbench.plugin.method import Batch, Objective, Progress
 from cmbench.training.distributed import RELAYED, LostProcessError, SharedFailureError, World
 from cmbench.training.memory import memory_explained
 from cmbench.training.optimizers import learning_rate
-from cmbench.training.prepared import PreparedNetwork
 from cmbench.training.randomness import StepDraws, seed_global
 from cmbench.training.state import TrainingState
 

@@ -26,8 +26,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.experimental import implicit_replication
 
+from cmbench.networks.prepared import allow_recompiles
 from cmbench.training.distributed import World
-from cmbench.training.prepared import allow_recompiles
 
 #: Modules with a smaller share of the model's parameters (heads) are kept whole.
 _WORTH_SPLITTING = 0.1

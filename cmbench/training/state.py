@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from cmbench.networks.prepared import PreparedNetwork
 from cmbench.plugin.method import Method, Objective, Phase
 from cmbench.training.ema import WeightAverage
 from cmbench.training.optimizers import load_state_tensors, make_optimizer, state_tensors
-from cmbench.training.prepared import PreparedNetwork
 from cmbench.training.scaling import LossScaler, scaler_states
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ from cmbench.diffusion import (
 )
 from cmbench.networks.config import MLPConfig
 from cmbench.networks.mlp import MLP
+from cmbench.networks.prepared import PreparedNetwork
 from cmbench.plugin.method import Batch, Method, Problem, Progress, Teacher
-from cmbench.training.prepared import PreparedNetwork
 from cmbench_plugins.cct import CCT
 from cmbench_plugins.cm import CD, CT
 from cmbench_plugins.scm import SCD, SCT

@@ -23,9 +23,9 @@ from command_outcome import Outcome
 from safetensors.torch import load_file
 from toy import Toy
 
-from cmbench.bench import runs
 from cmbench.cli.main import main
 from cmbench.errors import EXIT_BROKEN_RUN, EXIT_CELLS_FAILED, EXIT_REQUEUE, EXIT_USAGE
+from cmbench.sweep import runs
 from cmbench.training import loop
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from cmbench.bench.record import DTYPES
-from cmbench.bench.workspace import Workspace
 from cmbench.cli import run as run_module
 from cmbench.cli.run import PRECISIONS, parse_numbers, parse_seeds, parse_sigmas, stop_asker
 from cmbench.errors import BusyError, UserError
+from cmbench.records.record import DTYPES
+from cmbench.records.workspace import Workspace
 
 Command = Callable[..., Any]
 TOYS = ("run", "-m", "toy", "-d", "toys", "--no-report")
@@ -551,7 +551,7 @@ def test_a_busy_run_is_said_once(
     def busy(*_: object) -> None:
         raise BusyError("run x", "another process is training it")
 
-    monkeypatch.setattr("cmbench.bench.sweep.obtain_run", busy)
+    monkeypatch.setattr("cmbench.sweep.sweep.obtain_run", busy)
     done = cmbench_with_toys(*TOYS)
     assert done.code == 5
     assert done.err.count("another process is training it") == 1

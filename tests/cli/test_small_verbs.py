@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from cmbench import __version__
-from cmbench.bench.workspace import Workspace
 from cmbench.cli.listing import KINDS
 from cmbench.cli.main import COMMANDS
 from cmbench.plugin.manager import PluginManager
+from cmbench.records.workspace import Workspace
 
 Command = Callable[..., Any]
 

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from cmbench.bench.context import Context
-from cmbench.bench.executors import Local
-from cmbench.bench.record import read_record
-from cmbench.bench.run_log import read_log
-from cmbench.bench.studies import curves_of, load_study, plan_study, read_study, run_study
-from cmbench.bench.workspace import Workspace
 from cmbench.errors import UserError
 from cmbench.plugin import hookimpl
 from cmbench.plugin.manager import PluginInfo, PluginManager
 from cmbench.plugin.specs import StudySpec
+from cmbench.records.record import read_record
+from cmbench.records.workspace import Workspace
 from cmbench.report import study_plot
 from cmbench.report.study import mean_text, summary
+from cmbench.sweep.context import Context
+from cmbench.sweep.executors import Local
+from cmbench.sweep.run_log import read_log
+from cmbench.sweep.studies import curves_of, load_study, plan_study, read_study, run_study
 
 Command = Callable[..., Any]
 

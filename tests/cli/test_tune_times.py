@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from cmbench.bench.context import Context
-from cmbench.bench.planning import SampleSettings, plan_cells, plan_run
-from cmbench.bench.record import read_record
-from cmbench.bench.runs import obtain_run
-from cmbench.bench.tuned_times import read_tuned
-from cmbench.bench.tuning import Objective, objective_metric
-from cmbench.bench.workspace import Workspace
 from cmbench.errors import UserError
 from cmbench.plugin.manager import PluginManager
+from cmbench.records.record import read_record
+from cmbench.records.workspace import Workspace
 from cmbench.seeds import HELD_OUT_FROM
+from cmbench.sweep.context import Context
+from cmbench.sweep.planning import SampleSettings, plan_cells, plan_run
+from cmbench.sweep.runs import obtain_run
+from cmbench.sweep.tuned_times import read_tuned
+from cmbench.sweep.tuning import Objective, objective_metric
 
 Command = Callable[..., Any]
 GMM = ("-m", "ict", "-d", "gmm", "-r", "smoke", "--samples", "200", "-q", "--threads", "1")

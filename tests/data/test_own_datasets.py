@@ -13,11 +13,11 @@ from dataset_builders import class_folder, edm_zip, pictures
 from PIL import Image
 
 import cmbench.data.custom as custom
-from cmbench.bench.context import Context
-from cmbench.bench.planning import plan_run
-from cmbench.bench.sweep import SweepRequest, plan_sweep
 from cmbench.data.locations import DataLocations
 from cmbench.errors import EXIT_MISSING, EXIT_USAGE, MissingError, UserError
+from cmbench.sweep.context import Context
+from cmbench.sweep.planning import plan_run
+from cmbench.sweep.sweep import SweepRequest, plan_sweep
 
 Command = Callable[..., Any]
 RECIPES = """

@@ -26,12 +26,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from toy import add_toys
 
-from cmbench.bench.context import Context
-from cmbench.bench.executors import Local
-from cmbench.bench.record import Record, read_records
-from cmbench.bench.sweep import SweepRequest, execute, plan_sweep
-from cmbench.bench.workspace import Workspace
 from cmbench.plugin.manager import load_plugins
+from cmbench.records.record import Record, read_records
+from cmbench.records.workspace import Workspace
+from cmbench.sweep.context import Context
+from cmbench.sweep.executors import Local
+from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
 
 FILE_EVENTS = frozenset({"open", "os.rename", "os.remove", "os.mkdir", "os.truncate"})
 #: Two phases, dropout, checkpoints every three steps: all that a resume must restore.

@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from record_factory import metric, on_disk, record
 
-from cmbench.bench.context import Context
-from cmbench.bench.planning import plan_run
 from cmbench.errors import UserError
+from cmbench.sweep.context import Context
+from cmbench.sweep.planning import plan_run
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "cifar10_jpeg.py"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cmbench.bench.record import Record, read_record
 from cmbench.plugin.manager import load_plugins
+from cmbench.records.record import Record, read_record
 
 #: Everything by default but the recipe and the number of samples.
 COMMAND = ("run", "--recipe", "smoke", "--samples", "200")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from patches import RECIPES, Patches
 
-from cmbench.bench.context import Context
 from cmbench.plugin.manager import PluginInfo
+from cmbench.sweep.context import Context
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cmbench.bench.context import Context
-from cmbench.bench.imported import open_imported
 from cmbench.importers.read import read_checkpoint
 from cmbench.networks.base import Network
+from cmbench.sweep.context import Context
+from cmbench.sweep.imported import open_imported
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra `diffusers`")
 

@@ -13,10 +13,10 @@ import torch
 from checkpoint_builders import GOLDEN, write_edm, write_pickle
 from safetensors.torch import load_file, save_file
 
-from cmbench.bench.workspace import Workspace
 from cmbench.cli.importing import default_name
 from cmbench.errors import EXIT_MISSING, EXIT_USAGE
 from cmbench.importers.read import read_checkpoint
+from cmbench.records.workspace import Workspace
 
 Command = Callable[..., Any]
 

@@ -14,19 +14,19 @@ from checkpoint_builders import GOLDEN, write_edm
 from patches import PATCHES
 from safetensors.torch import load_file
 
-from cmbench.bench import runs
-from cmbench.bench.context import Context
-from cmbench.bench.estimate import count
-from cmbench.bench.executors import Local
-from cmbench.bench.imported import open_imported
-from cmbench.bench.planning import SampleSettings, plan_imported_run, plan_run
-from cmbench.bench.record import Record
-from cmbench.bench.runs import build_modules, obtain_run, obtain_teacher
-from cmbench.bench.sweep import SweepRequest, execute, is_trained, plan_sweep
-from cmbench.bench.tuning import TuneSettings, tune
 from cmbench.errors import MissingError, UserError
 from cmbench.importers.read import read_checkpoint
 from cmbench.leaderboard.verify import _check_config
+from cmbench.records.record import Record
+from cmbench.sweep import runs
+from cmbench.sweep.context import Context
+from cmbench.sweep.estimate import count
+from cmbench.sweep.executors import Local
+from cmbench.sweep.imported import open_imported
+from cmbench.sweep.planning import SampleSettings, plan_imported_run, plan_run
+from cmbench.sweep.runs import build_modules, obtain_run, obtain_teacher
+from cmbench.sweep.sweep import SweepRequest, execute, is_trained, plan_sweep
+from cmbench.sweep.tuning import TuneSettings, tune
 
 
 def bring(

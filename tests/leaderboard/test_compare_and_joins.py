@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from record_factory import metric, record
 
-from cmbench.bench.record import Record
 from cmbench.errors import UserError
 from cmbench.leaderboard.best import best_values
 from cmbench.leaderboard.compare import compare, select
 from cmbench.leaderboard.joins import join_reported
 from cmbench.leaderboard.rows import Row, aggregate
 from cmbench.leaderboard.statistics import Interval, Unit
+from cmbench.records.record import Record
 
 
 def rows(records: list[Record]) -> list[Row]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from record_factory import on_disk, png, record, with_artifact
 
-from cmbench.bench.record import Artifact, read_record
 from cmbench.errors import UserError
 from cmbench.leaderboard.merge import merge
+from cmbench.records.record import Artifact, read_record
 
 
 def test_records_and_artifacts_come_together_once(tmp_path: Path) -> None:

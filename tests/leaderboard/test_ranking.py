@@ -6,13 +6,13 @@ from pathlib import Path
 
 from record_factory import metric, record
 
-from cmbench.bench.record import Record
 from cmbench.errors import first_names
 from cmbench.leaderboard.best import best_values
 from cmbench.leaderboard.bootstrap import compare_units
 from cmbench.leaderboard.ranking import Rank, rank_all
 from cmbench.leaderboard.rows import Row, aggregate
 from cmbench.leaderboard.sections import sections
+from cmbench.records.record import Record
 
 
 def rows(records: list[Record]) -> list[Row]:

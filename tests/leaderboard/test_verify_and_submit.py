@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from record_factory import metric, on_disk, png, record, sha, with_artifact
 
-from cmbench.bench.record import MetricRecord, Record
 from cmbench.errors import MissingError, UserError
 from cmbench.leaderboard.submit import MANIFEST, pack, unpack
 from cmbench.leaderboard.verify import CannotResampleError, Resampled, verify_record
+from cmbench.records.record import MetricRecord, Record
 
 
 def honest(folder: Path, **fields: object) -> Path:

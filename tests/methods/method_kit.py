@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmbench.bench.context import Context
-from cmbench.bench.kit import TrainingKit
-from cmbench.bench.planning import RunPlan, plan_run
-from cmbench.bench.runs import build_modules, obtain_teacher
-from cmbench.bench.workspace import Workspace
 from cmbench.errors import Declined
+from cmbench.networks.prepared import PreparedNetwork
 from cmbench.plugin.manager import PluginManager, load_plugins
 from cmbench.plugin.method import Batch, Method, Problem, Progress, SamplingPlan, Teacher
-from cmbench.training.prepared import PreparedNetwork
+from cmbench.records.workspace import Workspace
+from cmbench.sweep.context import Context
+from cmbench.sweep.kit import TrainingKit
+from cmbench.sweep.planning import RunPlan, plan_run
+from cmbench.sweep.runs import build_modules, obtain_teacher
 from cmbench.training.state import TrainingState
 
 DATASETS = ("digits", "gmm")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from method_kit import TINY, build, context
 
-from cmbench.bench.feed import DatasetFeed
+from cmbench.sweep.feed import DatasetFeed
 from cmbench.training.loop import Meter, Settings, prepare, train_step
 
 BATCH, STEPS = 8, 2

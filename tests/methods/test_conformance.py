@@ -15,12 +15,12 @@ from method_kit import (
     progress,
 )
 
-from cmbench.bench.kit import TrainingKit
-from cmbench.bench.planning import plan_run
-from cmbench.bench.recipes import recipe_names
 from cmbench.errors import Declined
 from cmbench.plugin.method import Teacher
 from cmbench.sampling import Sampler
+from cmbench.sweep.kit import TrainingKit
+from cmbench.sweep.planning import plan_run
+from cmbench.sweep.recipes import recipe_names
 from cmbench.training.randomness import StepDraws, seed_global
 
 CASES = [

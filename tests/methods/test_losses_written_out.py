@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from cmbench.diffusion import MixtureModel, ring_mixture
 from cmbench.networks.config import MLPConfig
 from cmbench.networks.mlp import MLP
+from cmbench.networks.prepared import PreparedNetwork
 from cmbench.plugin.method import Batch, Problem, Progress
-from cmbench.training.prepared import PreparedNetwork
 from cmbench_plugins.cct import CCT
 from cmbench_plugins.cm import CD, CT
 from cmbench_plugins.ect import ECT

@@ -19,10 +19,10 @@ import torch._inductor.config
 from method_kit import build, stir
 from torch import Tensor
 
+from cmbench.networks.prepared import PreparedNetwork
 from cmbench.plugin.method import Batch
 from cmbench.training.distributed import Place, World, joined
 from cmbench.training.loop import Meter, Settings, prepare, train_step
-from cmbench.training.prepared import PreparedNetwork
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 BATCH, SHARD, STEPS = 8, 2, 2

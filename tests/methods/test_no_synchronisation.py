@@ -20,11 +20,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cmbench.bench.estimate import Blank, built_in_place, random_teacher
-from cmbench.bench.feed import DatasetFeed
-from cmbench.bench.planning import RunPlan, plan_run
-from cmbench.bench.runs import build_modules
 from cmbench.plugin.method import Batch
+from cmbench.sweep.estimate import Blank, built_in_place, random_teacher
+from cmbench.sweep.feed import DatasetFeed
+from cmbench.sweep.planning import RunPlan, plan_run
+from cmbench.sweep.runs import build_modules
 from cmbench.training import loop, resident
 from cmbench.training.augment import LABEL_DIM, augment
 from cmbench.training.loop import Meter, Settings, prepare, train_step

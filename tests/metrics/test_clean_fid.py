@@ -11,15 +11,15 @@ from PIL import Image
 from random_inception import write_random_torchscript
 
 from cmbench.errors import MissingError, UserError
+from cmbench.measure.evaluation import evaluate
 from cmbench.metrics.clean_fid import MODES, CleanFidExtractor
-from cmbench.metrics.evaluation import evaluate
 from cmbench.metrics.extractor import Features
 from cmbench.metrics.inception import InceptionExtractor
 from cmbench.metrics.probe import probe_images, relative_error
 from cmbench.metrics.reference_cache import cached_reference
 from cmbench.metrics.resizers import half_pixel_bilinear, pil_bicubic
-from cmbench.metrics.sample_open import open_samples
 from cmbench.metrics.suite import MetricSuite
+from cmbench.samples.opening import open_samples
 
 
 @pytest.fixture(scope="module")

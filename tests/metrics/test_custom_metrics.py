@@ -12,16 +12,16 @@ import pytest
 import toy_metric
 from toy import TOYS
 
-from cmbench.bench.context import Context
-from cmbench.bench.executors import Local
-from cmbench.bench.extractors import custom_metrics
-from cmbench.bench.record import Record
-from cmbench.bench.sweep import SweepRequest, execute, plan_sweep
 from cmbench.errors import PluginError
 from cmbench.plugin import manager as manager_module
 from cmbench.plugin.discovery import EntryPoint, Source, installed_sources
 from cmbench.plugin.manager import PluginInfo
 from cmbench.plugin.specs import DatasetSpec, MetricSpec
+from cmbench.records.record import Record
+from cmbench.sweep.context import Context
+from cmbench.sweep.executors import Local
+from cmbench.sweep.extractors import custom_metrics
+from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmbench.bench.context import Context
-from cmbench.bench.record import read_record
-from cmbench.bench.workspace import Workspace
 from cmbench.data.base import Dataset
 from cmbench.data.digits import read_digits
 from cmbench.errors import MissingError
 from cmbench.leaderboard.rows import aggregate
 from cmbench.metrics.reference_import import PUBLISHED
 from cmbench.metrics.weight_files import WEIGHTS, find_weights, weights_folder
+from cmbench.records.record import read_record
+from cmbench.records.workspace import Workspace
+from cmbench.sweep.context import Context
 
 Cmbench = Callable[..., Any]
 DIM = 4

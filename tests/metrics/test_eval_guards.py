@@ -13,21 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmbench.bench.cells import require_metrics
-from cmbench.bench.scored import content_hash, score
-from cmbench.bench.scored_record import ScoreRequest
 from cmbench.data.digits import read_digits
 from cmbench.errors import UserError
+from cmbench.measure.evaluation import evaluate
 from cmbench.metrics.digits_cnn import DigitsExtractor
-from cmbench.metrics.evaluation import evaluate
 from cmbench.metrics.extractor import Features, PixelExtractor
 from cmbench.metrics.probe import placed
 from cmbench.metrics.reference_cache import cached_reference, save_reference
 from cmbench.metrics.reference_import import import_reference
-from cmbench.metrics.sample_generators import GeneratorSamples
-from cmbench.metrics.sample_sources import ReadOptions, SampleSource
 from cmbench.metrics.suite import MetricSuite
 from cmbench.metrics.values import is_approximate
+from cmbench.samples.generators import GeneratorSamples
+from cmbench.samples.source import ReadOptions, SampleSource
+from cmbench.sweep.cells import require_metrics
+from cmbench.sweep.scored import content_hash, score
+from cmbench.sweep.scored_record import ScoreRequest
 
 Cmbench = Callable[..., Any]
 

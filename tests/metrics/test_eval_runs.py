@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmbench.bench.record import Record, read_record
-from cmbench.bench.workspace import Workspace
+from cmbench.records.record import Record, read_record
+from cmbench.records.workspace import Workspace
 
 Cmbench = Callable[..., Any]
 

@@ -26,9 +26,9 @@ from cmbench.errors import MissingError
 from cmbench.metrics.inception import InceptionExtractor
 from cmbench.metrics.inception_score import inception_score
 from cmbench.metrics.kernel_distance import kernel_distance_subsets
-from cmbench.metrics.sample_open import open_samples
 from cmbench.metrics.weight_files import find_weights
 from cmbench.plugin.manager import load_plugins
+from cmbench.samples.opening import open_samples
 
 # Tests see none of the developer's variables, so they are read when this file is.
 FOLDERS = {

@@ -21,8 +21,8 @@ from cmbench.metrics.reference_import import (
     with_reference_images,
 )
 from cmbench.metrics.reference_store import ReferenceStore, compare_references
-from cmbench.metrics.sample_open import open_samples
 from cmbench.metrics.suite import MetricSuite, check_reference
+from cmbench.samples.opening import open_samples
 
 DIM = 6
 ROWS = np.random.RandomState(0).randn(40, DIM)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cmbench.bench.record import Record, read_record
 from cmbench.plugin.manager import load_plugins
+from cmbench.records.record import Record, read_record
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cmbench-example-plugin"
 

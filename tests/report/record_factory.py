@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from cmbench.bench.record import (
+from cmbench.records.record import (
     Artifact,
     DatasetRecord,
     EnvironmentRecord,

@@ -15,7 +15,6 @@ import pytest
 from click.testing import CliRunner, Result
 from record_factory import metric, on_disk, record, sweep
 
-from cmbench.bench.record import read_record
 from cmbench.cli.compare import compare_
 from cmbench.cli.export import export
 from cmbench.cli.leaderboard import leaderboard
@@ -24,6 +23,7 @@ from cmbench.cli.show import describe
 from cmbench.cli.submit import submit
 from cmbench.cli.verify import verify
 from cmbench.errors import UserError
+from cmbench.records.record import read_record
 
 BOARDS = Path(__file__).parents[2] / "leaderboards"
 

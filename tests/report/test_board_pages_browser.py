@@ -10,9 +10,9 @@ import torch
 from browser_tools import complaints, opened, requests, script
 from record_factory import metric, on_disk, record, with_artifact
 
-from cmbench.bench.gallery import grid_png
-from cmbench.bench.record import read_records
 from cmbench.leaderboard.boards import load_boards, record_folders
+from cmbench.measure.gallery import grid_png
+from cmbench.records.record import read_records
 from cmbench.report import render
 
 BOARDS = Path(__file__).parents[2] / "leaderboards"

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from record_factory import metric, record, sha
 
-from cmbench.bench.record import LARGEST, finite_or_none, read_record, read_records
 from cmbench.errors import UserError
 from cmbench.leaderboard.verify import verify_record
+from cmbench.records.record import LARGEST, finite_or_none, read_record, read_records
 from cmbench.report.render import render
 
 Place = tuple[str | int, ...]

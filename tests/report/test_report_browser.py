@@ -14,7 +14,6 @@ import pytest
 from browser_tools import complaints, opened, requests, script
 from record_factory import metric, on_disk, png, record, sweep, with_artifact
 
-from cmbench.bench.record import read_records
 from cmbench.leaderboard.published import (
     Board,
     Protocol,
@@ -23,6 +22,7 @@ from cmbench.leaderboard.published import (
     Table,
     load_published,
 )
+from cmbench.records.record import read_records
 from cmbench.report import render
 
 BOARDS = Path(__file__).parents[2] / "leaderboards"

@@ -21,8 +21,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from record_factory import on_disk, png, record, sweep, with_artifact
 
-from cmbench.bench.record import Artifact
 from cmbench.leaderboard.boards import load_boards
+from cmbench.records.record import Artifact
 from cmbench.report import render
 from cmbench.report.artifacts import ArtifactError, parse_curve, picture, read_artifact
 from cmbench.report.environment import (

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from record_factory import on_disk, record, with_artifact
 
-from cmbench.bench.gallery import grid_png
-from cmbench.bench.record import read_records
 from cmbench.leaderboard.rows import aggregate
+from cmbench.measure.gallery import grid_png
+from cmbench.records.record import read_records
 from cmbench.report import render
 from cmbench.report.artifacts import STRIP_SIDE, picture
 from cmbench.report.gallery import series_labels

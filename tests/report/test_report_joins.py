@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from record_factory import metric, on_disk, record
 
-from cmbench.bench.record import read_records
 from cmbench.leaderboard.joins import Reported
 from cmbench.leaderboard.published import load_published
 from cmbench.leaderboard.rows import aggregate
+from cmbench.records.record import read_records
 from cmbench.report import render
 from cmbench.report.columns import Cell, Column, _reported
 from cmbench.report.csvtable import csv_cells

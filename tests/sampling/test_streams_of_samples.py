@@ -13,10 +13,10 @@ from toy import Toy, ToyConfig
 from cmbench.errors import NonFiniteError, PluginError
 from cmbench.networks.config import MLPConfig
 from cmbench.networks.mlp import MLP
+from cmbench.networks.prepared import PreparedNetwork
 from cmbench.plugin.method import Problem, SamplingPlan
 from cmbench.sampling import Sampler
 from cmbench.sampling.draws import Drawing
-from cmbench.training.prepared import PreparedNetwork
 
 
 class Kit:

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cmbench.bench.context import Context
-from cmbench.bench.feed import DatasetFeed
-from cmbench.bench.planning import plan_run
-from cmbench.bench.runs import obtain_run
 from cmbench.errors import UserError
+from cmbench.sweep.context import Context
+from cmbench.sweep.feed import DatasetFeed
+from cmbench.sweep.planning import plan_run
+from cmbench.sweep.runs import obtain_run
 from cmbench.training.augment import LABEL_DIM, SYM6, _resample, augment, flip, inverse_matrix, warp
 from cmbench.training.randomness import StepDraws
 

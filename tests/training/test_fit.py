@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.errors import NonFiniteError, PluginError
+from cmbench.networks.prepared import PreparedNetwork
 from cmbench.plugin.config import EMAConfig, MethodConfig, OptimizerConfig
 from cmbench.plugin.method import Batch, Kit, Method, Objective, Phase, Problem, Progress
 from cmbench.training import loop
 from cmbench.training.distributed import World
 from cmbench.training.loop import Settings, Watchers, fit
-from cmbench.training.prepared import PreparedNetwork
 from cmbench.training.state import TrainingState
 
 BATCH = 8

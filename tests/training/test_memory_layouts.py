@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from cmbench.bench import runs
-from cmbench.training.prepared import memory_layout, place
+from cmbench.networks.prepared import memory_layout, place
+from cmbench.sweep import runs
 
 CPU = torch.device("cpu")
 LAYOUTS = {True: torch.channels_last, False: torch.contiguous_format}

@@ -10,13 +10,13 @@ import torch
 from test_fit import BATCH, phase, train
 from torch import Tensor
 
-from cmbench.bench import scored, sweep
-from cmbench.bench.context import Context
-from cmbench.bench.executors import Local
-from cmbench.bench.planning import SampleSettings
-from cmbench.bench.runs import obtain_run
-from cmbench.bench.sweep import SweepRequest, execute, plan_sweep
 from cmbench.errors import BrokenRunError
+from cmbench.sweep import scored, sweep
+from cmbench.sweep.context import Context
+from cmbench.sweep.executors import Local
+from cmbench.sweep.planning import SampleSettings
+from cmbench.sweep.runs import obtain_run
+from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
 from cmbench.training.memory import smaller_shard
 
 

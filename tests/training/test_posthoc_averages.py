@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from scipy.integrate import quad
 from torch import nn
 
-from cmbench.bench.context import Context
-from cmbench.bench.planning import RunPlan, plan_run
-from cmbench.bench.runs import TrainedRun, build_modules, load_weights, obtain_run
 from cmbench.errors import InterruptedRunError, UserError
 from cmbench.plugin.config import EMAConfig
+from cmbench.sweep.context import Context
+from cmbench.sweep.planning import RunPlan, plan_run
+from cmbench.sweep.runs import TrainedRun, build_modules, load_weights, obtain_run
 from cmbench.training import posthoc
 from cmbench.training.checkpoint import Checkpoint
 from cmbench.training.ema import WeightAverage, power_exponent

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from test_fit import BATCH, Feed, Given, Net, phase
 from torch import nn
 
-from cmbench.bench.context import choose_device
 from cmbench.errors import BusyError, MissingError, NonFiniteError, UserError
 from cmbench.plugin.config import OptimizerConfig
 from cmbench.plugin.method import Batch
+from cmbench.sweep.context import choose_device
 from cmbench.training.distributed import Place, World, joined
 from cmbench.training.loop import Settings, Watchers, fit
 from cmbench.training.state import TrainingState

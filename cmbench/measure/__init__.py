@@ -1,0 +1,1 @@
+"""Measuring: samples in, metric values and warnings out."""

@@ -1,0 +1,308 @@
+"""What a run will cost, before it is started: no data, no teacher and no GPU are needed.
+
+FLOPs and memory come from one step on torch's fake tensors, which have shapes and types only. Hours
+come from a few steps on random images on the device at hand, if that takes seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from cmbench.diffusion.models import EDMModel, MixtureModel
+from cmbench.errors import BrokenRunError, UserError
+from cmbench.networks.prepared import PreparedNetwork
+from cmbench.plugin.method import Batch, Method, Phase, Progress, Teacher
+from cmbench.sweep.context import Context
+from cmbench.sweep.failures import one_line
+from cmbench.sweep.imported import PREFIX, open_imported
+from cmbench.sweep.kit import TrainingKit
+from cmbench.sweep.planning import ANALYTIC, RunPlan
+from cmbench.sweep.runs import build_modules
+from cmbench.training.augment import LABEL_DIM
+from cmbench.training.loop import Meter, Settings, prepare, train_step
+from cmbench.training.state import TrainingState
+
+#: A calibration takes this many FLOPs a step at most, and on the CPU this much memory.
+_STEP_FLOPS = {"cpu": 1.0e10, "cuda": 5.0e14}
+_CPU_BYTES = 4 * 2**30
+#: Memory of a large GPU, to which plans that need more are told the way.
+_GPU_BYTES = 80 * 2**30
+#: FLOP/s for hours that were not measured: pure arithmetic, printed with the rate.
+_SUPPOSED_RATE = 1e14
+#: GPUs of a usual machine, and the share of a GPU's memory above which splitting is spoken of.
+_NODE, _WORTH_SPLITTING = 8, 0.25
+_WARM_UP, _TIMED = 2, 3
+_FP32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Estimates of one training in one process; None where ``note`` says why."""
+
+    images: int
+    flops_per_image: float | None = None
+    peak_bytes: float | None = None
+    device_hours: float | None = None
+    note: str = ""
+
+
+def estimate(context: Context, plan: RunPlan) -> Cost:
+    """Estimate a run's cost; what cannot be estimated is None, and the note says why."""
+    images = round(plan.config.duration_kimg * 1000)
+    try:
+        images, flops, fixed, activations = count(context, plan)
+    except Exception as error:  # an estimate must not stand in the way of a plan
+        return Cost(images, note=f"not counted: {_why(error)}")
+    peak = fixed + activations
+    advice = _advice(plan, fixed, activations)
+    reason = _too_much(context, flops, fixed)
+    if reason:
+        at_rate = f"; {flops * images / _SUPPOSED_RATE / 3600:,.0f} h at {_SUPPOSED_RATE:g} FLOP/s"
+        return Cost(images, flops, peak, note=f"not measured: {reason}{at_rate}{advice}")
+    batch = _calibration_batch(context, plan, flops)
+    try:
+        batch, seconds = _fitting(context, plan, batch)
+    except Exception as error:
+        return Cost(images, flops, peak, note=f"not measured: {_why(error)}{advice}")
+    attained = flops / seconds
+    how = "eager" if context.device.type == "cuda" else f"{context.threads} thread(s)"
+    note = f"{_TIMED} steps of {batch} images on {context.device}, {how}, {attained:.2g} FLOP/s"
+    return Cost(images, flops, peak, seconds * images / 3600, note + advice)
+
+
+def _fitting(context: Context, plan: RunPlan, batch: int) -> tuple[int, float]:
+    """Return how many images were calibrated with, halved until they fit, and seconds an image."""
+    while True:
+        try:
+            return batch, seconds_per_image(context, plan, batch)
+        except (torch.OutOfMemoryError, BrokenRunError) as error:
+            lacks = isinstance(error, torch.OutOfMemoryError) or isinstance(
+                error.__cause__, torch.OutOfMemoryError
+            )
+            if not lacks or batch == 1:
+                raise
+        batch //= 2  # the error, which holds the step's tensors, is gone here
+        if context.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _advice(plan: RunPlan, fixed_bytes: float, activation_bytes: float) -> str:
+    """Say which shards of the batch would fit a large GPU, where the whole would not.
+
+    Where weights, moments and averages take much of it themselves, say what splitting them leaves.
+    """
+    batch = plan.config.batch_size
+    shard = min(plan.config.microbatch_size or batch, batch)
+    split = ""
+    if fixed_bytes > _WORTH_SPLITTING * _GPU_BYTES:
+        each = fixed_bytes / _NODE / 2**30
+        split = f"; weights and their like split over {_NODE} GPUs (--split): {each:.1f} GiB each"
+    if fixed_bytes + activation_bytes <= _GPU_BYTES:
+        return split
+    room = (_GPU_BYTES - fixed_bytes) * shard / activation_bytes
+    fits = [n for n in range(1, shard) if batch % n == 0 and n <= room]
+    wanted = f"-o microbatch_size={fits[-1]} would fit" if fits else "one image does not fit"
+    return f"; {wanted} {_GPU_BYTES / 2**30:.0f} GiB{split}"
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    return one_line(f"{type(error).__name__}: {error}")
+
+
+def _too_much(context: Context, flops: float, fixed_bytes: float) -> str:
+    device, most = context.device.type, _STEP_FLOPS[context.device.type]
+    if flops > most:
+        return f"{flops:.2g} FLOPs an image are too many for a short calibration on {device}"
+    if device == "cpu" and fixed_bytes > _CPU_BYTES:
+        return f"weights and their averages take {fixed_bytes / 2**30:.1f} GiB"
+    return ""
+
+
+def _calibration_batch(context: Context, plan: RunPlan, flops: float) -> int:
+    shard = plan.config.microbatch_size or plan.config.batch_size
+    fits = int(_STEP_FLOPS[context.device.type] / max(flops, 1.0))
+    return max(1, min(shard, plan.config.batch_size, fits))
+
+
+# ---- counted on fake tensors ---------------------------------------------------------------------
+
+
+class Blank:
+    """Draws of the right shape; their numbers do not matter, or do not exist."""
+
+    def normal(self, name: str, like: Tensor) -> Tensor:
+        """Return memory shaped as ``like``."""
+        return torch.empty_like(like)
+
+    def uniform(self, name: str, like: Tensor) -> Tensor:
+        """Return memory shaped as ``like``."""
+        return torch.empty_like(like)
+
+
+class _Saved:
+    """Adds up the bytes that autograd keeps for the backward pass, parameters apart."""
+
+    def __init__(self, modules: dict[str, nn.Module]) -> None:
+        parameters = [p for m in modules.values() for p in m.parameters()]
+        self._seen = {p.untyped_storage()._cdata for p in parameters}
+        self._kept: list[Tensor] = []  # alive, so that no address is used twice
+        self.bytes = 0
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self._kept.append(tensor)
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
+    """Return images in all, FLOPs an image, bytes of weights and their like, and of activations.
+
+    FLOPs are those of matrix products and convolutions in a step of the first phase, teachers and
+    target networks included. Activations are those that autograd keeps for one shard, uncompiled.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return _count(replace(context, device=torch.device("cpu")), plan)
+
+
+def built_in_place(
+    context: Context, plan: RunPlan, teacher: Teacher | None
+) -> tuple[Method, dict[str, nn.Module]]:
+    """Build modules where they are born: fake tensors cannot be moved."""
+    method = plan.method(context)
+    return method, method.build(TrainingKit(context, plan, method.problem, teacher))
+
+
+def _count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
+    teacher = random_teacher(context, plan, built_in_place)
+    method, modules = built_in_place(context, plan, teacher)
+    phases = method.phases(modules)
+    images = sum(phase.images for phase in phases)
+    trained = {name for o in phases[0].objectives for name in o.trains}
+    for name, module in modules.items():
+        module.requires_grad_(name in trained)
+    shard = min(plan.config.microbatch_size or plan.config.batch_size, plan.config.batch_size)
+    most = min(shard, 2)
+    kept = {n: _counted_step(context, plan, method, modules, phases[0], n) for n in {1, most}}
+    # What a second image adds is kept for each image, the rest (cast weights) once.
+    each = kept[most][1] - kept[1][1] if most > 1 else 0
+    activations = kept[1][1] + each * (shard - 1)
+    fixed = _fixed_bytes(modules, trained, teacher, len(phases[0].ema))
+    return images, kept[most][0] / most, fixed, float(activations)
+
+
+def _counted_step(
+    context: Context,
+    plan: RunPlan,
+    method: Method,
+    modules: dict[str, nn.Module],
+    phase: Phase,
+    images: int,
+) -> tuple[float, int]:
+    """Return FLOPs of a step of so many images, and the bytes that its forward pass keeps."""
+    nets = {name: PreparedNetwork(m, plan.config.precision) for name, m in modules.items()}
+    saved, flops = _Saved(modules), 0.0
+    for objective in phase.objectives:
+        batch = _random_batch(method, plan, images, context.device)
+        with FlopCounterMode(display=False) as counter:
+            with torch.autograd.graph.saved_tensors_hooks(saved, lambda kept: kept):
+                loss = objective.loss(nets, batch, Blank(), Progress(0, max(phase.images, 1), 0, 1))
+            loss.sum().backward()  # type: ignore[no-untyped-call]
+        flops += counter.get_total_flops() / objective.every
+    return flops, saved.bytes
+
+
+def _fixed_bytes(
+    modules: dict[str, nn.Module], trained: set[str], teacher: Teacher | None, averages: int
+) -> float:
+    """Return the bytes of weights, gradients, Adam's two moments, and averages, in float32."""
+    sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()}
+    numbers = sum(sizes.values()) + 3 * sum(sizes[name] for name in trained)
+    numbers += averages * sizes["model"]
+    if teacher is not None and teacher.network is not None:
+        numbers += sum(p.numel() for p in teacher.network.parameters())
+    return float(_FP32_BYTES * numbers)
+
+
+Builder = Callable[[Context, RunPlan, Teacher | None], tuple[Method, dict[str, nn.Module]]]
+
+
+def random_teacher(context: Context, plan: RunPlan, build: Builder) -> Teacher | None:
+    """Return the teacher's networks with random weights, on the context's device."""
+    if plan.teacher is not None:
+        above = random_teacher(context, plan.teacher, build)
+        method, modules = build(context, plan.teacher, above)
+        for module in modules.values():
+            module.eval().requires_grad_(False)
+        nets = {n: PreparedNetwork(m, plan.config.precision) for n, m in modules.items()}
+        return Teacher("random", method.diffusion_model(nets), modules["model"])
+    if plan.config.teacher == ANALYTIC:
+        mixture: Any = context.dataset(plan.dataset)
+        sigma_data = plan.problem(context).sigma_data
+        model = MixtureModel(mixture.mixture.to(context.device), sigma_data)
+        return Teacher(ANALYTIC, model, None)
+    if plan.config.teacher is not None and plan.config.teacher.startswith(PREFIX):
+        network = open_imported(context.workspace, plan.config.teacher).network(context)
+        network.eval().requires_grad_(False)
+        if context.device.type != "cpu":  # fake tensors cannot be moved, not even nowhere
+            network.to(context.device)
+        prepared = PreparedNetwork(network, plan.config.precision)
+        return Teacher("random", EDMModel(prepared, plan.problem(context).sigma_data), network)
+    if plan.config.teacher is not None:
+        raise ValueError(f"teacher {plan.config.teacher} is a run of its own")
+    return None
+
+
+def _random_batch(method: Any, plan: RunPlan, count: int, device: torch.device) -> Batch:
+    images = torch.rand(count, *method.problem.data_shape, device=device) * 2 - 1
+    classes = method.problem.num_classes
+    labels = torch.zeros(count, dtype=torch.int64, device=device) if classes else None
+    told = torch.zeros(count, LABEL_DIM, device=device) if plan.config.augment > 0 else None
+    return Batch(images, labels, told)
+
+
+# ---- measured on the device at hand --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _RandomFeed:
+    method: Any
+    plan: RunPlan
+    device: torch.device
+
+    def batch(self, start: int, count: int, seed: int) -> Batch:
+        return _random_batch(self.method, self.plan, count, self.device)
+
+
+def seconds_per_image(context: Context, plan: RunPlan, batch: int) -> float:
+    """Time steps of ``batch`` random images with random weights, uncompiled."""
+    method, modules = build_modules(context, plan, random_teacher(context, plan, build_modules))
+    state = TrainingState(method, modules)
+    settings = Settings(seed=0, batch_size=batch, precision=plan.config.precision, log_seconds=1e9)
+    nets = prepare(state, settings)
+    state.enter(0)
+    feed, meter = _RandomFeed(method, plan, context.device), Meter(state, settings)
+    for step in range(_WARM_UP + _TIMED):
+        if step == _WARM_UP:
+            _wait(context.device)
+            began = time.perf_counter()
+        train_step(state, nets, feed, settings, meter)
+    _wait(context.device)
+    return (time.perf_counter() - began) / (_TIMED * batch)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,95 @@
+"""Extractors and plugins' metrics, opened with errors that say what to do."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from cmbench.errors import PluginError, UserError
+from cmbench.metrics.custom import CustomMetric
+from cmbench.metrics.extractor import Extractor
+from cmbench.metrics.scores import is_spatial
+from cmbench.sweep.context import Context
+
+#: Approximation -> the option of a factory that asks for it.
+_APPROXIMATIONS: dict[str, tuple[str, Any]] = {
+    "bfloat16": ("precision", "bfloat16"),
+    "channels-last": ("channels_last", True),
+    "compiled": ("compiled", True),
+}
+
+
+def load_extractor(
+    context: Context,
+    name: str,
+    metrics: Iterable[str],
+    weights: Path | None = None,
+    *,
+    library: bool = False,
+    trust: bool = False,
+    approximations: Collection[str] = (),
+) -> Extractor:
+    """Return an extractor, with the options that it knows and that the metrics ask for.
+
+    Args:
+        context: whose plugins.
+        name: as in ``cmbench list extractors``.
+        metrics: what will be computed; a spatial one asks for spatial features.
+        weights: the weights file; None looks in the usual places.
+        library: run the library's own path where there is another.
+        trust: run a TorchScript file whose hash is not the pinned one.
+        approximations: of :data:`cmbench.metrics.values.APPROXIMATIONS`.
+
+    Raises:
+        MissingError: no weights; the message says how to get them.
+        UserError: an approximation that the extractor does not offer.
+        PluginError: the factory raised something that is no error of its user.
+    """
+    factory: Any = context.plugins.extractors.load(name)
+    known = inspect.signature(factory).parameters
+    options: dict[str, Any] = {}
+    if "implementation" in known and library:
+        options["implementation"] = "library"
+    if "spatial" in known and any(map(is_spatial, metrics)):
+        options["spatial"] = True
+    if "trust" in known and trust:
+        options["trust"] = True
+    for approximation in approximations:
+        option, value = _APPROXIMATIONS[approximation]
+        if option not in known:
+            raise UserError(
+                f"extractor {name!r}",
+                f"has no {approximation} path",
+                allowed="inception",
+                remedy="leave the option out",
+            )
+        options[option] = value
+    try:
+        extractor: Extractor = factory(weights, **options)
+    except UserError:
+        raise
+    except Exception as error:  # a plugin's extractor may raise anything
+        reason = " ".join(str(error).split())
+        raise PluginError(
+            f"extractor {name!r}",
+            f"cannot be opened: {type(error).__name__}: {reason}",
+            remedy="fix the plugin, or choose another extractor",
+        ) from error
+    return extractor
+
+
+def custom_metrics(context: Context) -> dict[str, CustomMetric]:
+    """Return the metrics that plugins bring, by name.
+
+    Raises:
+        PluginError: one that cannot be imported; the message names its distribution.
+    """
+    registry, found = context.plugins.metrics, {}
+    for name, spec in registry.specs.items():
+        if spec.factory:
+            owner = registry.owners[name]
+            compute: Any = registry.load(name)
+            found[name] = CustomMetric(spec, compute, f"{owner.distribution}-{owner.version}")
+    return found

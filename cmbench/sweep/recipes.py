@@ -1,0 +1,228 @@
+"""Recipes: named sets of hyper-parameters for one method on one dataset.
+
+A method's recipe file is TOML. ``[base]`` holds what all recipes share; ``[<dataset>.<recipe>]``
+adds to it; ``extends = "other"`` inside a recipe starts from another recipe of the same dataset.
+Overrides (``-o key.sub=value``) come last. Imports neither torch nor pydantic: the result is
+validated by :mod:`cmbench.sweep.validation`.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cmbench.errors import UserError, unknown_name
+from cmbench.plugin.specs import MethodSpec
+
+BASE = "base"
+#: Recipe names become parts of folder and file names.
+_RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")
+Table = dict[str, Any]
+
+
+def read_recipe_file(path: Path) -> Table:
+    """Parse a recipe file; raise ``UserError`` naming the file and the place."""
+    who, remedy = f"recipe file {path}", "correct the file, or name another with --recipe FILE:NAME"
+    try:
+        with path.open("rb") as file:
+            tables = tomllib.load(file)
+    except OSError as error:
+        raise UserError(who, f"cannot be read ({error.strerror})", remedy=remedy) from error
+    except (ValueError, RecursionError) as error:  # of TOML, or of UTF-8
+        raise UserError(who, f"is not valid TOML: {error}", remedy=remedy) from error
+    for owner, recipes in tables.items():
+        _check_tables(who, owner, recipes)
+    return tables
+
+
+def _check_tables(who: str, owner: str, recipes: Any) -> None:
+    """Raise unless ``[owner.recipe]`` are tables with names that can be file names."""
+    if not isinstance(recipes, dict):
+        raise UserError(who, f"{owner!r} is {recipes!r}", allowed=f"[{BASE}] and [DATASET.RECIPE]")
+    for name, recipe in recipes.items() if owner != BASE else ():
+        if not isinstance(recipe, dict):
+            raise UserError(who, f"{owner}.{name} is {recipe!r}", allowed=f"a table [{owner}.NAME]")
+        if not _RECIPE_NAME.fullmatch(name):
+            raise UserError(
+                who, f"recipe name {name!r}", allowed="up to 40 letters, digits and . _ + -"
+            )
+        if not isinstance(recipe.get("extends", ""), str):
+            raise UserError(
+                who,
+                f"{owner}.{name}: extends is {recipe['extends']!r}",
+                allowed="the name of another recipe of the dataset",
+            )
+
+
+def recipe_names(spec: MethodSpec, dataset: str | None = None) -> list[tuple[str, str]]:
+    """Return ``(dataset, recipe)`` pairs that a method's file has."""
+    if spec.recipes is None:
+        return []
+    tables = read_recipe_file(spec.recipes)
+    return [
+        (owner, name)
+        for owner, recipes in tables.items()
+        if owner != BASE and (dataset is None or owner == dataset)
+        for name in recipes
+    ]
+
+
+def default_recipe(spec: MethodSpec, dataset: str) -> str:
+    """Return ``demo`` where a method has it for the dataset, else ``paper``, else the first."""
+    names = [name for _, name in recipe_names(spec, dataset)]
+    for preferred in ("demo", "paper"):
+        if preferred in names:
+            return preferred
+    if names:
+        return names[0]
+    others = sorted({owner for owner, _ in recipe_names(spec)})
+    raise UserError(
+        f"method {spec.name!r}",
+        f"has no recipe for dataset {dataset!r}",
+        allowed=", ".join(others) or "none",
+        remedy=f"add [{dataset}.NAME] to a recipe file and name it with --recipe FILE:NAME, "
+        "or take another dataset's with --recipe DATASET.NAME",
+    )
+
+
+def recipe_table(spec: MethodSpec, dataset: str, recipe: str) -> Table:
+    """Return a recipe's merged table.
+
+    ``recipe`` may be ``FILE.toml:NAME`` for a file of yours, or, on a dataset that has none,
+    ``DATASET.NAME`` for another dataset's.
+    """
+    file, colon, name = recipe.rpartition(":")
+    if name.endswith(".toml"):
+        raise _no_name(recipe, dataset)
+    if colon and file.endswith(".toml"):
+        own = read_recipe_file(Path(file))
+        shared = read_recipe_file(spec.recipes) if spec.recipes is not None else {}
+        tables = merge(shared, own)
+    else:
+        if spec.recipes is None:
+            raise UserError(
+                f"method {spec.name!r}",
+                "has no recipe file",
+                remedy="give your own with --recipe FILE.toml:NAME",
+            )
+        name, tables = recipe, read_recipe_file(spec.recipes)
+        other, dot, rest = name.partition(".")
+        if dot and dataset not in tables and other in tables:
+            dataset, name = other, rest  # a dataset without recipes borrows another's
+    return _resolve(spec, tables, dataset, name, ())
+
+
+def _no_name(file: str, dataset: str) -> UserError:
+    """Return the error for a recipe file given without the name of a recipe in it."""
+    tables = read_recipe_file(Path(file))
+    held = [
+        f"{owner}.{name}" for owner, inside in tables.items() if owner != BASE for name in inside
+    ]
+    mine = tables.get(dataset, {})
+    return UserError(
+        "--recipe",
+        f"{file!r} names a file, not a recipe in it",
+        allowed=f"FILE.toml:NAME; the file has {', '.join(held) or 'no recipe'}",
+        remedy=f"give {file}:{next(iter(mine), 'NAME')}",
+    )
+
+
+def sampling_table(spec: MethodSpec, dataset: str, recipe: str | None) -> Table:
+    """Return the options under which an imported checkpoint is sampled.
+
+    Those of ``recipe``, or of ``paper`` where the method has it for the dataset, or what all of the
+    method's recipes share.
+    """
+    if recipe is not None:
+        return recipe_table(spec, dataset, recipe)
+    if (dataset, "paper") in recipe_names(spec, dataset):
+        return recipe_table(spec, dataset, "paper")
+    shared = read_recipe_file(spec.recipes).get(BASE, {}) if spec.recipes is not None else {}
+    return dict(shared)
+
+
+def _resolve(
+    spec: MethodSpec, tables: Table, dataset: str, name: str, seen: tuple[str, ...]
+) -> Table:
+    recipes = tables.get(dataset, {})
+    if name not in recipes:
+        if not recipes:
+            default_recipe(spec, dataset)  # raises with the datasets there are
+        raise unknown_name(f"method {spec.name!r} on {dataset!r}", "recipe", name, recipes)
+    table = dict(recipes[name])
+    parent = table.pop("extends", None)
+    if parent is None:
+        return merge(tables.get(BASE, {}), table)
+    owner, dot, rest = parent.partition(".")
+    owner, rest = (owner, rest) if dot else (dataset, parent)
+    seen = (*seen, f"{dataset}.{name}")
+    if f"{owner}.{rest}" in seen:
+        raise UserError(
+            f"recipe {dataset}.{name}",
+            f"extends itself through {parent!r}",
+            remedy="let one of them stand on its own",
+        )
+    return merge(_resolve(spec, tables, owner, rest, seen), table)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Table:
+    """Return ``base`` with ``over`` merged in, tables key by key.
+
+    A table whose ``name`` changes (another network or optimizer) replaces the old one whole: the
+    options of one architecture mean nothing to another.
+    """
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            renamed = "name" in value and value["name"] != old.get("name", value["name"])
+            out[key] = dict(value) if renamed else merge(old, value)
+        else:
+            out[key] = value
+    return out
+
+
+def require_once(pairs: Sequence[str]) -> None:
+    """Raise ``UserError`` if an override is given twice: which of them is meant?"""
+    given: dict[str, str] = {}
+    for pair in pairs:
+        key = pair.partition("=")[0].strip()
+        if key in given:
+            raise UserError(
+                "-o",
+                f"{key} is given twice: {given[key]!r} and {pair!r}",
+                allowed="each key once",
+                remedy="leave one of them out",
+            )
+        given[key] = pair
+
+
+def parse_overrides(pairs: Sequence[str]) -> Table:
+    """Turn ``["optimizer.lr=1e-4", …]`` into a table; values are TOML, or strings as they stand."""
+    table: Table = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip()
+        if not equals or not key or not all(key.split(".")):
+            raise UserError(
+                "-o", f"{pair!r} is not key=value", allowed="for example -o optimizer.lr=1e-4"
+            )
+        inner: Any = parse_value(text.strip())
+        for part in reversed(key.split(".")):
+            inner = {part: inner}
+        table = merge(table, inner)
+    return table
+
+
+def parse_value(text: str) -> Any:
+    """Return ``text`` as a TOML value, or as a plain string where it is none."""
+    if text in ("null", "none", "None"):
+        return None
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return table["value"] if len(table) == 1 else text

@@ -1,0 +1,77 @@
+"""What a run that goes on takes from its checkpoint: weights, shards, threads."""
+
+from __future__ import annotations
+
+from cmbench.errors import UserError
+from cmbench.sweep.context import Context
+from cmbench.sweep.failures import one_line
+from cmbench.sweep.planning import RunPlan
+from cmbench.sweep.threads import resumed_threads
+from cmbench.training.checkpoint import Checkpoint
+from cmbench.training.state import OtherNetworkError, TrainingState
+
+
+def threads_of(context: Context, plan: RunPlan, latest: Checkpoint | None) -> int:
+    """Return this process's threads, and say where a resumed run cannot keep those it had."""
+    if latest is None:
+        return context.threads
+    before, split = int(latest.meta["threads"]), latest.meta.get("split")
+    same = split is None or split["processes"] == context.world.size
+    threads = resumed_threads(before, context.threads, same_processes=same)
+    if same and threads != before:
+        context.reporter.warn(
+            f"run {plan.run_id}: had {before} threads, more than there are cores here, and goes on "
+            f"with {threads}: the same result to rounding, not bit for bit"
+        )
+    return threads
+
+
+def shard_size(context: Context, plan: RunPlan, latest: Checkpoint | None) -> int | None:
+    """Return the images of a forward pass, and say what another number of processes changes.
+
+    A step's randomness belongs to its shards, so a resumed run keeps the shards it had wherever
+    they still divide each process's share.
+
+    Raises:
+        UserError: the batch does not divide evenly (on every process).
+    """
+    world, batch_size, wanted = context.world, plan.config.batch_size, plan.config.microbatch_size
+    world.lead(lambda: list(world.shards(batch_size, wanted)))
+    before = latest.meta.get("split") if latest is not None else None
+    share = batch_size // world.size
+    shard = int(before["shard"]) if before is not None else min(wanted or share, share)
+    kept = share % shard == 0
+    if before is None or before["processes"] == world.size:
+        return shard if kept else wanted  # perhaps those of an earlier number of processes
+    consequence = (
+        f"still in shards of {shard} images: same randomness, same result to rounding"
+        if kept
+        else f"its shards of {shard} images do not fit a share of {share}: from here on the run "
+        "draws other random numbers of the same distribution"
+    )
+    context.reporter.warn(
+        f"run {plan.run_id}: was trained by {before['processes']} process(es) and goes on with "
+        f"{world.size}, {consequence}"
+    )
+    return shard if kept else wanted
+
+
+def restore(state: TrainingState, checkpoint: Checkpoint, *, compiled: bool) -> None:
+    """Load a checkpoint into freshly built modules, and split them if the run is split."""
+    try:
+        state.load(checkpoint.tensors, checkpoint.meta["state"], compiled=compiled)
+    except OtherNetworkError as error:
+        raise UserError(
+            f"checkpoint {checkpoint.path}",
+            str(error),
+            allowed="the network that the recipe describes",
+            remedy=f"put the run's own checkpoints back, or delete {checkpoint.path.parent.parent} "
+            "to train the run from the start",
+        ) from error
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"checkpoint {checkpoint.path}",
+            f"does not fit what the method builds ({type(error).__name__}: {one_line(str(error))})",
+            allowed="checkpoints of the same plugin version and recipe",
+            remedy=f"delete {checkpoint.path.parent.parent} to train the run from the start",
+        ) from error

@@ -1,0 +1,248 @@
+"""A run of this harness as a source of samples: a run's folder or id, its weights, a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmbench.errors import MissingError, UserError
+from cmbench.samples.source import ReadOptions, SampleSource
+from cmbench.sampling import Sampler
+from cmbench.sweep.context import Context
+from cmbench.sweep.planning import (
+    CellPlan,
+    RunPlan,
+    SampleSettings,
+    plan_cells,
+    plan_imported_run,
+    plan_run,
+)
+from cmbench.sweep.runs import (
+    MAIN,
+    TrainedRun,
+    build_modules,
+    load_weights,
+    obtain_run,
+    read_result,
+)
+from cmbench.sweep.threads import use_threads
+from cmbench.training.checkpoint import Checkpoint, load_checkpoint
+from cmbench.training.state import TrainingState
+
+_RUN_FILE = "run.json"
+_WEIGHTS = "weights-"
+
+
+class RunSamples(SampleSource):
+    """Images of a trained run at one NFE, made as ``cmbench run`` makes them.
+
+    With the seed of the run's own cell, and its number of samples, the images are those of that
+    cell. The network evaluations are counted while they are made.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        trained: TrainedRun,
+        cell: CellPlan,
+        weights: Checkpoint,
+        options: ReadOptions,
+    ) -> None:
+        super().__init__(trained.plan.run_id, options)
+        assert cell.sampling is not None
+        self.trained, self.cell, self.weights = trained, cell, weights
+        self.dataset = dataset = context.dataset(cell.run.dataset)
+        use_threads(int(trained.result.get("threads", context.threads)))
+        method, modules = build_modules(context, trained.plan, None)
+        load_weights(weights, modules, cell.ema)
+        self.sampler = Sampler(
+            method,
+            modules,
+            cell.sampling,
+            seed=cell.seed,
+            precision=cell.precision,
+            compiled=context.compile,
+            labels=lambda start, count: dataset.labels_for(count, cell.seed, start),
+        )
+
+    @property
+    def kind(self) -> str:
+        """What it is."""
+        return "run"
+
+    @property
+    def count(self) -> int:
+        """Samples to make."""
+        return self.limited(self.cell.num_samples)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield generated images, float in [-1, 1] (unbounded for data without quantisation)."""
+        for batch in self.sampler.stream(self.count, batch_size):
+            images = self.dataset.to_pixels(batch.images)
+            yield images, None if batch.labels is None else batch.labels.cpu()
+        self.sampler.check_nfe()
+
+
+def find_run(context: Context, given: str) -> Path | None:
+    """Return the run's folder, or its file of weights, that ``given`` means; None if it means none.
+
+    A run's folder has ``run.json``; a bare id is looked up in the workspace.
+    """
+    path = Path(given)
+    if path.is_dir():
+        return path if (path / _RUN_FILE).is_file() else None
+    if path.is_file():
+        return path if _folder_of(path) is not None else None
+    stored = context.workspace.run(given)
+    return stored if (stored / _RUN_FILE).is_file() else None
+
+
+def run_dataset(path: Path) -> str:
+    """Return the dataset that a run was trained on."""
+    return str(_meta(_folder_of(path) or path)["dataset"])
+
+
+def open_run(
+    context: Context, path: Path, nfe: int | None, seed: int, options: ReadOptions
+) -> RunSamples:
+    """Return the samples of the run at ``path`` (see :func:`find_run`).
+
+    Args:
+        context: plugins and device.
+        path: the run's folder, one of its ``weights-*.safetensors``, or a training checkpoint.
+        nfe: network evaluations an image; None takes the least of the dataset's protocol that the
+            method does not decline.
+        seed: sampling seed.
+        options: ``limit`` is the number of samples, the protocol's by default.
+
+    Raises:
+        MissingError: the run is not finished, or has no readable ``run.json``.
+        UserError: the method declines the NFE, or the weights do not fit the recipe.
+    """
+    folder = _folder_of(path) or path
+    meta = _meta(folder)
+    plan = plan_run(
+        context, meta["method"], meta["dataset"], meta["recipe"], meta["seed"], meta["config"]
+    )
+    cell = _choose_cell(context, plan, nfe, seed, options)
+    if path.parent.name == "checkpoints":
+        trained, weights = _from_checkpoint(context, plan, folder, path)
+        return RunSamples(context, trained, cell, weights, options)
+    found = read_result(plan, folder)
+    if found is None:
+        raise MissingError(
+            f"run {folder}",
+            "is not finished",
+            remedy="finish it with `cmbench run`, or name one of its checkpoints",
+        )
+    named = path.stem.removeprefix(_WEIGHTS) if path != folder else ""
+    assert cell.sampling is not None
+    return RunSamples(context, found, cell, found.weights(named or cell.sampling.variant), options)
+
+
+def open_imported_samples(
+    context: Context,
+    given: str,
+    dataset: str | None,
+    nfe: int | None,
+    seed: int,
+    options: ReadOptions,
+) -> RunSamples:
+    """Return the samples of an imported checkpoint, as ``cmbench run --checkpoint`` makes them.
+
+    Raises:
+        MissingError: there is no such checkpoint.
+        UserError: no dataset is named, or none of its NFE can be sampled.
+    """
+    if dataset is None:
+        raise UserError(
+            "cmbench eval",
+            f"{given} has no dataset of its own",
+            allowed="--dataset NAME",
+            remedy="name the dataset that it was trained on",
+        )
+    plan = plan_imported_run(context, given, None, dataset, None, seed)
+    cell = _choose_cell(context, plan, nfe, seed, options)
+    assert cell.sampling is not None
+    trained = obtain_run(context, plan)
+    return RunSamples(context, trained, cell, trained.weights(cell.sampling.variant), options)
+
+
+def _folder_of(path: Path) -> Path | None:
+    """Return the run's folder of a file of weights, or None for other files."""
+    if path.suffix != ".safetensors":
+        return None
+    for folder in (path.parent, path.parent.parent):
+        if (folder / _RUN_FILE).is_file():
+            return folder
+    return None
+
+
+def _meta(folder: Path) -> Mapping[str, Any]:
+    try:
+        meta = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8"))
+        for key in ("method", "dataset", "recipe", "seed", "config"):
+            meta[key]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MissingError(
+            f"run {folder}",
+            f"has no readable run.json ({type(error).__name__}: {error})",
+            remedy="name the folder of a finished run",
+        ) from error
+    return dict(meta)
+
+
+def _choose_cell(
+    context: Context, plan: RunPlan, nfe: int | None, seed: int, options: ReadOptions
+) -> CellPlan:
+    """Return the cell at ``nfe``, or the first of the protocol that can be sampled."""
+    spec = context.dataset_spec(plan.dataset)
+    settings = SampleSettings(num_samples=options.limit)
+    cells = plan_cells(context, plan, [nfe] if nfe else sorted(spec.nfe), seed, settings)
+    for cell in cells:
+        if cell.sampling is not None:
+            return cell
+    why = cells[0].broken or cells[0].declined
+    raise UserError(
+        f"run {plan.run_id}",
+        f"cannot be sampled at NFE {cells[0].nfe}: {why}",
+        remedy="choose another --nfe",
+    )
+
+
+def _from_checkpoint(
+    context: Context, plan: RunPlan, folder: Path, path: Path
+) -> tuple[TrainedRun, Checkpoint]:
+    """Return the weights that a training checkpoint would export, and what is known of it."""
+    checkpoint = load_checkpoint(path)
+    method, modules = build_modules(context, plan, None)
+    try:
+        state = TrainingState(method, modules)
+        with torch.no_grad():
+            state.load(checkpoint.tensors, checkpoint.meta["state"])
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"checkpoint {path}",
+            f"does not fit what the method builds ({type(error).__name__})",
+            allowed="checkpoints of the same plugin version and recipe",
+            remedy="score the finished run instead",
+        ) from error
+    made = {
+        "sha256": checkpoint.sha256,
+        "images_seen": state.seen_nimg,
+        "network_evaluations": state.network_evaluations,
+        "seconds_by_phase": state.seconds,
+    }
+    result = {
+        "exports": {MAIN: made},
+        "images_seen": state.seen_nimg,
+        "threads": int(checkpoint.meta.get("threads", context.threads)),
+        "parameters": sum(p.numel() for p in modules["model"].parameters()),
+    }
+    weights = Checkpoint(path, state.export(), {}, checkpoint.sha256)
+    return TrainedRun(plan, folder, result), weights

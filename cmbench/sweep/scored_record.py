@@ -1,0 +1,225 @@
+"""The record of scored samples: what ``cmbench eval`` was asked for and what it found."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cmbench.data.base import Dataset
+from cmbench.measure.evaluation import Evaluation, protocol_warnings
+from cmbench.metrics.memorisation import Memorisation
+from cmbench.metrics.suite import MetricSuite
+from cmbench.plugin.specs import DatasetSpec
+from cmbench.records.provenance import environment
+from cmbench.records.record import (
+    DatasetRecord,
+    PluginRecord,
+    Record,
+    SamplingRecord,
+    TrainingRecord,
+    read_records,
+)
+from cmbench.samples.source import ReadOptions, SampleSource
+from cmbench.sweep.cells import base_record, metric_record
+from cmbench.sweep.context import Context
+from cmbench.sweep.run_samples import RunSamples
+
+_NOT_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """What ``cmbench eval`` was asked for.
+
+    ``dataset`` gives the protocol and, without ``reference``, the real images. ``reference`` is a
+    saved reference, a file of reference statistics, or a source of images. ``nfe`` is 0 where
+    nobody has said it; of a run, it is what to spend. ``held_out`` is a source of real images that
+    the generator never saw, for the check of memorised ones.
+    """
+
+    samples: str
+    dataset: str | None = None
+    reference: str | None = None
+    metrics: tuple[str, ...] = ()
+    extractor: str | None = None
+    weights: Path | None = None
+    library: bool = False
+    trust: bool = False
+    #: Of :data:`cmbench.metrics.values.APPROXIMATIONS`: quicker, another key, never ranked.
+    approximations: tuple[str, ...] = ()
+    label: str | None = None
+    nfe: int = 0
+    seed: int = 0
+    quantize: str | None = None
+    read: ReadOptions = field(default_factory=ReadOptions)
+    batch_size: int = 250
+    held_out: str | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What an evaluation of samples worked with, and what it found."""
+
+    spec: DatasetSpec | None
+    dataset: Dataset | None
+    source: SampleSource
+    suites: list[MetricSuite]
+    found: Evaluation
+    rule: str
+    seconds: float
+    #: What was odd about the real images.
+    notes: tuple[str, ...] = ()
+    memorised: Memorisation | None = None
+
+    @property
+    def protocol(self) -> int:
+        """Samples that the dataset's protocol asks for; as many as there are without one."""
+        return self.spec.num_samples if self.spec else self.found.count
+
+
+def record_of(context: Context, request: ScoreRequest, scored: Scored) -> Record:
+    """Return the record; of a run, with everything that is known of its training."""
+    found, source = scored.found, scored.source
+    if isinstance(source, RunSamples):
+        base = base_record(context, source.cell, "finished", source.trained)
+        label = as_name(request.label or base.method)
+        sampling = base.sampling.model_copy(
+            update={
+                "nfe_measured": source.sampler.nfe_measured,
+                "num_samples": found.count,
+                "protocol_samples": scored.protocol,
+                "batch_size": request.batch_size,
+                "quantize": scored.rule,
+                "seconds": scored.seconds,
+            }
+        )
+        training = base.training.model_copy(update={"checkpoint_sha256": source.weights.sha256})
+    else:
+        label = as_name(request.label or Path(source.name.partition(":")[0]).stem)
+        base = _bare_record(context, request, scored, label)
+        sampling, training = base.sampling, base.training
+    keys = "\n".join([found.sha256, *(m.key for m in found.metrics.values())])
+    digest = hashlib.sha256(keys.encode()).hexdigest()
+    rank = next(iter(found.metrics))
+    metrics = {n: metric_record(context, n, v) for n, v in found.metrics.items()}
+    if scored.memorised is not None:
+        detail = {**metrics[rank].detail, "memorisation": asdict(scored.memorised)}
+        metrics[rank] = metrics[rank].model_copy(update={"detail": detail})
+    warnings = [
+        *found.warnings,
+        *scored.notes,
+        *memorised_warning(scored.memorised),
+        *protocol_warnings(found.count, scored.protocol),
+    ]
+    if not sampling.nfe:
+        warnings.append("network evaluations a sample are not stated: give --nfe to say them")
+    record = base.model_copy(
+        update={
+            "cell": f"{label}-n{found.count}-{digest[:10]}",
+            "kind": "scored samples" if base.kind == "measured" else base.kind,
+            "method": label,
+            "dataset": _dataset_record(scored),
+            "sampling": sampling,
+            "training": training,
+            "rank_metric": rank,
+            "metrics": metrics,
+            "environment": environment(context.threads, context.gpu),
+            "warnings": warnings,
+        }
+    )
+    return record.model_copy(update={"warnings": [*warnings, *looks_warning(context, record)]})
+
+
+def memorised_warning(found: Memorisation | None) -> list[str]:
+    """Return a warning if samples are nearer to the reference than chance allows."""
+    if found is None or not found.suspicious:
+        return []
+    return [
+        f"{found.train_share:.1%} of the samples are nearer to a reference image than to a held-out"
+        " one (50 % expected): memorised training images?"
+    ]
+
+
+def looks_warning(context: Context, record: Record) -> list[str]:
+    """Return a warning if other samples of this row were scored before, under the same seed.
+
+    Every look at a metric is a record; choosing among looks by their value biases the number.
+    """
+    looks = 0
+    for _, other in read_records(context.workspace.records(record.dataset.name)):
+        if isinstance(other, Record) and other.cell != record.cell:
+            looks += (other.kind, other.method, other.sampling.nfe, other.sampling.seed) == (
+                record.kind,
+                record.method,
+                record.sampling.nfe,
+                record.sampling.seed,
+            ) and other.rank_metric == record.rank_metric
+    if not looks:
+        return []
+    return [
+        f"{looks} other set(s) of samples named {record.method!r} were scored here at this NFE and"
+        " seed: the best of several looks is biased; choose on other seeds than you report"
+    ]
+
+
+def _bare_record(context: Context, request: ScoreRequest, scored: Scored, label: str) -> Record:
+    """Return the record of samples of which nothing else is known."""
+    found, source = scored.found, scored.source
+    kept_labels = ", ".join(f"{k}: {n}" for k, n in list(found.class_counts.items())[:20])
+    return Record(
+        cell=label,
+        status="finished",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=context.command,
+        method=label,
+        title=f"samples from {source.kind}",
+        family="scored samples",
+        plugin=PluginRecord(name="scored samples", distribution="none", version=""),
+        conditional=bool(found.class_counts),
+        dataset=_dataset_record(scored),
+        training=TrainingRecord(
+            run=f"samples/{found.sha256[:16]}",
+            seed=request.seed,
+            recipe="",
+            config={},
+            config_sha256="",
+            parameters=0,
+            images_seen=0,
+        ),
+        sampling=SamplingRecord(
+            nfe=request.nfe,
+            sampler=source.kind,
+            seed=request.seed,
+            num_samples=found.count,
+            protocol_samples=scored.protocol,
+            batch_size=request.batch_size,
+            quantize=scored.rule,
+            labels=f"counts by class: {kept_labels}" if kept_labels else "",
+            seconds=scored.seconds,
+        ),
+        environment=environment(context.threads, context.gpu),
+    )
+
+
+def _dataset_record(scored: Scored) -> DatasetRecord:
+    first, dataset = scored.suites[0], scored.dataset
+    reference = first.reference
+    assert first.extractor is not None
+    other = as_name(reference.key.source if reference else "none")
+    return DatasetRecord(
+        name=scored.spec.name if scored.spec else other,
+        revision=dataset.revision if dataset else "",
+        sha256=dataset.sha256 if dataset else "",
+        reference_count=reference.count if reference else None,
+        reference_sha256=reference.sha256 if reference else "",
+        extractor=first.extractor.name,
+        extractor_sha256=first.extractor.weights_sha256,
+    )
+
+
+def as_name(text: str) -> str:
+    """Return ``text`` in the alphabet of names."""
+    return _NOT_A_NAME.sub("-", text).strip("-._+")[:100] or "samples"

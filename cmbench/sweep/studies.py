@@ -1,0 +1,279 @@
+"""Studies: comparisons of named arms that anybody can repeat, each a TOML file.
+
+An arm is a method with a recipe and options on the study's dataset; a ``sweep`` makes one arm of
+every value of an option. Arms are ordinary runs and cells: what is measured is never run again.
+
+    title = "…"
+    claim = "what the study puts to the test"
+    source = "where the claim is made"
+    dataset = "gmm"
+    seeds = 2                    # training seeds 0 and 1
+    nfe = [1]
+    options = { duration_kimg = 300 }
+
+    [[arms]]
+    name = "discrete"
+    method = "…"
+    options = { … }              # added to the study's
+    sweep = { option = "n_points", values = [5, 9, 18] }
+
+    [[plots]]
+    kind = "metric"              # a metric against the swept option, or by arm
+    metric = "flow-map-mean"     # the one that leaderboards rank by, if not given
+
+    [[plots]]
+    kind = "curve"               # what training logged, against images seen
+    scalar = "tangent_norm"
+"""
+
+from __future__ import annotations
+
+import csv
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cmbench.errors import UserError, unknown_name
+from cmbench.plugin.config import Options
+from cmbench.plugin.manager import PluginManager
+from cmbench.records.record import Record
+from cmbench.sweep.context import Context
+from cmbench.sweep.executors import Executor
+from cmbench.sweep.planning import SampleSettings
+from cmbench.sweep.recipes import merge
+from cmbench.sweep.sweep import SweepPlan, SweepRequest, execute, plan_sweep
+from cmbench.sweep.validation import validate
+
+#: More arms than a plot can show.
+MAX_ARMS = 40
+
+
+class SweepTable(Options):
+    """One arm for every value of an option."""
+
+    option: str = Field(min_length=1, description="the option's key, for example optimizer.lr")
+    values: tuple[float | int | str | bool, ...] = Field(min_length=1, description="its values")
+
+
+class ArmTable(Options):
+    """One line of the comparison."""
+
+    name: str = Field(min_length=1, description="what tables and legends call it")
+    method: str = Field(description="as in `cmbench list methods`")
+    recipe: str | None = Field(None, description="the method's default recipe if not given")
+    options: dict[str, Any] = Field(default_factory=dict, description="hyper-parameters")
+    sweep: SweepTable | None = Field(None, description="makes several arms of this one")
+
+
+class PlotTable(Options):
+    """One picture."""
+
+    kind: Literal["metric", "curve"] = Field(description="a measured number, or a training log's")
+    metric: str | None = Field(None, description="the dataset's ranking metric if not given")
+    scalar: str = Field("loss", description="column of the training log")
+    scale: Literal["linear", "log"] = Field("log", description="of the vertical axis")
+
+
+class StudyTable(Options):
+    """A study's file."""
+
+    title: str = Field(description="one line")
+    claim: str = Field(description="what is put to the test")
+    source: str = Field("", description="where the claim is made")
+    dataset: str = Field(description="as in `cmbench list datasets`")
+    seeds: int = Field(2, ge=1, le=100, description="training seeds, from 0")
+    nfe: tuple[int, ...] | None = Field(None, description="the dataset's sweep if not given")
+    samples: int | None = Field(None, ge=2, description="images a cell; by default the protocol's")
+    options: dict[str, Any] = Field(default_factory=dict, description="of all arms")
+    arms: tuple[ArmTable, ...] = Field(min_length=1, description="what is compared")
+    plots: tuple[PlotTable, ...] = Field((PlotTable(kind="metric"),), description="the pictures")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm with its sweep resolved; ``x`` is the swept value where it is a number."""
+
+    name: str
+    series: str
+    method: str
+    recipe: str | None
+    options: Mapping[str, Any]
+    option: str = ""
+    x: float | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that has been read and checked."""
+
+    name: str
+    table: StudyTable
+    arms: tuple[Arm, ...]
+    #: what `cmbench study` takes to read it again: its name, or the file
+    argument: str
+
+
+@dataclass(frozen=True)
+class PlannedArm:
+    """An arm with its runs and cells."""
+
+    arm: Arm
+    request: SweepRequest
+    plan: SweepPlan
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """An arm with the records of its cells, in the order of seeds and NFE."""
+
+    arm: Arm
+    records: tuple[Record, ...]
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def load_study(plugins: PluginManager, name: str) -> Study:
+    """Return the study of that name, or the one that a file ``NAME.toml`` of yours describes.
+
+    Raises:
+        UserError: there is none of that name, or its file is wrong.
+    """
+    if name.endswith(".toml"):
+        return replace(read_study(Path(name).stem, Path(name)), argument=Path(name).name)
+    specs = plugins.studies.specs
+    if name not in specs:
+        raise unknown_name(
+            "cmbench study",
+            "study",
+            name,
+            specs,
+            see="see `cmbench study --list`, or name a .toml file",
+        )
+    return read_study(name, specs[name].file)
+
+
+def read_study(name: str, path: Path) -> Study:
+    """Read a study's file; raise ``UserError`` naming the file and the key otherwise."""
+    who, remedy = f"study file {path}", "correct the file"
+    try:
+        with path.open("rb") as file:
+            data = tomllib.load(file)
+    except OSError as error:
+        raise UserError(who, f"cannot be read ({error.strerror})", remedy=remedy) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(who, f"is not valid TOML: {error}", remedy=remedy) from error
+    try:
+        table = validate(StudyTable, data, who)
+    except UserError as error:
+        raise UserError(who, error.problem, allowed=error.allowed, remedy=remedy) from error
+    arms = tuple(arm for entry in table.arms for arm in expand(table, entry))
+    names = [arm.name for arm in arms]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise UserError(who, f"two arms are called {twice!r}", remedy="name them apart")
+    if len(arms) > MAX_ARMS:
+        raise UserError(who, f"has {len(arms)} arms", allowed=f"at most {MAX_ARMS}")
+    return Study(name, table, arms, name)
+
+
+def expand(table: StudyTable, entry: ArmTable) -> Iterator[Arm]:
+    """Yield the arms of an entry: one, or one for every value it sweeps."""
+    options = merge(table.options, entry.options)
+    if entry.sweep is None:
+        yield Arm(entry.name, entry.name, entry.method, entry.recipe, options)
+        return
+    for value in entry.sweep.values:
+        inner: Any = value
+        for part in reversed(entry.sweep.option.split(".")):
+            inner = {part: inner}
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        yield Arm(
+            f"{entry.name}, {entry.sweep.option} = {value}",
+            entry.name,
+            entry.method,
+            entry.recipe,
+            merge(options, inner),
+            entry.sweep.option,
+            float(value) if number else None,
+        )
+
+
+# ---- running ------------------------------------------------------------------------------------
+
+
+def plan_study(context: Context, study: Study) -> list[PlannedArm]:
+    """Resolve every arm before any work starts; an error names the study and the arm."""
+    table = study.table
+    spec = context.dataset_spec(table.dataset, f"study {study.name!r}")
+    known = set(context.plugins.metrics.specs) | set(spec.metrics)
+    for plot in table.plots:
+        if plot.kind == "metric" and plot.metric is not None and plot.metric not in spec.metrics:
+            where = "measured on" if plot.metric in known else "known to"
+            raise UserError(
+                f"study {study.name!r}",
+                f"plots metric {plot.metric!r}, which is not {where} {spec.name!r}",
+                allowed=", ".join(spec.metrics),
+                remedy="correct the study's file",
+            )
+    planned = []
+    for arm in study.arms:
+        request = SweepRequest(
+            (arm.method,),
+            table.dataset,
+            arm.recipe,
+            table.nfe,
+            range(table.seeds),
+            arm.options,
+            SampleSettings(num_samples=table.samples),
+        )
+        try:
+            planned.append(PlannedArm(arm, request, plan_sweep(context, request)))
+        except UserError as error:
+            raise type(error)(
+                f"study {study.name!r}, arm {arm.name!r}: {error.who}",
+                error.problem,
+                allowed=error.allowed,
+                remedy=error.remedy,
+            ) from error
+    return planned
+
+
+def run_study(
+    context: Context, planned: Sequence[PlannedArm], executor: Executor
+) -> list[ArmResult]:
+    """Measure what is not measured yet; a cell that fails is a record and the study goes on."""
+    return [ArmResult(p.arm, tuple(execute(context, p.request, p.plan, executor))) for p in planned]
+
+
+# ---- results ------------------------------------------------------------------------------------
+
+
+def values_of(result: ArmResult, metric: str, nfe: int) -> list[float]:
+    """Return a metric's value of every seed that has one."""
+    found = [
+        record.metrics[metric].value
+        for record in result.records
+        if record.status == "finished" and record.sampling.nfe == nfe and metric in record.metrics
+    ]
+    return [value for value in found if value is not None]
+
+
+def curves_of(folder: Path, result: ArmResult, scalar: str) -> list[list[tuple[float, float]]]:
+    """Return (images seen, scalar) of every run of an arm, from the curves beside its records."""
+    files = {r.artifacts["curve"].file: None for r in result.records if "curve" in r.artifacts}
+    return [curve for file in files if (curve := read_curve(folder / file, scalar))]
+
+
+def read_curve(path: Path, scalar: str) -> list[tuple[float, float]]:
+    """Return (images seen, scalar) of a training curve; rows without the scalar are left out."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [(row.get("nimg"), row.get(scalar)) for row in csv.DictReader(file)]
+        return [(float(x), float(y)) for x, y in rows if x and y]
+    except (OSError, ValueError):
+        return []

@@ -1,0 +1,153 @@
+"""Tuned noise levels: found by ``cmbench tune-times`` on held-out seeds, kept in the workspace.
+
+``tuned/<dataset>/<method>-<recipe>-<sampler>-nfe<N>-<hash>.json``; the hash is the run's
+configuration without its seed, so the levels found on one training seed serve all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from cmbench.errors import MissingError, UserError
+from cmbench.files import write_atomically
+from cmbench.plugin.method import SamplingPlan
+from cmbench.records.record import Finite, Part
+from cmbench.records.workspace import Workspace
+from cmbench.sweep.context import Context
+from cmbench.sweep.planning import RunPlan, SampleSettings
+
+#: Of a file, what is not repeated in the records that use it: their own fields, or not a fact of
+#: the search.
+_NOT_IN_RECORDS = frozenset(
+    {
+        "schema_version",
+        "method",
+        "dataset",
+        "recipe",
+        "config_sha256",
+        "nfe",
+        "sampler",
+        "sigmas",
+        "seconds",
+        "created",
+        "command",
+    }
+)
+
+
+class TunedTimes(Part):
+    """Noise levels with how they were found and at what cost."""
+
+    schema_version: int = Field(1, ge=1, le=1)
+    method: str
+    dataset: str
+    recipe: str
+    config_sha256: str
+    run: str = Field(description="the run they were tuned on")
+    ema: str = Field(description="the average of its weights that was sampled")
+    nfe: int = Field(ge=2)
+    sampler: str
+    sigmas: tuple[Finite, ...] = Field(min_length=2, description="the levels found, descending")
+    start_sigmas: tuple[Finite, ...] = Field(description="the method's own levels")
+    metric: str
+    metric_key: str
+    value: Finite = Field(description="of the levels found, mean over the held-out seeds")
+    start_value: Finite = Field(description="of the method's own levels, on the same seeds")
+    held_out_seeds: tuple[int, ...] = Field(min_length=1, description="sampling seeds searched on")
+    samples_per_seed: int
+    search: str = Field(description="the algorithm with its settings")
+    evaluations: int = Field(description="schedules that were sampled and measured")
+    samples: int = Field(description="images that were sampled for it")
+    network_evaluations: int = Field(description="images through the network for it")
+    seconds: float
+    created: str
+    command: str = ""
+
+    def in_record(self) -> dict[str, Any]:
+        """Return what a record that uses these levels says about their origin."""
+        data: dict[str, Any] = self.model_dump(mode="json", exclude=set(_NOT_IN_RECORDS))
+        return data
+
+
+def tuned_file(workspace: Workspace, run: RunPlan, plan: SamplingPlan) -> Path:
+    """Return where the levels of a run's configuration lie."""
+    recipe = run.recipe.rpartition(":")[2]
+    name = f"{run.spec.name}-{recipe}-{plan.sampler}-nfe{plan.nfe}-{run.config_sha256[:10]}.json"
+    return workspace.root / "tuned" / run.dataset / name
+
+
+def write_tuned(path: Path, times: TunedTimes) -> None:
+    """Write the levels, atomically; a later search replaces an earlier one."""
+    text = json.dumps(times.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False)
+    write_atomically(path, text.encode() + b"\n")
+
+
+def read_tuned(path: Path) -> TunedTimes:
+    """Read and validate a file of tuned levels."""
+    who, remedy = f"tuned times {path}", "run `cmbench tune-times` again"
+    try:
+        times = TunedTimes.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(who, f"field {where!r}: {first['msg']}", remedy=remedy) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(who, f"cannot be read ({error})", remedy=remedy) from error
+    levels = times.sigmas
+    if levels[-1] <= 0 or any(a <= b for a, b in pairwise(levels)):
+        raise UserError(
+            who, f"noise levels {list(levels)}", allowed="positive and descending", remedy=remedy
+        )
+    return times
+
+
+def with_tuned_times(
+    context: Context, run: RunPlan, nfe: int, settings: SampleSettings
+) -> SampleSettings:
+    """Return the settings with the tuned levels of this run and NFE.
+
+    Where the method has one level only (NFE 1), or declines, there is nothing to tune and the
+    settings stay as they are.
+
+    Raises:
+        MissingError: the levels have not been tuned in this workspace.
+    """
+    try:
+        plan = run.method(context).plan_sampling(nfe, None, settings.sampler)
+    except Exception:  # declined, or broken: planning the cell says which
+        return settings
+    if len(plan.sigmas) < 2:
+        return settings
+    path = tuned_file(context.workspace, run, plan)
+    if not path.exists():
+        which = f"--{'recipe' if run.imported is None else 'checkpoint'} {run.recipe}"
+        name = f"{run.spec.name} on {run.dataset}, recipe {run.recipe}, NFE {nfe}"
+        raise MissingError(
+            "--sigmas tuned",
+            f"no tuned times of {name} in {context.workspace.root}",
+            remedy=f"run `cmbench tune-times --method {run.spec.name} --dataset {run.dataset} "
+            f"{which} --nfe {nfe}` with the same -o options first",
+        )
+    times = read_tuned(path)
+    return replace(settings, sigmas=times.sigmas, tuned=times.in_record())
+
+
+def describe(times: TunedTimes) -> Mapping[str, str]:
+    """Return the columns of a table that shows the result of a search."""
+    return {
+        "NFE": str(times.nfe),
+        "levels before": ", ".join(f"{s:.4g}" for s in times.start_sigmas),
+        "levels tuned": ", ".join(f"{s:.4g}" for s in times.sigmas),
+        f"{times.metric} before": f"{times.start_value:.4g}",
+        f"{times.metric} tuned": f"{times.value:.4g}",
+        "schedules": str(times.evaluations),
+        "images": f"{times.samples:,}",
+        "evaluations": f"{times.network_evaluations:,}",
+    }

@@ -1,0 +1,249 @@
+"""Choosing the intermediate noise levels of multistep sampling on held-out seeds.
+
+Records sample with the seeds of their runs, all below :data:`~cmbench.seeds.HELD_OUT_FROM`; the
+search samples with seeds from there on. So no record's noise has been looked at when its levels
+were chosen, only its generator and the reference images.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from statistics import fmean
+
+from cmbench.errors import InterruptedRunError, MissingError, UserError
+from cmbench.metrics.values import MetricValue
+from cmbench.plugin.specs import DatasetSpec
+from cmbench.records.record import Record, read_records
+from cmbench.sampling.search import Levels, search_levels
+from cmbench.seeds import HELD_OUT_FROM
+from cmbench.sweep.cells import open_reference, open_sampler, open_suite
+from cmbench.sweep.context import Context
+from cmbench.sweep.planning import CellPlan, RunPlan, SampleSettings, plan_cells
+from cmbench.sweep.runs import TrainedRun, obtain_run
+from cmbench.sweep.sweep import is_trained
+from cmbench.sweep.threads import use_threads
+from cmbench.sweep.tuned_times import TunedTimes, tuned_file, write_tuned
+
+WHO = "cmbench tune-times"
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How the levels are searched."""
+
+    seeds: Sequence[int] = (HELD_OUT_FROM,)
+    num_samples: int | None = None
+    batch_size: int = 500
+    metric: str | None = None
+    sampler: str | None = None
+    ema: str | None = None
+    floor_sigma: float = 0.02
+    evaluations: int = 10
+    rounds: int = 2
+
+
+class Objective:
+    """The metric of a schedule, mean over the held-out seeds, and what asking has cost."""
+
+    def __init__(
+        self, context: Context, trained: TrainedRun, cells: Sequence[CellPlan], metric: str
+    ) -> None:
+        self.context, self.cells = context, cells
+        run = cells[0].run
+        self.spec = context.dataset_spec(run.dataset)
+        self.dataset = context.dataset(run.dataset)
+        self.opened = open_reference(context, self.spec, self.dataset)
+        self.only = self.spec._replace(metrics=(metric,))
+        self.samplers = [open_sampler(context, trained, cell, self.dataset)[0] for cell in cells]
+        self.values: dict[Levels, float] = {}
+        self.key, self.sign = "", 1.0
+
+    def __call__(self, levels: Levels) -> float:
+        """Return the metric at these levels; smaller is better (others change their sign)."""
+        found = [self._measure(i, levels) for i in range(len(self.cells))]
+        self.key = found[0].key
+        self.sign = -1.0 if found[0].higher_is_better else 1.0
+        self.values[levels] = fmean(value.value for value in found)
+        return self.sign * self.values[levels]
+
+    def _measure(self, index: int, levels: Levels) -> MetricValue:
+        cell, sampler = self.cells[index], self.samplers[index]
+        assert cell.sampling is not None
+        sampler.plan = plan = replace(cell.sampling, sigmas=levels)
+        cell = replace(cell, sampling=plan)
+        suite = open_suite(self.context, self.only, self.dataset, *self.opened, cell)
+        for batch in sampler.stream(cell.num_samples, cell.batch_size):
+            if reason := self.context.should_stop():
+                raise InterruptedRunError(
+                    WHO,
+                    f"{reason}; nothing has been written",
+                    remedy="start the same command again",
+                )
+            suite.update(batch.images, batch.noise, batch.labels)
+        sampler.check_nfe()
+        return suite.finalize()[self.only.metrics[0]]
+
+    @property
+    def images(self) -> int:
+        """Images sampled so far."""
+        return sum(sampler.images for sampler in self.samplers)
+
+
+def tune(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> TunedTimes:
+    """Search the levels of one run at one NFE, write them to the workspace and return them.
+
+    Raises:
+        UserError: there is nothing to tune, or a held-out seed is one that records use.
+        MissingError: the run is not trained.
+    """
+    cells = check(context, run, nfe, settings)
+    metric = objective_metric(context, context.dataset_spec(run.dataset), settings.metric)
+    if not is_trained(context, run):
+        raise MissingError(
+            WHO,
+            f"run {run.run_id} is not trained in {context.workspace.root}",
+            remedy="train it first with `cmbench run` and the same method, recipe and options",
+        )
+    trained = obtain_run(context, run)
+    use_threads(int(trained.result.get("threads", context.threads)))
+    began = time.perf_counter()
+    objective = Objective(context, trained, cells, metric)
+    start = cells[0].sampling
+    assert start is not None
+    found = search_levels(
+        objective,
+        start.sigmas,
+        settings.floor_sigma,
+        evaluations=settings.evaluations,
+        rounds=settings.rounds,
+    )
+    if not math.isfinite(found.value):
+        raise UserError(
+            WHO,
+            f"{metric} is not finite at any noise levels that were tried",
+            remedy="choose another --metric, or more --samples",
+        )
+    times = TunedTimes(
+        method=run.spec.name,
+        dataset=run.dataset,
+        recipe=run.recipe,
+        config_sha256=run.config_sha256,
+        run=run.run_id,
+        ema=cells[0].ema,
+        nfe=nfe,
+        sampler=start.sampler,
+        sigmas=found.levels,
+        start_sigmas=start.sigmas,
+        metric=metric,
+        metric_key=objective.key,
+        value=objective.values[found.levels],
+        start_value=objective.values[start.sigmas],
+        held_out_seeds=tuple(settings.seeds),
+        samples_per_seed=cells[0].num_samples,
+        search=describe_search(settings),
+        evaluations=found.evaluations,
+        samples=objective.images,
+        network_evaluations=objective.images * nfe,
+        seconds=round(time.perf_counter() - began, 3),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=context.command,
+    )
+    write_tuned(tuned_file(context.workspace, run, start), times)
+    return times
+
+
+def check(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> list[CellPlan]:
+    """Return one cell a held-out seed, with the method's own levels to start from."""
+    check_seeds(context, run.dataset, settings.seeds)
+    sampling = SampleSettings(
+        settings.num_samples, settings.batch_size, None, settings.sampler, settings.ema
+    )
+    cells = [
+        cell for seed in settings.seeds for cell in plan_cells(context, run, [nfe], seed, sampling)
+    ]
+    plan, who = cells[0].sampling, f"{WHO}, method {run.spec.name!r} at NFE {nfe}"
+    if plan is None:
+        raise UserError(
+            who, cells[0].declined or cells[0].broken, remedy="choose another --nfe or --sampler"
+        )
+    if len(plan.sigmas) < 2:
+        raise UserError(
+            who,
+            "has no intermediate noise level, so there is nothing to tune",
+            allowed="an NFE with at least two noise levels",
+            remedy="choose --nfe from 2",
+        )
+    if settings.floor_sigma >= plan.sigmas[0]:
+        raise UserError(
+            "--floor",
+            f"{settings.floor_sigma:g} leaves no noise level to choose",
+            allowed=f"below {plan.sigmas[0]:g}, the first level",
+            remedy="choose a smaller one",
+        )
+    return cells
+
+
+def check_seeds(context: Context, dataset: str, seeds: Sequence[int]) -> None:
+    """Raise ``UserError`` if a seed is, or could be, one that a record was sampled with."""
+    low = [seed for seed in seeds if seed < HELD_OUT_FROM]
+    if low:
+        raise UserError(
+            "--held-out-seeds",
+            f"{low[0]} is a seed that records may use: not held out",
+            allowed=f"from {HELD_OUT_FROM:,} on, which `cmbench run` refuses",
+            remedy=f"leave the option out, or give for example {HELD_OUT_FROM}",
+        )
+    used = {
+        record.sampling.seed: path
+        for path, record in read_records(context.workspace.records(dataset))
+        if isinstance(record, Record)
+    }
+    both = sorted(used.keys() & set(seeds))
+    if both:
+        raise UserError(
+            "--held-out-seeds",
+            f"{both[0]} is the seed of record {used[both[0]]}",
+            allowed="seeds of no record",
+            remedy="choose others",
+        )
+
+
+def objective_metric(context: Context, spec: DatasetSpec, asked: str | None) -> str:
+    """Return the metric to tune by: the one asked for, or the protocol's first of samples.
+
+    The error of the flow map is none: steps after the first add fresh noise, so their images are
+    not on the trajectory of the first noise.
+    """
+    able = [
+        name
+        for name in spec.metrics
+        if (known := context.plugins.metrics.specs.get(name)) is None or known.needs != "flow map"
+    ]
+    if asked is not None and asked not in able:
+        raise UserError(
+            "--metric",
+            f"{asked!r} cannot be tuned by on {spec.name!r}",
+            allowed=", ".join(able) or "none",
+            remedy="flow-map errors say nothing of sampling with fresh noise"
+            if asked in spec.metrics
+            else "name a metric of the dataset's protocol",
+        )
+    if not able:
+        raise UserError(
+            WHO,
+            f"dataset {spec.name!r} measures no metric of samples",
+            remedy="choose another dataset",
+        )
+    return asked or able[0]
+
+
+def describe_search(settings: TuneSettings) -> str:
+    """Return the algorithm with everything that decides its result."""
+    return (
+        f"golden section over ln sigma, {settings.evaluations} evaluations a level and round, "
+        f"at most {settings.rounds} rounds, down to sigma {settings.floor_sigma:g}"
+    )

@@ -1,0 +1,214 @@
+"""What ``--dry-run`` says of costs, against steps that are really made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from command_outcome import Outcome
+from torch.utils.flop_counter import FlopCounterMode
+
+from cmbench.errors import BrokenRunError, MissingError
+from cmbench.sweep import estimate as module
+from cmbench.sweep.context import Context
+from cmbench.sweep.estimate import _Saved, count, estimate, random_teacher
+from cmbench.sweep.feed import DatasetFeed
+from cmbench.sweep.planning import RunPlan, plan_run
+from cmbench.sweep.runs import build_modules
+from cmbench.training.loop import Meter, Settings, prepare, train_step
+from cmbench.training.state import TrainingState
+
+SMALL = ("network.channels=8", "batch_size=4")
+
+
+def planned(context: Context, method: str, *more: str) -> RunPlan:
+    return plan_run(context, method, "digits", "smoke", 0, (*SMALL, *more))
+
+
+def training(context: Context, plan: RunPlan) -> tuple[TrainingState, Callable[[], None]]:
+    method, modules = build_modules(context, plan, random_teacher(context, plan, build_modules))
+    state = TrainingState(method, modules)
+    settings = Settings(seed=0, batch_size=plan.config.batch_size, precision=plan.config.precision)
+    nets, meter = prepare(state, settings), Meter(state, settings)
+    state.enter(0)
+    feed = DatasetFeed(context.dataset("digits").to(context.device), plan.config)
+    return state, lambda: train_step(state, nets, feed, settings, meter)
+
+
+@pytest.mark.parametrize("method", ["edm", "sct", "cd"])
+def test_flops_are_those_of_a_real_step(context: Context, method: str) -> None:
+    plan = planned(context, method)
+    images, flops, _, _ = count(context, plan)
+    _, step = training(context, plan)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    assert images == 2560
+    assert flops * 4 == counter.get_total_flops() > 0
+
+
+def test_memory_is_what_a_real_step_keeps(context: Context) -> None:
+    plan = planned(context, "edm")
+    _, _, fixed, activations = count(context, plan)
+    state, step = training(context, plan)
+    step()  # the optimizer has its moments
+    numbers = sum(p.numel() for p in state.modules["model"].parameters())
+    assert fixed == 4 * numbers * (1 + 1 + 2 + 1)  # weights, gradients, moments, one average
+    saved = _Saved(state.modules)
+    with torch.autograd.graph.saved_tensors_hooks(saved, lambda kept: kept):
+        step()
+    assert activations == pytest.approx(saved.bytes, rel=0.05)
+
+
+def test_half_precision_and_shards_need_less(context: Context) -> None:
+    whole = count(context, planned(context, "edm", "batch_size=64"))[3]
+    half = count(context, planned(context, "edm", "batch_size=64", "precision=bf16"))[3]
+    assert half < 0.8 * whole
+    shards = count(context, planned(context, "edm", "batch_size=64", "microbatch_size=16"))[3]
+    assert shards == pytest.approx(whole / 4, rel=0.05)
+
+
+def test_every_built_in_method_is_counted(context: Context) -> None:
+    for method, spec in context.plugins.methods.specs.items():
+        if "digits" not in (spec.recipes.read_text() if spec.recipes else ""):
+            continue
+        cost = estimate(context, plan_run(context, method, "digits", "smoke", 0, SMALL))
+        assert cost.flops_per_image, (method, cost.note)
+        assert cost.device_hours, (method, cost.note)
+        assert cost.note.startswith("3 steps of 4 images on cpu, 1 thread(s), ")
+
+
+def test_hours_are_seconds_an_image_times_images(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "seconds_per_image", lambda *_: 36.0)
+    cost = estimate(context, planned(context, "pd"))
+    assert cost.device_hours == pytest.approx(cost.images / 100)
+    assert cost.images > 1000
+
+
+@pytest.mark.parametrize("explained", [True, False])
+def test_a_calibration_that_does_not_fit_takes_fewer_images(
+    context: Context, monkeypatch: pytest.MonkeyPatch, explained: bool
+) -> None:
+    def seconds(context: Context, plan: RunPlan, batch: int) -> float:
+        if batch > 32:
+            error = torch.OutOfMemoryError("tried 2 GiB")
+            if explained:
+                raise BrokenRunError("training", "out of memory") from error
+            raise error
+        return 36.0
+
+    monkeypatch.setattr(module, "seconds_per_image", seconds)
+    cost = estimate(context, planned(context, "edm", "batch_size=128"))
+    assert cost.device_hours == pytest.approx(cost.images / 100)
+    assert cost.note.startswith("3 steps of 32 images on cpu")
+
+
+def test_what_is_too_large_to_measure_has_hours_at_a_stated_rate(context: Context) -> None:
+    cost = estimate(context, plan_run(context, "edm", "cifar10", "paper", 0))
+    assert cost.device_hours is None
+    assert cost.flops_per_image is not None
+    hours = cost.flops_per_image * cost.images / 1e14 / 3600
+    assert f"on cpu; {hours:,.0f} h at 1e+14 FLOP/s" in cost.note
+
+
+def test_all_phases_count(toys: Context) -> None:
+    assert estimate(toys, plan_run(toys, "toy", "toys", "staged", 0)).images == 640
+
+
+def test_a_method_that_breaks_is_still_planned(toys: Context) -> None:
+    cost = estimate(toys, plan_run(toys, "toy", "toys", "demo", 0, ("trouble=raise",)))
+    assert cost.note == "not counted: RuntimeError: the toy broke while training"
+    assert cost.device_hours is None
+
+
+def test_published_size_without_data_or_gpu(
+    cmbench: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    done = cmbench(
+        "run",
+        "-m",
+        "sct",
+        "-d",
+        "imagenet64",
+        "--nfe",
+        "1",
+        "--dry-run",
+        "--device",
+        "cpu",
+        "-o",
+        "network.blocks=1",
+        "-w",
+        str(tmp_path / "w"),
+    )
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    start = lines.index("cost of each seed (estimates)")
+    teacher, student = lines[start + 2 : start + 4]
+    assert student.startswith("sct-paper-s0-")
+    assert " 819,200,000 " in student
+    assert "e+11 FLOPs an image are too many for a short calibration" in student
+    assert "GiB" in teacher
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.cuda
+def test_peak_memory_on_cuda(context: Context) -> None:
+    plan = plan_run(context, "edm", "digits", "smoke", 0, ("batch_size=1024",))
+    context.device = torch.device("cuda")
+    _, _, fixed, activations = count(context, plan)
+    _, step = training(context, plan)
+    step()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    ratio = torch.cuda.max_memory_allocated() / (fixed + activations)
+    assert 0.5 < ratio < 2.0
+
+
+def test_a_learned_distance_is_counted_without_its_weights(context: Context) -> None:
+    colour = ("network.channels=8", "batch_size=2")
+    learned = plan_run(context, "cd", "cifar10", "paper", 0, colour)
+    assert learned.config.model_dump()["metric"] == "lpips"
+    plain = plan_run(context, "cd", "cifar10", "paper", 0, (*colour, "metric=l2"))
+    assert count(context, learned)[1] > 10 * count(context, plain)[1]
+
+
+def test_what_fits_no_gpu_is_told_the_way(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(context, "edm", "batch_size=64")
+    monkeypatch.setattr(module, "seconds_per_image", lambda *_: 1.0)
+    assert "microbatch_size" not in estimate(context, plan).note
+    monkeypatch.setattr(module, "_GPU_BYTES", 0.3 * estimate(context, plan).peak_bytes)
+    shard = int(re.search(r"-o microbatch_size=(\d+) would fit", estimate(context, plan).note)[1])
+    assert 64 % shard == 0
+    small = planned(context, "edm", "batch_size=64", f"microbatch_size={shard}")
+    assert estimate(context, small).peak_bytes <= module._GPU_BYTES * 1.01
+    monkeypatch.setattr(module, "_GPU_BYTES", 1)
+    assert "one image does not fit" in estimate(context, plan).note
+
+
+def test_what_splitting_saves_is_said_where_weights_are_large(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(context, "edm")
+    monkeypatch.setattr(module, "seconds_per_image", lambda *_: 1.0)
+    assert "--split" not in estimate(context, plan).note
+    fixed = count(context, plan)[2]
+    monkeypatch.setattr(module, "_GPU_BYTES", 3.9 * fixed)
+    said = f"split over 8 GPUs (--split): {fixed / 8 / 2**30:.1f} GiB each"
+    assert said in estimate(context, plan).note
+
+
+def test_bad_input_is_said_without_its_class(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise MissingError("weights", "are not there", remedy="get them")
+
+    monkeypatch.setattr(module, "count", missing)
+    cost = estimate(context, planned(context, "edm"))
+    assert cost.note == "not counted: weights: are not there; get them"

@@ -1,0 +1,90 @@
+"""Long work on the CPU is said once where the CPU was only what was left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmbench.cli.run import make_context
+from cmbench.sweep import sweep
+from cmbench.sweep.context import Context
+from cmbench.sweep.executors import Local
+from cmbench.sweep.missing_gpu import missing_gpu
+from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
+
+
+def said(context: Context, *asked: SweepRequest) -> list[str]:
+    plans = [plan_sweep(context, request) for request in asked]
+    lines = [missing_gpu(context, plan.runs, plan.cells, plan.done) for plan in plans]
+    return [line for line in lines if line]
+
+
+@pytest.fixture
+def found(context: Context) -> Context:
+    """The CPU, as what ``--device auto`` found."""
+    return replace(context, device_found=True)
+
+
+def test_what_the_readme_runs_on_a_cpu_is_silent(found: Context) -> None:
+    methods = tuple(found.plugins.methods.specs)
+    assert said(found, *(SweepRequest(methods, name) for name in ("digits", "gmm"))) == []
+
+
+@pytest.mark.parametrize("recipe", ["paper", "demo"])
+def test_a_recipe_made_for_a_gpu_is_one_line(found: Context, recipe: str) -> None:
+    dataset = "cifar10" if recipe == "paper" else "cifar10-jpeg"
+    (line,) = said(found, SweepRequest(("edm",), dataset, recipe))
+    assert line.startswith("no GPU: torch ")
+    assert f"training {dataset}/edm-{recipe}-s0-" in line
+    assert line.endswith("or say --device cpu if the CPU is meant")
+    assert "\n" not in line
+
+
+def test_what_is_missing_is_named(found: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, lacks in ((None, "is built without CUDA"), ("12.8", "finds no NVIDIA GPU")):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        assert lacks in said(found, SweepRequest(("edm",), "cifar10", "paper"))[0]
+
+
+def test_a_device_that_was_named_or_is_a_gpu_is_silent(context: Context, found: Context) -> None:
+    asked = SweepRequest(("edm",), "cifar10", "paper")
+    assert said(context, asked) == []
+    assert said(replace(found, device=torch.device("cuda")), asked) == []
+
+
+def test_finished_training_and_records_do_not_count(toys: Context) -> None:
+    context = replace(toys, device_found=True)
+    long = SweepRequest(("toy",), "toys", nfes=(1,), overrides=("duration_kimg=1e8",))
+    assert len(said(context, long)) == 1
+    plan = plan_sweep(context, long)
+    folder = context.workspace.run(plan.runs[0].run_id)
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text("{}")
+    assert said(context, long) == []
+
+
+def test_a_sweep_warns_before_it_opens_anything(
+    toys: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = replace(toys, device_found=True)
+    asked = SweepRequest(("toy",), "toys", overrides=("duration_kimg=1e8",))
+
+    def stop(*_: object) -> None:
+        raise RuntimeError("opened")
+
+    monkeypatch.setattr(sweep, "require_metrics", stop)
+    with pytest.raises(RuntimeError, match="opened"):
+        execute(context, asked, plan_sweep(context, asked), Local())
+    (line,) = context.reporter.warnings  # type: ignore[attr-defined]
+    assert line.startswith("no GPU: ")
+
+
+@pytest.mark.parametrize(("device", "found"), [("auto", True), ("cpu", False)])
+def test_the_command_line_knows_how_the_device_was_chosen(
+    tmp_path: Path, device: str, found: bool
+) -> None:
+    context = make_context({"workspace": str(tmp_path), "device": device, "quiet": True})
+    assert context.device_found is found

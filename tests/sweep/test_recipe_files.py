@@ -1,0 +1,321 @@
+"""Recipes: merging, extending, overriding, and errors that name the valid keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy import ToyConfig
+
+from cmbench.errors import UserError
+from cmbench.plugin.specs import MethodSpec
+from cmbench.sweep.context import Context
+from cmbench.sweep.planning import plan_run
+from cmbench.sweep.recipes import (
+    default_recipe,
+    merge,
+    parse_overrides,
+    parse_value,
+    read_recipe_file,
+    recipe_names,
+    recipe_table,
+)
+from cmbench.sweep.validation import validate
+from cmbench.training.distributed import World
+
+FILE = """
+[base]
+optimizer = { name = "adam", lr = 1e-3 }
+conditional = false
+
+[ring.demo]
+network = { name = "mlp", width = 16 }
+duration_kimg = 1
+
+[ring.long]
+extends = "demo"
+duration_kimg = 100
+optimizer = { lr = 2e-3 }
+
+[ring.longer]
+extends = "long"
+network = { width = 32 }
+
+[ring.other-network]
+extends = "long"
+network = { name = "linear" }
+
+[line.paper]
+duration_kimg = 3
+
+[line.another]
+duration_kimg = 4
+
+[odd.zeta]
+duration_kimg = 5
+"""
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> MethodSpec:
+    return with_file(tmp_path, FILE)
+
+
+def with_file(folder: Path, text: str) -> MethodSpec:
+    path = folder / "m.toml"
+    path.write_text(text)
+    return MethodSpec("m", "package:M", "M", recipes=path)
+
+
+# ---- merging ------------------------------------------------------------------------------------
+
+
+def test_base_recipe_and_parents_merge_key_by_key(spec: MethodSpec) -> None:
+    assert recipe_table(spec, "ring", "longer") == {
+        "optimizer": {"name": "adam", "lr": 2e-3},
+        "conditional": False,
+        "network": {"name": "mlp", "width": 32},
+        "duration_kimg": 100,
+    }
+
+
+def test_another_name_replaces_the_whole_table(spec: MethodSpec) -> None:
+    assert recipe_table(spec, "ring", "other-network")["network"] == {"name": "linear"}
+    assert merge({"a": {"name": "x", "k": 1}}, {"a": {"name": "x", "j": 2}}) == {
+        "a": {"name": "x", "k": 1, "j": 2}
+    }
+
+
+TABLES = st.recursive(
+    st.integers() | st.text(max_size=3),
+    lambda inner: st.dictionaries(st.sampled_from("abcd"), inner, max_size=3),
+    max_leaves=8,
+)
+TABLE = st.dictionaries(st.sampled_from("abcd"), TABLES, max_size=4)
+
+
+@given(TABLE, TABLE, TABLE)
+def test_merging_is_an_override(a: dict[str, Any], b: dict[str, Any], c: dict[str, Any]) -> None:
+    before = repr(a), repr(b)
+    merged = merge(a, b)
+    assert merge(a, {}) == a == merge({}, a) == merge(a, a)
+    assert merged.keys() == a.keys() | b.keys()
+    assert merge(merged, b) == merged, "overriding twice is overriding once"
+    assert (repr(a), repr(b)) == before
+    for key, value in b.items():
+        if not isinstance(value, dict) or not isinstance(a.get(key), dict):
+            assert merged[key] == value
+
+
+# ---- finding ------------------------------------------------------------------------------------
+
+
+def test_the_default_is_demo_then_paper_then_the_first(spec: MethodSpec) -> None:
+    assert [default_recipe(spec, d) for d in ("ring", "line", "odd")] == ["demo", "paper", "zeta"]
+    assert ("ring", "long") in recipe_names(spec)
+    assert recipe_names(spec, "line") == [("line", "paper"), ("line", "another")]
+
+
+def test_unknown_names_say_what_there_is(spec: MethodSpec) -> None:
+    with pytest.raises(UserError) as raised:
+        recipe_table(spec, "ring", "lnog")
+    assert str(raised.value) == (
+        "method 'm' on 'ring': unknown recipe 'lnog'; allowed: demo, long, longer, other-network; "
+        "did you mean 'long'?"
+    )
+    with pytest.raises(UserError, match=r"no recipe for dataset 'sea'; allowed: line, odd, ring"):
+        recipe_table(spec, "sea", "demo")
+    with pytest.raises(UserError, match=r"no recipe for dataset 'sea'; .*--recipe FILE:NAME"):
+        default_recipe(spec, "sea")
+
+
+def test_a_file_of_yours_builds_on_the_methods_own(spec: MethodSpec, tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text('[ring.mine]\nextends = "demo"\nduration_kimg = 9\n[sea.mine]\nx = 1\n')
+    assert recipe_table(spec, "ring", f"{own}:mine")["duration_kimg"] == 9
+    assert recipe_table(spec, "sea", f"{own}:mine")["optimizer"]["name"] == "adam"
+    bare = MethodSpec("m", "package:M", "M")
+    assert recipe_table(bare, "sea", f"{own}:mine") == {"x": 1}
+    with pytest.raises(UserError, match="has no recipe file; give your own with --recipe"):
+        recipe_table(bare, "sea", "mine")
+    assert recipe_names(bare) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("digits = 3", "'digits' is 3; allowed: [base] and [DATASET.RECIPE]"),
+        ("[digits]\ndemo = 5", "digits.demo is 5; allowed: a table [digits.NAME]"),
+        ("[digits.'../up']\nx = 1", "recipe name '../up'; allowed: up to 40 letters, digits"),
+        ("[digits.'']\nx = 1", "recipe name ''"),
+        ("[digits.demo]\nextends = 3", "digits.demo: extends is 3; allowed: the name of another"),
+        ("[digits", "is not valid TOML: "),
+        ("x = [" * 5000, "is not valid TOML: "),
+    ],
+)
+def test_a_malformed_file_is_one_line(tmp_path: Path, text: str, found: str) -> None:
+    spec = with_file(tmp_path, text)
+    for read in (lambda: recipe_table(spec, "digits", "demo"), lambda: recipe_names(spec)):
+        with pytest.raises(UserError) as raised:
+            read()
+        assert str(raised.value).startswith(f"recipe file {spec.recipes}: {found}")
+        assert "\n" not in str(raised.value)
+
+
+def test_unreadable_files_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"bytes\.toml: is not valid TOML"):
+        read_recipe_file(tmp_path / "bytes.toml")
+    with pytest.raises(UserError, match=r"missing\.toml: cannot be read \(No such file"):
+        read_recipe_file(tmp_path / "missing.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('[r.a]\nextends = "a"', "recipe r.a: extends itself through 'a'"),
+        ('[r.a]\nextends = "b"\n[r.b]\nextends = "a"', "recipe r.b: extends itself through 'a'"),
+        ('[r.a]\nextends = "gone"', "method 'm' on 'r': unknown recipe 'gone'"),
+    ],
+)
+def test_extending_in_circles_or_nothing_is_one_line(tmp_path: Path, text: str, found: str) -> None:
+    with pytest.raises(UserError) as raised:
+        recipe_table(with_file(tmp_path, text), "r", "a")
+    assert str(raised.value).startswith(found)
+
+
+# ---- overrides ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1),
+        ("1e-4", 1e-4),
+        ("true", True),
+        ('"1"', "1"),
+        ("heun", "heun"),
+        ("", ""),
+        ("[1, 2.5]", [1, 2.5]),
+        ("{a = 1}", {"a": 1}),
+        ("none", None),
+        ("a=b", "a=b"),
+        ("1\nother = 2", "1\nother = 2"),
+        ("[" * 5000, "[" * 5000),
+    ],
+)
+def test_values_are_toml_or_plain_strings(text: str, value: object) -> None:
+    assert parse_value(text) == value
+
+
+def test_overrides_nest_and_the_last_wins() -> None:
+    pairs = ["a.b=1", "a.c=x=y", "a.b=2", " d = true "]
+    assert parse_overrides(pairs) == {"a": {"b": 2, "c": "x=y"}, "d": True}
+
+
+@pytest.mark.parametrize("pair", ["lr", "=1", "a..b=1", ".a=1", "a.=1", "", "="])
+def test_what_is_no_override_is_one_line(pair: str) -> None:
+    with pytest.raises(UserError) as raised:
+        parse_overrides([pair])
+    assert str(raised.value) == (
+        f"-o: {pair!r} is not key=value; allowed: for example -o optimizer.lr=1e-4"
+    )
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_an_override_or_one_line(text: str) -> None:
+    try:
+        table = parse_overrides([text])
+    except UserError as error:
+        table = {"line": str(error)}
+    assert table
+    assert "\n" not in table.get("line", "")
+
+
+# ---- validation ---------------------------------------------------------------------------------
+
+GOOD = {"network": {"name": "mlp"}, "duration_kimg": 1}
+
+
+def refused(**changes: Any) -> str:
+    with pytest.raises(UserError) as raised:
+        validate(ToyConfig, merge(GOOD, changes), "recipe m/d.r")
+    text = str(raised.value)
+    assert text.startswith("recipe m/d.r: ")
+    assert "\n" not in text
+    return text
+
+
+def test_a_good_table_is_validated() -> None:
+    assert validate(ToyConfig, GOOD, "who").duration_kimg == 1
+
+
+def test_an_unknown_key_names_the_valid_ones_where_it_stood() -> None:
+    text = refused(learning_rate=1)
+    assert "recipe m/d.r: learning_rate: unknown key; allowed: keys " in text
+    assert "allowed: keys augment, batch_size, checkpoint_kimg" in text
+    assert text.endswith("mend the recipe or the -o override of 'learning_rate'")
+    text = refused(optimizer={"weight_dcay": 1e-3})
+    assert "optimizer.weight_dcay: unknown key" in text
+    assert text.endswith("did you mean 'weight_decay'?")
+    assert "allowed: keys betas, decay, decay_ref_steps, eps, grad_clip, lr, name, " in text
+    text = refused(ema=[{"half": 3}])
+    assert "allowed: keys decay, halflife_kimg, rampup_ratio, sigma_rel" in text
+
+
+def test_all_problems_are_named_at_once() -> None:
+    text = refused(batch_size=0, duration_kimg="long", optimizer={"lr": -1})
+    assert all(part in text for part in ("batch_size: ", "duration_kimg: ", "optimizer.lr: "))
+    assert "got 'long'" in text
+
+
+@pytest.mark.parametrize("key", ["duration_kimg", "sigma_data", "checkpoint_kimg", "augment"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_are_finite(key: str, value: float) -> None:
+    assert f"{key}: Input should be a finite number" in refused(**{key: value})
+
+
+def test_missing_keys_are_named() -> None:
+    with pytest.raises(UserError, match="network: Field required; duration_kimg: Field required"):
+        validate(ToyConfig, {}, "who")
+
+
+@pytest.mark.parametrize("value", [3, "x", None, []])
+def test_a_value_in_a_tables_place_is_refused(value: object) -> None:
+    assert "optimizer: Input should be a valid dictionary" in refused(optimizer=value)
+
+
+def test_every_field_says_what_it_is() -> None:
+    from cmbench.plugin.config import EMAConfig, MethodConfig, OptimizerConfig
+
+    for model in (MethodConfig, OptimizerConfig, EMAConfig):
+        for name, field in model.model_fields.items():
+            assert field.description or name == "name", f"{model.__name__}.{name}"
+
+
+def test_every_shipped_training_writes_checkpoints_on_its_way(context: Context) -> None:
+    for name, spec in context.plugins.methods.specs.items():
+        for dataset, recipe in recipe_names(spec):
+            table = recipe_table(spec, dataset, recipe)
+            between = table.get("checkpoint_kimg")
+            assert between is None or between < table["duration_kimg"], (name, dataset, recipe)
+
+
+def test_published_recipes_train_the_same_run_on_one_to_eight_gpus(context: Context) -> None:
+    """Shards that all these numbers of processes share evenly; whole batches are for one only."""
+    seen = 0
+    for name in context.plugins.methods.specs:
+        for dataset in ("cifar10", "imagenet64"):
+            plan = plan_run(context, name, dataset, "paper", 0)
+            while plan is not None:
+                batch, shard = plan.config.batch_size, plan.config.microbatch_size
+                if batch > 128:
+                    assert shard is not None, plan.run_id
+                    cuts = [next(World(0, size).shards(batch, shard))[1] for size in (1, 2, 4, 8)]
+                    assert cuts == [shard] * 4, plan.run_id
+                    seen += 1
+                plan = plan.teacher
+    assert seen > 20

@@ -1,0 +1,321 @@
+"""Runs on disk: reused, resumed, guarded against each other, and mended as the messages say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cmbench.errors import BusyError, InterruptedRunError, MissingError, PluginError, UserError
+from cmbench.sweep import runs, threads
+from cmbench.sweep.context import Context, choose_device
+from cmbench.sweep.planning import RunPlan, plan_run
+from cmbench.sweep.run_log import read_log
+from cmbench.sweep.runs import TrainedRun, obtain_run, read_result
+from cmbench.training.checkpoint import load_checkpoint
+
+
+def planned(context: Context, *overrides: str, recipe: str = "demo") -> RunPlan:
+    return plan_run(context, "toy", "toys", recipe, 0, overrides)
+
+
+def weights(trained: TrainedRun) -> bytes:
+    return (trained.folder / "weights-final.safetensors").read_bytes()
+
+
+def interrupt(context: Context, plan: RunPlan, steps: int) -> Path:
+    asked = iter([None] * (steps - 1))
+    context.should_stop = lambda: next(asked, "stopped")
+    with pytest.raises(InterruptedRunError):
+        obtain_run(context, plan)
+    context.should_stop = lambda: None
+    return context.workspace.run(plan.run_id)
+
+
+@pytest.fixture
+def reference(toys: Context, tmp_path: Path) -> bytes:
+    """The weights of an uninterrupted run of the same plan, made elsewhere."""
+    elsewhere = Context(
+        toys.plugins, type(toys.workspace)(tmp_path / "elsewhere"), threads=1, device=toys.device
+    )
+    return weights(obtain_run(elsewhere, planned(toys)))
+
+
+def test_a_finished_run_is_reused(toys: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = obtain_run(toys, planned(toys))
+    monkeypatch.setattr(runs, "fit", None)
+    assert obtain_run(toys, planned(toys)).result == first.result
+    assert json.loads((first.folder / "run.json").read_text())["config"] == first.plan.table
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 9])
+def test_resuming_equals_never_stopping(toys: Context, reference: bytes, steps: int) -> None:
+    interrupt(toys, planned(toys), steps)
+    trained = obtain_run(toys, planned(toys))
+    assert weights(trained) == reference
+    log = [row["nimg"] for row in read_log(trained.folder)]
+    assert log == sorted(set(log)), "no line twice"
+
+
+def test_a_corrupt_newest_checkpoint_is_passed_over(
+    toys: Context, listener: Any, reference: bytes
+) -> None:
+    folder = interrupt(toys, planned(toys), 8)
+    newest = max((folder / "checkpoints").glob("*.safetensors"))
+    newest.write_bytes(b"torn")
+    assert weights(obtain_run(toys, planned(toys))) == reference
+    (line,) = listener.warnings
+    assert line.startswith(f"checkpoint {newest}: is corrupt: ")
+    assert line.endswith("; going back to the checkpoint before it")
+
+
+def test_corrupt_checkpoints_are_one_error_whose_remedy_works(
+    toys: Context, reference: bytes
+) -> None:
+    folder = interrupt(toys, planned(toys), 8)
+    for path in (folder / "checkpoints").glob("*.safetensors"):
+        path.write_bytes(b"torn")
+    with pytest.raises(UserError) as raised:
+        obtain_run(toys, planned(toys))
+    assert str(raised.value).endswith(f"delete {folder / 'checkpoints'} to train from the start")
+    shutil.rmtree(folder / "checkpoints")
+    assert weights(obtain_run(toys, planned(toys))) == reference
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"exports": 3}', "[" * 100_000])
+def test_a_corrupt_result_is_one_error_whose_remedy_works(
+    toys: Context, reference: bytes, text: str
+) -> None:
+    trained = obtain_run(toys, planned(toys))
+    path = trained.folder / "result.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as raised:
+        obtain_run(toys, planned(toys))
+    assert str(raised.value).startswith(f"run file {path}: cannot be read (")
+    assert str(raised.value).endswith("delete it to finish the run again from its last checkpoint")
+    path.unlink()
+    again = obtain_run(toys, planned(toys))
+    assert (weights(again), again.result) == (reference, trained.result)
+
+
+def test_weights_that_are_missing_come_back_from_the_checkpoint(
+    toys: Context, reference: bytes
+) -> None:
+    trained = obtain_run(toys, planned(toys))
+    (trained.folder / "weights-final.safetensors").unlink()
+    assert read_result(trained.plan, trained.folder) is None
+    assert weights(obtain_run(toys, planned(toys))) == reference
+
+
+def test_corrupt_weights_are_one_error_whose_remedy_works(toys: Context, reference: bytes) -> None:
+    trained = obtain_run(toys, planned(toys))
+    (trained.folder / "weights-final.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="is corrupt") as raised:
+        trained.weights()
+    assert str(raised.value).endswith(
+        f"restore the file, or delete {trained.folder} to train the run again"
+    )
+    shutil.rmtree(trained.folder)
+    assert weights(obtain_run(toys, planned(toys))) == reference
+
+
+def test_a_checkpoint_of_another_network_is_one_line(toys: Context) -> None:
+    folder = interrupt(toys, planned(toys), 8)
+    other = interrupt(toys, planned(toys, "network.width=24"), 8)
+    shutil.rmtree(folder / "checkpoints")
+    shutil.copytree(other / "checkpoints", folder / "checkpoints")
+    with pytest.raises(UserError) as raised:
+        obtain_run(toys, planned(toys))
+    text = str(raised.value)
+    assert "holds another network as 'model': " in text
+    assert "the first is " in text
+    assert text.endswith(f"delete {folder} to train the run from the start")
+    assert "\n" not in text
+
+
+def test_weights_of_another_network_are_one_line(toys: Context) -> None:
+    trained = obtain_run(toys, planned(toys))
+    other = obtain_run(toys, planned(toys, "network.width=24"))
+    _, modules = runs.build_modules(toys, other.plan, None)
+    with pytest.raises(UserError, match=r"holds another network: .* expected; allowed: "):
+        runs.load_weights(trained.weights(), modules, "raw")
+    with pytest.raises(UserError, match="0 tensors under"):
+        runs.load_weights(other.weights(), modules, "no-such-average")
+
+
+def test_an_unknown_variant_is_one_line(toys: Context) -> None:
+    trained = obtain_run(toys, planned(toys, recipe="staged"))
+    assert trained.weights("part-0").meta["seen_nimg"] == 320
+    with pytest.raises(UserError, match="has no variant 'part-9'; allowed: final, part-0"):
+        trained.weights("part-9")
+
+
+def test_the_log_survives_a_torn_line(toys: Context) -> None:
+    folder = interrupt(toys, planned(toys), 8)
+    with (folder / "log.jsonl").open("ab") as file:
+        file.write(b'{"nimg": 1, "loss": \xff\n[3]\n{"nimg": 99999}\n{"nimg"')
+    trained = obtain_run(toys, planned(toys))
+    assert [row["nimg"] for row in read_log(trained.folder)][-1] == 320
+    for line in (trained.folder / "log.jsonl").read_text().splitlines():
+        assert json.loads(line)["nimg"] <= 320
+
+
+def test_a_log_that_cannot_be_written_is_one_line(
+    toys: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Path.open
+
+    def full(self: Path, mode: str = "r", **options: Any) -> Any:
+        if mode == "a":
+            raise OSError(28, "No space left on device")
+        return whole(self, mode, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(UserError, match=r"log.jsonl: No space left on device; free space, then"):
+        obtain_run(toys, planned(toys))
+
+
+def test_threads_of_the_first_attempt_are_kept(toys: Context) -> None:
+    folder = interrupt(toys, planned(toys), 8)
+    toys.threads = 3
+    trained = obtain_run(toys, planned(toys))
+    assert trained.result["threads"] == 1
+    assert torch.get_num_threads() == 1
+    newest = max((folder / "checkpoints").glob("*.safetensors"))
+    assert load_checkpoint(newest).meta["threads"] == 1
+
+
+def test_more_threads_than_there_are_cores_are_not_kept(
+    toys: Context, listener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(toys, planned(toys), 4)
+    manifest = max(toys.workspace.root.glob("runs/toys/*/checkpoints/*.json"))
+    manifest.write_text(manifest.read_text().replace('"threads": 1', '"threads": 64'))
+    monkeypatch.setattr(threads, "available_cores", lambda: 8)
+    assert obtain_run(toys, planned(toys)).result["threads"] == 1
+    (said,) = [w for w in listener.warnings if "threads" in w]
+    assert said.endswith(
+        "had 64 threads, more than there are cores here, and goes on with 1: "
+        "the same result to rounding, not bit for bit"
+    )
+
+
+def test_a_checkpoint_interval_below_one_image_is_every_step(toys: Context) -> None:
+    folder = interrupt(toys, planned(toys, "checkpoint_kimg=1e-9"), 2)
+    assert len(list((folder / "checkpoints").glob("*.json"))) == 2
+
+
+# ---- teachers -----------------------------------------------------------------------------------
+
+
+def test_a_teacher_that_is_none_is_one_line(toys: Context) -> None:
+    with pytest.raises(UserError, match="teacher: method 'toy' does not train a diffusion model"):
+        planned(toys, "teacher=toy:demo")
+    with pytest.raises(UserError, match="teacher: unknown method 'tyo'"):
+        planned(toys, "teacher=tyo")
+    with pytest.raises(UserError, match="dataset 'toys' has no closed form; allowed: analytic"):
+        obtain_run(toys, planned(toys, "teacher=analytic"))
+    with pytest.raises(MissingError, match=r"has no readable run\.json"):
+        obtain_run(toys, planned(toys, "teacher=run:/nowhere"))
+
+
+# ---- two processes ------------------------------------------------------------------------------
+
+HOLD = """
+import sys
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_on_the_same_run_is_told_so(toys: Context, reference: bytes) -> None:
+    folder = toys.workspace.run(planned(toys).run_id)
+    folder.mkdir(parents=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder / ".lock")],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(BusyError) as raised:
+            obtain_run(toys, planned(toys))
+        holder.kill()
+    assert raised.value.exit_code == 5
+    assert str(raised.value) == (
+        f"run {planned(toys).run_id}: another process is training it (lock {folder / '.lock'}); "
+        "wait for it, or choose another --workspace"
+    )
+    assert weights(obtain_run(toys, planned(toys))) == reference, "a dead process holds no lock"
+
+
+# ---- planning -----------------------------------------------------------------------------------
+
+
+def test_method_classes_are_checked(toys: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    import toy
+
+    monkeypatch.setattr(toy, "Toy", dict)
+    with pytest.raises(PluginError, match="factory 'toy:Toy' is not a Method class; allowed: "):
+        planned(toys)
+    monkeypatch.undo()
+    monkeypatch.setattr(toy.Toy, "Config", {})
+    with pytest.raises(PluginError, match=r"its Config is \{\}; allowed: a subclass"):
+        planned(toys)
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("network.name=5", "recipe, network: has no name; allowed: adm, ddpmpp, "),
+        ("network.name=mpl", "unknown network 'mpl'; allowed: adm, .*; did you mean 'mlp'?"),
+        ("network.widht=3", "network 'mlp': widht: unknown key; .*; did you mean 'width'?"),
+        ("network.width=wide", "network 'mlp': width: Input should be a valid integer"),
+    ],
+)
+def test_network_options_are_validated_by_the_network(
+    toys: Context, override: str, found: str
+) -> None:
+    with pytest.raises(UserError, match=found):
+        planned(toys, override)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("gpu", "--device: 'gpu'; allowed: auto, cpu, cuda"),
+        ("cuda:x", "--device: 'cuda:x'; allowed"),
+        ("cuda:", "--device: 'cuda:'; allowed"),
+        ("", "--device: ''; allowed"),
+        ("cuda:99", r"--device: 'cuda:99': torch sees .* here; allowed: auto, cpu"),
+    ],
+)
+def test_devices_that_are_not_there(asked: str, found: str) -> None:
+    with pytest.raises(UserError, match=found):
+        choose_device(asked)
+
+
+def test_devices_that_are_there() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_shards_that_do_not_divide_the_batch_are_refused_before_a_teacher_is_trained(
+    context: Context,
+) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"batch_size: 128 images do not split evenly over 1 proc"
+        r".* in shards of 7; .*; set microbatch_size=4, or another",
+    ):
+        plan_run(context, "ect", "digits", "smoke", 0, ("microbatch_size=7",))
