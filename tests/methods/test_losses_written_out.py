@@ -259,6 +259,35 @@ def test_scm_loss_and_the_way_it_pulls(method: Any, tangent: str, c: float, norm
     torch.testing.assert_close(found, -math.exp(0.4) * g, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("method", [SCT, SCD])
+def test_scm_logs_the_tangents_size_by_thirds_of_time(method: Any) -> None:
+    """The tangent's root mean square before it is bounded, over all images and by thirds of t."""
+    made, raw, t, g, batch, drawn = scm_case(method, tangent="normalize", tangent_c=0.1)
+    nets: Any = {"model": raw, "weight": torch.zeros_like}
+    progress = Progress(1, 1, 1, 1)
+    made.loss(nets, batch, drawn, progress)
+    size = g.square().flatten(1).mean(1).sqrt()
+    near(progress.scalars["tangent_norm"], size.mean().float(), 1e-4)
+    edges = (0.0, math.pi / 6, math.pi / 3, math.pi / 2)
+    found = [progress.scalars[f"tangent_norm_{n}_t"] for n in ("small", "middle", "large")]
+    for low, high, logged in zip(edges, edges[1:], found, strict=False):
+        here = (t >= low) & (t < high)
+        assert 8 < int(here.sum()) < COUNT / 2 + 8
+        near(logged, size[here].mean().float(), 1e-4)
+    assert len({round(float(value), 2) for value in found}) == 3
+
+
+def test_thirds_of_time_have_their_borders_and_an_empty_one_is_zero() -> None:
+    made, progress, step = make(SCT), Progress(1, 1, 1, 1), 1e-6
+    t = torch.tensor([math.pi / 6 - step, math.pi / 6 + step, math.pi / 2], dtype=torch.float64)
+    g = wide(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)).expand(-1, 2, 1, 1)
+    made.log_tangent(progress, g, t)
+    names = [f"tangent_norm_{n}_t" for n in ("small", "middle", "large")]
+    assert [float(progress.scalars[name]) for name in names] == [1.0, 2.0, 4.0]
+    made.log_tangent(progress, g[:1], t[2:])
+    assert [float(progress.scalars[name]) for name in names] == [0.0, 0.0, 1.0]
+
+
 @pytest.mark.parametrize("form", ["training", "distillation"])
 def test_cct_pulls_along_its_derivative(form: str) -> None:
     """The gradient with respect to f is df/dsigma along the trajectory (Theorems 5 and 6)."""

@@ -168,6 +168,48 @@ def test_accumulated_shards_are_the_mean_of_the_batch() -> None:
     assert weight(whole) == pytest.approx(weight(cut), rel=1e-5)
 
 
+def stepped(*, grad_clip: float | None = None, lr: float = 0.1) -> tuple[float, dict[str, float]]:
+    """The weight and the log after one step of plain SGD, in shards of two of eight images.
+
+    Adam hides a factor of the gradient; SGD moves by ``lr`` times the gradient itself.
+    """
+    rows: list[Mapping[str, float]] = []
+
+    def loss(nets: Any, batch: Batch, draws: Any, progress: Progress) -> Tensor:
+        target = 100 * batch.images  # the image's position
+        return (nets["model"](torch.ones_like(target), torch.zeros(1)) - target).square().flatten()
+
+    optimizer = OptimizerConfig(lr=lr, grad_clip=grad_clip)
+    state = TrainingState(Given(phase(loss, images=BATCH, optimizer=optimizer)), {"model": Net()})
+    state.enter(0)
+    state.optimizers = [torch.optim.SGD(state.modules["model"].parameters(), lr=lr)]
+    watchers = Watchers(log=lambda state, row: rows.append(row))
+    fit(state, Feed(), Settings(3, BATCH, microbatch_size=2, log_seconds=1e9), watchers)
+    assert len(rows) == 1
+    return weight(state), dict(rows[0])
+
+
+#: Of ``(w - k)^2`` at w = 1, over images 0 to 7: the means of ``(1 - k)^2`` and of ``2 (1 - k)``.
+MEAN_LOSS, MEAN_GRADIENT = 11.5, -5.0
+
+
+def test_loss_and_gradient_are_means_over_the_batch_not_over_a_shard() -> None:
+    moved, row = stepped()
+    assert row["loss"] == pytest.approx(MEAN_LOSS)
+    assert row["grad_norm"] == pytest.approx(-MEAN_GRADIENT)
+    assert moved == pytest.approx(1.0 - 0.1 * MEAN_GRADIENT)
+
+
+def test_the_norm_that_is_clipped_is_the_mean_gradients() -> None:
+    """A bound just above the norm changes nothing, one below it is met; logged is the norm."""
+    above, row = stepped(grad_clip=-1.2 * MEAN_GRADIENT)
+    assert above == pytest.approx(1.0 - 0.1 * MEAN_GRADIENT)
+    assert row["grad_norm"] == pytest.approx(-MEAN_GRADIENT)
+    below, row = stepped(grad_clip=2.0)
+    assert below == pytest.approx(1.0 + 0.1 * 2.0, rel=1e-5)
+    assert row["grad_norm"] == pytest.approx(-MEAN_GRADIENT)
+
+
 def test_every_second_step_and_several_objectives() -> None:
     calls: list[str] = []
 
@@ -322,6 +364,22 @@ def test_a_step_depends_on_its_position_alone() -> None:
     while fit(state, Feed(), Settings(3, BATCH), watchers):
         torch.rand(17)
     assert weight(state) == weight(once)
+
+
+def test_dropout_masks_differ_between_steps_shards_and_objectives() -> None:
+    masks: list[Tensor] = []
+
+    def loss(nets: Any, batch: Batch, draws: Any, progress: Progress) -> Tensor:
+        kept = nets["model"](torch.ones(len(batch.images), 1, 1, 64), torch.zeros(1))
+        masks.append((kept != 0).flatten())
+        return kept.square().flatten(1).mean(1)
+
+    objectives = tuple(Objective(loss, ("model",), OptimizerConfig(lr=1e-4)) for _ in range(2))
+    two_steps = Phase("train", 2 * BATCH, objectives, ())
+    train(two_steps, modules={"model": Net(dropout=0.5)}, microbatch_size=4)
+    assert len(masks) == 2 * 2 * 2
+    assert len({tuple(mask.tolist()) for mask in masks}) == len(masks)
+    assert all(0.3 < mask.float().mean() < 0.7 for mask in masks)
 
 
 def test_another_seed_is_another_run() -> None:
