@@ -20,7 +20,10 @@ from pathlib import Path
 import torch
 from step_cost import Stepper
 
-from cmbench.diffusion import EDMModel, append_dims, edm_weight, lognormal_sigmas
+from cmbench.diffusion.frames import append_dims
+from cmbench.diffusion.grids import lognormal_sigmas
+from cmbench.diffusion.models import EDMModel
+from cmbench.diffusion.weightings import edm_weight
 from cmbench.plugin.manager import load_plugins
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.context import Context

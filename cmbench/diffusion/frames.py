@@ -1,4 +1,4 @@
-"""Time frames and parameterisations: EDM, TrigFlow, rectified flow and VP.
+"""Time frames and parameterisations: EDM, TrigFlow and VP.
 
 Shapes: images ``[N, C, H, W]``, times and noise levels ``[N]``; any float dtype, results keep it.
 ``sd`` is ``sigma_data``, the standard deviation of the data (0.5 in the papers). Unit noise ``eps``
@@ -9,7 +9,6 @@ frame          noisy image                            network target
 =============  =====================================  ===========================================
 EDM            ``x_sigma = x0 + sigma eps``           ``denoised`` (an estimate of ``x0``)
 TrigFlow       ``x_t = cos(t) x0 + sin(t) z``         ``velocity = cos(t) z - sin(t) x0 = sd F``
-rectified flow ``x_s = (1 - s) x0 + s eps``           ``u = eps - x0``
 VP             ``x_vp = alpha x0 + beta eps``         ``eps`` or ``v = alpha eps - beta x0``
 =============  =====================================  ===========================================
 
@@ -100,12 +99,6 @@ def velocity_to_denoised(x_t: Tensor, t: Tensor, velocity: Tensor) -> Tensor:
     return torch.cos(t) * x_t - torch.sin(t) * velocity
 
 
-def velocity_to_epsilon(x_t: Tensor, t: Tensor, velocity: Tensor, sigma_data: float) -> Tensor:
-    """Return unit noise ``eps = (sin(t) x_t + cos(t) sd F) / sd`` (2410.11081, App. B.2)."""
-    t = append_dims(t, x_t)
-    return (torch.sin(t) * x_t + torch.cos(t) * velocity) / sigma_data
-
-
 def predictions_to_velocity(
     t: Tensor, denoised: Tensor, epsilon: Tensor, sigma_data: float
 ) -> Tensor:
@@ -114,96 +107,16 @@ def predictions_to_velocity(
     return torch.cos(t) * sigma_data * epsilon - torch.sin(t) * denoised
 
 
-def affine_to_trig(
-    x: Tensor, signal: Tensor, noise: Tensor, sigma_data: float
-) -> tuple[Tensor, Tensor]:
-    """Return ``(x_t, t)`` of any ``x = signal x0 + noise eps`` (2410.11081, App. B.2).
-
-    ``t = arctan2(noise, signal sd)`` and ``x_t = sd x / sqrt(signal^2 sd^2 + noise^2)``;
-    ``signal`` may be zero.
-    """
-    scale = sigma_data / torch.sqrt((signal * sigma_data) ** 2 + noise**2)
-    return append_dims(scale, x) * x, torch.atan2(noise, signal * sigma_data)
-
-
 # --- rectified flow --------------------------------------------------------------------------
 
 
-def t_to_flow_time(t: Tensor, sigma_data: float) -> Tensor:
-    """Return ``s = sd tan t / (1 + sd tan t)`` in [0, 1], written without the tangent's pole."""
-    sine = sigma_data * torch.sin(t)
-    return sine / (torch.cos(t) + sine)
-
-
-def flow_time_to_t(s: Tensor, sigma_data: float) -> Tensor:
-    """Return the TrigFlow angle of a flow time ``s`` in [0, 1] (0 is data, 1 is noise)."""
-    return torch.atan2(s, (1 - s) * sigma_data)
-
-
-def flow_to_trig(x_s: Tensor, s: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
-    """Return ``(x_t, t)`` of a rectified-flow pair, ``x_s = (1 - s) x0 + s eps``."""
-    return affine_to_trig(x_s, 1 - s, s, sigma_data)
-
-
-def trig_to_flow(x_t: Tensor, t: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
-    """Return the rectified-flow pair ``(x_s, s)`` of a TrigFlow pair."""
-    s = t_to_flow_time(t, sigma_data)
-    scale = torch.sqrt(((1 - s) * sigma_data) ** 2 + s**2) / sigma_data
-    return append_dims(scale, x_t) * x_t, s
-
-
-def flow_velocity_to_trig(x_s: Tensor, s: Tensor, u: Tensor, sigma_data: float) -> Tensor:
-    """Return ``sd F`` from a flow prediction ``u = eps - x0`` (2410.11081, App. B.2 applied).
-
-    ``sd F = [((1-s) sd^2 - s) x_s + ((1-s)^2 sd^2 + s^2) u] / sqrt((1-s)^2 sd^2 + s^2)``; at
-    ``sd = 1`` this is the transformation of SANA-Sprint (arXiv:2503.09641).
-    """
-    s = append_dims(s, x_s)
-    variance = ((1 - s) * sigma_data) ** 2 + s**2
-    return (((1 - s) * sigma_data**2 - s) * x_s + variance * u) / torch.sqrt(variance)
-
-
-def trig_velocity_to_flow(x_t: Tensor, t: Tensor, velocity: Tensor, sigma_data: float) -> Tensor:
-    """Return the flow prediction ``u = eps - x0`` of a TrigFlow velocity ``sd F``."""
-    epsilon = velocity_to_epsilon(x_t, t, velocity, sigma_data)
-    return epsilon - velocity_to_denoised(x_t, t, velocity)
-
-
 # --- variance preserving ---------------------------------------------------------------------
-
-
-def vp_to_edm(x_vp: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``(x_vp / alpha, beta / alpha)``, the EDM pair of ``x_vp = alpha x0 + beta eps``."""
-    return x_vp / append_dims(alpha, x_vp), beta / alpha
 
 
 def edm_to_vp(x_sigma: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``(x_vp, alpha, beta)`` with ``alpha^2 + beta^2 = 1`` of an EDM pair."""
     alpha = 1 / torch.sqrt(1 + sigma**2)
     return append_dims(alpha, x_sigma) * x_sigma, alpha, sigma * alpha
-
-
-def epsilon_to_denoised(x_vp: Tensor, alpha: Tensor, beta: Tensor, epsilon: Tensor) -> Tensor:
-    """Return ``x0 = (x_vp - beta eps) / alpha`` (Ho et al. 2020, arXiv:2006.11239, Eq. 15)."""
-    return (x_vp - append_dims(beta, x_vp) * epsilon) / append_dims(alpha, x_vp)
-
-
-def v_to_denoised(x_vp: Tensor, alpha: Tensor, beta: Tensor, v: Tensor) -> Tensor:
-    """Return ``x0 = alpha x_vp - beta v`` for ``v = alpha eps - beta x0``.
-
-    Salimans & Ho 2022 (arXiv:2202.00512), App. D; needs ``alpha^2 + beta^2 = 1``.
-    """
-    return append_dims(alpha, x_vp) * x_vp - append_dims(beta, x_vp) * v
-
-
-def v_to_epsilon(x_vp: Tensor, alpha: Tensor, beta: Tensor, v: Tensor) -> Tensor:
-    """Return ``eps = beta x_vp + alpha v`` (arXiv:2202.00512, App. D)."""
-    return append_dims(beta, x_vp) * x_vp + append_dims(alpha, x_vp) * v
-
-
-def denoised_to_v(x_vp: Tensor, alpha: Tensor, beta: Tensor, denoised: Tensor) -> Tensor:
-    """Return ``v = (alpha x_vp - x0) / beta``, the inverse of :func:`v_to_denoised`."""
-    return (append_dims(alpha, x_vp) * x_vp - denoised) / append_dims(beta, x_vp)
 
 
 def vp_time_to_sigma(tau: Tensor) -> Tensor:

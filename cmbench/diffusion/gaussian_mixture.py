@@ -136,10 +136,8 @@ class GaussianMixture:
             )
         return self._log_weights[labels]
 
-    def _posterior(
-        self, x: Tensor, sigma: Tensor, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log density ``[N]``, ``E[m_k + s_k^2 u_k]`` and ``E[u_k]`` ``[N, D]``.
+    def _posterior(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return ``E[m_k + s_k^2 u_k]`` and ``E[u_k]``, both ``[N, D]``.
 
         ``u_k = (x - m_k) / (s_k^2 + sigma^2)``; the expectation is over the component given ``x``.
         The first is the denoised data, minus the second the score.
@@ -155,11 +153,11 @@ class GaussianMixture:
         joint = log_weights - mahalanobis / 2
         share = torch.softmax(joint, 1)[:, :, None]
         denoised = (share * (self._flat_means + self._variances * shrunk)).sum(1)
-        return torch.logsumexp(joint, 1), denoised, (share * shrunk).sum(1)
+        return denoised, (share * shrunk).sum(1)
 
     def _shared_posterior(
         self, flat: Tensor, noise: Tensor, log_weights: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """As :meth:`_posterior` where all components have one covariance: products of matrices.
 
         Only ``x . m / v - m^2 / 2v`` tells components apart; ``E[u_k]`` is ``(x - E[m_k]) / v``.
@@ -171,19 +169,14 @@ class GaussianMixture:
         scaled = centred / variance
         relative = scaled @ means.T - (means.square() @ (1 / variance).T).T / 2
         joint = log_weights + relative
-        common = (centred * scaled + torch.log(2 * math.pi * variance)).sum(1) / 2
         mean = torch.softmax(joint, 1) @ means
         shrunk = (centred - mean) / variance
         denoised = centre + mean + self._variances[0] * shrunk
-        return torch.logsumexp(joint, 1) - common, denoised, shrunk
-
-    def log_density(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return ``log p(x; sigma)`` ``[N]`` of the data with noise ``sigma`` added."""
-        return self._posterior(x, sigma, labels)[0].to(x.dtype)
+        return denoised, shrunk
 
     def score(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return ``grad log p(x; sigma)``, shaped as ``x``."""
-        return -self._posterior(x, sigma, labels)[2].reshape(x.shape).to(x.dtype)
+        return -self._posterior(x, sigma, labels)[1].reshape(x.shape).to(x.dtype)
 
     def predictions(
         self, x: Tensor, sigma: Tensor, labels: Tensor | None = None
@@ -193,7 +186,7 @@ class GaussianMixture:
         By Tweedie ``E[x0 | x] = x + sigma^2 score`` and ``E[eps | x] = -sigma score``; the first is
         written per component, so that it does not cancel.
         """
-        _, denoised, shrunk = self._posterior(x, sigma, labels)
+        denoised, shrunk = self._posterior(x, sigma, labels)
         epsilon = sigma.double().reshape(-1, 1) * shrunk
         return denoised.reshape(x.shape).to(x.dtype), epsilon.reshape(x.shape).to(x.dtype)
 
@@ -254,30 +247,6 @@ class GaussianMixture:
             tolerance=tolerance,
         )
         return (x_t / cosine(end)).to(x_sigma.dtype)
-
-    def exact_consistency(
-        self,
-        x_sigma: Tensor,
-        sigma: Tensor,
-        sigma_end: Tensor | float = 0.0,
-        labels: Tensor | None = None,
-    ) -> Tensor:
-        """Return the exact consistency function: :meth:`flow_map` down to ``sigma_end``."""
-        return self.flow_map(x_sigma, sigma, sigma_end, labels)
-
-
-def gaussian_flow_map(
-    mean: Tensor, std: Tensor, x_sigma: Tensor, sigma: Tensor, sigma_end: Tensor | float = 0.0
-) -> Tensor:
-    """Return the PF-ODE's closed-form flow map for one Gaussian, ``mean`` and ``std`` ``shape``.
-
-    ``m + (x - m) sqrt((s^2 + sigma_end^2) / (s^2 + sigma^2))``, since ``x - m`` follows the
-    standard deviation of the noisy data. Differentiable in both modes.
-    """
-    end = torch.as_tensor(sigma_end, dtype=sigma.dtype, device=sigma.device)
-    variance_end = std**2 + append_dims(end, x_sigma) ** 2
-    variance = std**2 + append_dims(sigma, x_sigma) ** 2
-    return mean + (x_sigma - mean) * torch.sqrt(variance_end / variance)
 
 
 def ring_mixture(

@@ -65,19 +65,6 @@ def boundary_scalings(sigma: Tensor, sigma_data: float, sigma_min: float) -> Sca
     )
 
 
-def trigflow_scalings(t: Tensor, sigma_data: float) -> Scalings:
-    """Return TrigFlow's scalings: ``cos t``, ``-sd sin t``, ``1 / sd``, ``t``.
-
-    ``f = cos(t) x_t - sin(t) sd F(x_t / sd, t)`` (Lu & Song 2024, arXiv:2410.11081, Sec. 3).
-    """
-    return Scalings(
-        c_skip=torch.cos(t),
-        c_out=-sigma_data * torch.sin(t),
-        c_in=torch.full_like(t, 1 / sigma_data),
-        c_noise=t,
-    )
-
-
 def precondition(
     network: RawNetwork,
     x: Tensor,

@@ -88,12 +88,6 @@ def trigflow_ddim_step(x_t: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor)
     return torch.cos(gap) * x_t - torch.sin(gap) * velocity
 
 
-def inverse_trigflow_ddim(x_next: Tensor, x_t: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """Return the ``sd F`` whose TrigFlow DDIM step leads from ``x_t`` to ``x_next``."""
-    gap = append_dims(t - t_next, x_t)
-    return (torch.cos(gap) * x_t - x_next) / torch.sin(gap)
-
-
 def _slope(denoise: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
     return (x - denoise(x, batch_sigma(sigma, x), labels)) / sigma
 
@@ -324,30 +318,6 @@ def dpm_solver_singlestep(
         else:
             x = _dpm_step_3(denoise, x, sigma, sigma_next, labels)
     return x
-
-
-def dpm_solver_2(
-    denoise: Denoiser,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    labels: Tensor | None = None,
-    noise_sampler: NoiseSampler | None = None,
-) -> Tensor:
-    """Solve by DPM-Solver-2: order 2, NFE = 2 n (2 n - 1 with a final 0)."""
-    return dpm_solver_singlestep(denoise, x, sigmas, [2] * (len(sigmas) - 1), labels=labels)
-
-
-def dpm_solver_3(
-    denoise: Denoiser,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    labels: Tensor | None = None,
-    noise_sampler: NoiseSampler | None = None,
-) -> Tensor:
-    """Solve by DPM-Solver-3: order 3, NFE = 3 n (3 n - 2 with a final 0)."""
-    return dpm_solver_singlestep(denoise, x, sigmas, [3] * (len(sigmas) - 1), labels=labels)
 
 
 def dpm_fast_orders(nfe: int) -> tuple[int, ...]:

@@ -110,18 +110,6 @@ def rearranged_tangent(
     return diffusion - warmup_r * (cosine * sine * x_t + sigma_data * dF)
 
 
-def consistency_derivative(
-    F: Tensor, dF_dt: Tensor, x_t: Tensor, dxt_dt: Tensor, t: Tensor, sigma_data: float
-) -> Tensor:
-    """Return ``df/dt = -cos t (sd F - dx_t/dt) - sin t (x_t + sd dF/dt)`` (Eq. 6).
-
-    ``dF_dt`` is the total derivative along the trajectory, not rearranged. For checks; train with
-    :func:`rearranged_tangent`.
-    """
-    cosine, sine = append_dims(torch.cos(t), x_t), append_dims(torch.sin(t), x_t)
-    return -cosine * (sigma_data * F - dxt_dt) - sine * (x_t + sigma_data * dF_dt)
-
-
 def discrete_tangent(f_t: Tensor, f_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """Return ``(f(x_t, t) - f(x_s, s)) / sin(t - s)``, the discrete-time tangent (Fig. 5c)."""
     return (f_t - f_s) / append_dims(torch.sin(t - s), f_t)
@@ -166,19 +154,6 @@ def forward_mode_jvp(
     """Return ``fn(*primals)`` and its exact derivative along ``tangents`` (``torch.func.jvp``)."""
     result: tuple[Tensor, Tensor] = torch.func.jvp(fn, tuple(primals), tuple(tangents))[:2]
     return result
-
-
-def central_difference_jvp(
-    fn: TensorFunction, primals: Sequence[Tensor], tangents: Sequence[Tensor], h: float
-) -> tuple[Tensor, Tensor]:
-    """Return ``fn(*primals)`` and ``(fn(p + h v) - fn(p - h v)) / 2h``, of error O(h^2).
-
-    Three evaluations. In float32 the best ``h`` is about 1e-2 for the rearranged tangents; bfloat16
-    is useless at every ``h``. ``fn`` must be deterministic: restore the generator for dropout.
-    """
-    ahead = fn(*(p + h * v for p, v in zip(primals, tangents, strict=True)))
-    behind = fn(*(p - h * v for p, v in zip(primals, tangents, strict=True)))
-    return fn(*primals), (ahead - behind) / (2 * h)
 
 
 # --- the continuous-time pseudo-objective of 2023 (EDM frame) --------------------------------

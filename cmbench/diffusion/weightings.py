@@ -31,14 +31,6 @@ def snr_plus_one_weight(sigma: Tensor) -> Tensor:
     return snr(sigma) + 1
 
 
-def trigflow_prior_weight(t: Tensor, sigma_data: float) -> Tensor:
-    """Return ``1 / (sd tan t)`` (Lu & Song 2024, arXiv:2410.11081, Sec. 4.2).
-
-    The rearranged tangent already contains it: multiplying the loss as well applies it twice.
-    """
-    return torch.cos(t) / (sigma_data * torch.sin(t))
-
-
 def adaptive_weighted_loss(squared_error_sum: Tensor, log_weight: Tensor, dims: int) -> Tensor:
     """Return ``exp(w) / D ||.||^2 - w`` per image (arXiv:2410.11081, Eq. 8).
 

@@ -24,15 +24,16 @@ from cmbench.networks.song_unet import DDPMPP, PyramidStep
 from cmbench.networks.unet_body import UNetBody
 
 Family = Literal["edm", "edm2", "openai-adm"]
-FAMILIES: tuple[Family, ...] = ("edm", "edm2", "openai-adm")
-
 #: How an official tensor becomes ours. ``qkv-interleaved``: rows are reordered from (head, channel,
 #: qkv) to (qkv, head, channel); ``constant``: a filter that ours computes.
 Kind = Literal["copy", "transpose", "qkv-interleaved", "constant"]
 
 
-class Entry(NamedTuple):
-    """An official name, our name (of a buffer for constants) and how one becomes the other."""
+class OfficialTensor(NamedTuple):
+    """The name of an official tensor, our name for it, and how one becomes the other.
+
+    For constants our name is that of a buffer.
+    """
 
     official: str
     ours: str
@@ -40,7 +41,7 @@ class Entry(NamedTuple):
     heads: int = 1
 
 
-def entries(network: Network, family: Family) -> list[Entry]:
+def official_tensors(network: Network, family: Family) -> list[OfficialTensor]:
     """Return every tensor of the official state dict of that network.
 
     Raises UserError if the family never published such a network.
@@ -64,7 +65,7 @@ def from_official(
 ) -> dict[str, Tensor]:
     """Return our state dict from an official one; names and shapes must agree exactly."""
     own = network.state_dict()
-    wanted = entries(network, family)
+    wanted = official_tensors(network, family)
     _check_names([e.official for e in wanted], state, family)
     result: dict[str, Tensor] = {}
     for entry in wanted:
@@ -98,12 +99,6 @@ def _significant(shape: torch.Size) -> tuple[int, ...]:
     return sides
 
 
-def to_official(network: Network, family: Family) -> dict[str, Tensor]:
-    """Return the official state dict of a network's weights (the inverse of from_official)."""
-    tensors = dict(network.named_parameters()) | dict(network.named_buffers())
-    return {e.official: _to_theirs(tensors[e.ours].detach(), e) for e in entries(network, family)}
-
-
 def _check_names(wanted: list[str], state: Mapping[str, Tensor], family: Family) -> None:
     missing = sorted(set(wanted) - set(state))
     unexpected = sorted(set(state) - set(wanted))
@@ -121,7 +116,7 @@ def _check_names(wanted: list[str], state: Mapping[str, Tensor], family: Family)
 # --- tensors -------------------------------------------------------------------------------------
 
 
-def _to_ours(value: Tensor, entry: Entry) -> Tensor:
+def _to_ours(value: Tensor, entry: OfficialTensor) -> Tensor:
     if entry.kind == "transpose":
         return value.T
     if entry.kind == "qkv-interleaved":
@@ -130,7 +125,7 @@ def _to_ours(value: Tensor, entry: Entry) -> Tensor:
     return value
 
 
-def _to_theirs(value: Tensor, entry: Entry) -> Tensor:
+def _to_theirs(value: Tensor, entry: OfficialTensor) -> Tensor:
     if entry.kind == "transpose":
         return value.T
     if entry.kind == "qkv-interleaved":
@@ -142,32 +137,32 @@ def _to_theirs(value: Tensor, entry: Entry) -> Tensor:
 # --- walks ---------------------------------------------------------------------------------------
 
 
-def _affine(official: str, ours: str, module: nn.Module) -> Iterator[Entry]:
-    yield Entry(f"{official}.weight", f"{ours}.weight")
+def _affine(official: str, ours: str, module: nn.Module) -> Iterator[OfficialTensor]:
+    yield OfficialTensor(f"{official}.weight", f"{ours}.weight")
     if getattr(module, "bias", None) is not None:
-        yield Entry(f"{official}.bias", f"{ours}.bias")
+        yield OfficialTensor(f"{official}.bias", f"{ours}.bias")
 
 
-def _edm_conv(official: str, ours: str, module: nn.Module) -> Iterator[Entry]:
+def _edm_conv(official: str, ours: str, module: nn.Module) -> Iterator[OfficialTensor]:
     if isinstance(module, Resample):
-        yield Entry(f"{official}.resample_filter", f"{ours}.kernel", "constant")
+        yield OfficialTensor(f"{official}.resample_filter", f"{ours}.kernel", "constant")
         return
     yield from _affine(official, ours, module)
     if isinstance(module, Conv2d) and module.resample is not None:
-        yield Entry(f"{official}.resample_filter", f"{ours}.resample.kernel", "constant")
+        yield OfficialTensor(f"{official}.resample_filter", f"{ours}.resample.kernel", "constant")
 
 
 def _attention(
     names: tuple[str, str, str], ours: str, module: SelfAttention, kind: Kind
-) -> Iterator[Entry]:
+) -> Iterator[OfficialTensor]:
     norm, qkv, proj = names
     yield from _affine(norm, f"{ours}.norm", module.norm)
     for part in ("weight", "bias"):
-        yield Entry(f"{qkv}.{part}", f"{ours}.qkv.{part}", kind, module.heads)
+        yield OfficialTensor(f"{qkv}.{part}", f"{ours}.qkv.{part}", kind, module.heads)
     yield from _affine(proj, f"{ours}.proj", module.proj)
 
 
-def _edm_block(official: str, ours: str, block: UNetBlock) -> Iterator[Entry]:
+def _edm_block(official: str, ours: str, block: UNetBlock) -> Iterator[OfficialTensor]:
     yield from _affine(f"{official}.norm0", f"{ours}.norm0", block.norm0)
     yield from _edm_conv(f"{official}.conv0", f"{ours}.conv0", block.conv0)
     yield from _affine(f"{official}.affine", f"{ours}.modulation.affine", block.modulation.affine)
@@ -200,11 +195,11 @@ def _edm_style_blocks(body: UNetBody, side: int) -> Iterator[tuple[str, str, nn.
             yield f"dec.{res}_block{i}", f"decoder.{index}.{i}", block
 
 
-def _edm(network: DDPMPP | ADM) -> Iterator[Entry]:
+def _edm(network: DDPMPP | ADM) -> Iterator[OfficialTensor]:
     body, side, model = network.body_net, network.data_shape[1], "model"
     emb = network.embedding
     if network.config.embedding == "fourier":
-        yield Entry(f"{model}.map_noise.freqs", "embedding.noise.freqs")
+        yield OfficialTensor(f"{model}.map_noise.freqs", "embedding.noise.freqs")
     for official, ours in (("map_label", "label"), ("map_augment", "augment")):
         module = getattr(emb, ours)
         if module is not None:
@@ -217,7 +212,7 @@ def _edm(network: DDPMPP | ADM) -> Iterator[Entry]:
         res = side >> (level + 1)
         name, ours = f"{model}.enc.{res}x{res}_aux_residual", f"body_net.pyramid.{level}"
         yield from _affine(name, f"{ours}.conv", step.conv)
-        yield Entry(f"{name}.resample_filter", f"{ours}.down.kernel", "constant")
+        yield OfficialTensor(f"{name}.resample_filter", f"{ours}.down.kernel", "constant")
     for official, ours, block in _edm_style_blocks(body, side):
         assert isinstance(block, UNetBlock)
         yield from _edm_block(f"{model}.{official}", f"body_net.{ours}", block)
@@ -228,42 +223,44 @@ def _edm(network: DDPMPP | ADM) -> Iterator[Entry]:
     yield from _affine(f"{prefix}{conv}", "conv_out", network.conv_out)
 
 
-def _edm2(network: EDM2) -> Iterator[Entry]:
+def _edm2(network: EDM2) -> Iterator[OfficialTensor]:
     body, side = network.body_net, network.data_shape[1]
-    yield Entry("unet.out_gain", "gain_out")
+    yield OfficialTensor("unet.out_gain", "gain_out")
     yield from _fourier("unet.emb_fourier", "noise")
-    yield Entry("unet.emb_noise.weight", "noise_linear.weight")
+    yield OfficialTensor("unet.emb_noise.weight", "noise_linear.weight")
     if network.label is not None:
-        yield Entry("unet.emb_label.weight", "label.weight")
-    yield Entry(f"unet.enc.{side}x{side}_conv.weight", "body_net.stem.weight")
+        yield OfficialTensor("unet.emb_label.weight", "label.weight")
+    yield OfficialTensor(f"unet.enc.{side}x{side}_conv.weight", "body_net.stem.weight")
     for official, ours, block in _edm_style_blocks(body, side):
         assert isinstance(block, EDM2Block)
         yield from _edm2_block(f"unet.{official}", f"body_net.{ours}", block)
-    yield Entry("unet.out_conv.weight", "conv_out.weight")
+    yield OfficialTensor("unet.out_conv.weight", "conv_out.weight")
     if network.logvar is not None:
         yield from _fourier("logvar_fourier", "logvar.fourier")
-        yield Entry("logvar_linear.weight", "logvar.linear.weight")
+        yield OfficialTensor("logvar_linear.weight", "logvar.linear.weight")
 
 
-def _fourier(official: str, ours: str) -> Iterator[Entry]:
-    yield Entry(f"{official}.freqs", f"{ours}.freqs")
-    yield Entry(f"{official}.phases", f"{ours}.phases")
+def _fourier(official: str, ours: str) -> Iterator[OfficialTensor]:
+    yield OfficialTensor(f"{official}.freqs", f"{ours}.freqs")
+    yield OfficialTensor(f"{official}.phases", f"{ours}.phases")
 
 
-def _edm2_block(official: str, ours: str, block: EDM2Block) -> Iterator[Entry]:
-    yield Entry(f"{official}.emb_gain", f"{ours}.gain")
-    yield Entry(f"{official}.conv_res0.weight", f"{ours}.conv0.weight")
-    yield Entry(f"{official}.emb_linear.weight", f"{ours}.affine.weight")
-    yield Entry(f"{official}.conv_res1.weight", f"{ours}.conv1.weight")
+def _edm2_block(official: str, ours: str, block: EDM2Block) -> Iterator[OfficialTensor]:
+    yield OfficialTensor(f"{official}.emb_gain", f"{ours}.gain")
+    yield OfficialTensor(f"{official}.conv_res0.weight", f"{ours}.conv0.weight")
+    yield OfficialTensor(f"{official}.emb_linear.weight", f"{ours}.affine.weight")
+    yield OfficialTensor(f"{official}.conv_res1.weight", f"{ours}.conv1.weight")
     if block.skip is not None:
-        yield Entry(f"{official}.conv_skip.weight", f"{ours}.skip.weight")
+        yield OfficialTensor(f"{official}.conv_skip.weight", f"{ours}.skip.weight")
     if block.attention is not None:
         heads, name = block.attention.heads, f"{ours}.attention"
-        yield Entry(f"{official}.attn_qkv.weight", f"{name}.qkv.weight", "qkv-interleaved", heads)
-        yield Entry(f"{official}.attn_proj.weight", f"{name}.proj.weight")
+        yield OfficialTensor(
+            f"{official}.attn_qkv.weight", f"{name}.qkv.weight", "qkv-interleaved", heads
+        )
+        yield OfficialTensor(f"{official}.attn_proj.weight", f"{name}.proj.weight")
 
 
-def _openai_block(official: str, ours: str, block: nn.Module) -> Iterator[Entry]:
+def _openai_block(official: str, ours: str, block: nn.Module) -> Iterator[OfficialTensor]:
     assert isinstance(block, UNetBlock)
     modulation = block.modulation
     yield from _affine(f"{official}.in_layers.0", f"{ours}.norm0", block.norm0)
@@ -275,7 +272,7 @@ def _openai_block(official: str, ours: str, block: nn.Module) -> Iterator[Entry]
         yield from _affine(f"{official}.skip_connection", f"{ours}.skip", block.skip)
 
 
-def _openai_pair(official: str, ours: str, block: nn.Module) -> Iterator[Entry]:
+def _openai_pair(official: str, ours: str, block: nn.Module) -> Iterator[OfficialTensor]:
     """A block and its attention, which are two modules in a row there."""
     assert isinstance(block, UNetBlock)
     yield from _openai_block(f"{official}.0", ours, block)
@@ -284,12 +281,12 @@ def _openai_pair(official: str, ours: str, block: nn.Module) -> Iterator[Entry]:
         yield from _attention(names, f"{ours}.attention", block.attention, "copy")
 
 
-def _openai(network: ADM) -> Iterator[Entry]:
+def _openai(network: ADM) -> Iterator[OfficialTensor]:
     body, emb = network.body_net, network.embedding
     yield from _affine("time_embed.0", "embedding.layer0", emb.layer0)
     yield from _affine("time_embed.2", "embedding.layer1", emb.layer1)
     if emb.label is not None:
-        yield Entry("label_emb.weight", "embedding.label.weight", "transpose")
+        yield OfficialTensor("label_emb.weight", "embedding.label.weight", "transpose")
     yield from _affine("input_blocks.0.0", "body_net.stem", body.stem)
     index = 1
     for level, stage in enumerate(body.encoder):
@@ -315,9 +312,3 @@ def _openai(network: ADM) -> Iterator[Entry]:
             yield from _openai_block(name, f"body_net.ups.{level}", body.ups[level])
     yield from _affine("out.0", "norm_out", network.norm_out)
     yield from _affine("out.2", "conv_out", network.conv_out)
-
-
-def official_shapes(network: Network, family: Family) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor of the official state dict (works on meta)."""
-    with torch.no_grad():
-        return {name: tuple(t.shape) for name, t in to_official(network, family).items()}

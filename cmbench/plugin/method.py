@@ -21,7 +21,7 @@ from cmbench.errors import Declined
 from cmbench.plugin.config import EMAConfig, MethodConfig, OptimizerConfig
 
 if TYPE_CHECKING:
-    from cmbench.diffusion import DiffusionModel
+    from cmbench.diffusion.models import DiffusionModel
 
 #: The modules of a method by name. ``"model"`` is the network that is averaged and sampled.
 Nets = Mapping[str, Any]

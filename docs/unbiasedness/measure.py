@@ -21,13 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmbench.diffusion import (
-    GaussianMixture,
-    MixtureModel,
-    append_dims,
-    karras_sigmas,
-    ring_mixture,
-)
+from cmbench.diffusion.frames import append_dims
+from cmbench.diffusion.gaussian_mixture import GaussianMixture, ring_mixture
+from cmbench.diffusion.grids import karras_sigmas
+from cmbench.diffusion.models import MixtureModel
 from cmbench.networks.config import MLPConfig
 from cmbench.networks.mlp import MLP
 from cmbench.networks.prepared import PreparedNetwork

@@ -9,7 +9,8 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from cmbench.diffusion import GaussianMixture, append_dims, image_mixture, ring_mixture
+from cmbench.diffusion.frames import append_dims
+from cmbench.diffusion.gaussian_mixture import GaussianMixture, image_mixture, ring_mixture
 
 # torch's first calls take longer than any deadline; the same examples in every run.
 settings.register_profile("mathematics", deadline=None, derandomize=True, max_examples=50)

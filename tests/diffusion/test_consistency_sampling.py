@@ -9,14 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmbench.diffusion import (
-    GaussianMixture,
-    TrigFlowConsistency,
-    TrigFlowModel,
-    multistep_consistency,
-    multistep_trigflow,
-    sigma_to_t,
-)
+from cmbench.diffusion.consistency_sampling import multistep_consistency, multistep_trigflow
+from cmbench.diffusion.frames import sigma_to_t
+from cmbench.diffusion.gaussian_mixture import GaussianMixture
+from cmbench.diffusion.models import TrigFlowConsistency, TrigFlowModel
 
 Network = Callable[..., Tensor]
 
@@ -118,7 +114,7 @@ def test_exact_consistency_function_samples_the_data(
     )
 
     def exact(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        return ring.exact_consistency(x, sigma, 0.0, labels)
+        return ring.flow_map(x, sigma, 0.0, labels)
 
     for sigmas in ([80.0], [80.0, 0.821]):
         x = multistep_consistency(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import pytest
@@ -11,20 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cmbench.diffusion import (
-    adaptive_weighted_loss,
-    edm_scalings,
-    edm_weight,
+from cmbench.diffusion.distances import (
     huber_constant,
-    inverse_gap_weight,
-    karras_sigmas,
     l1_mean,
     l2_mean,
     l2_norm,
     pseudo_huber,
-    snr_plus_one_weight,
     squared_l2_sum,
-    trigflow_prior_weight,
+)
+from cmbench.diffusion.grids import karras_sigmas
+from cmbench.diffusion.preconditioning import edm_scalings
+from cmbench.diffusion.weightings import (
+    adaptive_weighted_loss,
+    edm_weight,
+    inverse_gap_weight,
+    snr_plus_one_weight,
     truncated_snr_weight,
 )
 
@@ -143,12 +143,6 @@ def test_inverse_gap_weights_fall_with_noise(n: int) -> None:
     assert bool((weights > 0).all())
     assert bool((weights.diff() < 0).all())
     torch.testing.assert_close(weights * grid.diff(), torch.ones(n - 1, dtype=torch.float64))
-
-
-@given(t=st.floats(1e-4, 1.57), sigma_data=st.floats(0.1, 2))
-def test_prior_weight_is_one_over_sigma(t: float, sigma_data: float) -> None:
-    ours = trigflow_prior_weight(torch.tensor([t], dtype=torch.float64), sigma_data).item()
-    assert ours == pytest.approx(1 / (sigma_data * math.tan(t)), rel=1e-9)
 
 
 def test_adaptive_weight_is_optimal_at_the_inverse_error() -> None:

@@ -1,4 +1,4 @@
-"""Conversions between EDM, TrigFlow, rectified flow and VP."""
+"""Conversions between EDM, TrigFlow and VP."""
 
 from __future__ import annotations
 
@@ -10,33 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cmbench.diffusion import (
-    affine_to_trig,
+from cmbench.diffusion.frames import (
     append_dims,
     cosine_time_to_sigma,
-    denoised_to_v,
     denoised_to_velocity,
     edm_to_trig,
     edm_to_vp,
-    epsilon_to_denoised,
-    flow_time_to_t,
-    flow_to_trig,
-    flow_velocity_to_trig,
     predictions_to_velocity,
     quarter_log_sigma,
     sigma_to_t,
     sigma_to_vp_time,
-    t_to_flow_time,
     t_to_sigma,
     trig_to_edm,
-    trig_to_flow,
-    trig_velocity_to_flow,
-    v_to_denoised,
-    v_to_epsilon,
     velocity_to_denoised,
-    velocity_to_epsilon,
     vp_time_to_sigma,
-    vp_to_edm,
 )
 
 SD = 0.7  # not 0.5, and not 1, which hides missing factors
@@ -109,36 +96,7 @@ def test_velocity_predictions_agree(truth: tuple[Tensor, Tensor]) -> None:
     velocity = torch.cos(wide) * SD * epsilon - torch.sin(wide) * x0
     assert_close(predictions_to_velocity(t, x0, epsilon, SD), velocity)
     assert_close(velocity_to_denoised(x_t, t, velocity), x0)
-    assert_close(velocity_to_epsilon(x_t, t, velocity, SD), epsilon)
     assert_close(denoised_to_velocity(x_t, t, x0), velocity)
-
-
-def test_rectified_flow(truth: tuple[Tensor, Tensor]) -> None:
-    x0, epsilon = truth
-    s = torch.tensor([0.0, 0.004, 0.4, 0.9, 1.0], dtype=torch.float64)
-    wide = append_dims(s, x0)
-    x_s, u = (1 - wide) * x0 + wide * epsilon, epsilon - x0
-    x_t, t = flow_to_trig(x_s, s, SD)
-    assert_close(t, flow_time_to_t(s, SD))
-    assert_close(t_to_flow_time(t, SD), s)
-    inner = s[1:-1]
-    assert_close(torch.tan(t[1:-1]) * SD, inner / (1 - inner))  # sigma of a flow time
-    angle = append_dims(t, x0)
-    assert_close(x_t, torch.cos(angle) * x0 + torch.sin(angle) * SD * epsilon)
-    velocity = flow_velocity_to_trig(x_s, s, u, SD)
-    assert_close(velocity, torch.cos(angle) * SD * epsilon - torch.sin(angle) * x0)
-    assert_close(trig_velocity_to_flow(x_t, t, velocity, SD), u)
-    x_back, s_back = trig_to_flow(x_t, t, SD)
-    assert_close(x_back, x_s)
-    assert_close(s_back, s)
-
-
-def test_flow_of_any_prediction_goes_back_and_forth(generator: torch.Generator) -> None:
-    """A network's prediction is not the truth: the maps must be inverse all the same."""
-    x_s, u = (torch.randn((3, 1, 2, 2), generator=generator, dtype=torch.float64) for _ in range(2))
-    s = torch.tensor([0.1, 0.5, 0.99], dtype=torch.float64)
-    x_t, t = flow_to_trig(x_s, s, SD)
-    assert_close(trig_velocity_to_flow(x_t, t, flow_velocity_to_trig(x_s, s, u, SD), SD), u)
 
 
 def test_variance_preserving(truth: tuple[Tensor, Tensor]) -> None:
@@ -147,35 +105,15 @@ def test_variance_preserving(truth: tuple[Tensor, Tensor]) -> None:
     assert_close(alpha**2 + beta**2, torch.ones(5, dtype=torch.float64))
     a, b = append_dims(alpha, x0), append_dims(beta, x0)
     assert_close(x_vp, a * x0 + b * epsilon)
-    x_sigma, sigma = vp_to_edm(x_vp, alpha, beta)
-    assert_close(x_sigma, noisy(truth))
-    assert_close(sigma, SIGMAS)
-    v = a * epsilon - b * x0
-    assert_close(epsilon_to_denoised(x_vp, alpha, beta, epsilon), x0)
-    assert_close(v_to_denoised(x_vp, alpha, beta, v), x0)
-    assert_close(v_to_epsilon(x_vp, alpha, beta, v), epsilon)
-    assert_close(denoised_to_v(x_vp, alpha, beta, x0), v, 1e-9)
 
 
 def test_trigflow_equals_v_prediction_on_unit_data(truth: tuple[Tensor, Tensor]) -> None:
     x0, epsilon = truth
     x_vp, alpha, beta = edm_to_vp(noisy(truth), SIGMAS)
-    x_t, t = affine_to_trig(x_vp, alpha, beta, 1.0)
+    x_t, t = edm_to_trig(noisy(truth), SIGMAS, 1.0)
     assert_close(x_t, x_vp)
     v = append_dims(alpha, x0) * epsilon - append_dims(beta, x0) * x0
     assert_close(predictions_to_velocity(t, x0, epsilon, 1.0), v)
-
-
-def test_any_affine_process_lands_on_the_same_point(truth: tuple[Tensor, Tensor]) -> None:
-    x_t, t = edm_to_trig(noisy(truth), SIGMAS, SD)
-    scale = torch.tensor([0.3, 1.0, 5.0, 0.01, 2.0], dtype=torch.float64)
-    scaled = append_dims(scale, truth[0]) * noisy(truth)
-    x_other, t_other = affine_to_trig(scaled, scale, scale * SIGMAS, SD)
-    assert_close(x_other, x_t)
-    assert_close(t_other, t)
-    pure = affine_to_trig(truth[1], torch.zeros(5), torch.ones(5), SD)
-    assert_close(pure[0], SD * truth[1], 1e-6)
-    assert bool((pure[1] == math.pi / 2).all())
 
 
 @given(tau=st.floats(1e-5, 1.0))

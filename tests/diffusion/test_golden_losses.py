@@ -15,22 +15,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cmbench.diffusion import (
-    EDMConsistency,
-    EDMModel,
-    append_dims,
-    edm_weight,
-    heun,
-    heun_step,
+from cmbench.diffusion.distances import l2_mean, pseudo_huber
+from cmbench.diffusion.frames import append_dims
+from cmbench.diffusion.grids import (
     karras_sigmas,
-    l2_mean,
     lognormal_sigmas,
-    pseudo_huber,
     sampling_sigmas,
     shrinking_gap_time,
     sqrt_curriculum,
     target_ema_decay,
 )
+from cmbench.diffusion.models import EDMConsistency, EDMModel
+from cmbench.diffusion.solvers import heun, heun_step
+from cmbench.diffusion.weightings import edm_weight
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.safetensors"
 SIGMA_DATA = 0.5

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cmbench.diffusion import (
+from cmbench.diffusion.frames import sigma_to_vp_time
+from cmbench.diffusion.grids import (
     choose_bin,
     doubling_curriculum,
     halving_stages,
@@ -25,7 +26,6 @@ from cmbench.diffusion import (
     sampling_sigmas,
     sampling_vp_time_sigmas,
     shrinking_gap_time,
-    sigma_to_vp_time,
     sigmoid_gap_ratio,
     sqrt_curriculum,
     target_ema_decay,

@@ -10,26 +10,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import trigflow_scalings
 from torch import Tensor
 
-from cmbench.diffusion import (
+from cmbench.diffusion.frames import append_dims, denoised_to_velocity, edm_to_trig, sigma_to_t
+from cmbench.diffusion.gaussian_mixture import GaussianMixture
+from cmbench.diffusion.grids import karras_sigmas
+from cmbench.diffusion.models import (
     DiffusionModel,
     EDMConsistency,
     EDMModel,
-    GaussianMixture,
     MixtureModel,
     TrigFlowConsistency,
     TrigFlowModel,
-    append_dims,
-    boundary_scalings,
-    denoised_to_velocity,
-    edm_scalings,
-    edm_to_trig,
-    karras_sigmas,
-    precondition,
-    sigma_to_t,
-    trigflow_scalings,
 )
+from cmbench.diffusion.preconditioning import boundary_scalings, edm_scalings, precondition
 
 Network = Callable[..., Tensor]
 SD = 0.7

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmbench.diffusion import GaussianMixture, MixtureModel, append_dims, boundary_scalings
+from cmbench.diffusion.frames import append_dims
+from cmbench.diffusion.gaussian_mixture import GaussianMixture
+from cmbench.diffusion.models import MixtureModel
+from cmbench.diffusion.preconditioning import boundary_scalings
 
 SD = 0.5
 MEANS, STDS, WEIGHTS = (-0.9, 0.1, 0.7), (0.15, 0.3, 0.1), (0.3, 0.45, 0.25)

@@ -16,7 +16,8 @@ from method_kit import FixedDraws, exact_teacher, problem_of
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cmbench.diffusion import EDMModel, append_dims
+from cmbench.diffusion.frames import append_dims
+from cmbench.diffusion.models import EDMModel
 from cmbench.plugin.method import Batch, Progress
 from cmbench_plugins.cm import CD, CT
 from cmbench_plugins.ect import ECT

@@ -15,7 +15,8 @@ from method_kit import FixedDraws, exact_teacher
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from cmbench.diffusion import MixtureModel, ring_mixture
+from cmbench.diffusion.gaussian_mixture import ring_mixture
+from cmbench.diffusion.models import MixtureModel
 from cmbench.networks.config import MLPConfig
 from cmbench.networks.mlp import MLP
 from cmbench.networks.prepared import PreparedNetwork

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from method_kit import FixedDraws, build, plan_or_reason, progress
 from pydantic import ValidationError
 
-from cmbench.diffusion import EDMModel, MixtureModel, inverse_ddim, karras_sigmas, ring_mixture
+from cmbench.diffusion.gaussian_mixture import ring_mixture
+from cmbench.diffusion.grids import karras_sigmas
+from cmbench.diffusion.models import EDMModel, MixtureModel
+from cmbench.diffusion.solvers import inverse_ddim
 from cmbench.errors import Declined, UserError
 from cmbench.plugin.method import Batch, Problem, Progress, Teacher
 from cmbench_plugins._solvers import SOLVERS

@@ -8,7 +8,9 @@ import pytest
 import torch
 from method_kit import Case, build, exact_teacher, progress
 
-from cmbench.diffusion import GaussianMixture, MixtureModel, append_dims
+from cmbench.diffusion.frames import append_dims
+from cmbench.diffusion.gaussian_mixture import GaussianMixture
+from cmbench.diffusion.models import MixtureModel
 from cmbench.training.randomness import StepDraws
 
 PAIRED = ("cd", "ct", "ect", "ict", "ict-deep")

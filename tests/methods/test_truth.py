@@ -16,7 +16,9 @@ from exact_maps import SD, ExactConsistency, exact_model, line_mixture, quantile
 from method_kit import FixedDraws, exact_teacher
 from torch import Tensor, nn
 
-from cmbench.diffusion import append_dims, edm_scalings, karras_sigmas
+from cmbench.diffusion.frames import append_dims
+from cmbench.diffusion.grids import karras_sigmas
+from cmbench.diffusion.preconditioning import edm_scalings
 from cmbench.plugin.method import Batch, Problem, Progress
 from cmbench_plugins.cct import CCT
 from cmbench_plugins.cm import CD, CT

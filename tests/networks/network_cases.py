@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cmbench.networks.base import Network
 from cmbench.networks.catalog import NETWORKS
+from cmbench.networks.official_names import Family, _to_theirs, official_tensors
 from cmbench.plugin.specs import load_object
 
 _SMALL = {"channels": 16, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (8,)}
@@ -64,6 +65,19 @@ def build(case: Case, *, seed: int = 0) -> Network:
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return network
+
+
+def official_state(network: Network, family: Family) -> dict[str, Tensor]:
+    """The official state dict of a network's weights: the inverse of ``from_official``."""
+    own = dict(network.named_parameters()) | dict(network.named_buffers())
+    return {
+        tensor.official: _to_theirs(own[tensor.ours].detach(), tensor)
+        for tensor in official_tensors(network, family)
+    }
+
+
+def official_shapes(network: Network, family: Family) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape) for name, t in official_state(network, family).items()}
 
 
 class Inputs(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from network_cases import relative
+from network_cases import official_shapes, official_state, relative
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from cmbench.networks.adm_unet import ADM
 from cmbench.networks.base import Network, num_parameters
 from cmbench.networks.edm2_unet import EDM2
 from cmbench.networks.mlp import MLP
-from cmbench.networks.official_names import Family, from_official, official_shapes, to_official
+from cmbench.networks.official_names import Family, from_official
 from cmbench.networks.song_unet import DDPMPP, NCSNPP
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "networks"
@@ -141,7 +141,7 @@ def test_all_golden_files_are_here() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_official_weights_survive_the_round_trip(name: str) -> None:
     network, family, weights = loaded(name)
-    again = to_official(network, family)
+    again = official_state(network, family)
     assert set(again) == set(weights)
     assert all(torch.equal(again[key], weights[key]) for key in weights)
     assert num_parameters(network) == facts_of(f"{name}.json")["parameters"]
@@ -194,4 +194,4 @@ def test_wrong_shape_is_named() -> None:
 def test_family_that_never_published_the_network() -> None:
     mlp = MLP(MLP.Config(width=8, blocks=1), (2, 1, 1), 0)
     with pytest.raises(UserError, match="no 'edm' weights for a MLP"):
-        to_official(mlp, "edm")
+        from_official(mlp, {}, "edm")

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from network_cases import official_shapes
 from safetensors.torch import load_file
 
 from cmbench.errors import UserError
 from cmbench.networks.base import Network, num_parameters
 from cmbench.networks.catalog import NETWORKS
-from cmbench.networks.official_names import from_official, official_shapes
+from cmbench.networks.official_names import from_official
 from cmbench.networks.recognize import Recognized, recognize
 from cmbench.plugin.specs import load_object
 
