@@ -14,7 +14,7 @@ from cmbench.data.locations import DATA_VARIABLE, DataLocations
 from cmbench.data.preparation.run import Progress, Request
 from cmbench.data.preparation.run import prepare as prepare_dataset
 from cmbench.data.rules import RULES, Rule
-from cmbench.data.store import MANIFEST, Manifest, read_manifest
+from cmbench.data.store import MANIFEST, DatasetManifest, read_manifest
 from cmbench.data.transforms import TRANSFORMS
 from cmbench.data.verify import verify as verify_dataset
 from cmbench.errors import MissingError, UserError, unknown_name
@@ -219,7 +219,9 @@ def prepare_weights(target: str, source: Path | None, locations: DataLocations) 
     return str(getattr(import_module(module), function)(source, locations, make_reporter()))
 
 
-def check(target: str, registered: Mapping[str, DatasetSpec], locations: DataLocations) -> Manifest:
+def check(
+    target: str, registered: Mapping[str, DatasetSpec], locations: DataLocations
+) -> DatasetManifest:
     """Verify a prepared dataset."""
     spec = resolve_dataset(target, registered, locations, "cmbench prepare --verify")
     folder = locations.folder(spec.name)
@@ -233,7 +235,7 @@ def check(target: str, registered: Mapping[str, DatasetSpec], locations: DataLoc
     return verify_dataset(folder, show)
 
 
-def describe(manifest: Manifest, locations: DataLocations, done: bool) -> list[str]:
+def describe(manifest: DatasetManifest, locations: DataLocations, done: bool) -> list[str]:
     """Return what is there now, as lines."""
     count, channels, height, width = manifest.shape
     kind = f"{manifest.num_classes} classes" if manifest.num_classes else "no labels"

@@ -23,7 +23,7 @@ from cmbench.seeds import derive_seed
 
 
 @dataclass(frozen=True)
-class Batch:
+class DatasetBatch:
     """Images float32 ``[N, C, H, W]``, labels int64 ``[N]`` or None, stream or dataset indices."""
 
     images: Tensor
@@ -59,7 +59,7 @@ class Dataset(ABC):
         self.device = torch.device("cpu")
 
     @abstractmethod
-    def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> Batch:
+    def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> DatasetBatch:
         """Return images ``start … start + count - 1`` of the training stream of ``seed``.
 
         The result depends on (seed, position) only. ``xflip`` mirrors each image with probability
@@ -152,4 +152,4 @@ def load_dataset(
     return dataset
 
 
-__all__ = ["Batch", "DataLocations", "Dataset", "load_dataset"]
+__all__ = ["DataLocations", "Dataset", "DatasetBatch", "load_dataset"]

@@ -14,9 +14,9 @@ from pathlib import Path
 from cmbench.data.locations import DataLocations
 from cmbench.data.preparation.decode import peek
 from cmbench.data.rules import CUSTOM_RULE, RULES, Rule
-from cmbench.data.sources.base import EncodedSource, Index
+from cmbench.data.sources.base import EncodedSource, ImageIndex
 from cmbench.data.sources.detect import open_source
-from cmbench.data.store import MANIFEST, Manifest, read_manifest
+from cmbench.data.store import MANIFEST, DatasetManifest, read_manifest
 from cmbench.data.transforms import TRANSFORMS
 from cmbench.errors import MissingError, UserError, unknown_name
 from cmbench.plugin.specs import DatasetSpec
@@ -61,7 +61,7 @@ def spec_of(name: str, shape: tuple[int, int, int], num_classes: int) -> Dataset
     )
 
 
-def _from_manifest(manifest: Manifest) -> DatasetSpec:
+def _from_manifest(manifest: DatasetManifest) -> DatasetSpec:
     _, channels, height, width = manifest.shape
     return spec_of(manifest.dataset, (channels, height, width), manifest.num_classes)
 
@@ -144,7 +144,7 @@ def custom_target(
     return spec_of(name, (channels, size, size), _classes(found, index)), rule
 
 
-def _classes(source: EncodedSource, index: Index) -> int:
+def _classes(source: EncodedSource, index: ImageIndex) -> int:
     """Return the number of classes of a user's images, 0 without labels."""
     if index.labels is None:
         return 0

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cmbench.data.base import Batch
+from cmbench.data.base import DatasetBatch
 from cmbench.data.locations import DataLocations
 from cmbench.data.rules import RULES
 from cmbench.data.store import MANIFEST, Store, open_store
@@ -109,13 +109,13 @@ class PreparedDataset(ArrayDataset):
         if self._ahead is not None:
             self._ahead.announce(Key(start, count, seed))
 
-    def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> Batch:
+    def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> DatasetBatch:
         """See :meth:`Dataset.batch`; ``indices`` are positions in the dataset."""
         if self._ahead is None:
             return super().batch(start, count, seed, xflip=xflip)
         images, flips, indices, *labels = self._ahead.fetch(Key(start, count, seed))
         floats = to_float(images, flips if xflip else None)
-        return Batch(floats, labels[0] if labels else None, indices)
+        return DatasetBatch(floats, labels[0] if labels else None, indices)
 
 
 def fits_on(device: torch.device, nbytes: int) -> bool:

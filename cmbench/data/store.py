@@ -7,7 +7,7 @@ A folder with
 - ``labels.npy``: int32 ``[N]``, absent where there are no classes;
 - ``blocks.sha256``: one SHA-256 a line for each block of ``block_images`` images, so that a resumed
   preparation knows what is good and a damaged file is found by place;
-- ``manifest.json``: :class:`Manifest`.
+- ``manifest.json``: :class:`DatasetManifest`.
 
 It is written beside its final place and renamed when it is complete and has been read back.
 Imports no torch.
@@ -44,7 +44,7 @@ class SourceNote(BaseModel):
     split: str = ""
 
 
-class Manifest(BaseModel):
+class DatasetManifest(BaseModel):
     """What a prepared dataset is. ``sha256`` identifies images and labels, and nothing else."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,7 +95,7 @@ class Store(NamedTuple):
     """An open prepared dataset: images memory-mapped, labels in memory."""
 
     folder: Path
-    manifest: Manifest
+    manifest: DatasetManifest
     images: Array
     labels: npt.NDArray[np.int32] | None
 
@@ -109,7 +109,7 @@ def _damaged(folder: Path, problem: str, allowed: str = "") -> UserError:
     )
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> DatasetManifest:
     """Read and validate a manifest; raises ``MissingError`` if there is none."""
     path = folder / MANIFEST
     try:
@@ -123,7 +123,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise _damaged(folder, f"{MANIFEST} cannot be read: {error}") from None
     try:
-        return Manifest.model_validate_json(text)
+        return DatasetManifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(p) for p in first["loc"]) or "the file"
@@ -166,7 +166,7 @@ def read_blocks(folder: Path) -> list[str]:
         raise _damaged(folder, f"{BLOCKS} cannot be read: {error}") from None
 
 
-def check_content_hash(folder: Path, manifest: Manifest, blocks: list[str]) -> None:
+def check_content_hash(folder: Path, manifest: DatasetManifest, blocks: list[str]) -> None:
     """Check that block digests and labels digest make the manifest's ``sha256``."""
     try:
         found = content_hash(manifest.shape, manifest.dtype, blocks, manifest.labels_sha256)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cmbench.data.base import Batch, Dataset
+from cmbench.data.base import Dataset, DatasetBatch
 from cmbench.data.streams import ShuffledStream
 from cmbench.plugin.specs import DatasetSpec
 
@@ -70,7 +70,7 @@ class ArrayDataset(Dataset):
         moved._bind(device)
         return moved
 
-    def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> Batch:
+    def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> DatasetBatch:
         """See :meth:`Dataset.batch`; ``indices`` are positions in the dataset."""
         part = self._stream.take(start, count, seed)
         if self.device.type == "cpu":
@@ -79,7 +79,7 @@ class ArrayDataset(Dataset):
             pixels = self._pixels.index_select(0, part.indices)
         images = to_float(pixels, part.flips if xflip else None)
         labels = None if self._labels is None else self._labels.index_select(0, part.indices)
-        return Batch(images, labels, part.indices)
+        return DatasetBatch(images, labels, part.indices)
 
     def gather(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
         """Copy images, as stored, from the host's array into one tensor (``out`` if given).

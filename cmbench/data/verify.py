@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cmbench.data.layout import Layout, hash_block
-from cmbench.data.store import IMAGES, Manifest, check_content_hash, open_store, read_blocks
+from cmbench.data.store import IMAGES, DatasetManifest, check_content_hash, open_store, read_blocks
 from cmbench.errors import UserError
 
 
 def verify(
     folder: Path, progress: Callable[[str, int, int], None] = lambda stage, done, total: None
-) -> Manifest:
+) -> DatasetManifest:
     """Check every byte of a prepared dataset; raise ``UserError`` naming the damaged images."""
     manifest = open_store(folder).manifest
     wanted = read_blocks(folder)

@@ -7,18 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: ``noise_sampler(step) -> unit noise [N, C, H, W]``; ``step`` counts the renoisings from 1.
-NoiseSampler = Callable[[int], Tensor]
+from cmbench.diffusion.solvers import NoiseSampler, batch_sigma, required_noise
+
 #: ``consistency(x, time [N], labels) -> clean images``.
 Consistency = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-
-
-def _no_noise(step: int) -> Tensor:
-    raise AssertionError(f"step {step} adds noise: pass noise_sampler")
-
-
-def _batch(value: Tensor, x: Tensor) -> Tensor:
-    return value.to(device=x.device, dtype=x.dtype).expand(x.shape[0])
 
 
 def multistep_consistency(
@@ -48,13 +40,12 @@ def multistep_consistency(
         clip: clamp each output to [-1, 1], as the official code does for images.
 
     """
-    sample_noise = noise_sampler or _no_noise
     x = noise * sigmas[0]
     for step, sigma in enumerate(sigmas):
         if step > 0:
             added = torch.sqrt((sigma**2 - sigma_min**2).clamp_min(0))
-            x = x + added * sample_noise(step)
-        x = consistency(x, _batch(sigma, x), labels)
+            x = x + added * required_noise("multistep_consistency", noise_sampler, step)
+        x = consistency(x, batch_sigma(sigma, x), labels)
         if clip:
             x = x.clamp(-1, 1)
     return x
@@ -76,12 +67,12 @@ def multistep_trigflow(
     :func:`multistep_consistency`, with descending angles ``times`` ``[NFE]``, the first
     ``arctan(sigma_max / sd)``.
     """
-    sample_noise = noise_sampler or _no_noise
     x = noise * sigma_data
     for step, t in enumerate(times):
         if step > 0:
-            x = torch.cos(t) * x + torch.sin(t) * sigma_data * sample_noise(step)
-        x = consistency(x, _batch(t, x), labels)
+            unit = required_noise("multistep_trigflow", noise_sampler, step)
+            x = torch.cos(t) * x + torch.sin(t) * sigma_data * unit
+        x = consistency(x, batch_sigma(t, x), labels)
         if clip:
             x = x.clamp(-1, 1)
     return x

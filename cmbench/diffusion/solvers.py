@@ -216,7 +216,7 @@ def stochastic_heun(
         if gamma > 0 and s_min <= float(sigma) <= s_max:
             raised = sigma * (1 + gamma)
             added = torch.sqrt(raised**2 - sigma**2) * s_noise
-            x, sigma = x + added * _noise("stochastic_heun", noise_sampler, step), raised
+            x, sigma = x + added * required_noise("stochastic_heun", noise_sampler, step), raised
         if step == n_steps - 1 and to_zero:
             x = ddim_step(x, denoise(x, batch_sigma(sigma, x), labels), sigma, sigma_next)
         else:
@@ -224,13 +224,14 @@ def stochastic_heun(
     return x
 
 
-def _noise(who: str, noise_sampler: NoiseSampler | None, step: int) -> Tensor:
+def required_noise(who: str, noise_sampler: NoiseSampler | None, step: int) -> Tensor:
+    """Return the unit noise of a step, shaped as the state; UserError without a sampler."""
     if noise_sampler is None:
         raise UserError(
             who,
-            "no noise_sampler was given to a stochastic solver",
+            "no noise_sampler was given, but a step adds noise",
             allowed="a function from the step to unit noise",
-            remedy="pass noise_sampler, or choose a deterministic solver",
+            remedy="pass noise_sampler, or choose a sampler without noise",
         )
     return noise_sampler(step)
 
@@ -255,7 +256,7 @@ def euler_ancestral(
         x = ddim_step(x, denoised, sigma, sigma_next**2 / sigma)
         if not (step == last and to_zero):
             up = sigma_next * torch.sqrt((sigma**2 - sigma_next**2).clamp_min(0)) / sigma
-            x = x + up * _noise("euler_ancestral", noise_sampler, step)
+            x = x + up * required_noise("euler_ancestral", noise_sampler, step)
     return x
 
 

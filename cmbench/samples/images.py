@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cmbench.data.preparation.decode import why_undecodable
 from cmbench.data.sources.archives import ZipSource
-from cmbench.data.sources.base import EncodedSource, Index
+from cmbench.data.sources.base import EncodedSource, ImageIndex
 from cmbench.data.sources.folder import FolderSource
 from cmbench.samples.source import ReadOptions, SampleSource
 
@@ -37,7 +37,7 @@ class Decoded:
 class ImageSamples(SampleSource):
     """Images of one size, decoded by PIL. JPEG, grey, palette and alpha are said aloud."""
 
-    def __init__(self, source: EncodedSource, index: Index, options: ReadOptions) -> None:
+    def __init__(self, source: EncodedSource, index: ImageIndex, options: ReadOptions) -> None:
         super().__init__(str(source.path), options)
         self._source, self._index = source, index
         if source.split:

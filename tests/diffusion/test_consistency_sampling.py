@@ -13,6 +13,7 @@ from cmbench.diffusion.consistency_sampling import multistep_consistency, multis
 from cmbench.diffusion.frames import sigma_to_t
 from cmbench.diffusion.gaussian_mixture import GaussianMixture
 from cmbench.diffusion.models import TrigFlowConsistency, TrigFlowModel
+from cmbench.errors import UserError
 
 Network = Callable[..., Tensor]
 
@@ -72,7 +73,7 @@ def test_one_step_needs_no_noise_sampler_and_keeps_float32() -> None:
     end = multistep_consistency(Recorder(), noise, times, sigma_min=0.002)
     assert end.dtype == torch.float32
     assert multistep_trigflow(Recorder(), noise, times, 0.5).dtype == torch.float32
-    with pytest.raises(AssertionError, match="pass noise_sampler"):
+    with pytest.raises(UserError, match="pass noise_sampler"):
         multistep_consistency(Recorder(), noise, times.repeat(2), sigma_min=0.002)
 
 

@@ -472,7 +472,7 @@ def test_no_churn_is_heun(lopsided: GaussianMixture) -> None:
 def test_stochastic_solver_without_noise_says_so(ring: GaussianMixture, solver: Solver) -> None:
     x = torch.ones(1, 2, 1, 1, dtype=torch.float64)
     grid = torch.tensor([2.0, 1.0, 0.5])
-    with pytest.raises(UserError, match=r"no noise_sampler was given .*pass noise_sampler"):
+    with pytest.raises(UserError, match=r"no noise_sampler was given, .*pass noise_sampler"):
         solver(ring.denoised, x, grid)
 
 

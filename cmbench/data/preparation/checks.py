@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cmbench.data.rules import Rule
-from cmbench.data.sources.base import ArraySource, Source
+from cmbench.data.sources.base import ArraySource, ImageSource
 from cmbench.errors import first_names
 from cmbench.plugin.specs import DatasetSpec
 
 Labels = npt.NDArray[np.int32]
 
 
-def check_kind(source: Source, spec: DatasetSpec, rule: Rule) -> None:
+def check_kind(source: ImageSource, spec: DatasetSpec, rule: Rule) -> None:
     """Check that this kind of source can be the dataset."""
     if source.kind not in rule.kinds:
         raise source.error(
@@ -36,7 +36,7 @@ def check_missing(source: ArraySource, rule: Rule, *, subset: bool) -> None:
         )
 
 
-def check_count(source: Source, count: int, rule: Rule, *, subset: bool) -> None:
+def check_count(source: ImageSource, count: int, rule: Rule, *, subset: bool) -> None:
     """Check that the source holds as many images as the dataset has, or fewer on request."""
     if rule.count is None or count == rule.count or (subset and count < rule.count):
         return
@@ -47,7 +47,7 @@ def check_count(source: Source, count: int, rule: Rule, *, subset: bool) -> None
 
 
 def check_labels(
-    source: Source,
+    source: ImageSource,
     spec: DatasetSpec,
     labels: Sequence[int] | None,
     class_names: Sequence[str],

@@ -21,7 +21,7 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from cmbench.data.layout import Layout
 from cmbench.data.npy import UNREADABLE, npy_from_bytes
-from cmbench.data.sources.base import EncodedSource, Index, Reader
+from cmbench.data.sources.base import EncodedSource, ImageIndex, Reader
 from cmbench.data.transforms import TRANSFORMS
 from cmbench.errors import UserError
 
@@ -226,7 +226,7 @@ def open_image(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
 
 
-def peek(source: EncodedSource, index: Index) -> tuple[int, int, int]:
+def peek(source: EncodedSource, index: ImageIndex) -> tuple[int, int, int]:
     """Return channels, height and width of a source's first image."""
     name = index.names[0]
     reader = source.reader()

@@ -26,13 +26,13 @@ from cmbench.data.preparation.decode import BlockWork, Job
 from cmbench.data.preparation.partial import WHO, Partial, locked, os_errors
 from cmbench.data.preparation.pool import Workers, run_serially
 from cmbench.data.rules import Rule
-from cmbench.data.sources.base import ArraySource, EncodedSource, Index, Source
+from cmbench.data.sources.base import ArraySource, EncodedSource, ImageIndex, ImageSource
 from cmbench.data.sources.detect import open_source
 from cmbench.data.store import (
     BLOCKS,
     LABELS,
     MANIFEST,
-    Manifest,
+    DatasetManifest,
     SourceNote,
     content_hash,
     labels_hash,
@@ -78,7 +78,7 @@ class Content:
 class AlreadyPrepared(Exception):
     """The dataset is there, from the same source."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: DatasetManifest) -> None:
         super().__init__(manifest.dataset)
         self.manifest = manifest
 
@@ -89,7 +89,7 @@ def prepare(
     request: Request,
     locations: DataLocations,
     progress: Progress = lambda stage, done, total: None,
-) -> tuple[Manifest, bool]:
+) -> tuple[DatasetManifest, bool]:
     """Convert ``request.source`` into ``<data_dir>/<spec.name>``.
 
     Returns:
@@ -130,7 +130,7 @@ class Preparation:
     partial: Partial
     progress: Progress
 
-    def run(self) -> Manifest:
+    def run(self) -> DatasetManifest:
         """Do all of it."""
         self.progress("reading the table of contents", 0, 0)
         source = open_source(self.request.source, self.request.split, self.partial.spool)
@@ -170,7 +170,7 @@ class Preparation:
         names = tuple(index.class_names) if labels is not None else ()
         return Content(count, labels, names, index.fingerprint)
 
-    def write_blocks(self, job: Job, index: Index, workers: Workers) -> None:
+    def write_blocks(self, job: Job, index: ImageIndex, workers: Workers) -> None:
         """Write the missing blocks, in workers where that pays."""
         total = job.count
         lengths = {
@@ -186,7 +186,7 @@ class Preparation:
             done += lengths[result.block]
             self.progress("decoding", done, total)
 
-    def missing_blocks(self, job: Job, index: Index) -> Iterator[BlockWork]:
+    def missing_blocks(self, job: Job, index: ImageIndex) -> Iterator[BlockWork]:
         """Yield what is to be done."""
         for block in range(job.layout.blocks(job.count)):
             if block not in self.partial.done:
@@ -236,7 +236,7 @@ class Preparation:
 
     # ---- common --------------------------------------------------------------------------------
 
-    def plan(self, source: Source, fingerprint: str) -> dict[str, Any]:
+    def plan(self, source: ImageSource, fingerprint: str) -> dict[str, Any]:
         """Return what decides the result: a resumed preparation must agree in all of it."""
         return {
             "dataset": self.spec.name,
@@ -271,7 +271,7 @@ class Preparation:
                 remedy="add --force to replace it",
             )
 
-    def finish(self, source: Source, content: Content) -> Manifest:
+    def finish(self, source: ImageSource, content: Content) -> DatasetManifest:
         """Verify, write labels, digests and manifest, and put the folder in its place."""
         folder, done = self.partial.folder, self.partial.done
         blocks = self.partial.verified(self.layout, content.count, self.progress)
@@ -289,13 +289,13 @@ class Preparation:
         self.partial.put_in_place(self.target)
         return manifest
 
-    def manifest(self, source: Source, content: Content, blocks: list[str]) -> Manifest:
+    def manifest(self, source: ImageSource, content: Content, blocks: list[str]) -> DatasetManifest:
         """Describe the result."""
         labels, layout = content.labels, self.layout
         classes = self.spec.num_classes
         counts = [] if labels is None else np.bincount(labels, minlength=classes).tolist()
         shape = (content.count, *layout.data_shape)
-        return Manifest(
+        return DatasetManifest(
             dataset=self.spec.name,
             revision=self.revision(source, content),
             shape=shape,
@@ -319,7 +319,7 @@ class Preparation:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
-    def revision(self, source: Source, content: Content) -> str:
+    def revision(self, source: ImageSource, content: Content) -> str:
         """Return preprocessing, and whatever makes the content other than the published one's."""
         parts = ["as-is" if self.transform == "none" else self.transform]
         if source.split not in ("", "train"):

@@ -24,8 +24,8 @@ from typing import Any, BinaryIO
 from cmbench.data.sources.base import (
     EncodedSource,
     Fingerprint,
-    Index,
-    Source,
+    ImageIndex,
+    ImageSource,
     default_split,
     is_image,
     labels_from_folders,
@@ -47,7 +47,7 @@ _REPACK = "repack the archive with `zip -0`"
 _SPARE, _STRIDE = 256 << 20, 16 << 20
 
 
-def truncated(source: Source, error: BaseException, name: str = "") -> UserError:
+def truncated(source: ImageSource, error: BaseException, name: str = "") -> UserError:
     """Return the error for an archive (or its file ``name``) that ends early or is none."""
     detail = " ".join(str(error).split())[:120]
     what = f"{name} is a truncated" if name else "truncated"
@@ -58,7 +58,7 @@ def truncated(source: Source, error: BaseException, name: str = "") -> UserError
 
 
 def enter_split(
-    names: Sequence[str], split: str, source: Source
+    names: Sequence[str], split: str, source: ImageSource
 ) -> tuple[list[int], list[str], str]:
     """Return positions and names of the images of one split, names relative to it.
 
@@ -133,7 +133,7 @@ class ZipSource(EncodedSource):
 
     kind = "zip"
 
-    def index(self) -> Index:
+    def index(self) -> ImageIndex:
         """Read the central directory."""
         try:
             members = {member[0]: member for member in read_members(self.path)}
@@ -163,7 +163,7 @@ class ZipSource(EncodedSource):
             self._check(member, LARGEST_IMAGE)
         fingerprint = Fingerprint()
         fingerprint.add(entries)  # all at once: a line each would take longer than reading them
-        return Index(kept, entries, labels, classes, fingerprint.value)
+        return ImageIndex(kept, entries, labels, classes, fingerprint.value)
 
     def _table(self, member: Member, images: int) -> Any:
         """Read a table of labels, unless it is far larger than its images need."""
@@ -274,7 +274,7 @@ class TarSource(EncodedSource):
                 remedy="make room, or unpack it elsewhere and give --source the folder",
             )
 
-    def index(self) -> Index:
+    def index(self) -> ImageIndex:
         """Unpack if needed and read the headers."""
         self.unpack()
         members: dict[str, tuple[int, int]] = {}
@@ -308,7 +308,7 @@ class TarSource(EncodedSource):
         for i in kept:
             fingerprint.add(ordered[i], *members[ordered[i]])
         locators = [members[ordered[i]] for i in kept]
-        return Index(names, locators, labels, classes, fingerprint.value)
+        return ImageIndex(names, locators, labels, classes, fingerprint.value)
 
     def reader(self) -> TarReader:
         """Open the plain archive."""

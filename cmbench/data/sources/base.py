@@ -35,7 +35,7 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
-class Index:
+class ImageIndex:
     """The table of contents of an encoded source, in the order the dataset will have.
 
     ``labels`` are class numbers, or None; ``class_names`` are known where folders give classes.
@@ -51,7 +51,7 @@ class Index:
         return len(self.names)
 
 
-class Source(ABC):
+class ImageSource(ABC):
     """A path with something to read it."""
 
     kind: ClassVar[str]
@@ -77,11 +77,11 @@ class Source(ABC):
         return UserError(self.who, problem, allowed=allowed, remedy=remedy)
 
 
-class EncodedSource(Source):
+class EncodedSource(ImageSource):
     """A table of encoded images."""
 
     @abstractmethod
-    def index(self) -> Index:
+    def index(self) -> ImageIndex:
         """Read the table of contents."""
 
     @abstractmethod
@@ -97,7 +97,7 @@ class Chunk:
     labels: npt.NDArray[np.int64] | None
 
 
-class ArraySource(Source):
+class ArraySource(ImageSource):
     """Decoded images in files of arrays."""
 
     #: Number of images if it is known without reading them.
@@ -183,7 +183,7 @@ def _is_sharding(names: Iterable[str]) -> bool:
     return True
 
 
-def labels_from_json(source: Source, data: Any, names: Sequence[str]) -> list[int] | None:
+def labels_from_json(source: ImageSource, data: Any, names: Sequence[str]) -> list[int] | None:
     """Return labels from the contents of an EDM ``dataset.json``; None where they are null."""
     table = data.get("labels") if isinstance(data, dict) else None
     if not isinstance(data, dict) or "labels" not in data:

@@ -6,14 +6,14 @@ import tarfile
 from pathlib import Path
 
 from cmbench.data.sources.archives import TAR_SUFFIXES, TarSource, ZipSource
-from cmbench.data.sources.base import Source
+from cmbench.data.sources.base import ImageSource
 from cmbench.data.sources.batches import CifarPythonSource, ImageNetBatchSource
 from cmbench.data.sources.folder import FolderSource
 from cmbench.data.sources.lmdb import LmdbSource
 from cmbench.errors import MissingError, UserError
 
 
-def open_source(path: Path, split: str = "", spool: Path | None = None) -> Source:
+def open_source(path: Path, split: str = "", spool: Path | None = None) -> ImageSource:
     """Return the source at ``path``, recognised from its contents where it can be.
 
     Raises ``MissingError`` if there is nothing, ``UserError`` if no reader fits.
@@ -35,7 +35,7 @@ def open_source(path: Path, split: str = "", spool: Path | None = None) -> Sourc
     return FolderSource(path, split)
 
 
-def _open_file(path: Path, split: str, spool: Path | None) -> Source:
+def _open_file(path: Path, split: str, spool: Path | None) -> ImageSource:
     name = path.name.lower()
     if path.stat().st_size == 0:
         raise UserError("--source", f"{path} is empty", remedy="download it again")

@@ -12,7 +12,7 @@ from typing import Any
 from cmbench.data.sources.base import (
     EncodedSource,
     Fingerprint,
-    Index,
+    ImageIndex,
     default_split,
     is_image,
     labels_from_folders,
@@ -110,7 +110,7 @@ class FolderSource(EncodedSource):
                 remedy="give --split one of them",
             )
 
-    def index(self) -> Index:
+    def index(self) -> ImageIndex:
         """Walk the folder."""
         fingerprint = Fingerprint()
         names, locators = [], []
@@ -127,10 +127,10 @@ class FolderSource(EncodedSource):
         table = self.root / "dataset.json"
         if table.is_file():
             labels = labels_from_json(self, read_json(table, self.who), names)
-            return Index(names, locators, labels, fingerprint=fingerprint.value)
+            return ImageIndex(names, locators, labels, fingerprint=fingerprint.value)
         found = labels_from_folders(names)
         labels, classes = found if found else (None, [])
-        return Index(names, locators, labels, classes, fingerprint.value)
+        return ImageIndex(names, locators, labels, classes, fingerprint.value)
 
     def reader(self) -> FolderReader:
         """Return a reader of files."""

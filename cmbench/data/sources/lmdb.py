@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cmbench.data.sources.base import EncodedSource, Fingerprint, Index
+from cmbench.data.sources.base import EncodedSource, Fingerprint, ImageIndex
 from cmbench.errors import MissingError
 
 #: Pages that a whole database may lack at its end: those that its last change took and gave back.
@@ -51,7 +51,7 @@ class LmdbSource(EncodedSource):
 
     kind = "lmdb"
 
-    def index(self) -> Index:
+    def index(self) -> ImageIndex:
         """Read all keys."""
         lmdb = _lmdb(self.who)
         fingerprint = Fingerprint()
@@ -74,7 +74,7 @@ class LmdbSource(EncodedSource):
             raise self.error("is empty", remedy="give --source the folder that holds data.mdb")
         fingerprint.add(len(keys), keys[0], keys[-1])
         names = [key.decode("utf-8", "backslashreplace") for key in keys]
-        return Index(names, keys, None, fingerprint=fingerprint.value)
+        return ImageIndex(names, keys, None, fingerprint=fingerprint.value)
 
     def _require_whole(self, environment: Any) -> None:
         """Raise if the file is shorter than its pages: to read those would kill the process."""
