@@ -30,10 +30,12 @@ from cmbench.errors import EXIT_OK, UserError
 from cmbench.files import write_atomically
 from cmbench.sweep.context import Context
 from cmbench.sweep.feed import DatasetFeed
-from cmbench.sweep.planning import RunPlan, plan_run
-from cmbench.sweep.runs import build_modules, obtain_teacher
+from cmbench.sweep.planning import plan_run
+from cmbench.sweep.plans import RunPlan
+from cmbench.sweep.runs import build_modules
 from cmbench.sweep.threads import use_threads
-from cmbench.training.loop import Meter, Settings, prepare, train_step
+from cmbench.sweep.training_run import obtain_teacher
+from cmbench.training.loop import Meter, Settings, counted_networks, train_step
 from cmbench.training.state import TrainingState
 
 WHO = "equal_time.py"
@@ -116,7 +118,7 @@ def calibrate(context: Context, plan: RunPlan, seconds: float, steps: int) -> di
         compile=context.compile,
         log_seconds=1e9,
     )
-    nets = prepare(state, settings)
+    nets = counted_networks(state, settings)
     state.enter(0)
     feed = DatasetFeed(context.dataset(plan.dataset).to(context.device), config)
     meter = Meter(state, settings)

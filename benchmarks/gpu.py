@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cmbench.data.stored import ArrayDataset
 from cmbench.errors import BrokenRunError, UserError
 from cmbench.files import write_atomically
-from cmbench.networks.prepared import PreparedNetwork, place
+from cmbench.networks.counted import CountedNetwork, to_device
 from cmbench.plugin.manager import load_plugins
 from cmbench.plugin.method import Teacher
 from cmbench.records.provenance import environment
@@ -44,10 +44,10 @@ from cmbench.records.workspace import Workspace
 from cmbench.sampling import Sampler
 from cmbench.sweep.context import Context
 from cmbench.sweep.feed import DatasetFeed
-from cmbench.sweep.planning import RunPlan
+from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.recipes import merge
 from cmbench.sweep.runs import build_modules
-from cmbench.training.loop import Meter, Settings, prepare, train_step
+from cmbench.training.loop import Meter, Settings, counted_networks, train_step
 from cmbench.training.state import TrainingState
 
 PARTS = ("train", "table", "sampling", "profile")
@@ -206,9 +206,9 @@ class Bench:
         method, modules = build_modules(self.context, plan, None)
         for name, module in modules.items():
             module.eval().requires_grad_(False)
-            modules[name] = place(module, self.device, channels_last=variant.channels_last)
+            modules[name] = to_device(module, self.device, channels_last=variant.channels_last)
         nets = {
-            n: PreparedNetwork(m, variant.precision, variant.compiled) for n, m in modules.items()
+            n: CountedNetwork(m, variant.precision, variant.compiled) for n, m in modules.items()
         }
         return Teacher("random", method.diffusion_model(nets), modules["model"])
 
@@ -221,7 +221,7 @@ class Bench:
         teacher = None if method == "edm" or method == "ict" else self.teacher(case, variant, needs)
         built, modules = build_modules(self.context, plan, teacher)
         modules = {
-            n: place(m, self.device, channels_last=variant.channels_last)
+            n: to_device(m, self.device, channels_last=variant.channels_last)
             for n, m in modules.items()
         }
         state = TrainingState(built, modules)
@@ -233,7 +233,7 @@ class Bench:
             compile=variant.compiled,
             log_seconds=1e9,
         )
-        nets = prepare(state, settings)
+        nets = counted_networks(state, settings)
         state.enter(0)
         if not variant.fused:
             unfuse(state)
@@ -439,7 +439,7 @@ def measure_sampling(bench: Bench, name: str, case: Case) -> None:
     """Images a second at few NFE, and what share of the wall time is not the network."""
     plan = bench.plan("ict", case, 1)
     method, modules = build_modules(bench.context, plan, None)
-    modules = {n: place(m, bench.device, channels_last=True) for n, m in modules.items()}
+    modules = {n: to_device(m, bench.device, channels_last=True) for n, m in modules.items()}
     dataset, batch = bench.dataset(case), bench.options.sample_batch
     batches = 3 if bench.options.cpu_smoke else 8
     for precision in ("fp32", "bf16"):
@@ -476,9 +476,9 @@ def time_sampling(
     wall = time.perf_counter() - began
 
     net: nn.Module | Any = sampler.nets["model"]
-    x = torch.randn(batch, *sampler.method.problem.data_shape, device=bench.device)
+    x = torch.randn(batch, *sampler.method.data.data_shape, device=bench.device)
     c = torch.randn(batch, device=bench.device)
-    classes = sampler.method.problem.num_classes
+    classes = sampler.method.data.num_classes
     labels = torch.zeros(batch, dtype=torch.int64, device=bench.device) if classes else None
     for _ in range(2):
         net(x, c, labels)

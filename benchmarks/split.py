@@ -27,8 +27,8 @@ from cmbench.records.workspace import Workspace
 from cmbench.sweep.context import Context
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.runs import build_modules
-from cmbench.training.distributed import Place, World, joined
-from cmbench.training.loop import Meter, Settings, prepare, train_step
+from cmbench.training.distributed import Launch, World, joined
+from cmbench.training.loop import Meter, Settings, counted_networks, train_step
 from cmbench.training.sharding import Sharding
 from cmbench.training.state import TrainingState
 
@@ -65,7 +65,7 @@ def trained(world: World, options: argparse.Namespace, *, split: bool) -> Traini
     method, modules = build_modules(context, plan, None)
     state = TrainingState(method, modules, Sharding.over(world, device) if split else None)
     settings = Settings(seed=0, batch_size=world.size, world=world)
-    nets, meter = prepare(state, settings), Meter(state, settings)
+    nets, meter = counted_networks(state, settings), Meter(state, settings)
     state.enter(0)
     for _ in range(STEPS):
         train_step(state, nets, RandomImages(), settings, meter)
@@ -93,7 +93,7 @@ def work(rank: int, port: int, options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     size = options.processes
-    with joined(Place(rank, size, rank, size), torch.device("cpu")) as world:
+    with joined(Launch(rank, size, rank, size), torch.device("cpu")) as world:
         whole = trained(world, options, split=False)
         expected, before = whole.tensors(), kept_bytes(whole)
         parameters = sum(p.numel() for p in whole.modules["model"].parameters())

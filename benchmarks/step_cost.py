@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmbench.networks.prepared import PreparedNetwork
+from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.manager import load_plugins
 from cmbench.plugin.method import Teacher
 from cmbench.records.workspace import Workspace
@@ -26,7 +26,7 @@ from cmbench.sweep.context import Context
 from cmbench.sweep.feed import DatasetFeed
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.runs import build_modules
-from cmbench.training.loop import Meter, Settings, prepare, train_step
+from cmbench.training.loop import Meter, Settings, counted_networks, train_step
 from cmbench.training.state import TrainingState
 
 BASE = "edm"
@@ -42,7 +42,7 @@ class Stepper:
         self.observed = []
         if plan.teacher is not None:
             teacher_method, modules = build_modules(context, plan.teacher, None)
-            nets = {n: PreparedNetwork(m.eval().requires_grad_(False)) for n, m in modules.items()}
+            nets = {n: CountedNetwork(m.eval().requires_grad_(False)) for n, m in modules.items()}
             model = teacher_method.diffusion_model(nets)
             teacher = Teacher("random weights", model, modules["model"])
             self.observed = list(nets.values())
@@ -52,7 +52,7 @@ class Stepper:
         self.state.enter(0)
         self.settings = Settings(seed=0, batch_size=batch_size)
         self.feed = DatasetFeed(context.dataset("digits"), plan.config)
-        self.nets: Any = prepare(self.state, self.settings)
+        self.nets: Any = counted_networks(self.state, self.settings)
         self.meter = Meter(self.state, self.settings)
 
     def step(self) -> None:

@@ -157,7 +157,7 @@ class ConsistencyMethod(Method):
             sigma_min=self.renoising_sigma_min,
             labels=labels,
             noise_sampler=lambda step: draws.normal(f"step-{step}", noise),
-            clip=self.config.clip_samples and self.problem.bounded,
+            clip=self.config.clip_samples and self.data.bounded,
         )
 
     @property

@@ -190,7 +190,7 @@ class PD(Method):
     ) -> Tensor:
         """DDIM from ``sigma_max`` down to the grid's end."""
         model, cosine = self.model(nets["model"]), self.config.grid == "cosine"
-        clip = cosine and self.config.clip_samples and self.problem.bounded
+        clip = cosine and self.config.clip_samples and self.data.bounded
         end = 0.0 if cosine else self.config.sigma_min
         grid = torch.tensor([*plan.sigmas, end], dtype=torch.float64)
 

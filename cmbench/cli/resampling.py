@@ -13,7 +13,8 @@ from cmbench.records.record import DTYPES, Record
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.cells import measure_cell
 from cmbench.sweep.context import Context
-from cmbench.sweep.planning import CellPlan, RunPlan, SampleSettings, plan_cells, plan_run
+from cmbench.sweep.planning import plan_cells, plan_run
+from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
 from cmbench.sweep.runs import TrainedRun, read_result
 
 

@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from cmbench.records.record import Record
     from cmbench.sweep.context import Context
-    from cmbench.sweep.planning import RunPlan
+    from cmbench.sweep.plans import RunPlan
     from cmbench.sweep.sweep import SweepPlan
 
 #: Columns of the table that ends ``cmbench run``; the report has them all.
@@ -134,7 +134,7 @@ def _parameters(context: Context, run: RunPlan) -> str:
     from cmbench.sweep.kit import TrainingKit
 
     with torch.device("meta"):
-        network = TrainingKit(context, run, run.problem(context), None).network()
+        network = TrainingKit(context, run, run.data_info(context), None).network()
     return f"{sum(p.numel() for p in network.parameters()):,}"
 
 

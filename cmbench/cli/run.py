@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cmbench.records.record import Record
     from cmbench.sweep.context import Context
     from cmbench.sweep.sweep import SweepPlan, SweepRequest
-    from cmbench.training.distributed import Place
+    from cmbench.training.distributed import Launch
 
 DEFAULT_DATASET = "digits"
 #: What networks can be sampled in.
@@ -284,21 +284,21 @@ def run(ctx: click.Context, /, **options: Any) -> int:
         if os.environ.get("RANK", "0") != "0":
             return error.exit_code  # every process meets it, rank 0 says it
         raise
-    from cmbench.training.distributed import Place, joined
+    from cmbench.training.distributed import Launch, joined
 
-    place = Place.from_environment()
-    if options["split"] and place.size == 1:
+    launch = Launch.from_environment()
+    if options["split"] and launch.size == 1:
         raise UserError(
             "--split",
             "there is one process",
             allowed="several processes",
             remedy="start with torchrun, see docs/clusters.md, or leave it out",
         )
-    with stop_asker(options["time_limit"], patient=place.size > 1) as should_stop:
-        context = make_context(options, plugins, should_stop, place)
-        if options["dry_run"] or place.size == 1:
-            return sweep(options, request, context) if place.rank == 0 else EXIT_OK
-        with joined(place, context.device) as world:
+    with stop_asker(options["time_limit"], patient=launch.size > 1) as should_stop:
+        context = make_context(options, plugins, should_stop, launch)
+        if options["dry_run"] or launch.size == 1:
+            return sweep(options, request, context) if launch.rank == 0 else EXIT_OK
+        with joined(launch, context.device) as world:
             context.world = world
             context.threads = world.lead(lambda: context.threads)
             return together(options, request, context)
@@ -390,7 +390,7 @@ def make_request(options: dict[str, Any], plugins: PluginManager) -> SweepReques
     methods = [part.strip() for part in named.split(",") if part.strip()]
     if not methods and not (checkpoint and options["methods"] is None):
         raise UserError("--method", "names no method", remedy="see `cmbench list methods`")
-    from cmbench.sweep.planning import SampleSettings
+    from cmbench.sweep.plans import SampleSettings
     from cmbench.sweep.recipes import require_once
     from cmbench.sweep.sweep import SweepRequest
 
@@ -423,7 +423,7 @@ def make_context(
     options: Mapping[str, Any],
     plugins: PluginManager | None = None,
     should_stop: Callable[[], str | None] = lambda: None,
-    place: Place | None = None,
+    launch: Launch | None = None,
 ) -> Context:
     """Choose device, threads and reporter; warn of plugins that failed.
 
@@ -439,18 +439,18 @@ def make_context(
     from cmbench.sweep.threads import choose_threads, use_threads
 
     plugins = plugins or load_plugins()
-    several = place is not None and place.size > 1
-    leads = place is None or place.rank == 0
+    several = launch is not None and launch.size > 1
+    leads = launch is None or launch.rank == 0
     reporter = make_reporter(options.get("quiet", False)) if leads else Reporter()
     for info in plugins.plugins:
         if info.status != "ok":
             who = f"plugin {info.name!r} ({info.distribution} {info.version})"
             reporter.warn(f"{who}: {info.error}")
-    local_rank = place.local_rank if place is not None and several else None
+    local_rank = launch.local_rank if launch is not None and several else None
     device = choose_device(options.get("device", "auto"), local_rank)
     if device.type == "cuda" and several:
         torch.cuda.set_device(device)
-    local_size = place.local_size if place is not None else 1
+    local_size = launch.local_size if launch is not None else 1
     threads = options.get("threads") or max(choose_threads() // local_size, 1)
     use_threads(threads)
     compiled = options.get("compiled")

@@ -15,7 +15,7 @@ from cmbench.seeds import HELD_OUT_FROM
 
 if TYPE_CHECKING:
     from cmbench.sweep.context import Context
-    from cmbench.sweep.planning import RunPlan
+    from cmbench.sweep.plans import RunPlan
 
 
 @click.command("tune-times")

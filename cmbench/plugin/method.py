@@ -28,8 +28,8 @@ Nets = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What a method is asked to model."""
+class DataInfo:
+    """What is known of the data that a method models."""
 
     dataset: str
     data_shape: tuple[int, int, int]
@@ -152,9 +152,9 @@ class Method(ABC):
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
-    def __init__(self, config: MethodConfig, problem: Problem) -> None:
-        self.config, self.problem = config, problem
-        self.sigma_data = config.sigma_data or problem.sigma_data
+    def __init__(self, config: MethodConfig, data: DataInfo) -> None:
+        self.config, self.data = config, data
+        self.sigma_data = config.sigma_data or data.sigma_data
 
     # ---- train hooks ---------------------------------------------------------------------------
 
@@ -209,6 +209,7 @@ class Method(ABC):
 
 __all__ = [
     "Batch",
+    "DataInfo",
     "Declined",
     "Draws",
     "Kit",
@@ -216,7 +217,6 @@ __all__ = [
     "Nets",
     "Objective",
     "Phase",
-    "Problem",
     "Progress",
     "SamplingPlan",
     "Teacher",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.errors import NonFiniteError, PluginError
-from cmbench.networks.prepared import PreparedNetwork
+from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Method, SamplingPlan
 from cmbench.sampling.draws import Drawing, DrawsAhead, ImageDraws
 
@@ -52,7 +52,7 @@ class Sampler:
         compiled: bool = False,
     ) -> None:
         self.method, self.plan, self.seed, self.labels = method, plan, seed, labels
-        self.nets = {n: PreparedNetwork(m, precision, compiled) for n, m in modules.items()}
+        self.nets = {n: CountedNetwork(m, precision, compiled) for n, m in modules.items()}
         for module in modules.values():
             module.eval().requires_grad_(False)
         self.device = next(modules["model"].parameters()).device
@@ -117,9 +117,9 @@ class Sampler:
         indices = self._indices(start, count, batch_size)
         draws = ahead.draws(indices) if ahead else ImageDraws(self.seed, indices)
         filled = len(indices)
-        shape = (filled, *self.method.problem.data_shape)
+        shape = (filled, *self.method.data.data_shape)
         noise = draws.normal("noise", torch.empty(shape, device=self.device))
-        labels = self.labels(start, count) if self.method.problem.num_classes else None
+        labels = self.labels(start, count) if self.method.data.num_classes else None
         if labels is not None:
             if filled > count:
                 labels = torch.cat([labels, labels[-1:].expand(filled - count)])

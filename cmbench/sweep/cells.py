@@ -41,7 +41,7 @@ from cmbench.records.record import (
 from cmbench.sampling import Sampler
 from cmbench.sweep.context import Context
 from cmbench.sweep.extractors import custom_metrics, load_extractor
-from cmbench.sweep.planning import CellPlan, RunPlan
+from cmbench.sweep.plans import CellPlan, RunPlan
 from cmbench.sweep.references import dataset_reference
 from cmbench.sweep.run_log import read_log
 from cmbench.sweep.runs import MAIN, TrainedRun, build_modules, load_weights

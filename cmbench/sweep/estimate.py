@@ -18,16 +18,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmbench.diffusion.models import EDMModel, MixtureModel
 from cmbench.errors import BrokenRunError, UserError
-from cmbench.networks.prepared import PreparedNetwork
+from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Batch, Method, Phase, Progress, Teacher
 from cmbench.sweep.context import Context
 from cmbench.sweep.failures import one_line
 from cmbench.sweep.imported import PREFIX, open_imported
 from cmbench.sweep.kit import TrainingKit
-from cmbench.sweep.planning import ANALYTIC, RunPlan
+from cmbench.sweep.planning import ANALYTIC
+from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import build_modules
 from cmbench.training.augment import LABEL_DIM
-from cmbench.training.loop import Meter, Settings, prepare, train_step
+from cmbench.training.loop import Meter, Settings, counted_networks, train_step
 from cmbench.training.state import TrainingState
 
 #: A calibration takes this many FLOPs a step at most, and on the CPU this much memory.
@@ -182,7 +183,7 @@ def built_in_place(
 ) -> tuple[Method, dict[str, nn.Module]]:
     """Build modules where they are born: fake tensors cannot be moved."""
     method = plan.method(context)
-    return method, method.build(TrainingKit(context, plan, method.problem, teacher))
+    return method, method.build(TrainingKit(context, plan, method.data, teacher))
 
 
 def _count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
@@ -212,7 +213,7 @@ def _counted_step(
     images: int,
 ) -> tuple[float, int]:
     """Return FLOPs of a step of so many images, and the bytes that its forward pass keeps."""
-    nets = {name: PreparedNetwork(m, plan.config.precision) for name, m in modules.items()}
+    nets = {name: CountedNetwork(m, plan.config.precision) for name, m in modules.items()}
     saved, flops = _Saved(modules), 0.0
     for objective in phase.objectives:
         batch = _random_batch(method, plan, images, context.device)
@@ -246,11 +247,11 @@ def random_teacher(context: Context, plan: RunPlan, build: Builder) -> Teacher |
         method, modules = build(context, plan.teacher, above)
         for module in modules.values():
             module.eval().requires_grad_(False)
-        nets = {n: PreparedNetwork(m, plan.config.precision) for n, m in modules.items()}
+        nets = {n: CountedNetwork(m, plan.config.precision) for n, m in modules.items()}
         return Teacher("random", method.diffusion_model(nets), modules["model"])
     if plan.config.teacher == ANALYTIC:
         mixture: Any = context.dataset(plan.dataset)
-        sigma_data = plan.problem(context).sigma_data
+        sigma_data = plan.data_info(context).sigma_data
         model = MixtureModel(mixture.mixture.to(context.device), sigma_data)
         return Teacher(ANALYTIC, model, None)
     if plan.config.teacher is not None and plan.config.teacher.startswith(PREFIX):
@@ -258,16 +259,16 @@ def random_teacher(context: Context, plan: RunPlan, build: Builder) -> Teacher |
         network.eval().requires_grad_(False)
         if context.device.type != "cpu":  # fake tensors cannot be moved, not even nowhere
             network.to(context.device)
-        prepared = PreparedNetwork(network, plan.config.precision)
-        return Teacher("random", EDMModel(prepared, plan.problem(context).sigma_data), network)
+        prepared = CountedNetwork(network, plan.config.precision)
+        return Teacher("random", EDMModel(prepared, plan.data_info(context).sigma_data), network)
     if plan.config.teacher is not None:
         raise ValueError(f"teacher {plan.config.teacher} is a run of its own")
     return None
 
 
 def _random_batch(method: Any, plan: RunPlan, count: int, device: torch.device) -> Batch:
-    images = torch.rand(count, *method.problem.data_shape, device=device) * 2 - 1
-    classes = method.problem.num_classes
+    images = torch.rand(count, *method.data.data_shape, device=device) * 2 - 1
+    classes = method.data.num_classes
     labels = torch.zeros(count, dtype=torch.int64, device=device) if classes else None
     told = torch.zeros(count, LABEL_DIM, device=device) if plan.config.augment > 0 else None
     return Batch(images, labels, told)
@@ -291,7 +292,7 @@ def seconds_per_image(context: Context, plan: RunPlan, batch: int) -> float:
     method, modules = build_modules(context, plan, random_teacher(context, plan, build_modules))
     state = TrainingState(method, modules)
     settings = Settings(seed=0, batch_size=batch, precision=plan.config.precision, log_seconds=1e9)
-    nets = prepare(state, settings)
+    nets = counted_networks(state, settings)
     state.enter(0)
     feed, meter = _RandomFeed(method, plan, context.device), Meter(state, settings)
     for step in range(_WARM_UP + _TIMED):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from cmbench.sweep.planning import CellPlan
+from cmbench.sweep.plans import CellPlan
 
 #: The cells of one run, which share its training and its weights.
 Job = Sequence[CellPlan]

@@ -22,7 +22,7 @@ from cmbench.diffusion.models import EDMModel
 from cmbench.errors import MissingError, UserError
 from cmbench.importers.imported import Preconditioning
 from cmbench.networks.base import num_parameters
-from cmbench.networks.prepared import PreparedNetwork
+from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Teacher
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.records.workspace import Workspace
@@ -139,7 +139,7 @@ class ImportedModel:
     def teacher(self, context: Context, sigma_data: float, precision: str) -> Teacher:
         """Return the model as a frozen teacher; planning has checked that it is a denoiser."""
         network = self.build(context).requires_grad_(False).to(context.device)
-        prepared = PreparedNetwork(network, precision, context.compile)
+        prepared = CountedNetwork(network, precision, context.compile)
         return Teacher(self.title, EDMModel(prepared, sigma_data), network)
 
     def result(self, context: Context, name: str) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from cmbench.errors import UserError
-from cmbench.plugin.method import Problem, Teacher
+from cmbench.plugin.method import DataInfo, Teacher
 from cmbench.seeds import derive_seed
 from cmbench.sweep.context import Context
-from cmbench.sweep.planning import RunPlan
+from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.validation import validate
 
 
@@ -19,9 +19,9 @@ class TrainingKit:
     """Builds networks as the recipe says (see :class:`cmbench.plugin.method.Kit`)."""
 
     def __init__(
-        self, context: Context, plan: RunPlan, problem: Problem, teacher: Teacher | None
+        self, context: Context, plan: RunPlan, data: DataInfo, teacher: Teacher | None
     ) -> None:
-        self.context, self.plan, self.problem, self.teacher = context, plan, problem, teacher
+        self.context, self.plan, self.data, self.teacher = context, plan, data, teacher
         self._built = 0
 
     def network(self, *, channel_copies: int = 1, **overrides: Any) -> nn.Module:
@@ -29,7 +29,7 @@ class TrainingKit:
 
         ``channel_copies`` multiplies its input and output channels.
         """
-        channels, height, width = self.problem.data_shape
+        channels, height, width = self.data.data_shape
         table = {**self.plan.config.network, **overrides}
         name = table.pop("name")
         network_class: Any = self.context.plugins.networks.load(name)
@@ -39,7 +39,7 @@ class TrainingKit:
         self._built += 1
         try:
             network: nn.Module = network_class(
-                config, (channels * channel_copies, height, width), self.problem.num_classes
+                config, (channels * channel_copies, height, width), self.data.num_classes
             )
         finally:
             torch.set_rng_state(before)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 import torch
 
 from cmbench.sweep.context import Context
-from cmbench.sweep.planning import CellPlan, RunPlan
+from cmbench.sweep.plans import CellPlan, RunPlan
 
 #: Numbers (pixels x channels) that go into a network in one run or cell. The built-in datasets'
 #: recipes stay five times below, those that were made for a GPU begin at twice as many.

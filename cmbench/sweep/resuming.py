@@ -5,7 +5,7 @@ from __future__ import annotations
 from cmbench.errors import UserError
 from cmbench.sweep.context import Context
 from cmbench.sweep.failures import one_line
-from cmbench.sweep.planning import RunPlan
+from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.threads import resumed_threads
 from cmbench.training.checkpoint import Checkpoint
 from cmbench.training.state import OtherNetworkError, TrainingState

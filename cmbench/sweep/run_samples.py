@@ -14,23 +14,11 @@ from cmbench.errors import MissingError, UserError
 from cmbench.samples.source import ReadOptions, SampleSource
 from cmbench.sampling import Sampler
 from cmbench.sweep.context import Context
-from cmbench.sweep.planning import (
-    CellPlan,
-    RunPlan,
-    SampleSettings,
-    plan_cells,
-    plan_imported_run,
-    plan_run,
-)
-from cmbench.sweep.runs import (
-    MAIN,
-    TrainedRun,
-    build_modules,
-    load_weights,
-    obtain_run,
-    read_result,
-)
+from cmbench.sweep.planning import plan_cells, plan_imported_run, plan_run
+from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
+from cmbench.sweep.runs import MAIN, TrainedRun, build_modules, load_weights, read_result
 from cmbench.sweep.threads import use_threads
+from cmbench.sweep.training_run import obtain_run
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint
 from cmbench.training.state import TrainingState
 

@@ -43,7 +43,7 @@ from cmbench.plugin.manager import PluginManager
 from cmbench.records.record import Record
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Executor
-from cmbench.sweep.planning import SampleSettings
+from cmbench.sweep.plans import SampleSettings
 from cmbench.sweep.recipes import merge
 from cmbench.sweep.sweep import SweepPlan, SweepRequest, execute, plan_sweep
 from cmbench.sweep.validation import validate

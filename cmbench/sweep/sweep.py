@@ -15,15 +15,10 @@ from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Executor, Job
 from cmbench.sweep.failures import compiler_failure, method_failure, one_line
 from cmbench.sweep.missing_gpu import missing_gpu
-from cmbench.sweep.planning import (
-    CellPlan,
-    RunPlan,
-    SampleSettings,
-    plan_cells,
-    plan_imported_run,
-    plan_run,
-)
-from cmbench.sweep.runs import TrainedRun, obtain_run, read_result
+from cmbench.sweep.planning import plan_cells, plan_imported_run, plan_run
+from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
+from cmbench.sweep.runs import TrainedRun, read_result
+from cmbench.sweep.training_run import obtain_run
 from cmbench.sweep.tuned_times import with_tuned_times
 from cmbench.training.distributed import SharedFailureError
 from cmbench.training.memory import sampling_memory_explained

@@ -21,7 +21,7 @@ from cmbench.plugin.method import SamplingPlan
 from cmbench.records.record import Finite, Part
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.context import Context
-from cmbench.sweep.planning import RunPlan, SampleSettings
+from cmbench.sweep.plans import RunPlan, SampleSettings
 
 #: Of a file, what is not repeated in the records that use it: their own fields, or not a fact of
 #: the search.

@@ -22,10 +22,12 @@ from cmbench.sampling.search import Levels, search_levels
 from cmbench.seeds import HELD_OUT_FROM
 from cmbench.sweep.cells import open_reference, open_sampler, open_suite
 from cmbench.sweep.context import Context
-from cmbench.sweep.planning import CellPlan, RunPlan, SampleSettings, plan_cells
-from cmbench.sweep.runs import TrainedRun, obtain_run
+from cmbench.sweep.planning import plan_cells
+from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
+from cmbench.sweep.runs import TrainedRun
 from cmbench.sweep.sweep import is_trained
 from cmbench.sweep.threads import use_threads
+from cmbench.sweep.training_run import obtain_run
 from cmbench.sweep.tuned_times import TunedTimes, tuned_file, write_tuned
 
 WHO = "cmbench tune-times"

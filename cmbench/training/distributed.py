@@ -71,7 +71,7 @@ class SharedFailureError(BrokenRunError):
 
 
 @dataclass(frozen=True)
-class Place:
+class Launch:
     """What a launcher (torchrun, srun) says in the environment about this process."""
 
     rank: int = 0
@@ -80,7 +80,7 @@ class Place:
     local_size: int = 1
 
     @classmethod
-    def from_environment(cls) -> Place:
+    def from_environment(cls) -> Launch:
         """Read ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` and ``LOCAL_WORLD_SIZE``.
 
         Raises:
@@ -337,7 +337,7 @@ class World:
 
 
 @contextmanager
-def joined(place: Place, device: torch.device) -> Iterator[World]:
+def joined(launch: Launch, device: torch.device) -> Iterator[World]:
     """Join the other processes for the block (gloo on the CPU, NCCL on CUDA); leave at its end.
 
     Where the block raises, what is under way is given up: NCCL would wait for processes that may
@@ -346,23 +346,23 @@ def joined(place: Place, device: torch.device) -> Iterator[World]:
     Raises:
         MissingError: the others cannot be reached.
     """
-    if place.size == 1:
+    if launch.size == 1:
         yield World()
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(
-            backend, rank=place.rank, world_size=place.size, timeout=timedelta(hours=1)
+            backend, rank=launch.rank, world_size=launch.size, timeout=timedelta(hours=1)
         )
     except (RuntimeError, ValueError) as error:
         raise MissingError(
-            f"rank {place.rank} of {place.size}",
+            f"rank {launch.rank} of {launch.size}",
             f"cannot join the others ({(str(error).splitlines() or [''])[0][:160]})",
             allowed="MASTER_ADDR and MASTER_PORT of a machine that all can reach",
             remedy="start with torchrun",
         ) from error
     try:
-        yield World(place.rank, place.size, dist.new_group(backend="gloo", timeout=PATIENCE))
+        yield World(launch.rank, launch.size, dist.new_group(backend="gloo", timeout=PATIENCE))
     except BaseException:
         group = dist.group.WORLD
         with suppress(RuntimeError):  # the block's error is the one to hear of

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.errors import BrokenRunError, NonFiniteError, PluginError
-from cmbench.networks.prepared import PreparedNetwork
+from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Batch, Objective, Progress
 from cmbench.training.distributed import RELAYED, LostProcessError, SharedFailureError, World
 from cmbench.training.memory import memory_explained
@@ -71,7 +71,7 @@ def fit(state: TrainingState, feed: Feed, settings: Settings, watchers: Watchers
         SharedFailureError: one of several processes failed.
         BrokenRunError: one of several processes failed, and they cannot go on together.
     """
-    nets, world = prepare(state, settings), settings.world
+    nets, world = counted_networks(state, settings), settings.world
     meter = Meter(state, settings)
     for index in range(max(state.phase_index, 0), len(state.phases)):
         if index != state.phase_index:
@@ -269,7 +269,7 @@ def clip(state: TrainingState, objective: Objective) -> Tensor:
     return norm
 
 
-def prepare(state: TrainingState, settings: Settings) -> dict[str, Any]:
+def counted_networks(state: TrainingState, settings: Settings) -> dict[str, Any]:
     """Wrap every module that a loss may call for precision, compilation and counting."""
     state.scales_loss = settings.precision == "fp16"
     state.split(compiled=settings.compile)
@@ -279,7 +279,7 @@ def prepare(state: TrainingState, settings: Settings) -> dict[str, Any]:
         compiled = False
         layout = torch.channels_last if state.device.type == "cuda" else None
     return {
-        name: PreparedNetwork(module, settings.precision, compiled, layout)
+        name: CountedNetwork(module, settings.precision, compiled, layout)
         for name, module in state.modules.items()
     }
 

@@ -26,7 +26,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.experimental import implicit_replication
 
-from cmbench.networks.prepared import allow_recompiles
+from cmbench.networks.counted import allow_recompiles
 from cmbench.training.distributed import World
 
 #: Modules with a smaller share of the model's parameters (heads) are kept whole.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cmbench.networks.prepared import PreparedNetwork
+from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Method, Objective, Phase
 from cmbench.training.ema import WeightAverage
 from cmbench.training.optimizers import load_state_tensors, make_optimizer, state_tensors
@@ -39,7 +39,7 @@ class TrainingState:
         self.sharding = sharding
         self._split = False
         #: prepared networks outside ``modules`` whose evaluations count (a teacher's)
-        self.observed: list[PreparedNetwork] = []
+        self.observed: list[CountedNetwork] = []
         self.phases: Sequence[Phase] = method.phases(modules)
         self._parameters: dict[tuple[str, ...], list[nn.Parameter]] = {}
         self._moved: dict[tuple[str, ...], list[nn.Parameter]] = {}

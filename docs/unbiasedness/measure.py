@@ -26,9 +26,9 @@ from cmbench.diffusion.gaussian_mixture import GaussianMixture, ring_mixture
 from cmbench.diffusion.grids import karras_sigmas
 from cmbench.diffusion.models import MixtureModel
 from cmbench.networks.config import MLPConfig
+from cmbench.networks.counted import CountedNetwork
 from cmbench.networks.mlp import MLP
-from cmbench.networks.prepared import PreparedNetwork
-from cmbench.plugin.method import Batch, Method, Problem, Progress, Teacher
+from cmbench.plugin.method import Batch, DataInfo, Method, Progress, Teacher
 from cmbench_plugins.cct import CCT
 from cmbench_plugins.cm import CD, CT
 from cmbench_plugins.scm import SCD, SCT
@@ -139,7 +139,7 @@ def trained(steps: int = 200, mu: float = 0.95) -> tuple[MLP, MLP]:
     """
     model, target = network(), network()
     method = make(CT, s0=2, s1=COARSEST, mu0=mu ** ((COARSEST + 1) / 2))
-    nets: dict[str, Any] = {"model": PreparedNetwork(model), "target": PreparedNetwork(target)}
+    nets: dict[str, Any] = {"model": CountedNetwork(model), "target": CountedNetwork(target)}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(3)
     place = Progress(1, 1, 1, 1)
@@ -168,7 +168,7 @@ def distance(model: MLP, target: MLP) -> float:
 def make(method: type[Method], teacher: Any = None, **config: Any) -> Any:
     """Return a plugin's method on 2-D data."""
     table = {"network": {"name": "mlp"}, "duration_kimg": 1.0, **config}
-    made: Any = method(method.Config(**table), Problem("ring", (2, 1, 1), 0, SD, bounded=False))
+    made: Any = method(method.Config(**table), DataInfo("ring", (2, 1, 1), 0, SD, bounded=False))
     made.teacher = Teacher("exact", teacher, None) if teacher is not None else None
     return made
 
@@ -177,9 +177,9 @@ def gradient(
     model: MLP, loss: Callable[[dict[str, Any]], Tensor], weights: Tensor, target: MLP | None = None
 ) -> Tensor:
     """Return the gradient of the weighted sum of a loss, all parameters in one vector."""
-    nets: dict[str, Any] = {"model": PreparedNetwork(model)}
+    nets: dict[str, Any] = {"model": CountedNetwork(model)}
     if target is not None:
-        nets["target"] = PreparedNetwork(target)
+        nets["target"] = CountedNetwork(target)
     found = torch.autograd.grad((weights * loss(nets)).sum(), list(model.parameters()))
     return torch.cat([g.flatten() for g in found])
 

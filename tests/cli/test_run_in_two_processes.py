@@ -25,7 +25,7 @@ from toy import Toy
 
 from cmbench.cli.main import main
 from cmbench.errors import EXIT_BROKEN_RUN, EXIT_CELLS_FAILED, EXIT_REQUEUE, EXIT_USAGE
-from cmbench.sweep import runs
+from cmbench.sweep import training_run
 from cmbench.training import loop
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -406,7 +406,7 @@ FAILURES: dict[str, tuple[int, Any, str, int, BaseException, str]] = {
     "building": (1, Toy, "build", 0, BROKEN, "rank 1 of 2: RuntimeError: it broke"),
     "checkpoint": (
         0,
-        runs,
+        training_run,
         "save_checkpoint",
         0,
         OSError(28, "No space left"),

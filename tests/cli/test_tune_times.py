@@ -15,8 +15,9 @@ from cmbench.records.record import read_record
 from cmbench.records.workspace import Workspace
 from cmbench.seeds import HELD_OUT_FROM
 from cmbench.sweep.context import Context
-from cmbench.sweep.planning import SampleSettings, plan_cells, plan_run
-from cmbench.sweep.runs import obtain_run
+from cmbench.sweep.planning import plan_cells, plan_run
+from cmbench.sweep.plans import SampleSettings
+from cmbench.sweep.training_run import obtain_run
 from cmbench.sweep.tuned_times import read_tuned
 from cmbench.sweep.tuning import Objective, objective_metric
 

@@ -125,7 +125,7 @@ def test_unlabelled_data_refuse_a_conditional_recipe_before_any_work(
     with pytest.raises(UserError, match=r"has no labels; allowed: false; add -o conditional=false"):
         plan_sweep(context, SweepRequest(("edm",), name, "digits.smoke"))
     chosen = plan_run(context, "edm", name, "digits.smoke", 0, ("conditional=false",))
-    assert chosen.problem(context).num_classes == 0
+    assert chosen.data_info(context).num_classes == 0
 
 
 def test_bad_sources_are_one_line_and_leave_nothing(

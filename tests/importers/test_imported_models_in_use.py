@@ -23,9 +23,11 @@ from cmbench.sweep.context import Context
 from cmbench.sweep.estimate import count
 from cmbench.sweep.executors import Local
 from cmbench.sweep.imported import open_imported
-from cmbench.sweep.planning import SampleSettings, plan_imported_run, plan_run
-from cmbench.sweep.runs import build_modules, obtain_run, obtain_teacher
+from cmbench.sweep.planning import plan_imported_run, plan_run
+from cmbench.sweep.plans import SampleSettings
+from cmbench.sweep.runs import build_modules
 from cmbench.sweep.sweep import SweepRequest, execute, is_trained, plan_sweep
+from cmbench.sweep.training_run import obtain_run, obtain_teacher
 from cmbench.sweep.tuning import TuneSettings, tune
 
 

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.errors import Declined
-from cmbench.networks.prepared import PreparedNetwork
+from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.manager import PluginManager, load_plugins
-from cmbench.plugin.method import Batch, Method, Problem, Progress, SamplingPlan, Teacher
+from cmbench.plugin.method import Batch, DataInfo, Method, Progress, SamplingPlan, Teacher
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.context import Context
 from cmbench.sweep.kit import TrainingKit
-from cmbench.sweep.planning import RunPlan, plan_run
-from cmbench.sweep.runs import build_modules, obtain_teacher
+from cmbench.sweep.planning import plan_run
+from cmbench.sweep.plans import RunPlan
+from cmbench.sweep.runs import build_modules
+from cmbench.sweep.training_run import obtain_teacher
 from cmbench.training.state import TrainingState
 
 DATASETS = ("digits", "gmm")
@@ -66,7 +68,7 @@ def untrained_teacher(plan: RunPlan) -> Teacher | None:
     stir(modules, 1)
     for module in modules.values():
         module.eval().requires_grad_(False)
-    nets = {name: PreparedNetwork(module) for name, module in modules.items()}
+    nets = {name: CountedNetwork(module) for name, module in modules.items()}
     return Teacher(plan.teacher.run_id, method.diffusion_model(nets), modules["model"])
 
 
@@ -78,15 +80,15 @@ class Case:
     method: Method
     modules: dict[str, nn.Module]
     teacher: Teacher | None
-    problem: Problem = field(init=False)
+    data: DataInfo = field(init=False)
 
     def __post_init__(self) -> None:
-        self.problem = self.method.problem
+        self.data = self.method.data
 
     @property
-    def nets(self) -> dict[str, PreparedNetwork]:
+    def nets(self) -> dict[str, CountedNetwork]:
         """The modules as a loss receives them."""
-        return {name: PreparedNetwork(module) for name, module in self.modules.items()}
+        return {name: CountedNetwork(module) for name, module in self.modules.items()}
 
     def state(self) -> TrainingState:
         """Return the training state, in no phase yet."""
@@ -95,8 +97,8 @@ class Case:
     def batch(self, count: int = 6, seed: int = 0) -> Batch:
         """Return training images of the right shape."""
         generator = torch.Generator().manual_seed(seed)
-        images = torch.randn((count, *self.problem.data_shape), generator=generator) / 2
-        classes = self.problem.num_classes
+        images = torch.randn((count, *self.data.data_shape), generator=generator) / 2
+        classes = self.data.num_classes
         labels = torch.arange(count) % classes if classes else None
         return Batch(images.clamp(-1, 1), labels)
 
@@ -119,7 +121,7 @@ def build(
     plan = plan_run(ctx, name, dataset, recipe, 0, table)
     teacher = untrained_teacher(plan)
     method = plan.method(ctx)
-    modules = method.build(TrainingKit(ctx, plan, method.problem, teacher))
+    modules = method.build(TrainingKit(ctx, plan, method.data, teacher))
     stir(modules, 2)
     return Case(plan, method, modules, teacher)
 
@@ -150,9 +152,9 @@ class FixedDraws:
     uniform = normal
 
 
-def problem_of(shape: tuple[int, int, int], sigma_data: float = 0.5) -> Problem:
-    """Return an unconditional problem."""
-    return Problem("test", shape, 0, sigma_data, bounded=False)
+def data_of(shape: tuple[int, int, int], sigma_data: float = 0.5) -> DataInfo:
+    """Return facts of unconditional data."""
+    return DataInfo("test", shape, 0, sigma_data, bounded=False)
 
 
 def exact_teacher(model: Any) -> Teacher:

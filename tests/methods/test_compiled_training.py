@@ -9,7 +9,7 @@ import torch
 from method_kit import TINY, build, context
 
 from cmbench.sweep.feed import DatasetFeed
-from cmbench.training.loop import Meter, Settings, prepare, train_step
+from cmbench.training.loop import Meter, Settings, counted_networks, train_step
 
 BATCH, STEPS = 8, 2
 needs_compiler = pytest.mark.skipif(
@@ -29,7 +29,7 @@ def weights_after(name: str, dataset: str, *, compiled: bool, device: str = "cpu
         case.teacher.network.to(device)
     state = case.state()
     settings = Settings(seed=0, batch_size=BATCH, compile=compiled)
-    nets, meter = prepare(state, settings), Meter(state, settings)
+    nets, meter = counted_networks(state, settings), Meter(state, settings)
     feed = DatasetFeed(context().dataset(dataset).to(device), case.plan.config)
     state.enter(0)
     before = flat(state)

@@ -79,7 +79,7 @@ def test_loss_is_decided_by_its_draws(name: str, dataset: str, conditional: bool
 
 def sampler(case: Case, nfe: int) -> Sampler:
     """Return a sampler of the method's plan."""
-    classes = case.problem.num_classes
+    classes = case.data.num_classes
 
     def labels(start: int, count: int) -> torch.Tensor | None:
         return torch.arange(start, start + count) % classes if classes else None
@@ -105,7 +105,7 @@ def test_evaluations_are_as_declared_or_declined_with_a_reason(
         images = made.make(0, 3).images
         made.check_nfe()
         assert images.dtype == torch.float32
-        assert images.shape == (3, *case.problem.data_shape)
+        assert images.shape == (3, *case.data.data_shape)
 
 
 @methods
@@ -143,10 +143,10 @@ def test_every_recipe_is_valid(name: str, dataset: str, recipe: str) -> None:
         teacher = None
         if plan.teacher is not None:
             taught = plan.teacher.method(ctx)
-            modules = taught.build(TrainingKit(ctx, plan.teacher, taught.problem, None))
+            modules = taught.build(TrainingKit(ctx, plan.teacher, taught.data, None))
             teacher = Teacher("teacher", taught.diffusion_model(modules), modules["model"])
         method = plan.method(ctx)
-        student = method.build(TrainingKit(ctx, plan, method.problem, teacher))["model"]
+        student = method.build(TrainingKit(ctx, plan, method.data, teacher))["model"]
     assert sum(p.numel() for p in student.parameters()) > 0
     assert method.plan_sampling(1).nfe == 1
 

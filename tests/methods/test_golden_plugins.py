@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_kit import FixedDraws, exact_teacher, problem_of
+from method_kit import FixedDraws, data_of, exact_teacher
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -47,7 +47,7 @@ def golden() -> dict[str, Tensor]:
 
 def make(method: Any, **config: Any) -> Any:
     table = {"network": {"name": "formula"}, "duration_kimg": 1.0, **config}
-    return method(method.Config(**table), problem_of((3, 4, 4)))
+    return method(method.Config(**table), data_of((3, 4, 4)))
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:

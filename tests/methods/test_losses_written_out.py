@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from cmbench.diffusion.gaussian_mixture import ring_mixture
 from cmbench.diffusion.models import MixtureModel
 from cmbench.networks.config import MLPConfig
+from cmbench.networks.counted import CountedNetwork
 from cmbench.networks.mlp import MLP
-from cmbench.networks.prepared import PreparedNetwork
-from cmbench.plugin.method import Batch, Problem, Progress
+from cmbench.plugin.method import Batch, DataInfo, Progress
 from cmbench_plugins.cct import CCT
 from cmbench_plugins.cm import CD, CT
 from cmbench_plugins.ect import ECT
@@ -34,7 +34,7 @@ COUNT = 64
 
 def make(method: Any, **config: Any) -> Any:
     table = {"network": {"name": "mlp"}, "duration_kimg": 1.0, **config}
-    made = method(method.Config(**table), Problem("ring", (2, 1, 1), 0, SD, bounded=False))
+    made = method(method.Config(**table), DataInfo("ring", (2, 1, 1), 0, SD, bounded=False))
     made.teacher = made.first_teacher = exact_teacher(MixtureModel(ring_mixture(), SD))
     return made
 
@@ -46,7 +46,7 @@ def network() -> Any:
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return PreparedNetwork(made)
+    return CountedNetwork(made)
 
 
 def data(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:

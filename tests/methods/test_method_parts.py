@@ -18,7 +18,7 @@ from cmbench.diffusion.grids import karras_sigmas
 from cmbench.diffusion.models import EDMModel, MixtureModel
 from cmbench.diffusion.solvers import inverse_ddim
 from cmbench.errors import Declined, UserError
-from cmbench.plugin.method import Batch, Problem, Progress, Teacher
+from cmbench.plugin.method import Batch, DataInfo, Progress, Teacher
 from cmbench_plugins._solvers import SOLVERS
 from cmbench_plugins._times import consistency_sigmas
 from cmbench_plugins.cct import CCT
@@ -32,8 +32,8 @@ from cmbench_plugins.scm import SCD, SCT
 
 def make(method: Any, bounded: bool = False, **config: Any) -> Any:
     table = {"network": {"name": "formula"}, "duration_kimg": 1.0, **config}
-    problem = Problem("test", (2, 1, 1), 0, 0.5, bounded)
-    return method(method.Config(**table), problem)
+    data = DataInfo("test", (2, 1, 1), 0, 0.5, bounded)
+    return method(method.Config(**table), data)
 
 
 # --- noise levels of the steps -------------------------------------------------------------------

@@ -19,10 +19,10 @@ import torch._inductor.config
 from method_kit import build, stir
 from torch import Tensor
 
-from cmbench.networks.prepared import PreparedNetwork
+from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Batch
-from cmbench.training.distributed import Place, World, joined
-from cmbench.training.loop import Meter, Settings, prepare, train_step
+from cmbench.training.distributed import Launch, World, joined
+from cmbench.training.loop import Meter, Settings, counted_networks, train_step
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 BATCH, SHARD, STEPS = 8, 2, 2
@@ -65,7 +65,7 @@ class Feed:
         return Batch(torch.stack(images).clamp(-1, 1), None)
 
 
-class Watched(PreparedNetwork):
+class Watched(CountedNetwork):
     """Compares every derivative that training uses with float64 central differences."""
 
     errors: list[float]
@@ -106,7 +106,7 @@ def trained(world: World, scenario: Scenario) -> dict[str, Any]:
     settings = Settings(
         seed=0, batch_size=BATCH, microbatch_size=SHARD, world=world, compile=scenario.compiled
     )
-    nets, meter = prepare(state, settings), Meter(state, settings)
+    nets, meter = counted_networks(state, settings), Meter(state, settings)
     errors: list[float] = []
     if not scenario.dropout and not scenario.compiled:
         nets["model"].__class__ = Watched
@@ -114,7 +114,7 @@ def trained(world: World, scenario: Scenario) -> dict[str, Any]:
     state.enter(0)
     before = flat([p.detach() for p in model.parameters()]).numpy()
     for _ in range(STEPS):
-        train_step(state, nets, Feed(case.problem.data_shape), settings, meter)
+        train_step(state, nets, Feed(case.data.data_shape), settings, meter)
     return {
         "before": before,
         "weights": flat([p.detach() for p in model.parameters()]).numpy(),
@@ -130,7 +130,7 @@ def flat(tensors: list[Any]) -> Tensor:
 def child(rank: int, port: int, pipe: Connection, scenarios: Mapping[str, Scenario]) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    with joined(Place(rank, 2, rank, 2), torch.device("cpu")) as world:
+    with joined(Launch(rank, 2, rank, 2), torch.device("cpu")) as world:
         pipe.send({name: trained(world, scenario) for name, scenario in scenarios.items()})
 
 

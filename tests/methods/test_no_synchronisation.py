@@ -23,11 +23,12 @@ from torch.utils._pytree import tree_leaves
 from cmbench.plugin.method import Batch
 from cmbench.sweep.estimate import Blank, built_in_place, random_teacher
 from cmbench.sweep.feed import DatasetFeed
-from cmbench.sweep.planning import RunPlan, plan_run
+from cmbench.sweep.planning import plan_run
+from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import build_modules
 from cmbench.training import loop, resident
 from cmbench.training.augment import LABEL_DIM, augment
-from cmbench.training.loop import Meter, Settings, prepare, train_step
+from cmbench.training.loop import Meter, Settings, counted_networks, train_step
 from cmbench.training.randomness import RandomState, StepDraws
 from cmbench.training.state import TrainingState
 
@@ -110,7 +111,7 @@ def training(plan: RunPlan, device: str, build: Any) -> tuple[TrainingState, Any
         method, modules = build(ctx, plan, random_teacher(ctx, plan, build))
     state = TrainingState(method, modules)
     settings = Settings(seed=0, batch_size=BATCH, precision=plan.config.precision)
-    return state, prepare(state, settings), settings, Meter(state, settings)
+    return state, counted_networks(state, settings), settings, Meter(state, settings)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from cmbench.errors import BrokenRunError, UserError
 from cmbench.plugin.config import OptimizerConfig
 from cmbench.plugin.method import Batch
 from cmbench.training import distributed
-from cmbench.training.distributed import Place, SharedFailureError, World, joined
+from cmbench.training.distributed import Launch, SharedFailureError, World, joined
 from cmbench.training.loop import Settings, Watchers, fit, project_weights
 from cmbench.training.optimizers import make_optimizer
 from cmbench.training.scaling import LossScaler
@@ -153,7 +153,7 @@ def trained(
         precision=scenario.precision,
         checkpoint_nimg=2 * BATCH,
     )
-    shape = state.method.problem.data_shape
+    shape = state.method.data.data_shape
     fit(
         state,
         Feed(shape, missing),
@@ -207,7 +207,7 @@ def skipped_step(name: Any, overflowing: bool) -> tuple[float, float]:
 def child(rank: int, size: int, port: int, pipe: Connection, wholes: dict[str, Left]) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    with joined(Place(rank, size, rank, size), torch.device("cpu")) as world:
+    with joined(Launch(rank, size, rank, size), torch.device("cpu")) as world:
         names = SCENARIOS if size == 2 else UNEVEN
         found: dict[str, Any] = {n: trained(SCENARIOS[n], world, split=True) for n in names}
         middle = wholes["tangent"].checkpoints[0]
@@ -222,7 +222,7 @@ def failing(rank: int, size: int, port: int, pipe: Connection, wholes: dict[str,
     torch.set_num_threads(1)
     distributed.SHORT_PATIENCE = timedelta(seconds=3)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    with joined(Place(rank, size, rank, size), torch.device("cpu")) as world:
+    with joined(Launch(rank, size, rank, size), torch.device("cpu")) as world:
         train = partial(trained, SCENARIOS["clipped"], world, split=True)
         in_all = attempted(lambda: train(missing=range(BATCH, 2 * BATCH)))
         Sharding.hosts_wait = False  # type: ignore  # as over NCCL: streams are left waiting

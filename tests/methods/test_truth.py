@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cmbench.diffusion.frames import append_dims
 from cmbench.diffusion.grids import karras_sigmas
 from cmbench.diffusion.preconditioning import edm_scalings
-from cmbench.plugin.method import Batch, Problem, Progress
+from cmbench.plugin.method import Batch, DataInfo, Progress
 from cmbench_plugins.cct import CCT
 from cmbench_plugins.cm import CD, CT
 from cmbench_plugins.ect import ECT
@@ -34,7 +34,7 @@ LATE = Progress(99, 100, 99, 100)
 
 def make(method: Any, **config: Any) -> Any:
     table = {"network": {"name": "formula"}, "duration_kimg": 1.0, **config}
-    made = method(method.Config(**table), Problem("line", (1, 1, 1), 0, SD, bounded=False))
+    made = method(method.Config(**table), DataInfo("line", (1, 1, 1), 0, SD, bounded=False))
     made.teacher = made.first_teacher = exact_teacher(exact_model())
     return made
 

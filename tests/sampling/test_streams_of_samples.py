@@ -12,9 +12,9 @@ from toy import Toy, ToyConfig
 
 from cmbench.errors import NonFiniteError, PluginError
 from cmbench.networks.config import MLPConfig
+from cmbench.networks.counted import CountedNetwork
 from cmbench.networks.mlp import MLP
-from cmbench.networks.prepared import PreparedNetwork
-from cmbench.plugin.method import Problem, SamplingPlan
+from cmbench.plugin.method import DataInfo, SamplingPlan
 from cmbench.sampling import Sampler
 from cmbench.sampling.draws import Drawing
 
@@ -36,7 +36,7 @@ def sampler(
     trouble: str = "", nfe: int = 1, classes: int = 0, **options: Any
 ) -> tuple[Sampler, list[tuple[int, int]]]:
     config = ToyConfig(network={"name": "mlp"}, duration_kimg=0, trouble=trouble)
-    method = Toy(config, Problem("toys", (1, 2, 2), classes, 0.5))
+    method = Toy(config, DataInfo("toys", (1, 2, 2), classes, 0.5))
     asked: list[tuple[int, int]] = []
 
     def labels(start: int, count: int) -> Tensor:
@@ -232,7 +232,7 @@ class Head(nn.Module):
 
 
 def test_passes_over_images_count_and_heads_over_times_do_not() -> None:
-    net = PreparedNetwork(Head())
+    net = CountedNetwork(Head())
     net(torch.zeros(5))
     assert (net.evaluations, net.forward_equivalents) == (0, 0)
     net(torch.zeros(5, 1, 2, 2))
@@ -243,7 +243,7 @@ def test_passes_over_images_count_and_heads_over_times_do_not() -> None:
 
 
 def test_a_tangent_costs_one_more_forward() -> None:
-    net = PreparedNetwork(Kit(0).network())
+    net = CountedNetwork(Kit(0).network())
     x, c = torch.zeros(3, 1, 2, 2), torch.zeros(3)
     net.forward_with_tangent(x, c, x, c)
     assert (net.evaluations, net.forward_equivalents) == (3, 12)
@@ -256,5 +256,5 @@ def test_autocast_is_inside_and_the_result_keeps_the_dtype() -> None:
             return self.seen
 
     spy = Spy(2, 2)
-    assert PreparedNetwork(spy, "bf16")(torch.zeros(1, 2)).dtype == torch.float32
+    assert CountedNetwork(spy, "bf16")(torch.zeros(1, 2)).dtype == torch.float32
     assert spy.seen.dtype == torch.bfloat16

@@ -16,9 +16,10 @@ from cmbench.sweep import estimate as module
 from cmbench.sweep.context import Context
 from cmbench.sweep.estimate import _Saved, count, estimate, random_teacher
 from cmbench.sweep.feed import DatasetFeed
-from cmbench.sweep.planning import RunPlan, plan_run
+from cmbench.sweep.planning import plan_run
+from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import build_modules
-from cmbench.training.loop import Meter, Settings, prepare, train_step
+from cmbench.training.loop import Meter, Settings, counted_networks, train_step
 from cmbench.training.state import TrainingState
 
 SMALL = ("network.channels=8", "batch_size=4")
@@ -32,7 +33,7 @@ def training(context: Context, plan: RunPlan) -> tuple[TrainingState, Callable[[
     method, modules = build_modules(context, plan, random_teacher(context, plan, build_modules))
     state = TrainingState(method, modules)
     settings = Settings(seed=0, batch_size=plan.config.batch_size, precision=plan.config.precision)
-    nets, meter = prepare(state, settings), Meter(state, settings)
+    nets, meter = counted_networks(state, settings), Meter(state, settings)
     state.enter(0)
     feed = DatasetFeed(context.dataset("digits").to(context.device), plan.config)
     return state, lambda: train_step(state, nets, feed, settings, meter)

@@ -156,5 +156,5 @@ def test_what_is_missing_is_said_before_any_training(latent: Context, tmp_path: 
 def test_latents_are_not_bounded(latent: Context, tmp_path: Path) -> None:
     request = asked(tmp_path)
     plan = plan_run(latent, "edm", NAME, request.recipe, 0)
-    assert not plan.problem(latent).bounded, "samplers must not clip them"
+    assert not plan.data_info(latent).bounded, "samplers must not clip them"
     assert runs.read_result(plan, latent.workspace.run(plan.run_id)) is None

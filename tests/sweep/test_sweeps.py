@@ -21,7 +21,8 @@ from cmbench.sweep import cells, sweep
 from cmbench.sweep.cells import base_record
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Local
-from cmbench.sweep.planning import SampleSettings, plan_cells, plan_run
+from cmbench.sweep.planning import plan_cells, plan_run
+from cmbench.sweep.plans import SampleSettings
 from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
 from cmbench.training.distributed import SharedFailureError
 

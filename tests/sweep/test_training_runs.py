@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from cmbench.errors import BusyError, InterruptedRunError, MissingError, PluginError, UserError
-from cmbench.sweep import runs, threads
+from cmbench.sweep import runs, threads, training_run
 from cmbench.sweep.context import Context, choose_device
-from cmbench.sweep.planning import RunPlan, plan_run
+from cmbench.sweep.planning import plan_run
+from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.run_log import read_log
-from cmbench.sweep.runs import TrainedRun, obtain_run, read_result
+from cmbench.sweep.runs import TrainedRun, read_result
+from cmbench.sweep.training_run import obtain_run
 from cmbench.training.checkpoint import load_checkpoint
 
 
@@ -49,7 +51,7 @@ def reference(toys: Context, tmp_path: Path) -> bytes:
 
 def test_a_finished_run_is_reused(toys: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     first = obtain_run(toys, planned(toys))
-    monkeypatch.setattr(runs, "fit", None)
+    monkeypatch.setattr(training_run, "fit", None)
     assert obtain_run(toys, planned(toys)).result == first.result
     assert json.loads((first.folder / "run.json").read_text())["config"] == first.plan.table
 

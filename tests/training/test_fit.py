@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.errors import NonFiniteError, PluginError
-from cmbench.networks.prepared import PreparedNetwork
+from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.config import EMAConfig, MethodConfig, OptimizerConfig
-from cmbench.plugin.method import Batch, Kit, Method, Objective, Phase, Problem, Progress
+from cmbench.plugin.method import Batch, DataInfo, Kit, Method, Objective, Phase, Progress
 from cmbench.training import loop
 from cmbench.training.distributed import World
 from cmbench.training.loop import Settings, Watchers, fit
@@ -57,7 +57,8 @@ class Given(Method):
 
     def __init__(self, *phases: Phase) -> None:
         super().__init__(
-            MethodConfig(network={"name": "none"}, duration_kimg=1), Problem("d", (1, 1, 1), 0, 0.5)
+            MethodConfig(network={"name": "none"}, duration_kimg=1),
+            DataInfo("d", (1, 1, 1), 0, 0.5),
         )
         self.given = phases
 
@@ -393,7 +394,7 @@ def test_another_seed_is_another_run() -> None:
 
 
 def test_network_evaluations_of_training_are_counted() -> None:
-    teacher = PreparedNetwork(Net().requires_grad_(False))
+    teacher = CountedNetwork(Net().requires_grad_(False))
 
     def loss(nets: Any, batch: Batch, draws: Any, progress: Progress) -> Tensor:
         with torch.no_grad():
@@ -437,7 +438,7 @@ def test_one_process_with_the_shards_of_two_is_two_processes() -> None:
 
         state = TrainingState(Given(phase()), {"model": Net(dropout=0.5)})
         state.enter(0)
-        nets = {"model": PreparedNetwork(state.modules["model"])}
+        nets = {"model": CountedNetwork(state.modules["model"])}
         progress = Progress(0, 32, 0, 4)
         settings = Settings(3, BATCH, microbatch_size=4, world=Alone(world.rank, world.size))
         accumulate(state, nets, state.phase.objectives[0], 0, feed, settings, progress)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from cmbench.networks.prepared import memory_layout, place
+from cmbench.networks.counted import memory_layout, to_device
 from cmbench.sweep import runs
 
 CPU = torch.device("cpu")
@@ -23,9 +23,9 @@ LAYOUTS = {True: torch.channels_last, False: torch.contiguous_format}
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("asked", [True, False])
 def test_place_sets_the_layout_either_way(before: bool, asked: bool) -> None:
-    module = place(nn.Conv2d(3, 4, 3), CPU, channels_last=before)
+    module = to_device(nn.Conv2d(3, 4, 3), CPU, channels_last=before)
     assert memory_layout(module) == LAYOUTS[before]
-    assert memory_layout(place(module, CPU, channels_last=asked)) == LAYOUTS[asked]
+    assert memory_layout(to_device(module, CPU, channels_last=asked)) == LAYOUTS[asked]
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def test_every_variant_of_the_benchmark_trains_in_its_layout(
     """Networks are built as on a GPU: channels-last before the benchmark sees them."""
     monkeypatch.setattr(
         runs,
-        "place",
-        lambda module, device, channels_last: place(module, device, channels_last=True),
+        "to_device",
+        lambda module, device, channels_last: to_device(module, device, channels_last=True),
     )
     bench = gpu_benchmark.Bench(Namespace(cpu_smoke=True, out=None, seconds=1e6))
     case = gpu_benchmark.CASES["smoke"]

@@ -14,9 +14,9 @@ from cmbench.errors import BrokenRunError
 from cmbench.sweep import scored, sweep
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Local
-from cmbench.sweep.planning import SampleSettings
-from cmbench.sweep.runs import obtain_run
+from cmbench.sweep.plans import SampleSettings
 from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
+from cmbench.sweep.training_run import obtain_run
 from cmbench.training.memory import smaller_shard
 
 

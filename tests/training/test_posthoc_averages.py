@@ -24,8 +24,10 @@ from torch import nn
 from cmbench.errors import InterruptedRunError, UserError
 from cmbench.plugin.config import EMAConfig
 from cmbench.sweep.context import Context
-from cmbench.sweep.planning import RunPlan, plan_run
-from cmbench.sweep.runs import TrainedRun, build_modules, load_weights, obtain_run
+from cmbench.sweep.planning import plan_run
+from cmbench.sweep.plans import RunPlan
+from cmbench.sweep.runs import TrainedRun, build_modules, load_weights
+from cmbench.sweep.training_run import obtain_run
 from cmbench.training import posthoc
 from cmbench.training.checkpoint import Checkpoint
 from cmbench.training.ema import WeightAverage, power_exponent

@@ -20,7 +20,7 @@ from cmbench.errors import BusyError, MissingError, NonFiniteError, UserError
 from cmbench.plugin.config import OptimizerConfig
 from cmbench.plugin.method import Batch
 from cmbench.sweep.context import choose_device
-from cmbench.training.distributed import Place, World, joined
+from cmbench.training.distributed import Launch, World, joined
 from cmbench.training.loop import Settings, Watchers, fit
 from cmbench.training.state import TrainingState
 
@@ -105,7 +105,7 @@ def child(rank: int, port: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    with joined(Place(rank, 2, rank, 2), torch.device("cpu")) as world:
+    with joined(Launch(rank, 2, rank, 2), torch.device("cpu")) as world:
         pipe.send(scenarios(world))
 
 
@@ -210,7 +210,7 @@ def test_bad_environment(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=line):
-        Place.from_environment()
+        Launch.from_environment()
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -226,7 +226,7 @@ def test_what_is_under_way_is_given_up_only_after_an_error(
     monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("destroy"))
 
     def block() -> None:
-        with joined(Place(1, 2, 1, 2), torch.device("cuda")):
+        with joined(Launch(1, 2, 1, 2), torch.device("cuda")):
             if fails:
                 raise NonFiniteError("loss", "is not finite")
 
@@ -241,11 +241,11 @@ def test_what_is_under_way_is_given_up_only_after_an_error(
 def test_place_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert Place.from_environment() == Place(0, 1, 0, 1)
+    assert Launch.from_environment() == Launch(0, 1, 0, 1)
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert Place.from_environment() == Place(5, 8, 1, 4)
+    assert Launch.from_environment() == Launch(5, 8, 1, 4)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _GRAPHS = 64
 
 
-def place(module: nn.Module, device: torch.device, *, channels_last: bool = False) -> nn.Module:
+def to_device(module: nn.Module, device: torch.device, *, channels_last: bool = False) -> nn.Module:
     """Move a module to ``device``, its convolutions' weights to channels-last or back from it.
 
     Tensor cores work on channels-last images; with weights in the same layout nothing is
@@ -48,7 +48,7 @@ def allow_recompiles(graphs: int = _GRAPHS) -> None:
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * graphs)
 
 
-class PreparedNetwork:
+class CountedNetwork:
     """Calls ``module`` under the run's precision and counts images that pass through it.
 
     Attributes of the module (``parameters``, ``train``, …) are reachable as on the module itself.
