@@ -20,7 +20,7 @@ from cmbench.plugin.specs import MethodSpec
 from cmbench.seeds import derive_seed
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Local
-from cmbench.sweep.planning import SampleSettings
+from cmbench.sweep.plans import SampleSettings
 from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
 
 SIDE, COLUMNS = 2, 8
