@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from cmbench.cli.export import record_folders
-from cmbench.cli.main import workspace_option
-from cmbench.cli.results import echo_table
-from cmbench.errors import EXIT_CELLS_FAILED, EXIT_MISSING, EXIT_OK, UserError
+from cmbench.cli.common import echo_table, workspace_option
+from cmbench.cli.record_files import Readings, echo_unreadable, record_folders
+from cmbench.errors import EXIT_CELLS_FAILED, EXIT_MISSING, EXIT_OK
 from cmbench.leaderboard.compare import Comparison, compare, select
-from cmbench.leaderboard.rows import Row, aggregate
-from cmbench.records.record import Record, read_records
+from cmbench.leaderboard.rows import aggregate
+from cmbench.records.record import Record
 from cmbench.records.workspace import Workspace
-
-
-def workspace_rows(place: Workspace, dataset: str | None) -> tuple[list[Row], list[UserError]]:
-    """Return the measured rows of a workspace, or of one of its datasets, and unreadable records.
-
-    Raises:
-        UserError: a dataset without records; lists those with some.
-    """
-    cells: list[tuple[Path, Record]] = []
-    errors: list[UserError] = []
-    for folder in record_folders(place, (dataset,) if dataset else ()).values():
-        for path, found in read_records(folder):
-            if isinstance(found, Record):
-                cells.append((path, found))
-            else:
-                errors.append(found)
-    return aggregate(cells), errors
 
 
 @click.command("compare")
@@ -38,7 +18,7 @@ def workspace_rows(place: Workspace, dataset: str | None) -> tuple[list[Row], li
 @click.argument("b")
 @click.option("--dataset", "-d", metavar="D", default=None, help="Only this dataset.")
 @workspace_option
-def compare_(a: str, b: str, dataset: str | None, workspace: str | None) -> int:
+def compare_(a: str, b: str, dataset: str | None, workspace_dir: str | None) -> int:
     """Compare A with B: paired difference over seeds with shared noise, interval, verdict.
 
     A and B are METHOD, METHOD:RECIPE, METHOD:RECIPE:SAMPLER or the id of a row. Differences are
@@ -48,21 +28,23 @@ def compare_(a: str, b: str, dataset: str | None, workspace: str | None) -> int:
     Exit codes: 0 A is nowhere worse; 1 B is better somewhere or a record could not be read;
     4 nothing could be compared.
     """
-    rows, errors = workspace_rows(Workspace.existing(workspace), dataset)
-    for error in errors:
-        click.echo(f"unreadable: {error}", err=True)
-    found = compare(select(rows, a), select(rows, b))
+    folders = record_folders(Workspace.existing(workspace_dir), (dataset,) if dataset else ())
+    readings = Readings()
+    found = [item for folder in folders.values() for item in readings.read(folder)]
+    rows = aggregate([(path, record) for path, record in found if isinstance(record, Record)])
+    echo_unreadable(readings.errors)
+    compared = compare(select(rows, a), select(rows, b))
     echo_table(
         ["dataset", "NFE", "metric", "A", "B", "A - B", "95 % interval", "p", "pairs", "verdict"],
-        [table_row(item) for item in found],
+        [table_row(item) for item in compared],
     )
-    for item in found:
+    for item in compared:
         if item.reason:
             click.echo(f"{item.a.dataset} NFE {item.a.nfe_text}: {item.reason}", err=True)
-    verdicts = {item.verdict for item in found}
+    verdicts = {item.verdict for item in compared}
     if verdicts == {"not comparable"}:
         return EXIT_MISSING
-    return EXIT_CELLS_FAILED if "B is better" in verdicts or errors else EXIT_OK
+    return EXIT_CELLS_FAILED if "B is better" in verdicts or readings.errors else EXIT_OK
 
 
 def table_row(item: Comparison) -> list[str]:

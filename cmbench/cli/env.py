@@ -6,7 +6,7 @@ import json
 
 import click
 
-from cmbench.cli.main import workspace_option
+from cmbench.cli.common import json_option, workspace_option
 from cmbench.data.locations import DataLocations
 from cmbench.records.provenance import environment
 from cmbench.records.workspace import Workspace
@@ -14,15 +14,15 @@ from cmbench.sweep.threads import choose_threads
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @workspace_option
-def env(as_json: bool, workspace: str | None) -> None:
+def env(as_json: bool, workspace_dir: str | None) -> None:
     """Show versions, hardware, threads and paths."""
-    import torch  # only here: the GPU's name
+    import torch  # for the name of the GPU
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     found = environment(choose_threads(), gpu).model_dump(mode="json")
-    found["workspace"] = str(Workspace.choose(workspace).root.resolve())
+    found["workspace"] = str(Workspace.choose(workspace_dir).root.resolve())
     found["data"] = str(DataLocations().data_dir)
     if as_json:
         click.echo(json.dumps(found, indent=1))

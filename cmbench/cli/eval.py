@@ -2,21 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from cmbench.cli.main import WholeNumber, workspace_option
+from cmbench.cli.common import (
+    ContextOptions,
+    WholeNumber,
+    context_options,
+    echo_table,
+    json_option,
+    make_context,
+    split_names,
+    takes,
+)
 
 if TYPE_CHECKING:
     from cmbench.records.record import Record
+    from cmbench.sweep.scored_record import ScoreRequest
 
-_APPROXIMATIONS = {
-    "bfloat16": "bf16_extractor",
-    "channels-last": "channels_last_extractor",
-    "compiled": "compile_extractor",
-}
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(ContextOptions):
+    """What the user asked of `cmbench eval`."""
+
+    samples: str
+    dataset: str | None
+    reference: str | None
+    metrics: str | None
+    extractor: str | None
+    weights: Path | None
+    library: bool
+    trust_weights: bool
+    bf16_extractor: bool
+    channels_last_extractor: bool
+    compile_extractor: bool
+    label: str | None
+    nfe: int | None
+    seed: int
+    limit: int | None
+    steps: int | None
+    value_range: str | None
+    quantize: str | None
+    held_out: str | None
+    batch_size: int
+    as_json: bool
+    no_record: bool
+
+    @property
+    def approximations(self) -> tuple[str, ...]:
+        """Names of the approximations of the extractor that were asked for."""
+        asked = {
+            "bfloat16": self.bf16_extractor,
+            "channels-last": self.channels_last_extractor,
+            "compiled": self.compile_extractor,
+        }
+        return tuple(name for name, wanted in asked.items() if wanted)
 
 
 @click.command("eval")
@@ -32,7 +75,7 @@ _APPROXIMATIONS = {
     "--reference",
     metavar="REF",
     default=None,
-    help="Compare with these instead: images, a statistics file, or a saved reference.",
+    help="Compare with this instead: images, a statistics file, or a saved reference.",
 )
 @click.option(
     "--metrics",
@@ -44,14 +87,14 @@ _APPROXIMATIONS = {
     "--extractor",
     metavar="NAME",
     default=None,
-    help="For metrics that name none.  [default: the dataset's]",
+    help="Extractor of metrics that name none.  [default: the dataset's]",
 )
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),
     metavar="FILE",
     default=None,
-    help="The extractor's weights, if they lie elsewhere.",
+    help="File of the extractor's weights.  [default: where `cmbench prepare` put it]",
 )
 @click.option("--library", is_flag=True, help="Run the library's own network and resizer.")
 @click.option(
@@ -60,17 +103,17 @@ _APPROXIMATIONS = {
 @click.option(
     "--bf16-extractor",
     is_flag=True,
-    help="Extract in bfloat16: quicker, another metric key, never ranked.",
+    help="Extract in bfloat16: faster; the metric key changes and the row is not ranked.",
 )
 @click.option(
     "--channels-last-extractor",
     is_flag=True,
-    help="Extract in that memory layout: another metric key, never ranked.",
+    help="Extract in that memory layout; the metric key changes and the row is not ranked.",
 )
 @click.option(
     "--compile-extractor",
     is_flag=True,
-    help="Compile the extractor: another metric key, never ranked.",
+    help="Compile the extractor; the metric key changes and the row is not ranked.",
 )
 @click.option("--label", metavar="NAME", default=None, help="Name of the row.")
 @click.option(
@@ -78,7 +121,7 @@ _APPROXIMATIONS = {
     type=WholeNumber(min=1),
     metavar="N",
     default=None,
-    help="Network evaluations a sample took, for the row; of a run, those to spend.",
+    help="Network evaluations per sample: recorded in the row; of a run, how many to use.",
 )
 @click.option(
     "--seed",
@@ -86,7 +129,7 @@ _APPROXIMATIONS = {
     metavar="N",
     default=0,
     show_default=True,
-    help="Seed of a generator, and of the row.",
+    help="Seed of the generator, recorded in the row.",
 )
 @click.option(
     "--limit", type=WholeNumber(min=2), metavar="N", default=None, help="Score at most N samples."
@@ -115,7 +158,7 @@ _APPROXIMATIONS = {
     "--held-out",
     metavar="REF",
     default=None,
-    help="Real images never trained on: check whether samples copy the reference.",
+    help="Real images not used in training: check whether samples copy the reference.",
 )
 @click.option(
     "--batch-size",
@@ -123,23 +166,13 @@ _APPROXIMATIONS = {
     type=WholeNumber(min=1),
     default=250,
     show_default=True,
-    help="Images at a time; no effect on results.",
+    help="Images per batch; results do not depend on it.",
 )
-@click.option(
-    "--device", metavar="DEVICE", default="auto", show_default=True, help="cpu, cuda, cuda:1 …"
-)
-@click.option(
-    "--threads",
-    metavar="N",
-    type=WholeNumber(min=1),
-    default=None,
-    help="CPU threads.  [default: the cores that are free]",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the record.")
-@click.option("--no-record", is_flag=True, help="Print only; keep no record.")
-@click.option("--quiet", "-q", is_flag=True, help="No progress.")
-@workspace_option
-def eval_(samples: str, **options: Any) -> None:
+@json_option
+@click.option("--no-record", is_flag=True, help="Print only; write no record.")
+@context_options
+@takes(EvalOptions)
+def eval_(options: EvalOptions) -> None:
     """Score SAMPLES that any generator made.
 
     SAMPLES is a folder of images, a .zip, .npz or .npy, a run of this harness (its id, folder or a
@@ -153,59 +186,58 @@ def eval_(samples: str, **options: Any) -> None:
     cmbench eval mymodel:generate --dataset digits --limit 2000 --label mymodel --nfe 1
     cmbench eval cmbench-out/runs/digits/RUN --nfe 2 --reference other-samples/
     """
-    from cmbench.cli.run import make_context
     from cmbench.records.record import write_record
-    from cmbench.samples.source import ReadOptions
     from cmbench.sweep.scored import score
-    from cmbench.sweep.scored_record import ScoreRequest
 
     context = make_context(options)
-    metrics = tuple(m.strip() for m in (options["metrics"] or "").split(",") if m.strip())
-    record = score(
-        context,
-        ScoreRequest(
-            samples=samples,
-            dataset=options["dataset"],
-            reference=options["reference"],
-            metrics=metrics,
-            extractor=options["extractor"],
-            weights=options["weights"],
-            library=options["library"],
-            trust=options["trust_weights"],
-            approximations=tuple(n for n, option in _APPROXIMATIONS.items() if options[option]),
-            label=options["label"],
-            nfe=options["nfe"] or 0,
-            seed=options["seed"],
-            quantize=options["quantize"],
-            read=ReadOptions(
-                value_range=options["value_range"],
-                limit=options["limit"],
-                seed=options["seed"],
-                steps=options["steps"],
-                device=str(context.device),
-            ),
-            batch_size=options["batch_size"],
-            held_out=options["held_out"],
-        ),
-    )
-    for warning in record.warnings:  # said even when quiet: they decide what a number is worth
+    record = score(context, make_request(options, str(context.device)))
+    for warning in record.warnings:  # printed even when quiet: they decide what a number is worth
         click.echo(f"warning: {warning}", err=True)
-    if options["as_json"]:
+    if options.as_json:
         click.echo(record.to_json(), nl=False)
     else:
         print_scores(record)
-    if not options["no_record"]:
+    if not options.no_record:
         folder = context.workspace.records(record.dataset.name)
         path = folder / f"{record.cell}.json"
         if not path.exists():  # the same samples scored again give the same record
             write_record(record, folder)
-        click.echo(f"record: {path}", err=options["as_json"])
+        click.echo(f"record: {path}", err=options.as_json)
+
+
+def make_request(options: EvalOptions, device: str) -> ScoreRequest:
+    """Return the evaluation that the options ask for."""
+    from cmbench.samples.source import ReadOptions
+    from cmbench.sweep.scored_record import ScoreRequest
+
+    return ScoreRequest(
+        samples=options.samples,
+        dataset=options.dataset,
+        reference=options.reference,
+        metrics=split_names(options.metrics or ""),
+        extractor=options.extractor,
+        weights=options.weights,
+        library=options.library,
+        trust=options.trust_weights,
+        approximations=options.approximations,
+        label=options.label,
+        nfe=options.nfe or 0,
+        seed=options.seed,
+        quantize=options.quantize,
+        read=ReadOptions(
+            value_range=options.value_range,
+            limit=options.limit,
+            seed=options.seed,
+            steps=options.steps,
+            device=device,
+        ),
+        batch_size=options.batch_size,
+        held_out=options.held_out,
+    )
 
 
 def print_scores(record: Record) -> None:
-    """Print one line a metric: value, what it is uncertain by, what real halves score."""
-    from cmbench.cli.results import echo_table
-
+    """Print one line per metric: value, uncertainty, and what two halves of the real data score."""
     rows = []
     for name, metric in record.metrics.items():
         halves = metric.detail.get("real_halves")

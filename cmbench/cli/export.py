@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from cmbench.cli.main import workspace_option
+from cmbench.cli.common import workspace_option
+from cmbench.cli.record_files import echo_unreadable, record_folders
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.files import write_atomically
 from cmbench.leaderboard.export import Table, cell_table, row_table, to_csv, to_parquet
@@ -28,7 +29,7 @@ FORMATS = ("csv", "parquet", "latex", "json")
     multiple=True,
     help="Only this dataset; may be repeated.  [default: all with records]",
 )
-@click.option("--cells", is_flag=True, help="One line a record instead of one a row over seeds.")
+@click.option("--cells", is_flag=True, help="One line per record instead of per row over seeds.")
 @click.option(
     "--out",
     "-O",
@@ -38,17 +39,17 @@ FORMATS = ("csv", "parquet", "latex", "json")
 )
 @workspace_option
 def export(
-    form: str, datasets: tuple[str, ...], cells: bool, out: Path | None, workspace: str | None
+    form: str, datasets: tuple[str, ...], cells: bool, out: Path | None, workspace_dir: str | None
 ) -> int:
     """Export rows (mean, interval and raw values over seeds) or cells.
 
     Exits 1 if a record could not be read; the others are exported.
     """
     if form == "latex" and cells:
-        raise UserError("export", "latex has no --cells", allowed="csv, parquet, json")
+        raise UserError("export", "latex has rows only, not --cells", allowed="csv, parquet, json")
     if form == "parquet" and out is None:
         raise UserError("export", "parquet needs a file", remedy="give --out FILE")
-    folders = record_folders(Workspace.existing(workspace), datasets)
+    folders = record_folders(Workspace.existing(workspace_dir), datasets)
     if form == "latex":
         text, errors = latex_tables(folders)
         data = text.encode()
@@ -60,23 +61,8 @@ def export(
     else:
         write_atomically(out, data)
         click.echo(str(out))
-    for error in errors:
-        click.echo(f"unreadable: {error}", err=True)
+    echo_unreadable(errors)
     return EXIT_CELLS_FAILED if errors else EXIT_OK
-
-
-def record_folders(place: Workspace, datasets: tuple[str, ...]) -> dict[str, Path]:
-    """Return the folders of records by dataset; raise ``UserError`` for one without records."""
-    known = {p.name: p for p in sorted(place.all_records.glob("*")) if p.is_dir()}
-    for name in datasets:
-        if name not in known:
-            raise UserError(
-                "--dataset",
-                f"no records of {name!r} in {place.all_records}",
-                allowed=", ".join(known) or "none yet",
-                remedy="see `cmbench run`",
-            )
-    return {name: known[name] for name in datasets} if datasets else known
 
 
 def encode(table: Table, form: str) -> bytes:

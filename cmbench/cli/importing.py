@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmbench.cli.main import workspace_option
+from cmbench.cli.checkpoints import CheckpointOptions, checkpoint_options, read
+from cmbench.cli.common import printable, takes, workspace_option
 from cmbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,8 +20,17 @@ if TYPE_CHECKING:
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions(CheckpointOptions):
+    """What the user asked of `cmbench import`."""
+
+    to: str | None
+    force: bool
+    workspace_dir: str | None
+
+
 @click.command("import")
-@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="FILE")
+@checkpoint_options
 @click.option(
     "--to",
     "-o",
@@ -30,50 +40,16 @@ _NOT_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
     help="Its name in the workspace, or a .safetensors file.  [default: the file's name]",
 )
 @click.option(
-    "--part",
-    metavar="NAME",
-    default="ema",
-    show_default=True,
-    help="Which network of a file with several.",
-)
-@click.option(
-    "--preconditioning",
-    type=click.Choice(["edm", "boundary"]),
-    default=None,
-    help="What the output means, where the file does not say: a denoiser (edm) or a "
-    "consistency function (boundary).",
-)
-@click.option(
     "--sigma-data",
     type=click.FloatRange(0, min_open=True),
     metavar="X",
     default=None,
-    help="Standard deviation of its data, where the file does not say.",
-)
-@click.option(
-    "--sigma-min",
-    type=click.FloatRange(0),
-    metavar="X",
-    default=None,
-    help="Noise level of the boundary, where the file does not say.",
-)
-@click.option(
-    "--channels-per-head",
-    type=click.IntRange(1),
-    metavar="N",
-    default=None,
-    help="Width of an attention head, where shapes cannot tell.  [default: 64]",
-)
-@click.option(
-    "--resolution",
-    type=click.IntRange(1),
-    metavar="PIXELS",
-    default=None,
-    help="Side of the images, where shapes cannot tell.",
+    help="Standard deviation of its data, if the file does not say.",
 )
 @click.option("--force", is_flag=True, help="Replace another checkpoint of that name.")
 @workspace_option
-def import_(checkpoint: Path, workspace: str | None, force: bool, **options: Any) -> None:
+@takes(ImportOptions)
+def import_(options: ImportOptions) -> None:
     """Read a checkpoint from elsewhere, without running anything of its own.
 
     FILE is a .pkl of EDM, EDM2, ECT or TCM, a .pt of OpenAI's consistency models, a diffusers
@@ -85,24 +61,16 @@ def import_(checkpoint: Path, workspace: str | None, force: bool, **options: Any
     cmbench run --checkpoint edm-cifar10 --dataset cifar10 --nfe 17,35
     cmbench run --dataset cifar10 -o teacher=import:edm-cifar10
     """
-    from cmbench.importers.read import read_checkpoint
     from cmbench.records.workspace import Workspace
     from cmbench.sweep.imported import path_of
 
-    place = Workspace.choose(workspace)
-    target = path_of(place, options["to"] or default_name(checkpoint))
-    found = read_checkpoint(
-        checkpoint,
-        part=options["part"],
-        preconditioning=options["preconditioning"] or "",
-        channels_per_head=options["channels_per_head"],
-        resolution=options["resolution"],
-    )
-    found = with_told(found, options["sigma_data"], options["sigma_min"])
+    workspace = Workspace.choose(options.workspace_dir)
+    target = path_of(workspace, options.to or default_name(options.checkpoint))
+    found = read(options)
     for line in describe(found):
         click.echo(line)
-    inside = target.parent == place.imported
-    sha256 = keep(found, target, force=force, ours=inside)
+    inside = target.parent == workspace.imported
+    sha256 = keep(found, target, force=options.force, ours=inside)
     name = target.stem if inside else str(target)
     click.echo(f"written          {target} (sha256 {sha256[:16]})")
     if found.preconditioning:
@@ -115,35 +83,6 @@ def default_name(path: Path) -> str:
     """Return the name of a checkpoint as it may stand in file names and run ids."""
     stem = path.resolve().name if path.is_dir() else path.stem
     return _NOT_A_NAME.sub("-", stem).strip("-._+")[:40] or "imported"
-
-
-def with_told(
-    found: ImportedNetwork, sigma_data: float | None, sigma_min: float | None
-) -> ImportedNetwork:
-    """Return what was found with the constants that the file leaves open."""
-    from dataclasses import replace
-
-    told = {"sigma_data": sigma_data, "sigma_min": sigma_min}
-    for key, value in told.items():
-        there = getattr(found, key)
-        if value is not None and not math.isfinite(value):
-            raise UserError(
-                f"--{key.replace('_', '-')}",
-                f"{value:g}",
-                allowed="a finite number",
-                remedy="give the constant that the network was trained with",
-            )
-        if value is not None and there not in (None, value):
-            raise UserError(
-                f"--{key.replace('_', '-')}",
-                f"{value:g}: the file says {there:g}",
-                remedy="leave it out",
-            )
-    return replace(
-        found,
-        sigma_data=found.sigma_data if sigma_data is None else sigma_data,
-        sigma_min=found.sigma_min if sigma_min is None else sigma_min,
-    )
 
 
 def keep(found: ImportedNetwork, target: Path, *, force: bool, ours: bool) -> str:
@@ -206,8 +145,7 @@ def describe(found: ImportedNetwork) -> list[str]:
     if found.assumed:
         assumed = ", ".join(f"{k} {_plain(v)}" for k, v in found.assumed.items())
         lines.append(f"assumed          {assumed} (shapes do not tell)")
-    # Names come from the file: nothing in them may move the terminal's cursor or colours.
-    return ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
+    return [printable(line) for line in lines]  # names come from the file
 
 
 def _plain(value: Any) -> str:

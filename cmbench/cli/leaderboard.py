@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from cmbench.cli.report import Counted, hook_charts, hook_columns
-from cmbench.cli.results import echo_table
+from cmbench.cli.common import echo_table
+from cmbench.cli.record_files import Readings
+from cmbench.cli.report import echo_pages, render_pages
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, EXIT_USAGE, UserError, unknown_name
 from cmbench.leaderboard import boards
 from cmbench.leaderboard.published import check_published, load_published
 from cmbench.plugin.manager import load_plugins
-from cmbench.report import render
 from cmbench.report.page import build_page
 
 _FOLDER = click.argument(
@@ -24,8 +24,8 @@ _FOLDER = click.argument(
 def leaderboard() -> None:
     """Check and render leaderboards: published rows and reference records.
 
-    DIR holds one folder a dataset with board.toml, published.csv and records/; it is ./leaderboards
-    by default.
+    DIR holds one folder per dataset with board.toml, published.csv and records/; the default is
+    ./leaderboards.
     """
 
 
@@ -33,7 +33,7 @@ def _folder(given: Path | None) -> Path:
     found = boards.find_folder(given)
     if found is None:
         raise UserError(
-            "leaderboard", "there is no folder ./leaderboards", remedy="name the folder"
+            "leaderboard", "folder ./leaderboards does not exist", remedy="give the folder"
         )
     return found
 
@@ -50,7 +50,7 @@ def validate(folder: Path | None) -> int:
             "leaderboard",
             f"{found} holds no board",
             allowed="<dataset>/board.toml",
-            remedy="name the folder",
+            remedy="give the folder of the boards",
         )
     for path in folders:
         published, errors = check_published(path)
@@ -89,8 +89,8 @@ def show(dataset: str, folder: Path | None, nfe: int | None) -> int:
     if dataset not in loaded and dataset not in records:
         known = {*loaded, *records}
         raise unknown_name("cmbench leaderboard show", "dataset", dataset, known)
-    counted = Counted()
-    cells = counted.read(records[dataset]) if dataset in records else ()
+    readings = Readings()
+    cells = readings.read(records[dataset]) if dataset in records else ()
     page = build_page(dataset, cells, loaded.get(dataset), {}, "")
     for section in page.sections:
         lines = [line for line in section.lines if nfe in (None, line.row.nfe)]
@@ -99,7 +99,7 @@ def show(dataset: str, folder: Path | None, nfe: int | None) -> int:
             rows = [[line.cells[i].text for i, _ in page.shown] for line in lines]
             echo_table(header, rows, title=section.section.title)
             click.echo()
-    return EXIT_CELLS_FAILED if counted.errors else EXIT_OK
+    return EXIT_CELLS_FAILED if readings.errors else EXIT_OK
 
 
 @leaderboard.command("render")
@@ -124,21 +124,13 @@ def render_boards(folder: Path | None, out: Path, templates: Path | None) -> int
     found = _folder(folder)
     loaded = boards.load_boards(found)
     records = boards.record_folders(found)
-    own = {path.name for path in boards.board_folders(found)}
-    names = sorted(own | set(records))
-    plugins = load_plugins()
-    counted = Counted()
-    written = render(
-        {name: counted.read(records[name]) for name in names if name in records},
+    names = sorted({path.name for path in boards.board_folders(found)} | set(records))
+    pages = render_pages(
+        {name: records[name] for name in names if name in records},
         out,
+        load_plugins(),
         templates=templates,
-        extra_columns=hook_columns(plugins),
-        extra_charts=lambda dataset, rows: hook_charts(plugins, dataset, rows),
         published={name: loaded[name] for name in names if name in loaded},
         command="cmbench leaderboard render",
     )
-    for path in written:
-        click.echo(str(path))
-    for error in counted.errors:
-        click.echo(f"unreadable: {error}", err=True)
-    return EXIT_CELLS_FAILED if counted.errors else EXIT_OK
+    return echo_pages(*pages)

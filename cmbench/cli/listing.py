@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from cmbench.cli.common import json_option
 from cmbench.plugin.manager import PluginManager, load_plugins
 
 KINDS = (
@@ -78,7 +79,7 @@ def _plain(value: Any) -> Any:
 
 @click.command("list")
 @click.argument("kind", type=click.Choice(KINDS))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def list_(kind: str, as_json: bool) -> None:
     """List methods, datasets, metrics, networks, recipes, extractors, executors or studies."""
     rows = rows_of(kind, load_plugins())

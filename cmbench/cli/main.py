@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 import click
 
@@ -155,20 +154,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         sys.exit(EXIT_USAGE)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-class WholeNumber(click.IntRange):
-    """A whole number in a range; errors call it so."""
-
-    name = "whole number"
-
-
-def workspace_option(command: Any) -> Any:
-    """Add ``--workspace`` to a command."""
-    return click.option(
-        "--workspace",
-        "-w",
-        metavar="DIR",
-        default=None,
-        help="Folder of runs, records and reports.  [env: CMBENCH_WORKSPACE; default: cmbench-out]",
-    )(command)

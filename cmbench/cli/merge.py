@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from cmbench.cli.main import workspace_option
+from cmbench.cli.common import workspace_option
+from cmbench.cli.record_files import echo_unreadable
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK
 from cmbench.leaderboard.merge import merge
 from cmbench.records.workspace import Workspace
@@ -17,25 +18,23 @@ from cmbench.records.workspace import Workspace
     "sources", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path)
 )
 @workspace_option
-def merge_(sources: tuple[Path, ...], workspace: str | None) -> int:
+def merge_(sources: tuple[Path, ...], workspace_dir: str | None) -> int:
     """Copy the records of other workspaces or record folders into this workspace.
 
     Equal records are kept once. Two finished records of one cell that differ are a conflict, and so
-    are two artifacts of one name: they are refused by name and nothing is written. Records that
-    cannot be read are left out and listed; the exit code is 1 then.
+    are two different artifacts of one name: the error names them and nothing is written. Records
+    that cannot be read are left out and listed, and the exit code is 1.
     """
-    place = Workspace.choose(workspace)
-    result = merge(sources, place.all_records)
+    result = merge(sources, Workspace.choose(workspace_dir).all_records)
     for word, names in (("added", result.added), ("replaced", result.replaced)):
         for name in names:
             click.echo(f"{word}  {name}")
-    for told in result.left_out:
-        click.echo(f"not copied: {told}", err=True)
+    for reason in result.left_out:
+        click.echo(f"not copied: {reason}", err=True)
     click.echo(
         f"{len(result.added)} added, {len(result.replaced)} replaced, "
         f"{len(result.equal)} already there",
         err=True,
     )
-    for error in result.unreadable:
-        click.echo(f"unreadable: {error}", err=True)
+    echo_unreadable(result.unreadable)
     return EXIT_CELLS_FAILED if result.unreadable else EXIT_OK

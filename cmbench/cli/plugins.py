@@ -7,12 +7,13 @@ from dataclasses import asdict
 
 import click
 
+from cmbench.cli.common import json_option
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK
 from cmbench.plugin.manager import load_plugins
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def plugins(as_json: bool) -> int:
     """List plugins: name, distribution, version, status, error; exit 1 if one failed."""
     found = load_plugins().plugins

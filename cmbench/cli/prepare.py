@@ -1,13 +1,15 @@
-"""``cmbench prepare``: datasets into the one format, weights into their place. Imports no torch."""
+"""``cmbench prepare``: convert datasets, install weights. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import click
 
+from cmbench.cli.common import takes
 from cmbench.cli.console import make_reporter
 from cmbench.data.custom import custom_path, custom_target, is_custom, resolve_dataset, slug
 from cmbench.data.locations import DATA_VARIABLE, DataLocations
@@ -21,7 +23,7 @@ from cmbench.errors import MissingError, UserError, unknown_name
 from cmbench.plugin.manager import load_plugins
 from cmbench.plugin.specs import DatasetSpec
 
-#: Targets that are no datasets: name -> (``module:function``, what it is). The function is called
+#: Targets that are not datasets: name -> (``module:function``, what it is). The function is called
 #: as ``function(source, locations, reporter)`` with ``source`` a path or None, and returns the line
 #: to print.
 WEIGHTS: dict[str, tuple[str, str]] = {
@@ -66,6 +68,24 @@ class ReporterProgress:
         self.stage = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """What the user asked of `cmbench prepare`."""
+
+    target: str | None = None
+    source: Path | None = None
+    split: str = ""
+    transform: str | None = None
+    resolution: int | None = None
+    name: str | None = None
+    subset: bool = False
+    workers: int | None = None
+    data_dir: Path | None = None
+    force: bool = False
+    restart: bool = False
+    verify: bool = False
+
+
 @click.command()
 @click.argument("target", required=False)
 @click.option(
@@ -74,7 +94,7 @@ class ReporterProgress:
     "source",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Archive, folder or database to convert; or a file of weights.",
+    help="Archive, folder or database to convert, or a file of weights.",
 )
 @click.option("--split", default="", metavar="NAME", help="Part of the source.  [default: train]")
 @click.option(
@@ -101,29 +121,17 @@ class ReporterProgress:
     "--data-dir",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help=f"Where prepared datasets lie.  [env: {DATA_VARIABLE}]",
+    help=f"Folder of prepared datasets.  [env: {DATA_VARIABLE}]",
 )
-@click.option("--force", is_flag=True, help="Replace what is prepared already.")
-@click.option("--restart", is_flag=True, help="Discard a preparation that was interrupted.")
+@click.option("--force", is_flag=True, help="Replace a dataset that is already prepared.")
+@click.option("--restart", is_flag=True, help="Discard an interrupted preparation.")
 @click.option("--verify", is_flag=True, help="Read a prepared dataset back and check its hashes.")
-def prepare(
-    target: str | None,
-    source: Path | None,
-    split: str,
-    transform: str | None,
-    resolution: int | None,
-    name: str | None,
-    subset: bool,
-    workers: int | None,
-    data_dir: Path | None,
-    force: bool,
-    restart: bool,
-    verify: bool,
-) -> None:
+@takes(PrepareOptions)
+def prepare(options: PrepareOptions) -> None:
     """Convert a dataset (or weights) once, so that cmbench can read it fast.
 
-    TARGET is a dataset, folder:PATH or zip:PATH, or weights; without it the targets are listed.
-    Killed and started again, the same command resumes.
+    TARGET is a dataset, folder:PATH or zip:PATH, or weights; without it the targets are listed. If
+    the command is killed, the same command resumes.
 
     \b
     Examples:
@@ -132,34 +140,33 @@ def prepare(
       cmbench prepare folder:photos --transform adm-crop --resolution 64 --name photos64
       cmbench prepare cifar10 --verify
     """
-    locations = DataLocations(data_dir) if data_dir else DataLocations()
+    locations = DataLocations(options.data_dir) if options.data_dir else DataLocations()
     registered = load_plugins().datasets.specs
-    if target is None:
+    if options.target is None:
         list_targets(registered, locations)
-        return
-    if target in WEIGHTS:
-        click.echo(prepare_weights(target, source, locations))
-        return
-    if verify:
-        manifest = check(target, registered, locations)
+    elif options.target in WEIGHTS:
+        click.echo(prepare_weights(options.target, options.source, locations))
+    elif options.verify:
+        manifest = check(options.target, registered, locations)
         click.echo(f"{manifest.dataset}: {manifest.count:,} images, all as they were prepared")
-        return
-    for option, given in (
-        ("--transform", transform),
-        ("--resolution", resolution),
-        ("--name", name),
-    ):
-        if given is not None and not is_custom(target):
-            raise UserError(
-                option,
-                f"{target!r} has its own",
-                allowed="with folder:PATH or zip:PATH",
-                remedy=f"leave {option} out",
-            )
-    path = source or (custom_path(target) if is_custom(target) else None)
-    spec, rule = find_target(target, registered, path, transform, resolution, name, split)
-    assert path is not None
-    request = Request(path, split, transform or "", subset, workers, force, restart)
+    else:
+        convert(options, registered, locations)
+
+
+def convert(
+    options: PrepareOptions, registered: Mapping[str, DatasetSpec], locations: DataLocations
+) -> None:
+    """Prepare a dataset and say what is there now."""
+    spec, rule, path = find_target(options, registered)
+    request = Request(
+        path,
+        options.split,
+        options.transform or "",
+        options.subset,
+        options.workers,
+        options.force,
+        options.restart,
+    )
     show = ReporterProgress(spec.name)
     try:
         manifest, done = prepare_dataset(spec, rule, request, locations, show)
@@ -170,26 +177,23 @@ def prepare(
 
 
 def find_target(
-    target: str,
-    registered: Mapping[str, DatasetSpec],
-    path: Path | None,
-    transform: str | None,
-    resolution: int | None,
-    name: str | None,
-    split: str,
-) -> tuple[DatasetSpec, Rule]:
-    """Return what is to be prepared, and how."""
+    options: PrepareOptions, registered: Mapping[str, DatasetSpec]
+) -> tuple[DatasetSpec, Rule, Path]:
+    """Return what is to be prepared, how, and from where."""
+    target = options.target or ""
     if is_custom(target):
-        chosen = name or slug(target)
-        if chosen in registered or not chosen.replace("-", "").replace("_", "").isalnum():
+        name = options.name or slug(target)
+        if name in registered or not name.replace("-", "").replace("_", "").isalnum():
             raise UserError(
                 "--name",
-                f"{chosen!r}",
+                f"{name!r}",
                 allowed="letters, digits, - and _, and no known dataset",
                 remedy="choose another name",
             )
-        assert path is not None
-        return custom_target(chosen, path, transform or "", resolution, split)
+        path = options.source or custom_path(target)
+        transform, resolution = options.transform or "", options.resolution
+        return *custom_target(name, path, transform, resolution, options.split), path
+    require_no_own_settings(options)
     if target not in registered:
         raise unknown_name(
             "cmbench prepare",
@@ -202,26 +206,40 @@ def find_target(
     if spec.embedded:
         raise UserError(
             "cmbench prepare",
-            f"{target!r} is embedded and needs no preparation",
-            remedy=f"use it at once: cmbench run --dataset {target}",
+            f"{target!r} is built in and needs no preparation",
+            remedy=f"use it directly: cmbench run --dataset {target}",
         )
     rule = RULES.get(target, Rule("its images"))
-    if path is None:
+    if options.source is None:
         raise UserError(
             "cmbench prepare", f"{target!r} needs --source PATH", remedy=f"PATH is {rule.hint}"
         )
-    return spec, rule
+    return spec, rule, options.source
+
+
+def require_no_own_settings(options: PrepareOptions) -> None:
+    """Raise ``UserError`` for a setting of own images where the dataset decides it."""
+    for option, given in (
+        ("--transform", options.transform),
+        ("--resolution", options.resolution),
+        ("--name", options.name),
+    ):
+        if given is not None:
+            raise UserError(
+                option,
+                f"{options.target!r} has its own",
+                allowed="with folder:PATH or zip:PATH",
+                remedy=f"leave {option} out",
+            )
 
 
 def prepare_weights(target: str, source: Path | None, locations: DataLocations) -> str:
-    """Call the handler of a target that is no dataset."""
+    """Call the handler of a target that is not a dataset."""
     module, _, function = WEIGHTS[target][0].partition(":")
     return str(getattr(import_module(module), function)(source, locations, make_reporter()))
 
 
-def check(
-    target: str, registered: Mapping[str, DatasetSpec], locations: DataLocations
-) -> DatasetManifest:
+def check(target: str, registered: Mapping[str, DatasetSpec], locations: DataLocations) -> DatasetManifest:
     """Verify a prepared dataset."""
     spec = resolve_dataset(target, registered, locations, "cmbench prepare --verify")
     folder = locations.folder(spec.name)
@@ -236,26 +254,26 @@ def check(
 
 
 def describe(manifest: DatasetManifest, locations: DataLocations, done: bool) -> list[str]:
-    """Return what is there now, as lines."""
+    """Return what was prepared, as lines."""
     count, channels, height, width = manifest.shape
     kind = f"{manifest.num_classes} classes" if manifest.num_classes else "no labels"
     lines = [
         f"{manifest.dataset}: {count:,} images {channels}x{height}x{width}, {kind}"
-        + ("" if done else " (prepared already)"),
+        + ("" if done else " (already prepared)"),
         f"revision {manifest.revision}, SHA-256 {manifest.sha256}",
         f"in {locations.folder(manifest.dataset)}",
     ]
     if manifest.converted:
         found = ", ".join(f"{n} {mode}" for mode, n in sorted(manifest.converted.items()))
-        lines.append(f"note: images of another pixel mode were converted: {found}")
+        lines.append(f"note: converted images of other pixel modes: {found}")
     if "altered" in manifest.revision:
-        lines.append("warning: the batches are not those that were published (their MD5 differs)")
+        lines.append("warning: the MD5 of the batches differs from that of the published ones")
     return lines
 
 
 def list_targets(registered: Mapping[str, DatasetSpec], locations: DataLocations) -> None:
     """Print what can be prepared and what is."""
-    click.echo(f"prepared datasets lie in {locations.data_dir}")
+    click.echo(f"prepared datasets are in {locations.data_dir}")
     for name, spec in registered.items():
         if spec.embedded:
             continue

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmbench.cli.main import workspace_option
+from cmbench.cli.common import echo_table, json_option, takes, workspace_option
 
 if TYPE_CHECKING:
     from cmbench.metrics.reference import Reference
     from cmbench.metrics.reference_store import ReferenceStore
 
 
-def open_store(workspace: str | None) -> ReferenceStore:
+def open_store(workspace_dir: str | None) -> ReferenceStore:
     """Return the references of a workspace: imported ones, and computed ones from its cache."""
     from cmbench.metrics.reference_store import ReferenceStore
     from cmbench.records.workspace import Workspace
 
-    chosen = Workspace.choose(workspace)
-    return ReferenceStore(chosen.root / "references", chosen.cache / "references")
+    workspace = Workspace.choose(workspace_dir)
+    return ReferenceStore(workspace.root / "references", workspace.cache / "references")
 
 
 @click.group()
@@ -31,13 +31,11 @@ def refs() -> None:
 
 
 @refs.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @workspace_option
-def list_refs(as_json: bool, workspace: str | None) -> None:
+def list_refs(as_json: bool, workspace_dir: str | None) -> None:
     """List the references of the workspace."""
-    from cmbench.cli.results import echo_table
-
-    entries = list(open_store(workspace).entries())
+    entries = list(open_store(workspace_dir).entries())
     if as_json:
         found = [
             {
@@ -71,11 +69,11 @@ def list_refs(as_json: bool, workspace: str | None) -> None:
 
 @refs.command()
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @workspace_option
-def show(name: str, as_json: bool, workspace: str | None) -> None:
-    """Show what is known of the reference NAME (or of a file)."""
-    known = facts(open_store(workspace).get(name))
+def show(name: str, as_json: bool, workspace_dir: str | None) -> None:
+    """Show the facts about the reference NAME (or about a file)."""
+    known = facts(open_store(workspace_dir).get(name))
     if as_json:
         click.echo(json.dumps(known, indent=1))
         return
@@ -83,21 +81,35 @@ def show(name: str, as_json: bool, workspace: str | None) -> None:
         click.echo(f"{key:<16} {value}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportReferenceOptions:
+    """What the user asked of `cmbench refs import`."""
+
+    file: Path
+    name: str | None
+    extractor: str | None
+    count: int | None
+    entry: str
+    images: bool
+    weights: Path | None
+    workspace_dir: str | None
+
+
 @refs.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--name", metavar="NAME", default=None, help="What to call it.  [default: FILE]")
+@click.option("--name", metavar="NAME", default=None, help="Name to import it as.  [default: FILE]")
 @click.option(
     "--extractor",
     metavar="NAME",
     default=None,
-    help="Which extractor made it.  [default: by its format]",
+    help="Extractor of the statistics.  [default: by the format]",
 )
 @click.option(
     "--count",
     type=click.IntRange(min=2),
     metavar="N",
     default=None,
-    help="Images behind it, if you know.",
+    help="Number of images behind the statistics, if known.",
 )
 @click.option(
     "--entry",
@@ -117,23 +129,24 @@ def show(name: str, as_json: bool, workspace: str | None) -> None:
     type=click.Path(path_type=Path),
     metavar="FILE",
     default=None,
-    help="The extractor's weights for --images, if they lie elsewhere.",
+    help="File of the extractor's weights for --images.  [default: where `cmbench prepare` put it]",
 )
 @workspace_option
-def import_(file: Path, workspace: str | None, **options: Any) -> None:
+@takes(ImportReferenceOptions)
+def import_(options: ImportReferenceOptions) -> None:
     """Import reference statistics of EDM, clean-fid, OpenAI, torch-fidelity or EDM2."""
     from cmbench.metrics.reference_import import import_reference
 
     reference = import_reference(
-        file,
-        name=options["name"],
-        extractor=options["extractor"],
-        count=options["count"],
-        entry=options["entry"],
+        options.file,
+        name=options.name,
+        extractor=options.extractor,
+        count=options.count,
+        entry=options.entry,
     )
-    if options["images"] and reference.key.origin == "openai":
-        reference = _with_images(reference, file, options["weights"])
-    path = open_store(workspace).add(reference)
+    if options.images and reference.key.origin == "openai":
+        reference = _with_images(reference, options.file, options.weights)
+    path = open_store(options.workspace_dir).add(reference)
     click.echo(f"{reference.key.source}: {path}")
 
 
@@ -149,35 +162,35 @@ def _with_images(reference: Reference, file: Path, weights: Path | None) -> Refe
 @refs.command()
 @click.argument("first")
 @click.argument("second")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @workspace_option
-def compare(first: str, second: str, as_json: bool, workspace: str | None) -> None:
+def compare(first: str, second: str, as_json: bool, workspace_dir: str | None) -> None:
     """Print the Fréchet distance between two references of one extractor."""
     from cmbench.metrics.reference_store import compare_references
 
-    store = open_store(workspace)
+    store = open_store(workspace_dir)
     found = compare_references(store.get(first), store.get(second))
     if as_json:
         click.echo(json.dumps(asdict(found), indent=1))
         return
     click.echo(f"Fréchet distance {found.frechet:.6g} ({found.relative:.3%} of the trace)")
-    click.echo(f"of which the means make {found.mean_part:.1%}")
+    click.echo(f"share of the means: {found.mean_part:.1%}")
 
 
 @refs.command()
 @click.argument("name")
 @click.argument("file", type=click.Path(path_type=Path))
 @workspace_option
-def export(name: str, file: Path, workspace: str | None) -> None:
-    """Write mean and covariance of NAME to FILE, an .npz as EDM's are."""
+def export(name: str, file: Path, workspace_dir: str | None) -> None:
+    """Write mean and covariance of NAME to FILE, an .npz in EDM's format."""
     from cmbench.metrics.reference_import import export_reference
 
-    export_reference(open_store(workspace).get(name), file)
+    export_reference(open_store(workspace_dir).get(name), file)
     click.echo(str(file))
 
 
 def facts(reference: Reference) -> dict[str, Any]:
-    """Return what is known of a reference, ready for JSON."""
+    """Return the facts about a reference, ready for JSON."""
     return {
         **asdict(reference.key),
         "digest": reference.key.digest,

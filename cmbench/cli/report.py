@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cmbench.cli.main import workspace_option
+from cmbench.cli.common import command_line, workspace_option
+from cmbench.cli.record_files import Readings, echo_unreadable, record_folders
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.leaderboard import boards
+from cmbench.leaderboard.published import Published
 from cmbench.plugin.manager import PluginManager, load_plugins
-from cmbench.records.record import Record, read_records
 from cmbench.records.workspace import Workspace
 from cmbench.report import render
-
-
-class Counted:
-    """Passes records on and keeps the errors that stood in their place."""
-
-    def __init__(self) -> None:
-        self.errors: list[UserError] = []
-
-    def read(self, folder: Path) -> Iterator[tuple[Path, Record | UserError]]:
-        """Yield what ``read_records`` finds."""
-        for path, found in read_records(folder):
-            if isinstance(found, UserError):
-                self.errors.append(found)
-            yield path, found
 
 
 def render_workspace(
@@ -42,29 +28,57 @@ def render_workspace(
     templates: Path | None = None,
     leaderboards: Path | None = None,
     command: str | None = None,
-    counted: Counted | None = None,
-) -> list[Path]:
+) -> tuple[list[Path], list[UserError]]:
     """Render the pages of ``datasets`` (all that have records, if none is named).
 
     Published rows of those datasets are found as :func:`cmbench.leaderboard.boards.find_folder`
-    says; what a board says of its own reference records is left out.
+    says; the description of a board is left out, because it is about its own reference records.
 
     Returns:
-        The files written; the first is the page of the first dataset.
+        The files written, the page of the first dataset first, and what could not be read.
     """
-    counted = counted or Counted()
-    names = list(datasets) or sorted(p.name for p in workspace.all_records.glob("*") if p.is_dir())
+    folders = record_folders(workspace, datasets)
+    dataset_options = [word for name in datasets for word in ("--dataset", name)]
     loaded = boards.load_boards(boards.find_folder(leaderboards))
-    published = {name: boards.without_description(loaded[name]) for name in names if name in loaded}
-    return render(
-        {name: counted.read(workspace.records(name)) for name in names},
+    return render_pages(
+        folders,
         out or workspace.reports,
+        plugins,
+        templates=templates,
+        published={n: boards.without_description(loaded[n]) for n in folders if n in loaded},
+        command=command or shlex.join(["cmbench", "report", *dataset_options]),
+    )
+
+
+def render_pages(
+    folders: Mapping[str, Path],
+    out: Path,
+    plugins: PluginManager,
+    *,
+    templates: Path | None,
+    published: Mapping[str, Published],
+    command: str,
+) -> tuple[list[Path], list[UserError]]:
+    """Render folders of records with the columns and charts that plugins add."""
+    readings = Readings()
+    written = render(
+        {name: readings.read(folder) for name, folder in folders.items()},
+        out,
         templates=templates,
         extra_columns=hook_columns(plugins),
         extra_charts=lambda dataset, rows: hook_charts(plugins, dataset, rows),
         published=published,
-        command=command or shlex.join(["cmbench", "report", *_dataset_options(datasets)]),
+        command=command,
     )
+    return written, readings.errors
+
+
+def echo_pages(written: Sequence[Path], errors: Sequence[UserError]) -> int:
+    """Print the files written and what could not be read; return the exit code."""
+    for path in written:
+        click.echo(str(path))
+    echo_unreadable(errors)
+    return EXIT_CELLS_FAILED if errors else EXIT_OK
 
 
 def hook_columns(plugins: PluginManager) -> dict[str, str]:
@@ -83,15 +97,6 @@ def hook_charts(
     for found in plugins.gather("cmbench_report_charts", dataset=dataset, rows=rows):
         if isinstance(found, Iterable):
             yield from (chart for chart in found if isinstance(chart, Mapping))
-
-
-def _dataset_options(datasets: Sequence[str]) -> list[str]:
-    return [part for name in datasets for part in ("--dataset", name)]
-
-
-def command_line() -> str:
-    """Return the command as the user typed it, with the program's plain name."""
-    return shlex.join(["cmbench", *sys.argv[1:]])
 
 
 @click.command()
@@ -128,36 +133,19 @@ def report(
     out: Path | None,
     templates: Path | None,
     leaderboards: Path | None,
-    workspace: str | None,
+    workspace_dir: str | None,
 ) -> int:
-    """Render records as one self-contained HTML page a dataset, Markdown, CSV and LaTeX.
+    """Render records as one self-contained HTML page per dataset, Markdown, CSV and LaTeX.
 
     Prints the files written. Exits 1 if a record could not be read: the page lists it.
     """
-    place = Workspace.existing(workspace)
-    plugins = load_plugins()
-    for name in datasets:
-        if not place.records(name).is_dir():
-            known = sorted(p.name for p in place.all_records.glob("*") if p.is_dir())
-            raise UserError(
-                "--dataset",
-                f"no records of {name!r} in {place.all_records}",
-                allowed=", ".join(known) or "none yet",
-                remedy="see `cmbench run`",
-            )
-    counted = Counted()
-    written = render_workspace(
-        place,
+    pages = render_workspace(
+        Workspace.existing(workspace_dir),
         datasets,
-        plugins,
+        load_plugins(),
         out=out,
         templates=templates,
         leaderboards=leaderboards,
         command=command_line(),
-        counted=counted,
     )
-    for path in written:
-        click.echo(str(path))
-    for error in counted.errors:
-        click.echo(f"unreadable: {error}", err=True)
-    return EXIT_CELLS_FAILED if counted.errors else EXIT_OK
+    return echo_pages(*pages)

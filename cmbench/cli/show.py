@@ -3,53 +3,31 @@
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
 
 import click
 
-from cmbench.cli.main import workspace_option
-from cmbench.errors import MissingError, UserError, first_names
+from cmbench.cli.common import printable, workspace_option
+from cmbench.cli.record_files import find_record
 from cmbench.records.record import Record, read_record
 from cmbench.records.workspace import Workspace
-
-
-def find_record(workspace: Workspace, name: str, who: str = "cmbench show") -> Path:
-    """Return the record file that ``name`` means: a path, a cell, or the start of one cell."""
-    if name.endswith(".json") and Path(name).is_file():
-        return Path(name)
-    if name.endswith((".json", ".zip")):  # no cell's name ends so
-        raise MissingError(who, f"there is no file {name}", remedy="check the path")
-    files = sorted(workspace.all_records.glob("*/*.json"))
-    matches = [f for f in files if f.stem == name] or [f for f in files if f.stem.startswith(name)]
-    if len(matches) == 1:
-        return matches[0]
-    some = first_names([f.stem for f in matches or files], 5) or "no records yet"
-    problem = f"{name!r} fits {len(matches)} records" if matches else f"no record {name!r}"
-    raise UserError(
-        who,
-        problem,
-        allowed=some,
-        remedy="give a cell's full name: a file's in the folder records, without .json",
-    )
 
 
 @click.command()
 @click.argument("cell")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole record.")
 @workspace_option
-def show(cell: str, as_json: bool, workspace: str | None) -> None:
+def show(cell: str, as_json: bool, workspace_dir: str | None) -> None:
     """Show the record of CELL: its numbers and everything that decides them.
 
     Numbers are rounded to six digits; --json has all of them.
     """
-    path = find_record(Workspace.existing(workspace), cell)
+    path = find_record(Workspace.existing(workspace_dir), cell, "cmbench show")
     record = read_record(path)
     if as_json:
         click.echo(record.to_json(), nl=False)
         return
     for line in describe(record):
-        # A record is untrusted: nothing in it may move the terminal's cursor or colours.
-        click.echo("".join(c if c.isprintable() else "?" for c in line))
+        click.echo(printable(line))
     click.echo(f"file         {path}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cmbench.cli.main import workspace_option
+from cmbench.cli.common import workspace_option
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.records.record import read_records
 from cmbench.records.workspace import Workspace
@@ -16,20 +16,20 @@ from cmbench.records.workspace import Workspace
 
 @click.command()
 @workspace_option
-def status(workspace: str | None) -> int:
+def status(workspace_dir: str | None) -> int:
     """Show runs, imported checkpoints and records of the workspace.
 
     Exits 1 if a record failed or cannot be read.
     """
-    place = Workspace.existing(workspace)
-    click.echo(f"workspace {place.root}")
-    for folder in sorted((place.root / "runs").glob("*/*")):
+    workspace = Workspace.existing(workspace_dir)
+    click.echo(f"workspace {workspace.root}")
+    for folder in sorted((workspace.root / "runs").glob("*/*")):
         if folder.is_dir():
             click.echo(f"run  {folder.parent.name}/{folder.name}  {run_state(folder)}")
-    for path in sorted(place.imported.glob("*.json")):
+    for path in sorted(workspace.imported.glob("*.json")):
         click.echo(f"imported  {path.stem}  {imported_state(path)}")
     trouble = 0
-    for dataset in sorted(place.all_records.glob("*")):
+    for dataset in sorted(workspace.all_records.glob("*")):
         counts: Counter[str] = Counter()
         for path, found in read_records(dataset):
             if isinstance(found, UserError):

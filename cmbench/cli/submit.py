@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from cmbench.cli.main import workspace_option
-from cmbench.cli.show import find_record
+from cmbench.cli.common import workspace_option
+from cmbench.cli.record_files import find_record
 from cmbench.errors import EXIT_OK
 from cmbench.leaderboard.submit import pack
 from cmbench.records.workspace import Workspace
@@ -24,14 +24,14 @@ from cmbench.records.workspace import Workspace
     help="Archive to write.",
 )
 @workspace_option
-def submit(cells: tuple[str, ...], out: Path, workspace: str | None) -> int:
+def submit(cells: tuple[str, ...], out: Path, workspace_dir: str | None) -> int:
     """Pack records with recipes, environments and checkpoint hashes into one archive.
 
     CELL is a record file, a cell or the start of one. `cmbench verify` accepts the archive. The
-    weights stay here: their hash goes along.
+    archive has the hash of the weights, not the weights.
     """
-    place = Workspace.existing(workspace)
-    manifest = pack([find_record(place, cell, "cmbench submit") for cell in cells], out)
+    workspace = Workspace.existing(workspace_dir)
+    manifest = pack([find_record(workspace, cell, "cmbench submit") for cell in cells], out)
     for entry in manifest.entries:
         click.echo(entry.record, err=True)
     click.echo(str(out))

@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
-from cmbench.cli.main import WholeNumber, workspace_option
-from cmbench.cli.results import echo_table
-from cmbench.cli.run import DEFAULT_DATASET, make_context, parse_numbers, parse_seeds, stop_asker
+from cmbench.cli.common import (
+    DEFAULT_DATASET,
+    ContextOptions,
+    WholeNumber,
+    batch_size_option,
+    context_options,
+    echo_table,
+    ema_option,
+    make_context,
+    parse_numbers,
+    parse_seeds,
+    recipe_option,
+    sampler_option,
+    stop_asker,
+    takes,
+    time_limit_option,
+)
 from cmbench.errors import EXIT_OK
 from cmbench.plugin.manager import load_plugins
 from cmbench.seeds import HELD_OUT_FROM
+from cmbench.sweep.recipes import require_once
 
 if TYPE_CHECKING:
     from cmbench.sweep.context import Context
     from cmbench.sweep.plans import RunPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(ContextOptions):
+    """What the user asked of `cmbench tune-times`."""
+
+    method: str | None
+    dataset: str
+    recipe: str | None
+    checkpoint: str | None
+    nfe: str
+    seed: int
+    overrides: tuple[str, ...]
+    held_out_seeds: str
+    samples: int | None
+    batch_size: int
+    metric: str | None
+    sampler: str | None
+    ema: str | None
+    floor_sigma: float
+    evaluations: int
+    rounds: int
+    time_limit_s: float | None
 
 
 @click.command("tune-times")
@@ -34,13 +73,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Dataset, see `cmbench list datasets`.",
 )
-@click.option(
-    "--recipe",
-    "-r",
-    metavar="R",
-    default=None,
-    help="Recipe, or FILE.toml:NAME.  [default: demo, else paper]",
-)
+@recipe_option
 @click.option(
     "--checkpoint",
     metavar="NAME",
@@ -52,7 +85,7 @@ if TYPE_CHECKING:
     metavar="N[,N…]",
     default="2",
     show_default=True,
-    help="Network evaluations an image, from 2.",
+    help="Network evaluations per image, from 2.",
 )
 @click.option(
     "--seed",
@@ -75,33 +108,24 @@ if TYPE_CHECKING:
     metavar="LIST",
     default=str(HELD_OUT_FROM),
     show_default=True,
-    help="Sampling seeds to search on (4,7 or 3-5); none that a record may use.",
+    help="Sampling seeds to search on (4,7 or 3-5); records never use them.",
 )
 @click.option(
     "--samples",
     metavar="N",
     type=WholeNumber(min=2),
     default=None,
-    help="Images a schedule and seed.  [default: the dataset's protocol]",
+    help="Images per schedule and seed.  [default: the dataset's protocol]",
 )
-@click.option(
-    "--batch-size",
-    metavar="N",
-    type=WholeNumber(min=1),
-    default=500,
-    show_default=True,
-    help="Images sampled at a time; no effect on results.",
-)
+@batch_size_option
 @click.option(
     "--metric",
     metavar="NAME",
     default=None,
-    help="What to tune by.  [default: the protocol's first that scores samples]",
+    help="Metric to tune by.  [default: the protocol's first that scores samples]",
 )
-@click.option("--sampler", metavar="NAME", default=None, help="Solver, where a method has several.")
-@click.option(
-    "--ema", metavar="LABEL", default=None, help="Which average of the weights to sample."
-)
+@sampler_option
+@ema_option
 @click.option(
     "--floor",
     "floor_sigma",
@@ -117,7 +141,7 @@ if TYPE_CHECKING:
     type=WholeNumber(min=2, max=60),
     default=10,
     show_default=True,
-    help="Schedules to measure, a level and round.",
+    help="Schedules to measure per level and round.",
 )
 @click.option(
     "--rounds",
@@ -125,29 +149,12 @@ if TYPE_CHECKING:
     type=WholeNumber(min=1, max=20),
     default=2,
     show_default=True,
-    help="Rounds through the levels, where there are several.",
+    help="Rounds through the levels, if there are several.",
 )
-@click.option(
-    "--device", metavar="DEVICE", default="auto", show_default=True, help="cpu, cuda, cuda:1 …"
-)
-@click.option(
-    "--threads",
-    metavar="N",
-    type=WholeNumber(min=1),
-    default=None,
-    help="CPU threads.  [default: the cores that are free]",
-)
-@click.option(
-    "--time-limit",
-    metavar="SECONDS",
-    type=click.FloatRange(min=1),
-    default=None,
-    help="Stop and exit 75 after this long.",
-)
-@click.option("--quiet", "-q", is_flag=True, help="No progress.")
-@workspace_option
-@click.pass_context
-def tune_times(ctx: click.Context, /, **options: Any) -> int:
+@time_limit_option
+@context_options
+@takes(TuneOptions)
+def tune_times(options: TuneOptions) -> int:
     """Choose the noise levels of multistep sampling on held-out seeds.
 
     The run must be trained. Golden sections over ln sigma, one level at a time, by a metric of
@@ -160,32 +167,31 @@ def tune_times(ctx: click.Context, /, **options: Any) -> int:
     cmbench run --method M --nfe 1,2,4 --sigmas tuned
     """
     plugins = load_plugins()
-    nfes = parse_numbers(options["nfe"], "--nfe") or ()
-    listed = options["held_out_seeds"]
+    nfes = parse_numbers(options.nfe, "--nfe") or ()
+    listed = options.held_out_seeds
     if listed.isdecimal():  # one seed, not a count of them
         listed += ","
     seeds = parse_seeds(listed, "--held-out-seeds", held_out=True)
+    require_once(options.overrides)
     from cmbench.sweep.tuned_times import describe
     from cmbench.sweep.tuning import TuneSettings, check, tune
 
-    names = (
-        "num_samples",
-        "batch_size",
-        "metric",
-        "sampler",
-        "ema",
-        "floor_sigma",
-        "evaluations",
-        "rounds",
+    settings = TuneSettings(
+        seeds,
+        options.samples,
+        options.batch_size,
+        options.metric,
+        options.sampler,
+        options.ema,
+        options.floor_sigma,
+        options.evaluations,
+        options.rounds,
     )
-    options["num_samples"] = options.pop("samples")
-    settings = TuneSettings(seeds, **{name: options[name] for name in names})
-    options["debug"] = bool((ctx.obj or {}).get("debug"))
-    with stop_asker(options["time_limit"]) as should_stop:
+    with stop_asker(options.time_limit_s) as should_stop:
         context = make_context(options, plugins, should_stop)
         context.workspace.require_writable()
         run = planned(context, options)
-        for nfe in nfes:  # all of the input before any of the work
+        for nfe in nfes:  # check all of the input before any of the work
             check(context, run, nfe, settings)
         found = []
         for nfe in nfes:
@@ -195,13 +201,11 @@ def tune_times(ctx: click.Context, /, **options: Any) -> int:
     return EXIT_OK
 
 
-def planned(context: Context, options: dict[str, Any]) -> RunPlan:
+def planned(context: Context, options: TuneOptions) -> RunPlan:
     """Return the run to tune on: a training, or an imported checkpoint."""
     from cmbench.sweep.planning import plan_imported_run, plan_run
-    from cmbench.sweep.recipes import require_once
 
-    require_once(options["overrides"])
-    asked = (options["dataset"], options["recipe"], options["seed"], options["overrides"])
-    if options["checkpoint"] is not None:
-        return plan_imported_run(context, options["checkpoint"], options["method"], *asked)
-    return plan_run(context, options["method"] or context.plugins.default_method, *asked)
+    asked = (options.dataset, options.recipe, options.seed, options.overrides)
+    if options.checkpoint is not None:
+        return plan_imported_run(context, options.checkpoint, options.method, *asked)
+    return plan_run(context, options.method or context.plugins.default_method, *asked)

@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from cmbench.cli.main import workspace_option
-from cmbench.cli.show import find_record
+from cmbench.cli.common import ContextOptions, device_option, make_context, workspace_option
+from cmbench.cli.record_files import find_record
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK
 from cmbench.leaderboard.submit import unpack
 from cmbench.leaderboard.verify import DEFAULT_TOLERANCE, Check, Resample, verify_record
@@ -28,7 +28,7 @@ DEFAULT_SAMPLES = 5000
     type=click.IntRange(min=0),
     default=DEFAULT_SAMPLES,
     show_default=True,
-    help="Images to make again; 0 means all.",
+    help="Images to sample again; 0 means all.",
 )
 @click.option(
     "--tolerance",
@@ -36,12 +36,10 @@ DEFAULT_SAMPLES = 5000
     type=click.FloatRange(min=0),
     default=DEFAULT_TOLERANCE,
     show_default=True,
-    help="Relative difference allowed where all images are made again.",
+    help="Relative difference allowed if all images are sampled again.",
 )
 @click.option("--no-resample", is_flag=True, help="Check hashes only.")
-@click.option(
-    "--device", metavar="DEVICE", default="auto", show_default=True, help="cpu, cuda, cuda:1 …"
-)
+@device_option
 @workspace_option
 def verify(
     records: tuple[str, ...],
@@ -49,22 +47,22 @@ def verify(
     tolerance: float,
     no_resample: bool,
     device: str,
-    workspace: str | None,
+    workspace_dir: str | None,
 ) -> int:
-    """Check records: hashes, then make the first images again and measure them again.
+    """Check records: hashes, then sample the first images again and measure them.
 
     RECORD is a record file, a cell, or an archive of `cmbench submit`. Says of every part whether
     it is right, wrong, or could not be checked and why. Exits 1 if anything is wrong.
     """
-    place = Workspace.existing(workspace)
-    resample = None if no_resample else make_resample(place, device)
+    workspace = Workspace.existing(workspace_dir)
+    resample = None if no_resample else make_resample(workspace, device)
     failed = 0
     with ExitStack() as stack:
         for name in records:
-            for path in find(place, name, stack):
+            for path in find(workspace, name, stack):
                 checks = verify_record(
                     path,
-                    runs=place.root / "runs",
+                    runs=workspace.root / "runs",
                     resample=resample,
                     samples=samples,
                     tolerance=tolerance,
@@ -73,7 +71,7 @@ def verify(
     return EXIT_CELLS_FAILED if failed else EXIT_OK
 
 
-def find(place: Workspace, name: str, stack: ExitStack) -> Iterator[Path]:
+def find(workspace: Workspace, name: str, stack: ExitStack) -> Iterator[Path]:
     """Yield the record files that ``name`` means; archives are extracted to a temporary folder."""
     if Path(name).is_file() and (zipfile.is_zipfile(name) or _was_zip(Path(name))):
         folder = stack.enter_context(TemporaryDirectory(prefix="cmbench-verify-"))
@@ -81,7 +79,7 @@ def find(place: Workspace, name: str, stack: ExitStack) -> Iterator[Path]:
     elif Path(name).is_file():
         yield Path(name)
     else:
-        yield find_record(place, name, "cmbench verify")
+        yield find_record(workspace, name, "cmbench verify")
 
 
 def _was_zip(path: Path) -> bool:
@@ -90,12 +88,12 @@ def _was_zip(path: Path) -> bool:
         return path.suffix == ".zip" or file.read(4) == b"PK\x03\x04"
 
 
-def make_resample(place: Workspace, device: str) -> Resample:
+def make_resample(workspace: Workspace, device: str) -> Resample:
     """Return what makes images again, in the context of ``cmbench run``."""
     from cmbench.cli.resampling import resampler  # imports torch
-    from cmbench.cli.run import make_context
 
-    return resampler(make_context({"workspace": str(place.root), "device": device, "quiet": True}))
+    options = ContextOptions(workspace_dir=str(workspace.root), device=device, quiet=True)
+    return resampler(make_context(options))
 
 
 def show(path: Path, checks: list[Check]) -> int:

@@ -49,6 +49,9 @@ class PluginInfo:
     error: str = ""
     hooks: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return f"plugin {self.name!r} ({self.distribution} {self.version})"
+
 
 @dataclass
 class Registry(Generic[S]):
@@ -65,9 +68,8 @@ class Registry(Generic[S]):
         if spec.name in self.owners:
             other = self.owners[spec.name]
             raise PluginError(
-                f"plugin {owner.name!r} ({owner.distribution} {owner.version})",
-                f"{self.kind} name {spec.name!r} is already taken by plugin {other.name!r} "
-                f"({other.distribution} {other.version})",
+                str(owner),
+                f"{self.kind} name {spec.name!r} is already taken by {other}",
                 remedy="uninstall one of the two or ask its author for another name",
             )
         self.specs[spec.name] = spec
@@ -81,14 +83,10 @@ class Registry(Generic[S]):
 
     def _unknown(self, name: str, who: str) -> UserError:
         error = unknown_name(who, self.kind, name, self.specs)
-        failed = [
-            f"plugin {i.name!r} ({i.distribution} {i.version}) failed: {i.error}"
-            for i in self.plugins
-            if i.status != "ok"
-        ]
+        failed = [f"{i} failed: {i.error}" for i in self.plugins if i.status != "ok"]
         if not failed:
             return error
-        remedy = f"{error.remedy}, or mend what may have brought it: {'; '.join(failed)}"
+        remedy = f"{error.remedy}, or fix what may have brought it: {'; '.join(failed)}"
         return UserError(who, error.problem, allowed=error.allowed, remedy=remedy)
 
     def load(self, name: str) -> Callable[..., Any]:
@@ -100,7 +98,7 @@ class Registry(Generic[S]):
             return load_object(factory)
         except Exception as error:
             raise PluginError(
-                f"plugin {owner.name!r} ({owner.distribution} {owner.version})",
+                str(owner),
                 f"cannot import {factory!r} for {self.kind} {name!r}: "
                 f"{type(error).__name__}: {error}",
                 remedy="fix or reinstall that distribution",
@@ -140,7 +138,7 @@ class PluginManager:
         """Load every source; failures are kept in :attr:`plugins` (fatal in strict mode)."""
         for source in sources:
             self.load_one(source)
-        failures = [info for info in self.plugins if info.status != "ok"]
+        failures = self.failed
         if failures and os.environ.get(STRICT_VARIABLE, "") not in ("", "0"):
             lines = "; ".join(
                 f"{i.name} ({i.distribution} {i.version}): {i.error}" for i in failures
@@ -148,7 +146,7 @@ class PluginManager:
             raise PluginError(
                 f"{STRICT_VARIABLE}=1",
                 f"{len(failures)} plugin(s) failed: {lines}",
-                remedy="fix or uninstall them, or unset the variable to go on without them",
+                remedy="fix or uninstall them, or unset the variable to run without them",
             )
 
     def load_one(self, source: Source) -> PluginInfo:
@@ -204,6 +202,11 @@ class PluginManager:
     def _fail(self, info: PluginInfo, error: str) -> PluginInfo:
         info.status, info.error = "failed", " ".join(error.split())
         return info
+
+    @property
+    def failed(self) -> list[PluginInfo]:
+        """The plugins that failed."""
+        return [info for info in self.plugins if info.status != "ok"]
 
     @property
     def default_method(self) -> str:

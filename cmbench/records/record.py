@@ -201,6 +201,10 @@ class Record(Part):
         return json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
+#: A file and the record in it, or why it cannot be read.
+ReadRecord = tuple[Path, Record | UserError]
+
+
 def finite_or_none(value: float | None) -> float | None:
     """Return ``value``, or None where it is NaN, infinite or above `LARGEST`: no record has it."""
     return value if value is not None and abs(value) <= LARGEST else None
@@ -280,7 +284,7 @@ def _bounded_int(text: str) -> int:
     return int(text)
 
 
-def read_records(folder: Path) -> Iterator[tuple[Path, Record | UserError]]:
+def read_records(folder: Path) -> Iterator[ReadRecord]:
     """Yield every ``*.json`` directly in ``folder`` in name order, each a record or its error."""
     for path in sorted(folder.glob("*.json")):
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import io
 import math
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from cmbench.records.curves import parse_curve
 from cmbench.records.record import GRID_TILE, Artifact
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -111,30 +111,22 @@ def _strip(grid: Image.Image, w: int, h: int) -> bytes:
     return out.getvalue()
 
 
-def parse_curve(data: bytes, file: str) -> tuple[list[float], dict[str, list[float | None]]]:
+def curve_points(
+    data: bytes, file: str
+) -> tuple[Sequence[float], Mapping[str, Sequence[float | None]]]:
     """Return ``(nimg, scalars)`` of a training curve, thinned to :data:`CURVE_POINTS`.
 
-    The file is CSV with a column ``nimg`` (images seen); every other column with numbers is a
-    scalar; empty cells and non-finite values become None.
+    Scalars have the five digits that a chart needs.
     """
     try:
-        lines = list(csv.DictReader(io.StringIO(data.decode()), strict=True))
-        stride = max(1, math.ceil(len(lines) / CURVE_POINTS))
-        kept = lines[::stride]
-        nimg = [float(line["nimg"]) for line in kept]
-        names = [name for name in (kept[0] if kept else {}) if name and name != "nimg"]
-        scalars = {name: [_number(line[name]) for line in kept] for name in names}
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise ArtifactError(f"{file} holds no training curve: {error!r}") from error
-    return nimg, {name: v for name, v in scalars.items() if any(x is not None for x in v)}
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return float(f"{value:.5g}") if math.isfinite(value) else None
+        nimg, scalars = parse_curve(data)
+    except ValueError as error:
+        raise ArtifactError(f"{file} {error}") from error
+    stride = max(1, math.ceil(len(nimg) / CURVE_POINTS))
+    return nimg[::stride], {
+        name: [None if y is None else float(f"{y:.5g}") for y in values[::stride]]
+        for name, values in scalars.items()
+    }
 
 
 def is_picture(artifact: Artifact) -> bool:

@@ -12,9 +12,9 @@ from cmbench.report.artifacts import (
     STRIP_IMAGES,
     ArtifactError,
     Curve,
+    curve_points,
     is_curve,
     is_picture,
-    parse_curve,
     picture,
     png_uri,
     read_artifact,
@@ -124,7 +124,7 @@ def _strip_shape(png: bytes) -> tuple[int, bool]:
 
 def _add_curve(gallery: Gallery, row: Row, path: Path, record: Record, artifact: Artifact) -> None:
     if gallery.curve_bytes > 0:
-        nimg, scalars = parse_curve(read_artifact(path, artifact), artifact.file)
+        nimg, scalars = curve_points(read_artifact(path, artifact), artifact.file)
         gallery.curve_bytes -= POINT_BYTES * len(nimg) * (1 + len(scalars))
         if gallery.curve_bytes > 0:
             gallery.curves.append(Curve(row.id, record.training.run, nimg, scalars))

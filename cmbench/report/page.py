@@ -14,14 +14,11 @@ from cmbench.leaderboard.published import Board, Published
 from cmbench.leaderboard.ranking import rank_all
 from cmbench.leaderboard.rows import Row, aggregate, unfinished
 from cmbench.leaderboard.sections import Section, sections
-from cmbench.records.record import Record
+from cmbench.records.record import ReadRecord, Record
 from cmbench.report.columns import Cell, Column, Findings, conditioning, metric_title, table_columns
 from cmbench.report.csvtable import csv_cells, csv_header
 from cmbench.report.gallery import Gallery, build_gallery, series_labels
 from cmbench.report.paths import without_paths
-
-#: What :func:`cmbench.records.record.read_records` yields.
-Found = tuple[Path, Record | UserError]
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ class Page:
 
 def build_page(
     dataset: str,
-    found: Iterable[Found],
+    found: Iterable[ReadRecord],
     published: Published | None,
     extra_columns: Mapping[str, str],
     command: str,

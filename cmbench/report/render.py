@@ -12,8 +12,9 @@ from typing import Any
 from cmbench.errors import UserError
 from cmbench.files import write_atomically
 from cmbench.leaderboard.published import Published
+from cmbench.records.record import ReadRecord
 from cmbench.report.environment import Templates
-from cmbench.report.page import Found, Page, build_page
+from cmbench.report.page import Page, build_page
 from cmbench.report.paths import clean, without_paths
 from cmbench.report.payload import page_payload, public_row, script_json
 from cmbench.report.sanitize import Chart, sanitize_chart
@@ -28,7 +29,7 @@ _SCRIPTS = ("chart.js", "views.js", "table.js", "download.js", "page.js")
 
 
 def render(
-    records_by_dataset: Mapping[str, Iterable[Found]],
+    records_by_dataset: Mapping[str, Iterable[ReadRecord]],
     out_dir: Path,
     *,
     templates: Path | None = None,

@@ -10,8 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from cmbench.errors import MissingError
-from cmbench.report.study import nfes_of
-from cmbench.sweep.studies import ArmResult, PlotTable, Study, curves_of, values_of
+from cmbench.records.studies import ArmResult, StudyResult
 
 _MARKERS = "osD^vP*X"
 
@@ -27,18 +26,8 @@ def require_matplotlib() -> None:
         )
 
 
-def draw(
-    study: Study, results: Sequence[ArmResult], records: Path, folder: Path, rank_metric: str
-) -> list[str]:
-    """Draw every plot of the study into ``folder``; return the SVG files' names.
-
-    Args:
-        study: what was asked.
-        results: its arms with their records.
-        records: where the records lie, with their training curves.
-        folder: where ``<study>-<number>.svg`` and ``.png`` go.
-        rank_metric: the metric of plots that name none.
-    """
+def draw(study: StudyResult, folder: Path) -> list[str]:
+    """Draw every plot as ``<study>-<number>.svg`` and ``.png``; return the SVG files' names."""
     require_matplotlib()
     import matplotlib as mpl
 
@@ -48,16 +37,14 @@ def draw(
     names = []
     # Text stays text (a third of the size), and equal data give equal files.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cmbench", "font.size": 9}):
-        for number, plot in enumerate(study.table.plots, start=1):
+        for number, plot in enumerate(study.plots, start=1):
             figure, axes = plt.subplots(figsize=(6.0, 3.6), layout="constrained")
-            if plot.kind == "metric":
-                _draw_metric(axes, results, plot.metric or rank_metric)
-            else:
-                _draw_curves(axes, results, records, plot)
+            fill = _draw_metric if plot.kind == "metric" else _draw_curves
+            fill(axes, study, plot.quantity)
             if axes.has_data():
                 axes.set_yscale(plot.scale)
             axes.grid(True, alpha=0.3)
-            axes.set_title(study.table.title, fontsize=9)
+            axes.set_title(study.title, fontsize=9)
             name = f"{study.name}-{number}"
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
             figure.savefig(folder / f"{name}.png", dpi=144)
@@ -66,27 +53,24 @@ def draw(
     return names
 
 
-def _draw_metric(axes: Any, results: Sequence[ArmResult], metric: str) -> None:
-    """Draw means with every seed's value: against the swept option, or by arm where none is."""
-    nfes = nfes_of(results)
+def _draw_metric(axes: Any, study: StudyResult, metric: str) -> None:
+    """Draw means with every seed's value: against the swept option, or by arm without one."""
     axes.set_ylabel(metric)
-    if any(result.arm.x is not None for result in results):
-        _draw_sweeps(axes, results, metric, nfes)
-    else:
-        _draw_arms(axes, results, metric, nfes)
+    swept = any(result.arm.x is not None for result in study.arms)
+    (_draw_sweeps if swept else _draw_arms)(axes, study.arms, metric, study.nfes)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
 
 
 def _draw_sweeps(axes: Any, results: Sequence[ArmResult], metric: str, nfes: Sequence[int]) -> None:
-    """One line a series and NFE; an arm without a swept value is a horizontal line."""
+    """One line per series and NFE; an arm without a swept value is a horizontal line."""
     markers, colors = cycle(_MARKERS), cycle(f"C{i}" for i in range(10))
     options = dict.fromkeys(r.arm.option for r in results if r.arm.x is not None)
     for series in dict.fromkeys(r.arm.series for r in results):
         arms = [r for r in results if r.arm.series == series]
         for nfe in nfes:
             label = series if len(nfes) == 1 else f"{series}, NFE {nfe}"
-            found = [(r.arm.x, v) for r in arms if (v := values_of(r, metric, nfe))]
+            found = [(r.arm.x, v) for r in arms if (v := r.values(metric, nfe))]
             swept = sorted((x, v) for x, v in found if x is not None)
             color = next(colors)
             if swept:
@@ -107,12 +91,12 @@ def _draw_sweeps(axes: Any, results: Sequence[ArmResult], metric: str, nfes: Seq
 
 
 def _draw_arms(axes: Any, results: Sequence[ArmResult], metric: str, nfes: Sequence[int]) -> None:
-    """One place an arm, one colour an NFE."""
+    """One position per arm, one colour per NFE."""
     for index, nfe in enumerate(nfes):
         shift = 0.12 * (index - (len(nfes) - 1) / 2)
         label = f"NFE {nfe}"
         for place, result in enumerate(results):
-            values = values_of(result, metric, nfe)
+            values = result.values(metric, nfe)
             if not values:
                 continue
             color = f"C{index}"
@@ -129,11 +113,11 @@ def _draw_arms(axes: Any, results: Sequence[ArmResult], metric: str, nfes: Seque
     axes.set_xlim(-0.6, len(results) - 0.4)
 
 
-def _draw_curves(axes: Any, results: Sequence[ArmResult], records: Path, plot: PlotTable) -> None:
-    """One colour an arm, one line a seed."""
-    for index, result in enumerate(results):
+def _draw_curves(axes: Any, study: StudyResult, scalar: str) -> None:
+    """One colour per arm, one line per seed."""
+    for index, result in enumerate(study.arms):
         label = result.arm.name
-        for curve in curves_of(records, result, plot.scalar):
+        for curve in study.curves(result, scalar):
             axes.plot(
                 [x / 1000 for x, _ in curve],
                 [y for _, y in curve],
@@ -144,6 +128,6 @@ def _draw_curves(axes: Any, results: Sequence[ArmResult], records: Path, plot: P
             )
             label = "_again"
     axes.set_xlabel("training images, thousands")
-    axes.set_ylabel(plot.scalar)
+    axes.set_ylabel(scalar)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)

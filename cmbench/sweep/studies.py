@@ -28,9 +28,8 @@ every value of an option. Arms are ordinary runs and cells: what is measured is 
 
 from __future__ import annotations
 
-import csv
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +39,7 @@ from pydantic import Field
 from cmbench.errors import UserError, unknown_name
 from cmbench.plugin.config import Options
 from cmbench.plugin.manager import PluginManager
-from cmbench.records.record import Record
+from cmbench.records.studies import Arm, ArmResult, Plot, StudyResult
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Executor
 from cmbench.sweep.plans import SampleSettings
@@ -94,19 +93,6 @@ class StudyTable(Options):
 
 
 @dataclass(frozen=True)
-class Arm:
-    """An arm with its sweep resolved; ``x`` is the swept value where it is a number."""
-
-    name: str
-    series: str
-    method: str
-    recipe: str | None
-    options: Mapping[str, Any]
-    option: str = ""
-    x: float | None = None
-
-
-@dataclass(frozen=True)
 class Study:
     """A study that has been read and checked."""
 
@@ -124,14 +110,6 @@ class PlannedArm:
     arm: Arm
     request: SweepRequest
     plan: SweepPlan
-
-
-@dataclass(frozen=True)
-class ArmResult:
-    """An arm with the records of its cells, in the order of seeds and NFE."""
-
-    arm: Arm
-    records: tuple[Record, ...]
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -244,36 +222,25 @@ def plan_study(context: Context, study: Study) -> list[PlannedArm]:
 
 
 def run_study(
-    context: Context, planned: Sequence[PlannedArm], executor: Executor
-) -> list[ArmResult]:
+    context: Context, study: Study, planned: Sequence[PlannedArm], executor: Executor
+) -> StudyResult:
     """Measure what is not measured yet; a cell that fails is a record and the study goes on."""
-    return [ArmResult(p.arm, tuple(execute(context, p.request, p.plan, executor))) for p in planned]
-
-
-# ---- results ------------------------------------------------------------------------------------
-
-
-def values_of(result: ArmResult, metric: str, nfe: int) -> list[float]:
-    """Return a metric's value of every seed that has one."""
-    found = [
-        record.metrics[metric].value
-        for record in result.records
-        if record.status == "finished" and record.sampling.nfe == nfe and metric in record.metrics
-    ]
-    return [value for value in found if value is not None]
-
-
-def curves_of(folder: Path, result: ArmResult, scalar: str) -> list[list[tuple[float, float]]]:
-    """Return (images seen, scalar) of every run of an arm, from the curves beside its records."""
-    files = {r.artifacts["curve"].file: None for r in result.records if "curve" in r.artifacts}
-    return [curve for file in files if (curve := read_curve(folder / file, scalar))]
-
-
-def read_curve(path: Path, scalar: str) -> list[tuple[float, float]]:
-    """Return (images seen, scalar) of a training curve; rows without the scalar are left out."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [(row.get("nimg"), row.get(scalar)) for row in csv.DictReader(file)]
-        return [(float(x), float(y)) for x, y in rows if x and y]
-    except (OSError, ValueError):
-        return []
+    table = study.table
+    spec = context.dataset_spec(table.dataset)
+    plots = tuple(
+        Plot(p.kind, p.scalar if p.kind == "curve" else p.metric or spec.metrics[0], p.scale)
+        for p in table.plots
+    )
+    return StudyResult(
+        study.name,
+        table.title,
+        table.claim,
+        table.source,
+        table.dataset,
+        table.seeds,
+        study.argument,
+        spec.metrics[0],
+        plots,
+        [ArmResult(p.arm, tuple(execute(context, p.request, p.plan, executor))) for p in planned],
+        context.workspace.records(spec.name),
+    )

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from cmbench.cli import run as run_module
-from cmbench.cli.run import PRECISIONS, parse_numbers, parse_seeds, parse_sigmas, stop_asker
+from cmbench.cli import common, run_work
+from cmbench.cli.common import parse_numbers, parse_seeds, parse_sigmas, stop_asker
 from cmbench.errors import BusyError, UserError
-from cmbench.records.record import DTYPES
+from cmbench.records.record import read_record
 from cmbench.records.workspace import Workspace
 
 Command = Callable[..., Any]
@@ -63,7 +63,6 @@ def test_a_second_run_finds_every_cell_done(cmbench_with_toys: Command) -> None:
 def test_precision_makes_cells_of_their_own(
     cmbench_with_toys: Command, workspace: Workspace
 ) -> None:
-    assert tuple(DTYPES) == PRECISIONS
     for options in ((), ("--precision", "bf16"), ("--precision", "fp32")):
         assert cmbench_with_toys(*TOYS, "--nfe", "1", *options).code == 0
     records = [json.loads(p.read_text()) for p in workspace.records("toys").glob("*.json")]
@@ -371,9 +370,42 @@ def test_an_unexpected_error_is_one_line_too(
     def broken(*_: Any) -> None:
         raise AssertionError("an\ninvariant")
 
-    monkeypatch.setattr(run_module, "sweep", broken)
+    monkeypatch.setattr(run_work, "sweep", broken)
     line = one_line(cmbench_with_toys(*TOYS), 2, "error: unexpected AssertionError: an invariant; ")
     assert line.endswith("run again with --debug for the traceback and report it")
+
+
+# ---- the recorded command -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "recorded"),
+    [
+        ("run -w /tmp/w --nfe 1,2 -q --no-report", "cmbench run --nfe 1,2"),
+        ("--debug run --workspace=/tmp/w -o sigma=2", "cmbench run -o sigma=2"),
+        ("report -w/tmp/w --dataset digits", "cmbench report --dataset digits"),
+        ("eval folder --workspace /tmp/w --quiet", "cmbench eval folder"),
+    ],
+)
+def test_the_recorded_command_leaves_out_what_concerns_one_machine(
+    monkeypatch: pytest.MonkeyPatch, typed: str, recorded: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/opt/bin/cmbench", *typed.split()])
+    assert common.command_line() == recorded
+
+
+def test_every_verb_records_the_same_command(
+    cmbench_with_toys: Command, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = ["run", *TOYS[1:], "--nfe", "1", "-w", str(workspace.root)]
+    monkeypatch.setattr("sys.argv", ["cmbench", *typed])
+    assert cmbench_with_toys(*typed).code == 0
+    (path,) = workspace.records("toys").glob("*.json")
+    assert str(workspace.root) not in (command := read_record(path).command)
+    assert command.endswith("--nfe 1")
+    monkeypatch.setattr("sys.argv", ["cmbench", "report", "-w", str(workspace.root)])
+    assert cmbench_with_toys("report", "-w", str(workspace.root)).code == 0
+    assert "with `cmbench report`." in (workspace.reports / "toys.md").read_text()
 
 
 # ---- stopping -----------------------------------------------------------------------------------
@@ -382,9 +414,10 @@ def test_an_unexpected_error_is_one_line_too(
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Let the time limit be over after that many questions."""
     clock = iter(range(10**9))
-    monkeypatch.setattr(run_module.time, "monotonic", lambda: next(clock))
-    whole = run_module.stop_asker
-    monkeypatch.setattr(run_module, "stop_asker", lambda _, **options: whole(step - 0.5))
+    monkeypatch.setattr(common.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(
+        run_work, "stop_asker", lambda _, **options: stop_asker(step - 0.5, **options)
+    )
 
 
 def test_the_time_limit_saves_and_says_start_again(
@@ -403,14 +436,14 @@ def test_the_time_limit_saves_and_says_start_again(
 
 
 def test_signals_ask_to_stop_and_their_handlers_are_given_back() -> None:
-    before = {number: signal.getsignal(number) for number in run_module.STOP_SIGNALS}
+    before = {number: signal.getsignal(number) for number in common.STOP_SIGNALS}
     with stop_asker(None) as ask:
         assert ask() is None
         os.kill(os.getpid(), signal.SIGTERM)
         assert ask() == "stopped by SIGTERM"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert {number: signal.getsignal(number) for number in run_module.STOP_SIGNALS} == before
+    assert {number: signal.getsignal(number) for number in common.STOP_SIGNALS} == before
 
 
 def test_an_interrupt_is_exit_130(
@@ -419,7 +452,7 @@ def test_an_interrupt_is_exit_130(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "sweep", interrupted)
+    monkeypatch.setattr(run_work, "sweep", interrupted)
     done = cmbench_with_toys(*TOYS)
     assert (done.code, done.err.strip()) == (130, "interrupted")
 

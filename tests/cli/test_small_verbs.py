@@ -233,11 +233,13 @@ def test_show_takes_the_start_of_one_name(swept: Command, workspace: Workspace) 
     assert f"cell         {name}\n" in swept("show", "toy-demo-s0-nfe3").out
     several = swept("show", "toy")
     assert several.code == 2
-    assert several.err.startswith("error: cmbench show: 'toy' fits 3 records; allowed: toy-demo-")
+    assert several.err.startswith(
+        "error: cmbench show: 'toy' matches 3 records; allowed: toy-demo-"
+    )
     none = swept("show", "nothing")
     assert none.code == 2
     assert "no record 'nothing'" in none.err
-    assert none.err.endswith("a file's in the folder records, without .json\n")
+    assert none.err.endswith("a file name in the folder records, without .json\n")
 
 
 def test_show_without_records(cmbench: Command) -> None:

@@ -21,7 +21,7 @@ from cmbench.report.study import mean_text, summary
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Local
 from cmbench.sweep.run_log import read_log
-from cmbench.sweep.studies import curves_of, load_study, plan_study, read_study, run_study
+from cmbench.sweep.studies import load_study, plan_study, read_study, run_study
 
 Command = Callable[..., Any]
 
@@ -168,7 +168,7 @@ def test_a_study_leaves_a_page_and_is_not_run_again(
     }
     page = (folder / "levels.md").read_text()
     assert page.startswith("# Two \\| levels\n")
-    assert "Again: `cmbench study levels.toml`." in page
+    assert "To repeat: `cmbench study levels.toml`." in page
     records = sorted(workspace.records("toys").glob("*.json"))
     assert len(records) == 6
     for path in records:
@@ -194,17 +194,17 @@ def test_a_study_leaves_a_page_and_is_not_run_again(
 
 def test_values_and_curves_are_those_of_records_and_logs(toys: Context, file: Path) -> None:
     study = read_study("levels", file)
-    results = run_study(toys, plan_study(toys, study), Local())
-    folder = toys.workspace.records("toys")
-    text = summary(study, results, folder, ["a.svg", "b.svg"], "fd-pixels")
-    values = [r.metrics["fd-pixels"].value for r in results[0].records]
-    assert [r.training.seed for r in results[0].records] == [0, 1]
+    result = run_study(toys, study, plan_study(toys, study), Local())
+    text = summary(result, ["a.svg", "b.svg"])
+    first = result.arms[0]
+    values = [r.metrics["fd-pixels"].value for r in first.records]
+    assert [r.training.seed for r in first.records] == [0, 1]
     assert f"| swept, sigma = 0.5 | `toy` | 1 | {mean_text([v for v in values if v])} |" in text
-    curves = curves_of(folder, results[0], "twice_loss")
+    curves = result.curves(first, "twice_loss")
     assert len(curves) == 2
-    run = toys.workspace.run(results[0].records[0].training.run)
+    run = toys.workspace.run(first.records[0].training.run)
     assert curves[0] == [(row["nimg"], row["twice_loss"]) for row in read_log(run)]
-    assert curves_of(folder, results[0], "nothing") == []
+    assert result.curves(first, "nothing") == []
     assert "![twice_loss](b.svg)" in text
 
 

@@ -29,7 +29,7 @@ def error_of(result: Result) -> str:
 def test_the_targets_are_listed(call, tmp_path: Path) -> None:
     (tmp_path / "data/cifar10.partial").mkdir(parents=True)
     lines = call().stdout.splitlines()
-    assert lines[0] == f"prepared datasets lie in {tmp_path / 'data'}"
+    assert lines[0] == f"prepared datasets are in {tmp_path / 'data'}"
     states = {line.split()[0]: line.split()[1] for line in lines[1:]}
     assert states["cifar10"] == "interrupted"
     assert states["imagenet64"] == "missing"
@@ -42,7 +42,7 @@ def test_cifar10_from_a_zip_then_again_then_verified(call, tmp_path: Path) -> No
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("cifar10: 10 images 3x32x32, 10 classes\n")
     assert "verifying" in result.stderr
-    assert "(prepared already)" in call("cifar10", "--source", str(path), "--subset").stdout
+    assert "(already prepared)" in call("cifar10", "--source", str(path), "--subset").stdout
     assert "all as they were prepared" in call("cifar10", "--verify").stdout
     assert "cifar10            10 images" in call().stdout
     with open(tmp_path / "data/cifar10/images.npy", "r+b") as file:
@@ -61,7 +61,7 @@ def test_a_folder_of_ones_own_gets_a_name(call, tmp_path: Path) -> None:
     (tmp_path / "mine/ant/00000.png").write_bytes(encode(pictures(1, 16, channels=1)[0]))
     other = call(target, "--name", "grey").stdout
     assert other.startswith("grey: 6 images 1x16x16")  # as its first image is
-    assert "note: images of another pixel mode were converted: 5 RGB" in other
+    assert "note: converted images of other pixel modes: 5 RGB" in other
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_folder_of_ones_own_gets_a_name(call, tmp_path: Path) -> None:
     [
         (("cifra10",), r"unknown target 'cifra10'; allowed: .*; did you mean 'cifar10'?"),
         (("cifar10",), "'cifar10' needs --source PATH; PATH is cifar-10-python.tar.gz"),
-        (("digits",), "'digits' is embedded and needs no preparation"),
+        (("digits",), "'digits' is built in and needs no preparation"),
         (("cifar10", "--source", "gone"), "--source: gone does not exist"),
         (("cifar10", "--verify"), "'cifar10' is not prepared in"),
         (("cifar10", "--source", "x", "--transform", "none"), "--transform: 'cifar10' has its own"),

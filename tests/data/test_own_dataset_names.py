@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cmbench.cli.prepare import find_target
+from cmbench.cli.prepare import PrepareOptions, find_target
 from cmbench.data.custom import slug
 
 
@@ -17,6 +17,7 @@ def test_every_folder_has_a_name_that_can_be_prepared(tmp_path: Path, folder: st
     path.mkdir()
     Image.new("RGB", (4, 4)).save(path / "0.png")
     target = f"folder:{path}"
-    spec, _ = find_target(target, {}, path, None, None, None, "")
+    spec, _, source = find_target(PrepareOptions(target=target), {})
+    assert source == path
     assert spec.name == slug(target)
     assert spec.name.startswith("folder-")

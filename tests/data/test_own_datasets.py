@@ -175,7 +175,7 @@ def test_a_class_called_train_is_no_split(
 def test_another_size_is_another_preparation(cmbench: Command, images: Path) -> None:
     cut = ("prepare", f"folder:{images}", "--transform", "adm-crop", "--name", "small")
     assert cmbench(*cut, "--resolution", "4").code == 0
-    assert "prepared already" in cmbench(*cut, "--resolution", "4").out
+    assert "already prepared" in cmbench(*cut, "--resolution", "4").out
     one_line(cmbench(*cut, "--resolution", "2"), EXIT_USAGE, "was prepared otherwise", "--force")
 
 

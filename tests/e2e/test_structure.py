@@ -87,6 +87,17 @@ def test_imports_point_down(name: str) -> None:
             assert LAYERS.index(other) >= LAYERS.index(own), f"{name} imports {target}"
 
 
+#: What shows results knows records, and nothing of how they came about.
+SHOW_RECORDS = {"report", "leaderboard"}
+BELOW_REPORTS = {"records", "metrics"}
+
+
+@pytest.mark.parametrize("name", sorted(n for n in modules() if layer(n) in SHOW_RECORDS))
+def test_reports_and_leaderboards_know_records_only(name: str) -> None:
+    layers = {layer(target) for target in imported(modules()[name], at_load=False)}
+    assert layers <= SHOW_RECORDS | BELOW_REPORTS | COMMON | {""}, name
+
+
 def test_the_documents_state_one_order() -> None:
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert documented_order(contributing) == LAYERS

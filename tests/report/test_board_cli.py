@@ -223,7 +223,7 @@ def test_export_latex(workspace: Path) -> None:
 
 def test_export_says_what_it_cannot_do(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "parquet needs a file" in message(run(export, "parquet", "-w", workspace))
-    assert "latex has no --cells" in message(run(export, "latex", "--cells", "-w", workspace))
+    assert "latex has rows only" in message(run(export, "latex", "--cells", "-w", workspace))
     assert "no records of 'x'" in message(run(export, "csv", "-d", "x", "-w", workspace))
     (workspace / "records/digits/torn.json").write_text("{")
     result = run(export, "csv", "-w", workspace)

@@ -24,7 +24,7 @@ from record_factory import on_disk, png, record, sweep, with_artifact
 from cmbench.leaderboard.boards import load_boards
 from cmbench.records.record import Artifact
 from cmbench.report import render
-from cmbench.report.artifacts import ArtifactError, parse_curve, picture, read_artifact
+from cmbench.report.artifacts import ArtifactError, curve_points, picture, read_artifact
 from cmbench.report.environment import (
     csv_line,
     escape_markdown,
@@ -298,20 +298,20 @@ def test_pictures_that_are_none_are_refused() -> None:
 
 def test_curves_are_read_thinned_and_refused() -> None:
     lines = ["nimg,phase,loss"] + [f"{i},train,{1 / (i + 1)}" for i in range(1000)]
-    nimg, scalars = parse_curve("\n".join(lines).encode(), "c.csv")
+    nimg, scalars = curve_points("\n".join(lines).encode(), "c.csv")
     assert len(nimg) == 200
     assert set(scalars) == {"loss"}
     assert scalars["loss"][1] == pytest.approx(1 / 6, rel=1e-4)
-    assert parse_curve(b"nimg,loss\n1,nan\n2,0.5\n", "c.csv")[1] == {"loss": [None, 0.5]}
-    for bad in (b"loss\n1\n", b"nimg\nx\n", b"\xff\xfe", b'nimg,loss\n"1'):
+    assert curve_points(b"nimg,loss\n1,nan\n2,0.5\n", "c.csv")[1] == {"loss": [None, 0.5]}
+    for bad in (b"loss\n1\n", b"nimg\nx\n", b"nimg,loss\nnan,1\n", b"\xff\xfe", b'nimg,loss\n"1'):
         with pytest.raises(ArtifactError, match=r"c\.csv holds no training curve"):
-            parse_curve(bad, "c.csv")
+            curve_points(bad, "c.csv")
 
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_curve_or_an_artifact_error(data: bytes) -> None:
     try:
-        nimg, scalars = parse_curve(b"nimg,loss\n" + data, "c.csv")
+        nimg, scalars = curve_points(b"nimg,loss\n" + data, "c.csv")
     except ArtifactError:
         return
     assert all(len(values) == len(nimg) for values in scalars.values())

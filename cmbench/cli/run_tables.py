@@ -1,61 +1,27 @@
-"""Plans and results as tables on stdout."""
+"""What ``cmbench run`` prints: the plan, its cost, the results."""
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import click
+import torch
 
-if TYPE_CHECKING:
-    from cmbench.records.record import Record
-    from cmbench.sweep.context import Context
-    from cmbench.sweep.plans import RunPlan
-    from cmbench.sweep.sweep import SweepPlan
+from cmbench.cli.common import echo_table
+from cmbench.records.record import Record
+from cmbench.sweep.context import Context
+from cmbench.sweep.estimate import estimate
+from cmbench.sweep.kit import TrainingKit
+from cmbench.sweep.plans import RunPlan
+from cmbench.sweep.sweep import SweepPlan, is_trained
 
 #: Columns of the table that ends ``cmbench run``; the report has them all.
 SHOWN_METRICS = 4
 
 
-def echo_table(
-    header: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    title: str = "",
-    prose: Collection[str] = (),
-) -> None:
-    """Print a table: drawn on a terminal, plain aligned columns elsewhere.
-
-    The first column and those in ``prose`` are aligned left, the others right.
-    """
-    left = [index == 0 or name in prose for index, name in enumerate(header)]
-    rows = [list(row) for row in rows]
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
-
-        table = Table(title=title or None)
-        for index, name in enumerate(header):
-            table.add_column(escape(name), justify="left" if left[index] else "right")
-        for row in rows:
-            table.add_row(*(escape(cell) for cell in row))
-        Console().print(table)
-        return
-    widths = [max(len(line[i]) for line in [list(header), *rows]) for i in range(len(header))]
-    if title:
-        click.echo(title)
-    for line in [list(header), *rows]:
-        cells = (
-            cell.ljust(width) if flush else cell.rjust(width)
-            for cell, width, flush in zip(line, widths, left, strict=True)
-        )
-        click.echo("  ".join(cells).rstrip())
-
-
 def print_table(records: Sequence[Record], protocol: Sequence[str]) -> None:
-    """Print the sweep's result: one row a cell, the protocol's first metrics as columns."""
+    """Print the sweep's result: one row per cell, the protocol's first metrics as columns."""
     measured = {name for record in records for name in record.metrics}
     metrics = [name for name in protocol if name in measured][:SHOWN_METRICS]
     rows = []
@@ -81,8 +47,6 @@ def _number(value: float | None) -> str:
 
 def print_plan(context: Context, plan: SweepPlan) -> None:
     """Print runs and cells, with parameters, images, and what is already done."""
-    from cmbench.sweep.sweep import is_trained
-
     rows = [
         [
             run.run_id,
@@ -106,8 +70,6 @@ def print_plan(context: Context, plan: SweepPlan) -> None:
 
 def print_costs(context: Context, runs: Sequence[RunPlan]) -> None:
     """Print what the runs that are not done cost, in one process; seeds of one recipe once."""
-    from cmbench.sweep.estimate import estimate
-
     rows = []
     for run in {run.config_sha256: run for run in reversed(runs)}.values():
         cost = estimate(context, run)
@@ -123,16 +85,12 @@ def print_costs(context: Context, runs: Sequence[RunPlan]) -> None:
             ]
         )
     if rows:
-        header = ["run", "images", "FLOPs a step", "peak memory", "device-hours", "measured by"]
+        header = ["run", "images", "FLOPs per step", "peak memory", "device-hours", "measured by"]
         echo_table(header, reversed(rows), title="cost of each seed (estimates)")
         click.echo()
 
 
 def _parameters(context: Context, run: RunPlan) -> str:
-    import torch
-
-    from cmbench.sweep.kit import TrainingKit
-
     with torch.device("meta"):
         network = TrainingKit(context, run, run.data_info(context), None).network()
     return f"{sum(p.numel() for p in network.parameters()):,}"

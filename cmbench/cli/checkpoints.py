@@ -1,0 +1,117 @@
+"""What ``cmbench import`` and ``cmbench parity`` share: options of a checkpoint from elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import click
+
+from cmbench.errors import UserError
+
+if TYPE_CHECKING:
+    from cmbench.importers.imported import ImportedNetwork, Preconditioning
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """A file, and what the user says about the network in it."""
+
+    checkpoint: Path
+    part: str
+    preconditioning: Preconditioning | None
+    sigma_min: float | None
+    channels_per_head: int | None
+    resolution: int | None
+    sigma_data: float | None = None
+
+
+_OPTIONS = (
+    click.argument("checkpoint", type=click.Path(path_type=Path), metavar="FILE"),
+    click.option(
+        "--part",
+        metavar="NAME",
+        default="ema",
+        show_default=True,
+        help="Which network, if the file holds several.",
+    ),
+    click.option(
+        "--preconditioning",
+        type=click.Choice(["edm", "boundary"]),
+        default=None,
+        help="What the output means, if the file does not say: a denoiser (edm) or a "
+        "consistency function (boundary).",
+    ),
+    click.option(
+        "--sigma-min",
+        type=click.FloatRange(0),
+        metavar="X",
+        default=None,
+        help="Noise level of the boundary, if the file does not say.",
+    ),
+    click.option(
+        "--channels-per-head",
+        type=click.IntRange(1),
+        metavar="N",
+        default=None,
+        help="Width of an attention head, if the shapes do not determine it.  [default: 64]",
+    ),
+    click.option(
+        "--resolution",
+        type=click.IntRange(1),
+        metavar="PIXELS",
+        default=None,
+        help="Side of the images, if the shapes do not determine it.",
+    ),
+)
+
+
+def checkpoint_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Add the options of :class:`CheckpointOptions` to a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def read(options: CheckpointOptions) -> ImportedNetwork:
+    """Read the checkpoint; constants that the file leaves open come from the options.
+
+    Raises:
+        UserError: the file cannot be read, or an option contradicts it.
+    """
+    from cmbench.importers.read import read_checkpoint
+
+    found = read_checkpoint(
+        options.checkpoint,
+        part=options.part,
+        preconditioning=options.preconditioning or "",
+        channels_per_head=options.channels_per_head,
+        resolution=options.resolution,
+    )
+    return replace(
+        found,
+        sigma_data=constant("--sigma-data", options.sigma_data, found.sigma_data),
+        sigma_min=constant("--sigma-min", options.sigma_min, found.sigma_min),
+    )
+
+
+def constant(option: str, value: float | None, in_file: float | None) -> float | None:
+    """Return the option's value, or the file's; raise ``UserError`` if the two disagree."""
+    if value is None:
+        return in_file
+    if not math.isfinite(value):
+        raise UserError(
+            option,
+            f"{value:g}",
+            allowed="a finite number",
+            remedy="give the constant that the network was trained with",
+        )
+    if in_file not in (None, value):
+        raise UserError(option, f"{value:g}: the file says {in_file:g}", remedy="leave it out")
+    return value

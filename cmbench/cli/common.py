@@ -1,0 +1,350 @@
+"""What verbs share: options, parsers of their values, the context, stopping, tables."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import click
+
+from cmbench.errors import UserError
+from cmbench.seeds import HELD_OUT_FROM
+
+if TYPE_CHECKING:
+    from cmbench.plugin.manager import PluginManager
+    from cmbench.sweep.context import Context
+    from cmbench.training.distributed import Launch
+
+T = TypeVar("T")
+R = TypeVar("R")
+P = ParamSpec("P")
+
+DEFAULT_DATASET = "digits"
+#: More seeds in one command are a typing error.
+MAX_SEEDS = 1000
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
+)
+#: What changes no result: progress, debugging, whether a page is rendered.
+_LOCAL_FLAGS = frozenset({"-q", "--quiet", "--debug", "--no-report"})
+
+
+# ---- options ------------------------------------------------------------------------------------
+
+
+class WholeNumber(click.IntRange):
+    """A whole number in a range; errors call it so."""
+
+    name = "whole number"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextOptions:
+    """The options that :func:`make_context` reads."""
+
+    workspace_dir: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+    quiet: bool = False
+    #: None compiles on CUDA
+    compiled: bool | None = None
+    #: None splits the largest networks, on GPUs
+    split: bool | None = None
+
+
+def takes(kind: Callable[..., T]) -> Callable[[Callable[[T], R]], Callable[..., R]]:
+    """Make one frozen dataclass of click's values: ``verb(options)`` instead of ``verb(**values)``.
+
+    ``kind`` has a field for every option of the verb, of the same name.
+    """
+
+    def decorate(verb: Callable[[T], R]) -> Callable[..., R]:
+        @wraps(verb)
+        def call(**values: Any) -> R:
+            return verb(kind(**values))
+
+        return call
+
+    return decorate
+
+
+workspace_option = click.option(
+    "--workspace",
+    "-w",
+    "workspace_dir",
+    metavar="DIR",
+    default=None,
+    help="Folder of runs, records and reports.  [env: CMBENCH_WORKSPACE; default: cmbench-out]",
+)
+device_option = click.option(
+    "--device", metavar="DEVICE", default="auto", show_default=True, help="cpu, cuda, cuda:1 …"
+)
+threads_option = click.option(
+    "--threads",
+    metavar="N",
+    type=WholeNumber(min=1),
+    default=None,
+    help="CPU threads.  [default: the number of free cores]",
+)
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+time_limit_option = click.option(
+    "--time-limit",
+    "time_limit_s",
+    metavar="SECONDS",
+    type=click.FloatRange(min=1),
+    default=None,
+    help="Stop after this time with exit code 75; a training saves a checkpoint first.",
+)
+recipe_option = click.option(
+    "--recipe",
+    "-r",
+    metavar="R",
+    default=None,
+    help="Recipe, or FILE.toml:NAME.  [default: demo, else paper]",
+)
+sampler_option = click.option(
+    "--sampler", metavar="NAME", default=None, help="Solver, for methods that have more than one."
+)
+ema_option = click.option(
+    "--ema", metavar="LABEL", default=None, help="Which average of the weights to sample."
+)
+batch_size_option = click.option(
+    "--batch-size",
+    metavar="N",
+    type=WholeNumber(min=1),
+    default=500,
+    show_default=True,
+    help="Images per sampling batch; results do not depend on it.",
+)
+
+
+def context_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Add ``--device``, ``--threads``, ``--quiet`` and ``--workspace`` to a command."""
+    return device_option(threads_option(quiet_option(workspace_option(command))))
+
+
+# ---- values -------------------------------------------------------------------------------------
+
+
+def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+    """Return ``1,2,4`` as numbers; raise ``UserError`` for anything else."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise UserError(option, f"{text!r}", allowed="positive whole numbers, for example 1,2,4")
+    return numbers
+
+
+def parse_seeds(text: str, option: str = "--seeds", *, held_out: bool = False) -> tuple[int, ...]:
+    """Return ``3`` as seeds 0, 1, 2 and ``4,7`` or ``3-5`` as they are listed.
+
+    Seeds that are ``held_out`` for `cmbench tune-times` are refused unless they are asked for.
+    """
+    try:
+        if text.isdecimal():
+            seeds: tuple[int, ...] | range = range(int(text))
+        elif "-" in text:
+            first, last = (int(part) for part in text.split("-"))
+            seeds = range(first, last + 1)
+        else:
+            seeds = tuple(dict.fromkeys(int(part) for part in text.split(",") if part))
+    except ValueError:
+        seeds = ()
+    if not 0 < len(seeds) <= MAX_SEEDS or min(seeds) < 0:
+        raise UserError(
+            option,
+            f"{text!r}",
+            allowed=f"a count (3), a list (0,2) or a range (3-5), of at most {MAX_SEEDS}",
+        )
+    if max(seeds) >= HELD_OUT_FROM and not held_out:
+        raise UserError(
+            option,
+            f"{max(seeds)} is held out for `cmbench tune-times`",
+            allowed=f"below {HELD_OUT_FROM:,}",
+            remedy="choose smaller seeds",
+        )
+    return tuple(seeds)
+
+
+def parse_sigmas(text: str | None) -> tuple[float, ...] | None:
+    """Return ``80,0.8`` as descending noise levels."""
+    if text is None:
+        return None
+    try:
+        sigmas = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        sigmas = ()
+    descending = all(a > b for a, b in pairwise(sigmas))
+    if not sigmas or not descending or not all(math.isfinite(s) and s > 0 for s in sigmas):
+        raise UserError(
+            "--sigmas",
+            f"{text!r}",
+            allowed="descending positive noise levels, for example 80,0.8; or tuned",
+        )
+    return sigmas
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Return the names in ``a, b``, each once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+# ---- the context --------------------------------------------------------------------------------
+
+
+def debugging() -> bool:
+    """Whether `cmbench --debug` was asked for."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool((context.find_root().obj or {}).get("debug"))
+
+
+def command_line() -> str:
+    """Return the command that reproduces the result anywhere.
+
+    That is what the user typed, with the program's plain name and without what concerns this
+    machine only: the workspace, progress and debugging.
+    """
+    kept: list[str] = []
+    words = iter(sys.argv[1:])
+    for word in words:
+        if word in ("-w", "--workspace"):
+            next(words, None)
+        elif not word.startswith(("--workspace=", "-w")) and word not in _LOCAL_FLAGS:
+            kept.append(word)
+    return shlex.join(["cmbench", *kept])
+
+
+def make_context(
+    options: ContextOptions,
+    plugins: PluginManager | None = None,
+    should_stop: Callable[[], str | None] = lambda: None,
+    launch: Launch | None = None,
+) -> Context:
+    """Choose device, threads and reporter; warn of plugins that failed.
+
+    ``launch`` says which of several processes this is: only the first one reports.
+    """
+    import torch
+
+    from cmbench.cli.console import make_reporter
+    from cmbench.plugin.manager import load_plugins
+    from cmbench.records.workspace import Workspace
+    from cmbench.sweep.context import Context, choose_device
+    from cmbench.sweep.reporter import Reporter
+    from cmbench.sweep.threads import choose_threads, use_threads
+    from cmbench.training.distributed import Launch
+
+    plugins, launch = plugins or load_plugins(), launch or Launch()
+    reporter = make_reporter(options.quiet) if launch.rank == 0 else Reporter()
+    for info in plugins.failed:
+        reporter.warn(f"{info}: {info.error}")
+    device = choose_device(options.device, launch.local_rank if launch.size > 1 else None)
+    if device.type == "cuda" and launch.size > 1:
+        torch.cuda.set_device(device)
+    threads = options.threads or max(choose_threads() // launch.local_size, 1)
+    use_threads(threads)
+    return Context(
+        plugins,
+        Workspace.choose(options.workspace_dir),
+        reporter,
+        device,
+        threads=threads,
+        command=command_line(),
+        compile=device.type == "cuda" if options.compiled is None else options.compiled,
+        split=options.split,
+        should_stop=should_stop,
+        debug=debugging(),
+        device_found=options.device == "auto",
+    )
+
+
+@contextmanager
+def stop_asker(
+    time_limit_s: float | None, *, patient: bool = False
+) -> Iterator[Callable[[], str | None]]:
+    """Give a function that says why to stop: a signal arrived, or the time limit is over.
+
+    A second signal interrupts at once; if ``patient`` it must be SIGINT, because launchers pass on
+    the SIGTERM that a cluster also sends to every process itself.
+    """
+    reasons: list[str] = []
+
+    def on_signal(number: int, frame: Any) -> None:
+        if reasons and (number == signal.SIGINT or not patient):
+            raise KeyboardInterrupt
+        if reasons:
+            return
+        reasons.append(f"stopped by {signal.Signals(number).name}")
+
+    began = time.monotonic()
+
+    def ask() -> str | None:
+        if not reasons and time_limit_s and time.monotonic() - began > time_limit_s:
+            reasons.append(f"stopped by the time limit of {time_limit_s:g} s")
+        return reasons[0] if reasons else None
+
+    here = threading.current_thread() is threading.main_thread()  # others cannot set handlers
+    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS if here}
+    try:
+        yield ask
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---- output -------------------------------------------------------------------------------------
+
+
+def echo_table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    title: str = "",
+    prose: Collection[str] = (),
+) -> None:
+    """Print a table: drawn on a terminal, plain aligned columns elsewhere.
+
+    The first column and those in ``prose`` are aligned left, the others right.
+    """
+    left = [index == 0 or name in prose for index, name in enumerate(header)]
+    rows = [list(row) for row in rows]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title=title or None)
+        for index, name in enumerate(header):
+            table.add_column(escape(name), justify="left" if left[index] else "right")
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        Console().print(table)
+        return
+    widths = [max(len(line[i]) for line in [list(header), *rows]) for i in range(len(header))]
+    if title:
+        click.echo(title)
+    for line in [list(header), *rows]:
+        cells = (
+            cell.ljust(width) if flush else cell.rjust(width)
+            for cell, width, flush in zip(line, widths, left, strict=True)
+        )
+        click.echo("  ".join(cells).rstrip())
+
+
+def printable(line: str) -> str:
+    """Return text of a file that is not trusted: nothing in it moves the cursor or sets colours."""
+    return "".join(c if c.isprintable() else "?" for c in line)

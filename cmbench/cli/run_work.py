@@ -1,0 +1,141 @@
+"""The work of ``cmbench run``: everything that needs torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from cmbench.cli.common import make_context, stop_asker
+from cmbench.cli.report import render_workspace
+from cmbench.cli.run import RunOptions
+from cmbench.cli.run_tables import print_plan, print_table
+from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, InterruptedRunError, UserError
+from cmbench.plugin.manager import PluginManager
+from cmbench.records.record import Record
+from cmbench.sweep.context import Context
+from cmbench.sweep.plans import SampleSettings
+from cmbench.sweep.sweep import SweepPlan, SweepRequest, execute, plan_sweep
+from cmbench.training.distributed import RELAYED, Launch, joined
+
+
+def carry_out(options: RunOptions, plugins: PluginManager) -> int:
+    """Run the sweep in this process, or as one of several that a launcher started."""
+    launch = Launch.from_environment()
+    if options.split and launch.size == 1:
+        raise UserError(
+            "--split",
+            "there is one process",
+            allowed="several processes",
+            remedy="start with torchrun, see docs/clusters.md, or leave it out",
+        )
+    with stop_asker(options.time_limit_s, patient=launch.size > 1) as should_stop:
+        context = make_context(options, plugins, should_stop, launch)
+        if options.dry_run or launch.size == 1:
+            return sweep(options, context) if launch.rank == 0 else EXIT_OK
+        with joined(launch, context.device) as world:
+            context.world = world
+            context.threads = world.lead(lambda: context.threads)
+            return together(options, context)
+
+
+def together(options: RunOptions, context: Context) -> int:
+    """Run a sweep in one of several processes; only the leader prints an error that all meet."""
+    if context.world.leads:
+        return sweep(options, context)
+    try:
+        return sweep(options, context)
+    except UserError as error:
+        relayed = RELAYED in getattr(error, "__notes__", ())
+        if relayed or isinstance(error, InterruptedRunError):
+            return error.exit_code
+        raise
+
+
+def sweep(options: RunOptions, context: Context) -> int:
+    """Plan, execute, print; return the exit code."""
+    request = make_request(options)
+    if context.world.size > 1:
+        context.world.lead(lambda: bool(plan_sweep(context, request)))  # bad input: said once
+    plan = plan_sweep(context, request)
+    for line in plan.refused if context.world.leads else ():
+        click.echo(f"error: {line}", err=True)
+    warn_of_few(context, request)
+    if options.dry_run:
+        print_plan(context, plan)
+        return EXIT_CELLS_FAILED if plan.refused else EXIT_OK
+    warn_of_unsaved(context, request, plan)
+    executor: Any = context.plugins.executors.load(options.executor)()
+    records = execute(context, request, plan, executor)
+    if not context.world.leads:
+        return EXIT_OK
+    dataset = context.dataset_spec(request.dataset)
+    print_table(records, dataset.metrics)
+    if not options.no_report:
+        pages, _ = render_workspace(context.workspace, [dataset.name], context.plugins)
+        click.echo(f"report: {pages[0]}")
+    print_skipped(records)
+    return EXIT_CELLS_FAILED if print_failed(context, records) or plan.refused else EXIT_OK
+
+
+def make_request(options: RunOptions) -> SweepRequest:
+    """Return the sweep that the options ask for."""
+    return SweepRequest(
+        options.methods,
+        options.dataset,
+        options.recipe,
+        options.nfes,
+        options.seeds,
+        options.overrides,
+        SampleSettings(
+            options.samples,
+            options.batch_size,
+            options.sigmas,
+            options.sampler,
+            options.ema,
+            precision=options.precision,
+        ),
+        options.save_samples,
+        options.checkpoint,
+        options.tuned,
+    )
+
+
+def warn_of_few(context: Context, request: SweepRequest) -> None:
+    """Say that a sweep with fewer samples than the protocol's is never ranked with full ones."""
+    asked = request.sampling.num_samples
+    protocol = context.dataset_spec(request.dataset).num_samples
+    if asked is not None and asked < protocol:
+        context.reporter.warn(
+            f"{asked:,} samples instead of the protocol's {protocol:,}: never ranked with full ones"
+        )
+
+
+def warn_of_unsaved(context: Context, request: SweepRequest, plan: SweepPlan) -> None:
+    """Say that images are saved while they are sampled, and finished cells are not sampled."""
+    samples = context.workspace.samples
+    bare = sum(not samples(cell).is_dir() for cell in plan.done) if request.save_samples else 0
+    if bare:
+        context.reporter.warn(
+            f"--save-samples: {bare} cell(s) are finished and are not sampled again; their images "
+            "were not kept: choose another --workspace, or delete their records"
+        )
+
+
+def print_skipped(records: Sequence[Record]) -> None:
+    """Print how many cells each method declined, for each of its reasons."""
+    skipped = Counter((r.method, r.reason) for r in records if r.status == "skipped")
+    for (method, reason), count in skipped.items():
+        click.echo(f"skipped: {count} cell(s) of {method}: {reason}", err=True)
+
+
+def print_failed(context: Context, records: Sequence[Record]) -> bool:
+    """Print how many cells failed, for each reason; return whether any did."""
+    reasons = Counter(r.reason for r in records if r.status == "failed")
+    if any(" failed while " in reason for reason in reasons) and not context.debug:
+        click.echo("for the tracebacks of what failed, run again with --debug", err=True)
+    for reason, count in reasons.items():
+        click.echo(f"error: {count} cell(s) failed: {reason}", err=True)
+    return bool(reasons)
