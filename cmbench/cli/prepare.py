@@ -239,7 +239,9 @@ def prepare_weights(target: str, source: Path | None, locations: DataLocations) 
     return str(getattr(import_module(module), function)(source, locations, make_reporter()))
 
 
-def check(target: str, registered: Mapping[str, DatasetSpec], locations: DataLocations) -> DatasetManifest:
+def check(
+    target: str, registered: Mapping[str, DatasetSpec], locations: DataLocations
+) -> DatasetManifest:
     """Verify a prepared dataset."""
     spec = resolve_dataset(target, registered, locations, "cmbench prepare --verify")
     folder = locations.folder(spec.name)
