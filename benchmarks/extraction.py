@@ -51,7 +51,7 @@ def write_images(folder: Path, count: int) -> Path:
 def ours(folder: Path, extractor: Extractor) -> Tensor:
     """Return our features of a folder."""
     batches = open_samples(str(folder)).batches(64)
-    return torch.cat([extractor(images).pool for images, _ in batches])
+    return torch.cat([extractor(batch.images).pool for batch in batches])
 
 
 def torch_fidelity_features(folder: Path, weights: Path) -> Tensor:

@@ -34,7 +34,7 @@ from cmbench.plugin.config import Fraction, MethodConfig, Positive
 from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Phase, Progress, SamplingPlan
 from cmbench.training.randomness import RandomState, replayed
 from cmbench.training.resident import resident
-from cmbench_plugins._times import multistep_plan
+from cmbench_plugins._sigmas import multistep_plan
 from cmbench_plugins.edm import initial_network
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class ConsistencyMethod(Method):
     def plan_sampling(
         self, nfe: int, sigmas: Sequence[float] | None = None, sampler: str | None = None
     ) -> SamplingPlan:
-        """NFE 1 at ``sigma_max``; more by :func:`cmbench_plugins._times.consistency_sigmas`."""
+        """NFE 1 at ``sigma_max``; more by :func:`cmbench_plugins._sigmas.consistency_sigmas`."""
         c = self.config
         return multistep_plan(nfe, sigmas, sampler, sigma_max=c.sigma_max, published=c.mid_sigmas)
 

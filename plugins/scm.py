@@ -50,7 +50,7 @@ from cmbench.plugin.config import MethodConfig, Positive
 from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Progress, SamplingPlan
 from cmbench.training.randomness import RandomState, replayed
 from cmbench.training.resident import resident
-from cmbench_plugins._times import multistep_plan
+from cmbench_plugins._sigmas import multistep_plan
 from cmbench_plugins.edm import initial_network
 
 __all__ = ["SCD", "SCT", "SCMConfig"]

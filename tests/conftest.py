@@ -21,8 +21,8 @@ from cmbench.plugin import manager as manager_module
 from cmbench.plugin.discovery import EntryPoint, Source, installed_sources
 from cmbench.plugin.manager import PluginManager, load_plugins
 from cmbench.records.workspace import Workspace
+from cmbench.reporter import Reporter
 from cmbench.sweep.context import Context
-from cmbench.sweep.reporter import Reporter
 
 torch.set_num_threads(1)
 # torch's first calls take longer than any deadline; the same examples in every run.

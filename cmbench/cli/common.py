@@ -244,8 +244,8 @@ def make_context(
     from cmbench.cli.console import make_reporter
     from cmbench.plugin.manager import load_plugins
     from cmbench.records.workspace import Workspace
+    from cmbench.reporter import Reporter
     from cmbench.sweep.context import Context, choose_device
-    from cmbench.sweep.reporter import Reporter
     from cmbench.sweep.threads import choose_threads, use_threads
     from cmbench.training.distributed import Launch
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cmbench.sweep.reporter import Reporter
+from cmbench.reporter import Reporter
 
 
 def make_reporter(quiet: bool = False) -> Reporter:

@@ -155,7 +155,7 @@ def _with_images(reference: Reference, file: Path, weights: Path | None) -> Refe
     from cmbench.metrics.reference_import import with_reference_images
     from cmbench.samples.opening import open_samples
 
-    images = (batch for batch, _ in open_samples(str(file)).batches(250))
+    images = (batch.images for batch in open_samples(str(file)).batches(250))
     return with_reference_images(reference, images, InceptionExtractor(weights))
 
 

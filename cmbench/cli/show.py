@@ -42,7 +42,7 @@ def describe(record: Record) -> list[str]:
         f"run          {t.run}",
         f"training     {t.images_seen:,} images, {t.parameters:,} parameters, teacher {t.teacher}",
         f"sampling     NFE {s.nfe} (counted {s.nfe_measured}), {s.sampler} at "
-        f"{', '.join(f'{x:.4g}' for x in s.times)}, {s.num_samples:,} images, seed {s.seed}",
+        f"{', '.join(f'{x:.4g}' for x in s.sigmas)}, {s.num_samples:,} images, seed {s.seed}",
     ]
     for name, metric in record.metrics.items():
         scale = max((abs(x) for x in (metric.value, *(metric.interval or ())) if x), default=0.0)

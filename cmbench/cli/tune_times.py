@@ -173,7 +173,7 @@ def tune_times(options: TuneOptions) -> int:
         listed += ","
     seeds = parse_seeds(listed, "--held-out-seeds", held_out=True)
     require_once(options.overrides)
-    from cmbench.sweep.tuned_times import describe
+    from cmbench.sweep.tuned_sigmas import describe
     from cmbench.sweep.tuning import TuneSettings, check, tune
 
     settings = TuneSettings(

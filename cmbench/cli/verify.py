@@ -14,21 +14,15 @@ from cmbench.cli.common import ContextOptions, device_option, make_context, work
 from cmbench.cli.record_files import find_record
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK
 from cmbench.leaderboard.submit import unpack
-from cmbench.leaderboard.verify import DEFAULT_TOLERANCE, Check, Resample, verify_record
+from cmbench.leaderboard.verify import DEFAULT_TOLERANCE, Check, verify_record
+from cmbench.records.reproduction import Reproduce
 from cmbench.records.workspace import Workspace
-
-DEFAULT_SAMPLES = 5000
 
 
 @click.command()
 @click.argument("records", nargs=-1, required=True, metavar="RECORD...")
 @click.option(
-    "--samples",
-    metavar="N",
-    type=click.IntRange(min=0),
-    default=DEFAULT_SAMPLES,
-    show_default=True,
-    help="Images to sample again; 0 means all.",
+    "--full", is_flag=True, help="Sample all images again and compare every metric; slow."
 )
 @click.option(
     "--tolerance",
@@ -36,26 +30,27 @@ DEFAULT_SAMPLES = 5000
     type=click.FloatRange(min=0),
     default=DEFAULT_TOLERANCE,
     show_default=True,
-    help="Relative difference allowed if all images are sampled again.",
+    help="Relative difference allowed for metrics, with --full.",
 )
 @click.option("--no-resample", is_flag=True, help="Check hashes only.")
 @device_option
 @workspace_option
 def verify(
     records: tuple[str, ...],
-    samples: int,
+    full: bool,
     tolerance: float,
     no_resample: bool,
     device: str,
     workspace_dir: str | None,
 ) -> int:
-    """Check records: hashes, then sample the first images again and measure them.
+    """Check records: hashes, then sample the first images again and compare them.
 
-    RECORD is a record file, a cell, or an archive of `cmbench submit`. Says of every part whether
-    it is right, wrong, or could not be checked and why. Exits 1 if anything is wrong.
+    RECORD is a record file, a cell, or an archive of `cmbench submit`. Every part is reported as
+    ok (the same bits), reproduced (within the tolerance that the record states, on other hardware
+    or another torch), failed, or not checked and why. Exits 1 if a part failed.
     """
     workspace = Workspace.existing(workspace_dir)
-    resample = None if no_resample else make_resample(workspace, device)
+    reproduce = None if no_resample else make_reproducer(workspace, device)
     failed = 0
     with ExitStack() as stack:
         for name in records:
@@ -63,8 +58,8 @@ def verify(
                 checks = verify_record(
                     path,
                     runs=workspace.root / "runs",
-                    resample=resample,
-                    samples=samples,
+                    reproduce=reproduce,
+                    full=full,
                     tolerance=tolerance,
                 )
                 failed += show(path, checks)
@@ -88,12 +83,12 @@ def _was_zip(path: Path) -> bool:
         return path.suffix == ".zip" or file.read(4) == b"PK\x03\x04"
 
 
-def make_resample(workspace: Workspace, device: str) -> Resample:
-    """Return what makes images again, in the context of ``cmbench run``."""
-    from cmbench.cli.resampling import resampler  # imports torch
+def make_reproducer(workspace: Workspace, device: str) -> Reproduce:
+    """Return what samples images again, in the context of ``cmbench run``."""
+    from cmbench.sweep.reproducing import reproducer  # imports torch
 
     options = ContextOptions(workspace_dir=str(workspace.root), device=device, quiet=True)
-    return resampler(make_context(options))
+    return reproducer(make_context(options))
 
 
 def show(path: Path, checks: list[Check]) -> int:

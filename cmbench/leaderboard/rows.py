@@ -111,7 +111,7 @@ def setting(record: Record) -> dict[str, Any]:
         "images_seen": training.images_seen,
         "nfe": sampling.nfe,
         "sampler": sampling.sampler,
-        "times": sampling.times,
+        "sigmas": sampling.sigmas,
         "tuned": sampling.tuned is not None,
         "num_samples": sampling.num_samples,
         "dtype": sampling.dtype,

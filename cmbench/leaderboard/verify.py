@@ -1,7 +1,7 @@
-"""Verify records: recompute hashes, sample again, measure again, and say what was not checked.
+"""Verify records: recompute hashes, sample again, and say what was not checked.
 
 Everything that needs a network comes in as a callable, so this module imports no torch:
-``resample`` makes the first images of a record's sampling seed again and measures them.
+``reproduce`` makes the first images of a record, or all of them, again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,19 +18,25 @@ import numpy as np
 from PIL import Image
 
 from cmbench.errors import UserError
-from cmbench.records.record import Artifact, MetricRecord, Record, read_record
+from cmbench.records.record import (
+    GRID_TILE,
+    Artifact,
+    FirstSamples,
+    MetricRecord,
+    Record,
+    SamplingRecord,
+    read_record,
+)
+from cmbench.records.reproduction import CannotReproduceError, Reproduce, Reproduction
 
-State = Literal["ok", "failed", "not checked"]
+#: "reproduced": not bit for bit, but within the tolerance that the record states.
+State = Literal["ok", "reproduced", "failed", "not checked"]
 
 #: Relative difference of a metric measured again on all images: covers other hardware's rounding.
 DEFAULT_TOLERANCE = 0.01
 #: Where a metric is near 0 a share of it says nothing: this share of its standard error is allowed
 #: too, or, for a metric without one, one image of those measured.
 ROUNDING_ERRORS = 0.1
-#: Mean absolute difference of the sample grid, in levels of 255.
-GRID_LEVELS = 1.0
-#: Half-width, in combined standard errors, for numbers measured again on a subset.
-SUBSET_ERRORS = 4.0
 
 
 @dataclass(frozen=True)
@@ -43,29 +48,12 @@ class Check:
     detail: str
 
 
-@dataclass(frozen=True)
-class Resampled:
-    """Images of a record made again: how many, their metrics, and the sample grid."""
-
-    count: int
-    metrics: Mapping[str, MetricRecord]
-    grid_png: bytes | None = None
-
-
-class CannotResampleError(Exception):
-    """Why a record cannot be sampled again here."""
-
-
-#: Called with the record and the number of images wanted (its first ones).
-Resample = Callable[[Record, int], Resampled]
-
-
 def verify_record(
     path: Path,
     *,
     runs: Path | None = None,
-    resample: Resample | None = None,
-    samples: int = 0,
+    reproduce: Reproduce | None = None,
+    full: bool = False,
     tolerance: float = DEFAULT_TOLERANCE,
 ) -> list[Check]:
     """Check one record file; the first failure does not stop the others.
@@ -73,8 +61,8 @@ def verify_record(
     Args:
         path: the record.
         runs: folder of runs, to find the checkpoint whose hash the record holds.
-        resample: makes images again; None skips that part with the reason.
-        samples: images to make again; 0 means all of them.
+        reproduce: makes images again; None skips that part and says so.
+        full: make all images and compare every metric, instead of the first images only.
         tolerance: relative difference allowed for metrics of all images.
     """
     try:
@@ -89,7 +77,7 @@ def verify_record(
         _check_checkpoint(record, runs),
         *_check_snapshots(record, runs),
         _check_nfe(record),
-        *_check_again(path, record, resample, samples, tolerance),
+        *_check_again(path, record, reproduce, full, tolerance),
     ]
 
 
@@ -192,55 +180,87 @@ def _check_nfe(record: Record) -> Check:
 
 
 def _check_again(
-    path: Path, record: Record, resample: Resample | None, samples: int, tolerance: float
+    path: Path, record: Record, reproduce: Reproduce | None, full: bool, tolerance: float
 ) -> list[Check]:
     if record.status != "finished":
         return [Check("samples", "not checked", f"the cell is {record.status}")]
-    if resample is None:
+    if reproduce is None:
         return [Check("samples", "not checked", "sampling again was not asked for")]
-    count = min(samples or record.sampling.num_samples, record.sampling.num_samples)
+    if record.first_samples is None and not full:
+        remedy = "verify it with --full"
+        return [Check("samples", "not checked", f"the record holds no checksums; {remedy}")]
     try:
-        again = resample(record, count)
-    except CannotResampleError as error:
+        again = reproduce(record, full)
+    except CannotReproduceError as error:
         return [Check("samples", "not checked", str(error))]
     except UserError as error:
         return [Check("samples", "not checked", f"cannot be sampled again: {error}")]
     except Exception as error:  # a method's fault must not end the verification of the others
         told = f"{type(error).__name__}: {error}".splitlines()[0]
         return [Check("samples", "failed", f"sampling again failed: {told}")]
-    full = again.count == record.sampling.num_samples
-    checks = [_check_grid(path, record, again.grid_png)]
-    for name, stored in record.metrics.items():
-        try:
-            made = again.metrics.get(name)
-            checks.append(_check_metric(name, stored, made, tolerance, count, full))
-        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
-            told = f"cannot be compared: {type(error).__name__}: {error}"
-            checks.append(Check(f"metric {name}", "failed", told))
+    checks = _check_first(path, record, again)
+    for name, stored in record.metrics.items() if full else ():
+        checks.append(
+            _check_metric(name, stored, again.metrics.get(name), tolerance, record.sampling)
+        )
     return checks
 
 
-def _check_grid(path: Path, record: Record, grid_png: bytes | None) -> Check:
-    artifact = record.artifacts.get("grid")
+def _check_first(path: Path, record: Record, again: Reproduction) -> list[Check]:
+    """Compare the first images: by their checksum, else by pixels and features within tolerance."""
+    stored, made, label = record.first_samples, again.first_samples, "samples"
+    if stored is None:
+        return [Check(label, "not checked", "the record holds no checksums")]
+    if made.count != stored.count:
+        problem = f"{made.count} images were made, the record has checksums of {stored.count}"
+        return [Check(label, "failed", problem)]
+    if made.pixels_sha256 == stored.pixels_sha256:
+        told = f"the first {stored.count} images are the same: sha256 {stored.pixels_sha256}"
+        return [Check(label, "ok", told)]
+    return [_check_features(stored, made), _check_grid(path, record, stored, again.grid_png)]
+
+
+def _within(label: str, difference: float, allowed: float, unit: str) -> Check:
+    """Return what a difference from the stored samples means."""
+    if difference <= allowed:
+        return Check(label, "reproduced", f"within {difference:.3g} {unit} of {allowed:g} allowed")
+    return Check(label, "failed", f"differs by {difference:.3g} {unit}, allowed {allowed:g}")
+
+
+def _check_features(stored: FirstSamples, made: FirstSamples) -> Check:
+    label = f"mean feature of {stored.count} samples"
+    ours, theirs = np.asarray(made.mean_feature), np.asarray(stored.mean_feature)
+    if ours.shape != theirs.shape:
+        return Check(label, "failed", f"{ours.size} features instead of {theirs.size}")
+    norm = max(float(np.linalg.norm(theirs)), 1e-30)
+    difference = float(np.linalg.norm(ours - theirs)) / norm
+    return _within(label, difference, stored.feature_tolerance, "relative")
+
+
+def _check_grid(path: Path, record: Record, stored: FirstSamples, grid_png: bytes | None) -> Check:
+    """Compare the sample grid, the only pixels that a record keeps."""
+    artifact, label = record.artifacts.get("grid"), "pixels of the sample grid"
     if artifact is None or grid_png is None:
-        return Check("grid", "not checked", "no sample grid to compare with")
+        return Check(label, "not checked", "no sample grid to compare with")
     try:
         file = (path.parent / artifact.file).resolve()
         if not (file.is_relative_to(path.parent.resolve()) and file.is_file()):
-            return Check("grid", "not checked", f"{artifact.file} is not here")
-        stored, made = _pixels(file.read_bytes()), _pixels(grid_png)
+            return Check(label, "not checked", f"{artifact.file} is not here")
+        (before, tile), (after, _) = _picture(file.read_bytes()), _picture(grid_png)
     except (OSError, ValueError, RuntimeError, SyntaxError, Image.DecompressionBombError) as error:
-        return Check("grid", "failed", f"{artifact.file} is no picture: {error}")
-    if stored.shape != made.shape:
-        return Check("grid", "failed", f"{made.shape} instead of {stored.shape} pixels")
-    difference = float(np.abs(stored - made).mean())
-    state: State = "ok" if difference <= GRID_LEVELS else "failed"
-    return Check("grid", state, f"mean difference {difference:.3g} levels, allowed {GRID_LEVELS:g}")
+        return Check(label, "failed", f"{artifact.file} is no picture: {error}")
+    if before.shape != after.shape:
+        return Check(label, "failed", f"{after.shape} instead of {before.shape} pixels")
+    if not tile:
+        return Check(label, "not checked", "it is a plot, not the images themselves")
+    difference = float(np.abs(before - after).max(initial=0.0))
+    return _within(label, difference, stored.pixel_tolerance, "levels")
 
 
-def _pixels(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _picture(data: bytes) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float64]], bool]:
+    """Return a PNG's pixels, and whether they are those of images side by side."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-        return np.asarray(picture.convert("RGB"), float)
+        return np.asarray(picture.convert("RGB"), float), GRID_TILE in picture.info
 
 
 def _check_metric(
@@ -248,55 +268,20 @@ def _check_metric(
     stored: MetricRecord,
     again: MetricRecord | None,
     tolerance: float,
-    count: int,
-    full: bool,
+    sampling: SamplingRecord,
 ) -> Check:
     label = f"metric {name}"
     if again is None or again.value is None or stored.value is None:
         return Check(label, "not checked", "no value to compare")
-    if not full:
-        return _check_subset(label, stored, again)
     if again.key != stored.key:
         return Check(label, "failed", f"measured under {again.key} instead of {stored.key}")
-    difference = abs(again.value - stored.value)
+    if again.value == stored.value:
+        return Check(label, "ok", f"{again.value:.6g}, the same")
     allowed = tolerance * abs(stored.value)
     if stored.standard_error:
         allowed = max(allowed, ROUNDING_ERRORS * stored.standard_error)
     elif not stored.value:
-        allowed = 1 / max(count, 1)
-    state: State = "ok" if difference <= allowed else "failed"
-    return Check(
-        label, state, f"{again.value:.6g} again, {stored.value:.6g} stored, allowed ±{allowed:.3g}"
-    )
-
-
-def _check_subset(label: str, stored: MetricRecord, again: MetricRecord) -> Check:
-    """Compare estimates whose expectation does not depend on the number of samples.
-
-    A Fréchet distance falls with the number of samples, so its extrapolation to infinitely many
-    is compared; other metrics need a standard error on both sides.
-    """
-    first, second = _unbiased(stored), _unbiased(again)
-    if first is None or second is None:
-        return Check(label, "not checked", "depends on the number of samples: verify all of them")
-    allowed = SUBSET_ERRORS * math.hypot(first[1], second[1])
-    difference = abs(first[0] - second[0])
-    state: State = "ok" if difference <= allowed else "failed"
-    return Check(
-        label,
-        state,
-        f"{second[0]:.6g} on the subset, {first[0]:.6g} stored, allowed ±{allowed:.3g}",
-    )
-
-
-def _unbiased(metric: MetricRecord) -> tuple[float, float] | None:
-    """Return an estimate without the sample count's bias, and its standard error, if known."""
-    infinity = metric.detail.get("infinity")
-    if isinstance(infinity, Mapping):
-        interval = infinity.get("interval")
-        if not infinity.get("reliable", True) or not interval or infinity.get("value") is None:
-            return None
-        return float(infinity["value"]), (float(interval[1]) - float(interval[0])) / (2 * 1.96)
-    if metric.value is None or not metric.standard_error:
-        return None
-    return metric.value, metric.standard_error
+        allowed = 1 / max(sampling.num_samples, 1)
+    state: State = "reproduced" if abs(again.value - stored.value) <= allowed else "failed"
+    told = f"{again.value:.6g} again, {stored.value:.6g} stored, allowed ±{allowed:.3g}"
+    return Check(label, state, told)

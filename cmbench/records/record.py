@@ -13,19 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cmbench.errors import UserError
 from cmbench.files import write_atomically
 
-SCHEMA_VERSION = 1
+#: Version 2 calls the noise levels ``sigmas`` (version 1: ``times``) and keeps ``first_samples``.
+SCHEMA_VERSION = 2
 #: Text chunk of a sample grid's PNG: the size of one image, ``WIDTHxHEIGHT`` in pixels. Pages cut
 #: grids along it, so that one seed of several methods stands in one row.
 GRID_TILE = "tile"
@@ -93,16 +87,8 @@ class TrainingRecord(Part):
     snapshots: dict[Name, Sha256] = Field(
         default_factory=dict,
         description="what a reconstructed average was made from: SHA-256 by file of the run's "
-        "`snapshots/`; left out where the average was kept",
+        "`snapshots/`; empty where the average was kept",
     )
-
-    @model_serializer(mode="wrap")
-    def _without_no_snapshots(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what most records lack, so that the bytes of older ones stay canonical."""
-        data: dict[str, Any] = dump(self)
-        if not self.snapshots:
-            data.pop("snapshots", None)
-        return data
 
 
 #: By option, what records call the precision of a network's passes.
@@ -112,11 +98,11 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 class SamplingRecord(Part):
     """How the images were made."""
 
-    nfe: Count = Field(description="network evaluations an image, declared; 0 if nobody has said")
+    nfe: Count = Field(description="network evaluations per image, declared; 0 if unknown")
     nfe_measured: Finite | None = Field(None, description="counted by wrapping the network")
     sampler: str = ""
-    times: list[Finite] = Field(default_factory=list, description="noise levels sigma, descending")
-    tuned: dict[str, Any] | None = Field(None, description="how the times were tuned, if they were")
+    sigmas: list[Finite] = Field(default_factory=list, description="noise levels, descending")
+    tuned: dict[str, Any] | None = Field(None, description="how they were tuned, if they were")
     seed: Seed
     num_samples: Count
     protocol_samples: Count = Field(description="what the dataset's protocol asks for")
@@ -128,6 +114,21 @@ class SamplingRecord(Part):
     labels: str = Field("", description="how class labels were drawn")
     seconds: Finite | None = None
     images_per_s: Finite | None = None
+
+
+class FirstSamples(Part):
+    """Checksums of the first samples, which `cmbench verify` makes again.
+
+    On the same hardware and torch the checksum must be equal. Elsewhere no pixel of the sample grid
+    may differ by more than ``pixel_tolerance`` levels of 255, and the mean feature by no more than
+    ``feature_tolerance`` of its norm.
+    """
+
+    count: Count
+    pixels_sha256: Sha256 = Field(description="of the quantised pixels [N, C, H, W] in order")
+    mean_feature: list[Finite] = Field(description="mean over these samples, six digits")
+    pixel_tolerance: Finite
+    feature_tolerance: Finite
 
 
 class DatasetRecord(Part):
@@ -184,6 +185,7 @@ class Record(Part):
     dataset: DatasetRecord
     training: TrainingRecord
     sampling: SamplingRecord
+    first_samples: FirstSamples | None = Field(None, description="null if nothing was sampled here")
     rank_metric: str = Field("", description="the metric that leaderboards rank by")
     metrics: dict[str, MetricRecord] = Field(default_factory=dict)
     environment: EnvironmentRecord
@@ -196,8 +198,16 @@ class Record(Part):
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
-        """Return the canonical JSON (sorted keys, no NaN), the bytes that are stored."""
+        """Return the canonical JSON (sorted keys, no NaN), the bytes that are stored.
+
+        A record that was written under version 1 keeps the bytes of that version.
+        """
         data = self.model_dump(mode="json")
+        if self.schema_version == 1:
+            data["sampling"]["times"] = data["sampling"].pop("sigmas")
+            del data["first_samples"]
+            if not self.training.snapshots:
+                del data["training"]["snapshots"]
         return json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -253,6 +263,9 @@ def read_record(path: Path) -> Record:
             allowed=f"1 to {SCHEMA_VERSION}",
             remedy="update cmbench to read it",
         )
+    sampling = data.get("sampling")
+    if version == 1 and isinstance(sampling, dict) and "times" in sampling:
+        sampling["sigmas"] = sampling.pop("times")
     try:
         return Record.model_validate(data)
     except ValidationError as error:

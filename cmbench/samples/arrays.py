@@ -14,6 +14,7 @@ from torch import Tensor
 from cmbench.data.npy import npz_names, read_npz
 from cmbench.errors import UserError
 from cmbench.samples.source import RANGES, ReadOptions, SampleSource
+from cmbench.sampling.stream import SampleBatch
 
 Array = npt.NDArray[Any]
 _IMAGES = ("arr_0", "images", "samples", "x")
@@ -122,7 +123,7 @@ class ArraySamples(SampleSource):
             " generator"
         )
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def batches(self, batch_size: int) -> Iterator[SampleBatch]:
         """Yield batches in the order of the array."""
         labels = self._checked_labels()
         for start in range(0, self.count, batch_size):
@@ -133,7 +134,8 @@ class ArraySamples(SampleSource):
                 images = images.permute(0, 3, 1, 2).contiguous()
             if images.dtype != torch.uint8:
                 images = self._from_floats(images, start)
-            yield self._with_channels(images), None if labels is None else labels[start:stop]
+            kept = None if labels is None else labels[start:stop]
+            yield SampleBatch(self._with_channels(images), start, kept)
 
     def _checked_labels(self) -> Tensor | None:
         labels = self._labels

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cmbench.errors import MissingError, NonFiniteError, UserError
 from cmbench.samples.source import PIPELINE, ReadOptions, SampleSource
+from cmbench.sampling.stream import SampleBatch
 from cmbench.seeds import derive_seed
 
 Generate = Callable[[Tensor, int], Any]
@@ -82,7 +83,7 @@ class GeneratorSamples(SampleSource):
                 remedy="call .eval() on the network",
             )
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def batches(self, batch_size: int) -> Iterator[SampleBatch]:
         """Call the function batch by batch."""
         for start in range(0, self.count, batch_size):
             indices = torch.arange(start, min(start + batch_size, self.count))
@@ -97,7 +98,7 @@ class GeneratorSamples(SampleSource):
                 )
             if start == 0:
                 self._check_repeatable(indices, images)
-            yield images, labels
+            yield SampleBatch(images, start, labels)
 
     def _call(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         try:

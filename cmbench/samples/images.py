@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from cmbench.data.preparation.decode import why_undecodable
 from cmbench.data.sources.archives import ZipSource
 from cmbench.data.sources.base import EncodedSource, ImageIndex
 from cmbench.data.sources.folder import FolderSource
 from cmbench.samples.source import ReadOptions, SampleSource
+from cmbench.sampling.stream import SampleBatch
 
 LOSSY = frozenset({"JPEG", "MPO", "JPEG2000"})
 _READERS = 4
@@ -59,7 +59,7 @@ class ImageSamples(SampleSource):
         """Number of images."""
         return self.limited(len(self._index))
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def batches(self, batch_size: int) -> Iterator[SampleBatch]:
         """Yield batches in the order of names."""
         odd: Counter[str] = Counter()
         first: tuple[str, tuple[int, ...]] | None = None
@@ -78,7 +78,8 @@ class ImageSamples(SampleSource):
                         self._check_size(first, name, image.pixels.shape)
                         rows.append(torch.from_numpy(image.pixels))
                     chosen = None if labels is None else torch.tensor(labels[start:stop])
-                    yield torch.stack(rows).permute(0, 3, 1, 2).contiguous(), chosen
+                    images = torch.stack(rows).permute(0, 3, 1, 2).contiguous()
+                    yield SampleBatch(images, start, chosen)
         finally:
             reader.close()
             self.notes += [f"{n} of {self.count} samples {what}" for what, n in odd.items()]

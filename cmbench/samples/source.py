@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from torch import Tensor
-
 from cmbench.errors import UserError
+from cmbench.sampling.stream import SampleBatch
 
 _T = TypeVar("_T")
 #: Value ranges that float samples may be said to have.
@@ -66,9 +65,14 @@ class SampleSource(ABC):
         """Whether pixels are floats whose range ``value_range`` says."""
         return False
 
+    @property
+    def read_ahead(self) -> bool:
+        """Whether a thread may make the next batch while this one is measured."""
+        return True
+
     @abstractmethod
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield images ``[N, C, H, W]`` and labels ``[N]`` or None, in a fixed order.
+    def batches(self, batch_size: int) -> Iterator[SampleBatch]:
+        """Yield all samples in a fixed order.
 
         Images are uint8, or float in [-1, 1]. ``notes`` are complete when it is exhausted.
         """

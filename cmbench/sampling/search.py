@@ -13,7 +13,7 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundLevels:
     """The best noise levels, their value, and how many schedules were evaluated."""
 
     levels: Levels
@@ -58,7 +58,7 @@ def search_levels(
     *,
     evaluations: int = 10,
     rounds: int = 2,
-) -> Found:
+) -> FoundLevels:
     """Minimise ``objective`` over all noise levels but the first, one at a time.
 
     Each level is searched in ln sigma between its neighbours, the last one down to ``floor`` (or to
@@ -102,4 +102,4 @@ def search_levels(
                 levels, best = (*above, math.exp(point), *under), value
         if best >= before:
             break
-    return Found(levels, best, len(seen))
+    return FoundLevels(levels, best, len(seen))

@@ -20,12 +20,19 @@ LabelSource = Callable[[int, int], Tensor | None]
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """Images made from noise, with the labels they were asked for."""
+    """Consecutive samples.
 
-    first: int
-    noise: Tensor
-    labels: Tensor | None
+    Args:
+        images: ``[N, C, H, W]``, float, or uint8 where they were stored as bytes.
+        first: number of the first one.
+        labels: int64 ``[N]``, None without classes.
+        noise: unit noise ``[N, C, H, W]`` that they were made from, None where it is not known.
+    """
+
     images: Tensor
+    first: int
+    labels: Tensor | None = None
+    noise: Tensor | None = None
 
 
 class Sampler:
@@ -134,7 +141,7 @@ class Sampler:
         self._rows += filled
         self.seconds += time.perf_counter() - began
         kept = labels[:count] if labels is not None else None
-        return SampleBatch(start, noise[:count], kept, images[:count])
+        return SampleBatch(images[:count], start, kept, noise[:count])
 
     def _indices(self, start: int, count: int, batch_size: int) -> list[int]:
         """Return the images of a batch, a fixed one filled up with its last."""

@@ -17,7 +17,7 @@ from cmbench.metrics.reference import Floor, Reference
 from cmbench.plugin.manager import PluginManager
 from cmbench.plugin.specs import DatasetSpec, load_object
 from cmbench.records.workspace import Workspace
-from cmbench.sweep.reporter import Reporter
+from cmbench.reporter import Reporter
 from cmbench.sweep.threads import choose_threads
 from cmbench.training.distributed import World
 

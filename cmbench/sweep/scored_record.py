@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from cmbench.data.base import Dataset
-from cmbench.measure.evaluation import Evaluation, protocol_warnings
+from cmbench.measure.loop import Measurement, sample_count_warnings
 from cmbench.metrics.memorisation import Memorisation
 from cmbench.metrics.suite import MetricSuite
 from cmbench.plugin.specs import DatasetSpec
@@ -23,9 +22,9 @@ from cmbench.records.record import (
     read_records,
 )
 from cmbench.samples.source import ReadOptions, SampleSource
-from cmbench.sweep.cells import base_record, metric_record
+from cmbench.sweep.cell_record import base_record, metric_record, now
 from cmbench.sweep.context import Context
-from cmbench.sweep.run_samples import RunSamples
+from cmbench.sweep.opened_runs import OpenedRun
 
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 
@@ -66,8 +65,12 @@ class Scored:
     spec: DatasetSpec | None
     dataset: Dataset | None
     source: SampleSource
+    #: The run that makes the samples, if one of this harness does.
+    opened: OpenedRun | None
     suites: list[MetricSuite]
-    found: Evaluation
+    found: Measurement
+    #: Of the pixels in order: identifies the samples.
+    sha256: str
     rule: str
     seconds: float
     #: What was odd about the real images.
@@ -82,26 +85,13 @@ class Scored:
 
 def record_of(context: Context, request: ScoreRequest, scored: Scored) -> Record:
     """Return the record; of a run, with everything that is known of its training."""
-    found, source = scored.found, scored.source
-    if isinstance(source, RunSamples):
-        base = base_record(context, source.cell, "finished", source.trained)
-        label = as_name(request.label or base.method)
-        sampling = base.sampling.model_copy(
-            update={
-                "nfe_measured": source.sampler.nfe_measured,
-                "num_samples": found.count,
-                "protocol_samples": scored.protocol,
-                "batch_size": request.batch_size,
-                "quantize": scored.rule,
-                "seconds": scored.seconds,
-            }
-        )
-        training = base.training.model_copy(update={"checkpoint_sha256": source.weights.sha256})
-    else:
-        label = as_name(request.label or Path(source.name.partition(":")[0]).stem)
-        base = _bare_record(context, request, scored, label)
-        sampling, training = base.sampling, base.training
-    keys = "\n".join([found.sha256, *(m.key for m in found.metrics.values())])
+    found = scored.found
+    base = (
+        _run_record(context, request, scored, scored.opened)
+        if scored.opened is not None
+        else _bare_record(context, request, scored)
+    )
+    keys = "\n".join([scored.sha256, *(m.key for m in found.metrics.values())])
     digest = hashlib.sha256(keys.encode()).hexdigest()
     rank = next(iter(found.metrics))
     metrics = {n: metric_record(context, n, v) for n, v in found.metrics.items()}
@@ -112,22 +102,18 @@ def record_of(context: Context, request: ScoreRequest, scored: Scored) -> Record
         *found.warnings,
         *scored.notes,
         *memorised_warning(scored.memorised),
-        *protocol_warnings(found.count, scored.protocol),
+        *sample_count_warnings(found.count, scored.protocol),
     ]
-    if not sampling.nfe:
-        warnings.append("network evaluations a sample are not stated: give --nfe to say them")
+    if not base.sampling.nfe:
+        warnings.append("network evaluations per sample are not known: give them with --nfe")
     record = base.model_copy(
         update={
-            "cell": f"{label}-n{found.count}-{digest[:10]}",
+            "cell": f"{base.method}-n{found.count}-{digest[:10]}",
             "kind": "scored samples" if base.kind == "measured" else base.kind,
-            "method": label,
             "dataset": _dataset_record(scored),
-            "sampling": sampling,
-            "training": training,
             "rank_metric": rank,
             "metrics": metrics,
             "environment": environment(context.threads, context.gpu),
-            "warnings": warnings,
         }
     )
     return record.model_copy(update={"warnings": [*warnings, *looks_warning(context, record)]})
@@ -165,14 +151,38 @@ def looks_warning(context: Context, record: Record) -> list[str]:
     ]
 
 
-def _bare_record(context: Context, request: ScoreRequest, scored: Scored, label: str) -> Record:
+def _run_record(
+    context: Context, request: ScoreRequest, scored: Scored, opened: OpenedRun
+) -> Record:
+    """Return the record of samples that a run of this harness made."""
+    base = base_record(context, opened.cell, "finished", opened.trained)
+    sampling = {
+        "nfe_measured": opened.samples.sampler.nfe_measured,
+        "num_samples": scored.found.count,
+        "protocol_samples": scored.protocol,
+        "batch_size": request.batch_size,
+        "quantize": scored.rule,
+        "seconds": scored.seconds,
+    }
+    training = {"checkpoint_sha256": opened.weights.sha256}
+    return base.model_copy(
+        update={
+            "method": as_name(request.label or base.method),
+            "sampling": base.sampling.model_copy(update=sampling),
+            "training": base.training.model_copy(update=training),
+        }
+    )
+
+
+def _bare_record(context: Context, request: ScoreRequest, scored: Scored) -> Record:
     """Return the record of samples of which nothing else is known."""
     found, source = scored.found, scored.source
+    label = as_name(request.label or Path(source.name.partition(":")[0]).stem)
     kept_labels = ", ".join(f"{k}: {n}" for k, n in list(found.class_counts.items())[:20])
     return Record(
         cell=label,
         status="finished",
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         command=context.command,
         method=label,
         title=f"samples from {source.kind}",
@@ -181,7 +191,7 @@ def _bare_record(context: Context, request: ScoreRequest, scored: Scored, label:
         conditional=bool(found.class_counts),
         dataset=_dataset_record(scored),
         training=TrainingRecord(
-            run=f"samples/{found.sha256[:16]}",
+            run=f"samples/{scored.sha256[:16]}",
             seed=request.seed,
             recipe="",
             config={},

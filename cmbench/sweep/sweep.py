@@ -10,16 +10,18 @@ from typing import Any
 
 from cmbench.errors import BusyError, InterruptedRunError, NonFiniteError, PluginError, UserError
 from cmbench.records.record import Record, read_record, write_record
-from cmbench.sweep.cells import failed_record, measure_cell, require_metrics, skipped_record
+from cmbench.sweep.cell_record import failed_record, skipped_record
+from cmbench.sweep.cells import measure_cell
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Executor, Job
 from cmbench.sweep.failures import compiler_failure, method_failure, one_line
 from cmbench.sweep.missing_gpu import missing_gpu
 from cmbench.sweep.planning import plan_cells, plan_imported_run, plan_run
 from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
+from cmbench.sweep.protocol import require_metrics
 from cmbench.sweep.runs import TrainedRun, read_result
 from cmbench.sweep.training_run import obtain_run
-from cmbench.sweep.tuned_times import with_tuned_times
+from cmbench.sweep.tuned_sigmas import with_tuned_sigmas
 from cmbench.training.distributed import SharedFailureError
 from cmbench.training.memory import sampling_memory_explained
 
@@ -145,7 +147,7 @@ def _cells_of(
         yield from plan_cells(context, run, nfes, run.seed, request.sampling)
         return
     for nfe in nfes:
-        settings = with_tuned_times(context, run, nfe, request.sampling)
+        settings = with_tuned_sigmas(context, run, nfe, request.sampling)
         yield from plan_cells(context, run, [nfe], run.seed, settings)
 
 

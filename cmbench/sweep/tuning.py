@@ -11,24 +11,26 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from statistics import fmean
 
-from cmbench.errors import InterruptedRunError, MissingError, UserError
+from cmbench.errors import MissingError, UserError
+from cmbench.measure.loop import measure
+from cmbench.measure.observers import stopped_by
 from cmbench.metrics.values import MetricValue
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.records.record import Record, read_records
-from cmbench.sampling.search import Levels, search_levels
+from cmbench.sampling.search import FoundLevels, Levels, search_levels
 from cmbench.seeds import HELD_OUT_FROM
-from cmbench.sweep.cells import open_reference, open_sampler, open_suite
+from cmbench.sweep.cell_record import now
+from cmbench.sweep.cells import open_samples_of
 from cmbench.sweep.context import Context
 from cmbench.sweep.planning import plan_cells
 from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
+from cmbench.sweep.protocol import open_protocol
 from cmbench.sweep.runs import TrainedRun
 from cmbench.sweep.sweep import is_trained
-from cmbench.sweep.threads import use_threads
 from cmbench.sweep.training_run import obtain_run
-from cmbench.sweep.tuned_times import TunedTimes, tuned_file, write_tuned
+from cmbench.sweep.tuned_sigmas import TunedSigmas, tuned_file, write_tuned
 
 WHO = "cmbench tune-times"
 
@@ -48,19 +50,16 @@ class TuneSettings:
     rounds: int = 2
 
 
-class Objective:
-    """The metric of a schedule, mean over the held-out seeds, and what asking has cost."""
+class LevelScore:
+    """The metric at given noise levels, mean over the held-out seeds, and what asking has cost."""
 
     def __init__(
         self, context: Context, trained: TrainedRun, cells: Sequence[CellPlan], metric: str
     ) -> None:
-        self.context, self.cells = context, cells
-        run = cells[0].run
-        self.spec = context.dataset_spec(run.dataset)
-        self.dataset = context.dataset(run.dataset)
-        self.opened = open_reference(context, self.spec, self.dataset)
-        self.only = self.spec._replace(metrics=(metric,))
-        self.samplers = [open_sampler(context, trained, cell, self.dataset)[0] for cell in cells]
+        self.cells, self.metric = cells, metric
+        self.protocol = open_protocol(context, cells[0].run.dataset)
+        self.samples = [open_samples_of(context, trained, cell) for cell in cells]
+        self.observers = [stopped_by(context.should_stop, WHO, "nothing has been written")]
         self.values: dict[Levels, float] = {}
         self.key, self.sign = "", 1.0
 
@@ -73,29 +72,22 @@ class Objective:
         return self.sign * self.values[levels]
 
     def _measure(self, index: int, levels: Levels) -> MetricValue:
-        cell, sampler = self.cells[index], self.samplers[index]
+        cell, samples = self.cells[index], self.samples[index]
         assert cell.sampling is not None
-        sampler.plan = plan = replace(cell.sampling, sigmas=levels)
-        cell = replace(cell, sampling=plan)
-        suite = open_suite(self.context, self.only, self.dataset, *self.opened, cell)
-        for batch in sampler.stream(cell.num_samples, cell.batch_size):
-            if reason := self.context.should_stop():
-                raise InterruptedRunError(
-                    WHO,
-                    f"{reason}; nothing has been written",
-                    remedy="start the same command again",
-                )
-            suite.update(batch.images, batch.noise, batch.labels)
-        sampler.check_nfe()
-        return suite.finalize()[self.only.metrics[0]]
+        samples.sampler.plan = plan = replace(cell.sampling, sigmas=levels)
+        suite = self.protocol.suite(replace(cell, sampling=plan), [self.metric])
+        found = measure(
+            samples.source, [suite], batch_size=cell.batch_size, observers=self.observers
+        )
+        return found.metrics[self.metric]
 
     @property
     def images(self) -> int:
         """Images sampled so far."""
-        return sum(sampler.images for sampler in self.samplers)
+        return sum(samples.sampler.images for samples in self.samples)
 
 
-def tune(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> TunedTimes:
+def tune(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> TunedSigmas:
     """Search the levels of one run at one NFE, write them to the workspace and return them.
 
     Raises:
@@ -110,14 +102,12 @@ def tune(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> Tu
             f"run {run.run_id} is not trained in {context.workspace.root}",
             remedy="train it first with `cmbench run` and the same method, recipe and options",
         )
-    trained = obtain_run(context, run)
-    use_threads(int(trained.result.get("threads", context.threads)))
     began = time.perf_counter()
-    objective = Objective(context, trained, cells, metric)
+    score = LevelScore(context, obtain_run(context, run), cells, metric)
     start = cells[0].sampling
     assert start is not None
     found = search_levels(
-        objective,
+        score,
         start.sigmas,
         settings.floor_sigma,
         evaluations=settings.evaluations,
@@ -129,33 +119,43 @@ def tune(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> Tu
             f"{metric} is not finite at any noise levels that were tried",
             remedy="choose another --metric, or more --samples",
         )
-    times = TunedTimes(
+    tuned = _result(context, cells[0], settings, score, found)
+    tuned = tuned.model_copy(update={"seconds": round(time.perf_counter() - began, 3)})
+    write_tuned(tuned_file(context.workspace, run, start), tuned)
+    return tuned
+
+
+def _result(
+    context: Context, cell: CellPlan, settings: TuneSettings, score: LevelScore, found: FoundLevels
+) -> TunedSigmas:
+    """Return what is kept of a search."""
+    run, start = cell.run, cell.sampling
+    assert start is not None
+    return TunedSigmas(
         method=run.spec.name,
         dataset=run.dataset,
         recipe=run.recipe,
         config_sha256=run.config_sha256,
         run=run.run_id,
-        ema=cells[0].ema,
-        nfe=nfe,
+        ema=cell.ema,
+        nfe=cell.nfe,
         sampler=start.sampler,
         sigmas=found.levels,
         start_sigmas=start.sigmas,
-        metric=metric,
-        metric_key=objective.key,
-        value=objective.values[found.levels],
-        start_value=objective.values[start.sigmas],
+        metric=score.metric,
+        metric_key=score.key,
+        value=score.values[found.levels],
+        start_value=score.values[start.sigmas],
         held_out_seeds=tuple(settings.seeds),
-        samples_per_seed=cells[0].num_samples,
+        samples_per_seed=cell.num_samples,
         search=describe_search(settings),
         evaluations=found.evaluations,
-        samples=objective.images,
-        network_evaluations=objective.images * nfe,
-        seconds=round(time.perf_counter() - began, 3),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        samples=score.images,
+        network_evaluations=score.images * cell.nfe,
+        seconds=0.0,
+        created=now(),
         command=context.command,
     )
-    write_tuned(tuned_file(context.workspace, run, start), times)
-    return times
 
 
 def check(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> list[CellPlan]:

@@ -18,8 +18,8 @@ from cmbench.sweep.context import Context
 from cmbench.sweep.planning import plan_cells, plan_run
 from cmbench.sweep.plans import SampleSettings
 from cmbench.sweep.training_run import obtain_run
-from cmbench.sweep.tuned_times import read_tuned
-from cmbench.sweep.tuning import Objective, objective_metric
+from cmbench.sweep.tuned_sigmas import read_tuned
+from cmbench.sweep.tuning import LevelScore, objective_metric
 
 Command = Callable[..., Any]
 GMM = ("-m", "ict", "-d", "gmm", "-r", "smoke", "--samples", "200", "-q", "--threads", "1")
@@ -36,7 +36,7 @@ def tuned_files(workspace: Workspace) -> list[Path]:
     return sorted((workspace.root / "tuned").rglob("*.json"))
 
 
-def test_tuned_times_are_found_used_recorded_and_labelled(
+def test_tuned_sigmas_are_found_used_recorded_and_labelled(
     trained: Command, workspace: Workspace
 ) -> None:
     done = trained("tune-times", *TUNE, "--nfe", "2,3")
@@ -59,7 +59,7 @@ def test_tuned_times_are_found_used_recorded_and_labelled(
     assert [r.sampling.tuned for r in records if r.sampling.nfe == 1] == [None, None]
     assert sorted(r.training.seed for r in tuned) == [0, 1]
     for record in tuned:
-        assert record.sampling.times == list(two.sigmas)
+        assert record.sampling.sigmas == list(two.sigmas)
         assert record.sampling.seed < HELD_OUT_FROM
         facts = record.sampling.tuned
         assert facts is not None
@@ -82,9 +82,9 @@ def test_the_objective_is_what_a_record_measures(
     record = read_record(path)
     run = plan_run(context, "ict", "gmm", "smoke", 0)
     cells = plan_cells(context, run, [2], 0, SampleSettings(num_samples=200))
-    objective = Objective(context, obtain_run(context, run), cells, "fd-pixels")
+    objective = LevelScore(context, obtain_run(context, run), cells, "fd-pixels")
     assert objective((80.0, 3.0)) != pytest.approx(record.metrics["fd-pixels"].value)
-    assert objective(tuple(record.sampling.times)) == record.metrics["fd-pixels"].value
+    assert objective(tuple(record.sampling.sigmas)) == record.metrics["fd-pixels"].value
     assert objective.key == record.metrics["fd-pixels"].key
 
 

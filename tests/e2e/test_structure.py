@@ -16,7 +16,7 @@ from cmbench.plugin.manager import load_plugins
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cmbench"
 #: Modules that belong to no layer: everybody may use them.
-COMMON = {"errors", "files", "seeds", "__init__"}
+COMMON = {"errors", "files", "reporter", "seeds", "__init__"}
 MAX_MODULE, MAX_FUNCTION = 500, 140
 
 

@@ -87,7 +87,7 @@ def test_noise_levels_are_tuned_for_a_checkpoint(patches: Context, tmp_path: Pat
     assert found.value <= found.start_value
     (record,) = sampled(patches, nfes=(2,), sampling=SampleSettings(sampler="euler"), tuned=True)
     assert record.status == "finished"
-    assert record.sampling.times == list(found.sigmas)
+    assert record.sampling.sigmas == list(found.sigmas)
     assert record.sampling.tuned is not None
 
 
@@ -114,7 +114,7 @@ def test_a_consistency_function_is_sampled_as_one(patches: Context, tmp_path: Pa
     (record,) = sampled(patches, nfes=(2,), overrides=("mid_sigmas=[0.821]",))
     assert record.status == "finished", record.reason
     assert record.sampling.sampler == "multistep"
-    assert record.sampling.times == [80.0, 0.821]
+    assert record.sampling.sigmas == [80.0, 0.821]
     assert record.training.config["sigma_min"] == 0.003, "the checkpoint's boundary"
     assert not record.conditional
     with pytest.raises(UserError, match=r"--method: imported checkpoint m has the precondition"):

@@ -17,18 +17,19 @@ from record_factory import metric, on_disk, png, record, sha, with_artifact
 
 from cmbench.errors import MissingError, UserError
 from cmbench.leaderboard.submit import MANIFEST, pack, unpack
-from cmbench.leaderboard.verify import CannotResampleError, Resampled, verify_record
-from cmbench.records.record import MetricRecord, Record
+from cmbench.leaderboard.verify import verify_record
+from cmbench.records.record import FirstSamples, Record
+from cmbench.records.reproduction import CannotReproduceError, Reproduction
 
 
-def honest(folder: Path, **fields: object) -> Path:
+def honest(folder: Path, grid: bytes | None = None, **fields: object) -> Path:
     """A record whose hashes are right, with its grid."""
     base = record(**fields)
     config = {"lr": 0.1}
     digest = hashlib.sha256(json.dumps([config, None], sort_keys=True).encode()).hexdigest()
     training = base.training.model_copy(update={"config": config, "config_sha256": digest})
     made = with_artifact(
-        folder, base.model_copy(update={"training": training}), "grid", "a.png", png()
+        folder, base.model_copy(update={"training": training}), "grid", "a.png", grid or png()
     )
     return on_disk(folder, [made])[0][0]
 
@@ -37,15 +38,29 @@ def states(path: Path, **options: object) -> dict[str, str]:
     return {check.name: check.state for check in verify_record(path, **options)}
 
 
-def again(**changes: object) -> Callable[[Record, int], Resampled]:
-    def resample(item: Record, count: int) -> Resampled:
+def first_samples(**changes: object) -> FirstSamples:
+    fields: dict[str, object] = {
+        "count": 256,
+        "pixels_sha256": "a" * 64,
+        "mean_feature": [3.0, 4.0],
+        "pixel_tolerance": 2,
+        "feature_tolerance": 1e-3,
+    }
+    return FirstSamples.model_validate(fields | changes)
+
+
+def again(
+    first: FirstSamples | None = None, grid: bytes | None = None, **changes: object
+) -> Callable[[Record, bool], Reproduction]:
+    def reproduce(item: Record, full: bool) -> Reproduction:
         metrics = {
             name: stored.model_copy(update=changes.get(name, {}))
             for name, stored in item.metrics.items()
         }
-        return Resampled(count, metrics, changes.get("grid", png()))
+        made = first or item.first_samples or first_samples()
+        return Reproduction(made, grid or png(), metrics if full else {})
 
-    return resample
+    return reproduce
 
 
 def test_an_honest_record_passes_and_says_what_was_not_checked(tmp_path: Path) -> None:
@@ -97,49 +112,79 @@ def test_a_run_name_cannot_lead_out_of_the_runs(tmp_path: Path) -> None:
     assert states(path, runs=tmp_path / "runs")["checkpoint"] == "not checked"
 
 
-def test_sampling_again_compares_grid_and_metrics(tmp_path: Path) -> None:
-    path = honest(tmp_path)
-    assert set(states(path, resample=again()).values()) == {"ok", "not checked"}
-    off = {"fd-digits": {"value": 1.2}}
-    assert states(path, resample=again(**off))["metric fd-digits"] == "failed"
-    assert states(path, resample=again(**off), tolerance=0.3)["metric fd-digits"] == "ok"
+def with_checksums(folder: Path, **fields: object) -> Path:
+    return honest(folder, first_samples=first_samples(), **fields)
+
+
+def test_equal_checksums_verify_exactly(tmp_path: Path) -> None:
+    found = verify_record(with_checksums(tmp_path), reproduce=again())[-1]
+    assert (found.name, found.state) == ("samples", "ok")
+    assert found.detail == f"the first 256 images are the same: sha256 {'a' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("feature", "grid", "expected"),
+    [
+        ([3.0, 4.004], png((202, 30, 30)), ("reproduced", "reproduced")),
+        ([3.0, 4.006], png((202, 30, 30)), ("failed", "reproduced")),
+        ([3.0, 4.0], png((203, 30, 30)), ("reproduced", "failed")),
+        ([3.0], png(size=(8, 8)), ("failed", "failed")),
+        ([3.0, 4.0], b"no picture", ("reproduced", "failed")),
+    ],
+)
+def test_other_bits_must_lie_within_the_stated_tolerance(
+    tmp_path: Path, feature: list[float], grid: bytes, expected: tuple[str, str]
+) -> None:
+    made = first_samples(pixels_sha256="b" * 64, mean_feature=feature)
+    checks = verify_record(with_checksums(tmp_path), reproduce=again(made, grid))[-2:]
+    names = ["mean feature of 256 samples", "pixels of the sample grid"]
+    assert [check.name for check in checks] == names
+    assert tuple(check.state for check in checks) == expected
+
+
+def test_reproduced_says_within_what(tmp_path: Path) -> None:
+    made = first_samples(pixels_sha256="b" * 64, mean_feature=[3.0, 4.004])
+    found = verify_record(with_checksums(tmp_path), reproduce=again(made, png((202, 30, 30))))
+    assert [check.detail for check in found[-2:]] == [
+        "within 0.0008 relative of 0.001 allowed",
+        "within 2 levels of 2 allowed",
+    ]
+
+
+def test_another_number_of_images_is_no_reproduction(tmp_path: Path) -> None:
+    made = first_samples(count=255)
+    found = verify_record(with_checksums(tmp_path), reproduce=again(made))[-1]
+    assert found.state == "failed"
+    assert found.detail == "255 images were made, the record has checksums of 256"
+
+
+def test_a_scatter_plot_is_not_compared_by_pixels(tmp_path: Path) -> None:
+    made = first_samples(pixels_sha256="b" * 64)
+    path = honest(tmp_path, first_samples=first_samples(), grid=png(tile=False))
+    found = verify_record(path, reproduce=again(made, png(tile=False)))[-1]
+    assert (found.state, found.detail) == ("not checked", "it is a plot, not the images themselves")
+
+
+def test_distances_are_compared_in_full_only(tmp_path: Path) -> None:
+    path, off = with_checksums(tmp_path), {"fd-digits": {"value": 1.2}}
+    assert "metric fd-digits" not in states(path, reproduce=again(**off))
+    assert states(path, reproduce=again(), full=True)["metric fd-digits"] == "ok"
+    assert states(path, reproduce=again(**off), full=True)["metric fd-digits"] == "failed"
+    near = states(path, reproduce=again(**off), full=True, tolerance=0.3)
+    assert near["metric fd-digits"] == "reproduced"
     other = {"fd-digits": {"key": "another"}}
-    assert states(path, resample=again(**other))["metric fd-digits"] == "failed"
-    assert states(path, resample=again(grid=png((210, 40, 40))))["grid"] == "failed"
-    assert states(path, resample=again(grid=png((200, 31, 30))))["grid"] == "ok"
-    assert states(path, resample=again(grid=png(size=(8, 8))))["grid"] == "failed"
-    assert states(path, resample=again(grid=b"no picture"))["grid"] == "failed"
+    assert states(path, reproduce=again(**other), full=True)["metric fd-digits"] == "failed"
 
 
-def infinity(value: float, half: float, **other: object) -> MetricRecord:
-    bounds = [value - half, value + half]
-    return metric(9.0, detail={"infinity": {"value": value, "interval": bounds, **other}})
-
-
-def test_a_subset_is_compared_without_the_sample_counts_bias(tmp_path: Path) -> None:
-    metrics = {
-        "fd-digits": infinity(1.0, 0.196),  # standard error 0.1
-        "precision": metric(0.5, "precision", higher=True, standard_error=0.01),
-        "recall": metric(0.5, "recall", higher=True),
-    }
-    path = honest(tmp_path, metrics=metrics)
-
-    def resample(item: Record, count: int) -> Resampled:
-        assert count == 100
-        return Resampled(
-            count,
-            {
-                "fd-digits": infinity(1.3, 0.196 * 3),
-                "precision": metric(0.7, "precision", higher=True, standard_error=0.03),
-                "recall": metric(0.9, "recall", higher=True),
-            },
-        )
-
-    found = states(path, resample=resample, samples=100)
-    assert found["metric fd-digits"] == "ok"
-    assert found["metric precision"] == "failed"
-    assert found["metric recall"] == "not checked"
-    assert found["grid"] == "not checked"
+def test_a_record_without_checksums_is_verified_in_full(tmp_path: Path) -> None:
+    path = honest(tmp_path)
+    found = verify_record(path, reproduce=again())[-1]
+    assert (found.state, found.detail) == (
+        "not checked",
+        "the record holds no checksums; verify it with --full",
+    )
+    full = states(path, reproduce=again(), full=True)
+    assert (full["samples"], full["metric fd-digits"]) == ("not checked", "ok")
 
 
 def test_near_zero_the_standard_error_is_the_scale(tmp_path: Path) -> None:
@@ -149,40 +194,36 @@ def test_near_zero_the_standard_error_is_the_scale(tmp_path: Path) -> None:
     }
     path = honest(tmp_path, metrics=metrics)
     near = again(**{"fd-digits": {"value": -8e-6}, "recall": {"value": 1 / 1797}})
-    assert {s for n, s in states(path, resample=near).items() if "metric" in n} == {"ok"}
+    found = states(path, reproduce=near, full=True)
+    assert {s for n, s in found.items() if "metric" in n} == {"reproduced"}
     far = again(**{"fd-digits": {"value": 2e-5}, "recall": {"value": 2 / 1797}})
-    assert {s for n, s in states(path, resample=far).items() if "metric" in n} == {"failed"}
+    found = states(path, reproduce=far, full=True)
+    assert {s for n, s in found.items() if "metric" in n} == {"failed"}
 
 
 def test_one_fault_does_not_end_the_other_checks(tmp_path: Path) -> None:
-    def broken(item: Record, count: int) -> Resampled:
+    def broken(item: Record, full: bool) -> Reproduction:
         raise RuntimeError("shapes differ\nTraceback")
 
-    found = verify_record(honest(tmp_path / "a"), resample=broken)[-1]
+    found = verify_record(with_checksums(tmp_path), reproduce=broken)[-1]
     assert (found.name, found.state) == ("samples", "failed")
     assert found.detail == "sampling again failed: RuntimeError: shapes differ"
-    detail = {"infinity": {"value": "one", "interval": [0]}}
-    metrics = {"fd-digits": metric(1.0, detail=detail), "kid": metric(1.0, standard_error=0.1)}
-    path = honest(tmp_path / "b", metrics=metrics)
-    found_states = states(path, resample=again(), samples=5)
-    assert found_states["metric fd-digits"] == "failed"
-    assert found_states["metric kid"] == "ok"
 
 
 def test_why_a_record_cannot_be_sampled_again(tmp_path: Path) -> None:
-    def no_weights(item: Record, count: int) -> Resampled:
-        raise CannotResampleError("the checkpoint is not here")
+    def no_weights(item: Record, full: bool) -> Reproduction:
+        raise CannotReproduceError("the checkpoint is not here")
 
-    def no_plugin(item: Record, count: int) -> Resampled:
+    def no_plugin(item: Record, full: bool) -> Reproduction:
         raise MissingError("method", "is not installed")
 
-    path = honest(tmp_path)
-    for resample, reason in ((no_weights, "checkpoint is not here"), (no_plugin, "not installed")):
-        found = verify_record(path, resample=resample)[-1]
+    path = with_checksums(tmp_path)
+    for reproduce, reason in ((no_weights, "checkpoint is not here"), (no_plugin, "not installed")):
+        found = verify_record(path, reproduce=reproduce)[-1]
         assert (found.name, found.state) == ("samples", "not checked")
         assert reason in found.detail
     failed = on_disk(tmp_path / "f", [record(status="failed", metrics={})])[0][0]
-    assert verify_record(failed, resample=no_weights)[-1].detail == "the cell is failed"
+    assert verify_record(failed, reproduce=no_weights)[-1].detail == "the cell is failed"
 
 
 # ---- submissions --------------------------------------------------------------------------------

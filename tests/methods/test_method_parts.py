@@ -19,8 +19,8 @@ from cmbench.diffusion.models import EDMModel, MixtureModel
 from cmbench.diffusion.solvers import inverse_ddim
 from cmbench.errors import Declined, UserError
 from cmbench.plugin.method import Batch, DataInfo, Progress, Teacher
+from cmbench_plugins._sigmas import consistency_sigmas
 from cmbench_plugins._solvers import SOLVERS
-from cmbench_plugins._times import consistency_sigmas
 from cmbench_plugins.cct import CCT
 from cmbench_plugins.cm import CD, CT
 from cmbench_plugins.ect import ECT

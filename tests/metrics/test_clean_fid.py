@@ -11,7 +11,7 @@ from PIL import Image
 from random_inception import write_random_torchscript
 
 from cmbench.errors import MissingError, UserError
-from cmbench.measure.evaluation import evaluate
+from cmbench.measure.loop import measure
 from cmbench.metrics.clean_fid import MODES, CleanFidExtractor
 from cmbench.metrics.extractor import Features
 from cmbench.metrics.inception import InceptionExtractor
@@ -166,7 +166,7 @@ def test_fid_and_kid_of_folders_are_clean_fids(
 
     real = open_samples(folders[1])
     reference = cached_reference(
-        lambda: [images for images, _ in real.batches(5)],
+        lambda: [batch.images for batch in real.batches(5)],
         small,
         source="real",
         source_sha256="real",
@@ -175,7 +175,7 @@ def test_fid_and_kid_of_folders_are_clean_fids(
     )
     names = ("fd-inception-clean-unverified", "kd")
     suite = MetricSuite(names, extractor=small, reference=reference)
-    found = evaluate(open_samples(folders[0]), [suite], batch_size=7).metrics
+    found = measure(open_samples(folders[0]), [suite], batch_size=7).metrics
     assert found[names[0]].value == pytest.approx(theirs[0], rel=1e-4)
     assert found["kd"].value == pytest.approx(theirs[1], rel=1e-3)
     assert theirs[0] > 0.01

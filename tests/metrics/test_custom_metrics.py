@@ -13,6 +13,7 @@ import toy_metric
 from toy import TOYS
 
 from cmbench.errors import PluginError
+from cmbench.measure.extractors import custom_metrics
 from cmbench.plugin import manager as manager_module
 from cmbench.plugin.discovery import EntryPoint, Source, installed_sources
 from cmbench.plugin.manager import PluginInfo
@@ -20,7 +21,6 @@ from cmbench.plugin.specs import DatasetSpec, MetricSpec
 from cmbench.records.record import Record
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Local
-from cmbench.sweep.extractors import custom_metrics
 from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
 
 
@@ -110,7 +110,7 @@ def test_bad_specs_are_named(toys: Context) -> None:
     other = toy_metric.spec("pixels-please", "mean_gap", "pixels")
     toys.plugins.register(Plugin.give(other), PluginInfo("b", "b", "b", "1"))
     with pytest.raises(PluginError, match="needs 'pixels'; allowed: features, logits, spatial"):
-        custom_metrics(toys)
+        custom_metrics(toys.plugins)
 
 
 class TestFailAtOnce:

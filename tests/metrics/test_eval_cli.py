@@ -70,7 +70,7 @@ class TestEval:
     def test_json_goes_to_stdout_alone(self, cmbench: Cmbench, noisy: Path) -> None:
         found = cmbench("eval", str(noisy), "-d", "digits", "--metrics", "pr", "--json", "-q")
         assert set(json.loads(found.out)["metrics"]) == {"precision", "recall"}
-        assert "network evaluations a sample are not stated" in found.err
+        assert "network evaluations per sample are not known" in found.err
 
     def test_what_is_not_stated_is_not_shown_as_zero(
         self, cmbench: Cmbench, noisy: Path, workspace: Workspace

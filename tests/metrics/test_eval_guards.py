@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cmbench.data.digits import read_digits
 from cmbench.errors import UserError
-from cmbench.measure.evaluation import evaluate
+from cmbench.measure.loop import measure
 from cmbench.metrics.digits_cnn import DigitsExtractor
 from cmbench.metrics.extractor import Features, PixelExtractor
 from cmbench.metrics.probe import placed
@@ -25,9 +25,11 @@ from cmbench.metrics.suite import MetricSuite
 from cmbench.metrics.values import is_approximate
 from cmbench.samples.generators import GeneratorSamples
 from cmbench.samples.source import ReadOptions, SampleSource
-from cmbench.sweep.cells import require_metrics
-from cmbench.sweep.scored import content_hash, score
+from cmbench.sampling.stream import SampleBatch
+from cmbench.sweep.protocol import require_metrics
+from cmbench.sweep.scored import score
 from cmbench.sweep.scored_record import ScoreRequest
+from cmbench.sweep.scored_reference import content_hash
 
 Cmbench = Callable[..., Any]
 
@@ -188,12 +190,12 @@ class TestMidway:
         class Other(SampleSource):
             kind, count = "other", 20
 
-            def batches(self, batch_size: int) -> Iterator[tuple[Tensor, None]]:
-                yield images[:10], None
-                yield change(images[10:20]), None
+            def batches(self, batch_size: int) -> Iterator[SampleBatch]:
+                yield SampleBatch(images[:10], 0)
+                yield SampleBatch(change(images[10:20]), 10)
 
-        with pytest.raises(UserError, match=r"sample 10 on.*one size and type"):
-            evaluate(Other("o", ReadOptions(channels=1)), [MetricSuite(())])
+        with pytest.raises(UserError, match=r"sample 10 has.*one size and type"):
+            measure(Other("o", ReadOptions(channels=1)), [MetricSuite(())], batch_size=10)
 
 
 class TestCount:
@@ -222,9 +224,9 @@ def test_references_of_one_content_in_two_shapes_are_two() -> None:
     class Blank(SampleSource):
         kind, count = "blank", 6
 
-        def batches(self, batch_size: int) -> Iterator[tuple[Tensor, None]]:
+        def batches(self, batch_size: int) -> Iterator[SampleBatch]:
             for part in torch.zeros(6, *self.shape, dtype=torch.uint8).split(batch_size):
-                yield part, None
+                yield SampleBatch(part, 0)
 
     hashes = []
     for shape, batch_size in (((3, 4, 8), 6), ((3, 8, 4), 6), ((3, 4, 8), 4)):

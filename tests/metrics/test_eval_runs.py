@@ -53,7 +53,7 @@ def test_a_run_scores_as_its_own_cell(trained: tuple[Cmbench, Path, Record]) -> 
         assert record.metrics["fd-pixels"].key == cell.metrics["fd-pixels"].key
         assert record.sampling.nfe == 2
         assert record.sampling.nfe_measured == 2
-        assert record.sampling.times == cell.sampling.times
+        assert record.sampling.sigmas == cell.sampling.sigmas
         assert record.training == cell.training
         assert record.method == "toy"
         assert not any("not stated" in warning for warning in record.warnings)

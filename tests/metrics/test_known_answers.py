@@ -82,7 +82,7 @@ def cifar10() -> Dataset:
 
 
 def extracted(source: Path, extractor: InceptionExtractor) -> tuple[Tensor, Tensor]:
-    found = [extractor(images) for images, _ in open_samples(str(source)).batches(250)]
+    found = [extractor(batch.images) for batch in open_samples(str(source)).batches(250)]
     return torch.cat([f.pool for f in found]), torch.cat([f.logits for f in found])  # type: ignore[misc]
 
 

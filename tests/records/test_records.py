@@ -95,7 +95,7 @@ def test_what_is_written_is_read(
         update={
             "metrics": {"x": metric},
             "training": made.training.model_copy(update={"config": config}),
-            "sampling": made.sampling.model_copy(update={"times": times}),
+            "sampling": made.sampling.model_copy(update={"sigmas": times}),
         }
     )
     path = write_record(made, tmp_path_factory.mktemp("r"))
@@ -181,8 +181,8 @@ def changed(*path: str | int, value: Any) -> str:
             .replace('"value": 0', '"value": 1e999'),
             "is not JSON (1e999 is too large",
         ),
-        ("[]", "has schema version None; allowed: 1 to 1; update cmbench"),
-        (changed("schema_version", value=2), "has schema version 2; allowed: 1 to 1; update"),
+        ("[]", "has schema version None; allowed: 1 to 2; update cmbench"),
+        (changed("schema_version", value=3), "has schema version 3; allowed: 1 to 2; update"),
         (changed("schema_version", value="1"), "has schema version '1'"),
         (changed("surprise", value=1), "field 'surprise': Extra inputs are not permitted"),
         (changed("metrics", "fd", "hint", value=1), "field 'metrics.fd.hint': Extra inputs"),
@@ -251,11 +251,35 @@ def with_snapshots(snapshots: object) -> Record:
     return Record.model_validate(base)
 
 
-def test_snapshots_are_kept_and_records_without_any_have_the_bytes_they_had(tmp_path: Path) -> None:
-    assert "snapshots" not in record().to_json()
+def test_snapshots_are_kept(tmp_path: Path) -> None:
     named = with_snapshots({"00000000002048.safetensors": "a" * 64})
     assert read_record(write_record(named, tmp_path)) == named
-    assert named.sha256 != record().sha256
+
+
+# ---- version 1 -----------------------------------------------------------------------------------
+
+OLD_RECORDS = sorted((Path(__file__).parents[2] / "leaderboards" / "digits").rglob("*nfe2*.json"))
+
+
+@pytest.mark.parametrize("path", OLD_RECORDS[:3], ids=lambda path: path.name)
+def test_a_record_of_version_1_is_read_and_keeps_its_bytes(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    old = read_record(path)
+    assert (old.schema_version, json.loads(text)["schema_version"]) == (1, 1)
+    assert old.sampling.sigmas == json.loads(text)["sampling"]["times"]
+    assert len(old.sampling.sigmas) == 2
+    assert old.first_samples is None
+    assert old.to_json() == text
+
+
+def test_a_record_of_version_1_with_snapshots_keeps_its_bytes(tmp_path: Path) -> None:
+    old = with_snapshots({"a.safetensors": "a" * 64}).model_copy(update={"schema_version": 1})
+    path = write_record(old, tmp_path)
+    assert read_record(path).to_json() == path.read_text(encoding="utf-8")
+    assert read_record(path).training.snapshots == {"a.safetensors": "a" * 64}
+
+
+# ---- snapshots of a reconstructed average: what is refused ---------------------------------------
 
 
 @pytest.mark.parametrize(

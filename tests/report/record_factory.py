@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from cmbench.records.record import (
+    GRID_TILE,
     Artifact,
     DatasetRecord,
     EnvironmentRecord,
@@ -100,7 +102,7 @@ def record(
                 "nfe": nfe,
                 "nfe_measured": float(nfe),
                 "sampler": "multistep",
-                "times": [80.0, 0.8][: min(nfe, 2)],
+                "sigmas": [80.0, 0.8][: min(nfe, 2)],
                 "seed": seed if sampling_seed is None else sampling_seed,
                 "num_samples": 1797,
                 "protocol_samples": 1797,
@@ -149,10 +151,17 @@ def sweep(
     ]
 
 
-def png(colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (32, 16)) -> bytes:
-    """A small PNG."""
-    buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, "PNG")
+def png(
+    colour: tuple[int, int, int] = (200, 30, 30),
+    size: tuple[int, int] = (32, 16),
+    *,
+    tile: bool = True,
+) -> bytes:
+    """A small PNG, as a sample grid if ``tile``."""
+    buffer, info = io.BytesIO(), PngInfo()
+    if tile:
+        info.add_text(GRID_TILE, "8x8")
+    Image.new("RGB", size, colour).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
 

@@ -43,10 +43,11 @@ def write_folder(folder: Path, images: np.ndarray[Any, Any], **options: Any) -> 
 def read(path: Any, options: ReadOptions | None = None, batch: int = 4) -> tuple[Tensor, Any, Any]:
     source = open_samples(str(path), options)
     images, labels = [], []
-    for batch_images, batch_labels in source.batches(batch):
-        images.append(batch_images)
-        if batch_labels is not None:
-            labels.append(batch_labels)
+    for found in source.batches(batch):
+        assert found.first == sum(map(len, images))
+        images.append(found.images)
+        if found.labels is not None:
+            labels.append(found.labels)
     assert source.count == sum(map(len, images))
     return torch.cat(images), torch.cat(labels).tolist() if labels else None, source.notes
 
@@ -428,7 +429,8 @@ def test_generators_may_return_arrays_and_make_the_protocols_count() -> None:
 
     source = GeneratorSamples("arrays", generate, ReadOptions(protocol_samples=5))
     assert source.count == 5
-    ((images, labels),) = source.batches(8)
+    (batch,) = source.batches(8)
+    images, labels = batch.images, batch.labels
     assert images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
     assert labels is not None
     assert labels.tolist() == [0, 1, 2, 3, 4]

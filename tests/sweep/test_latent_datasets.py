@@ -19,6 +19,7 @@ from cmbench.data.preparation.run import Request, prepare
 from cmbench.data.rules import RULES
 from cmbench.errors import MissingError, UserError
 from cmbench.measure.evaluation import EXTRACTOR_OF
+from cmbench.measure.references import imported_reference, store_of
 from cmbench.metrics.extractor import PixelExtractor
 from cmbench.metrics.quantize import quantize
 from cmbench.metrics.reference_cache import cached_reference
@@ -27,7 +28,6 @@ from cmbench.sweep import runs
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Local
 from cmbench.sweep.planning import plan_run
-from cmbench.sweep.references import imported_reference, store_of
 from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
 
 NAME = "imagenet512"
@@ -124,19 +124,19 @@ def test_edm2s_statistics_are_found(context: Context, tmp_path: Path) -> None:
     entry = {"mu": rows.mean(0), "sigma": np.cov(rows, rowvar=False)}
     path = tmp_path / "img512.pkl"
     path.write_bytes(pickle.dumps({"fid": entry, "fd_dinov2": entry}))
-    add = store_of(context).add
+    add = store_of(context.workspace).add
     first = add(import_reference(path, name=NAME))
     add(import_reference(path, name=NAME, entry="fd_dinov2"))
     extractor: Any = SimpleNamespace(name=EXTRACTOR_OF[metric])
     assert extractor.name == spec.extractor
-    found = imported_reference(context, NAME, extractor)
+    found = imported_reference(context.workspace, NAME, extractor)
     assert np.array_equal(found.moments.mean, rows.mean(0))
     # A second file of the same name and extractor: neither is taken silently.
     path.write_bytes(pickle.dumps({"fid": {"mu": rows.mean(0) + 1, "sigma": entry["sigma"]}}))
     second = add(import_reference(path, name=NAME))
     assert second != first
     with pytest.raises(UserError, match=r"has 2 imported references: .*; remove the others"):
-        imported_reference(context, NAME, extractor)
+        imported_reference(context.workspace, NAME, extractor)
 
 
 def test_what_is_missing_is_said_before_any_training(latent: Context, tmp_path: Path) -> None:

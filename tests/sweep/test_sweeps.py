@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -10,19 +11,20 @@ from typing import Any
 import pytest
 from toy import TOYS
 
-from cmbench.cli.resampling import find_cell, find_run
 from cmbench.errors import BusyError, InterruptedRunError, PluginError, UserError
 from cmbench.leaderboard.rows import aggregate
-from cmbench.leaderboard.verify import CannotResampleError, verify_record
+from cmbench.leaderboard.verify import verify_record
 from cmbench.plugin import hookimpl
 from cmbench.plugin.manager import PluginInfo
 from cmbench.records.record import Record, read_record, write_record
-from cmbench.sweep import cells, sweep
-from cmbench.sweep.cells import base_record
+from cmbench.records.reproduction import CannotReproduceError, Reproduction
+from cmbench.sweep import sweep
+from cmbench.sweep.cell_record import base_record
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Local
 from cmbench.sweep.planning import plan_cells, plan_run
 from cmbench.sweep.plans import SampleSettings
+from cmbench.sweep.reproducing import find_cell, find_run, reproducer
 from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
 from cmbench.training.distributed import SharedFailureError
 
@@ -58,7 +60,7 @@ def test_each_cell_leaves_a_record_with_what_decides_it(toys: Context) -> None:
     first, _, third = records[:3]
     assert third.reason == "the toy takes one or two steps"
     assert first.sampling.nfe_measured == 1
-    assert first.sampling.times == [2.0]
+    assert first.sampling.sigmas == [2.0]
     assert first.plugin.model_dump() == {
         "name": "toys",
         "distribution": "toy-distribution",
@@ -71,13 +73,11 @@ def test_each_cell_leaves_a_record_with_what_decides_it(toys: Context) -> None:
     assert first.dataset.reference_count == 96
     assert first.environment.threads == 1
     assert first.rank_metric == "fd-pixels"
-    assert first.metrics["fd-pixels"].detail["floor"] > 0
+    assert first.metrics["fd-pixels"].detail["real_halves"] > 0
     folder = toys.workspace.records("toys")
     assert (folder / first.artifacts["grid"].file).read_bytes().startswith(b"\x89PNG")
     weights = toys.workspace.run(first.training.run) / "weights-final.safetensors"
-    assert cells.hashlib.sha256(weights.read_bytes()).hexdigest() == (
-        first.training.checkpoint_sha256
-    )
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == (first.training.checkpoint_sha256)
 
 
 def test_a_second_time_nothing_is_trained_or_measured(
@@ -146,13 +146,42 @@ def test_precision_of_sampling_is_recorded_and_sets_rows_apart(toys: Context) ->
     rows = aggregate([(Path("a"), usual), (Path("b"), lower)])
     assert sorted(row.marks for row in rows) == [(), ("bfloat16",)]
     for record, precision in ((usual, "fp32"), (lower, "bf16")):
-        again = find_cell(toys, find_run(toys, record).plan, record, 64)
+        again = find_cell(toys, find_run(toys, record).plan, record)
         assert (again.precision, again.cell) == (precision, record.cell)
     strange = lower.model_copy(
         update={"sampling": lower.sampling.model_copy(update={"dtype": "float8"})}
     )
-    with pytest.raises(CannotResampleError, match="does not sample in float8"):
-        find_cell(toys, find_run(toys, strange).plan, strange, 64)
+    with pytest.raises(CannotReproduceError, match="does not sample in float8"):
+        find_cell(toys, find_run(toys, strange).plan, strange)
+
+
+def reproduced(context: Context, record: Record) -> Reproduction:
+    return reproducer(context)(record, False)
+
+
+def test_the_first_samples_are_made_again_exactly(toys: Context) -> None:
+    """In the batches of the record, whatever its batch size."""
+    for size in (500, 100, 300):
+        settings = SampleSettings(num_samples=320, batch_size=size)
+        record = run(toys, nfes=(2,), sampling=settings)[0]
+        assert record.first_samples is not None
+        assert record.first_samples.count == 256
+        assert (record.first_samples.pixel_tolerance, record.sampling.batch_size) == (2.0, size)
+        assert reproduced(toys, record).first_samples == record.first_samples
+        path = toys.workspace.records("toys") / f"{record.cell}.json"
+        checks = verify_record(path, reproduce=reproducer(toys))
+        assert (checks[-1].name, checks[-1].state) == ("samples", "ok")
+        path.unlink()
+
+
+def test_checksums_see_other_weights_and_other_pixels(toys: Context) -> None:
+    (record,) = run(toys, nfes=(1,))
+    (other,) = run(toys, nfes=(1,), seeds=(1,))
+    assert record.first_samples is not None
+    assert other.first_samples is not None
+    assert record.first_samples.count == record.sampling.num_samples < 256
+    assert record.first_samples.pixels_sha256 != other.first_samples.pixels_sha256
+    assert record.first_samples.mean_feature != other.first_samples.mean_feature
 
 
 def test_conditional_runs_draw_labels(toys: Context) -> None:

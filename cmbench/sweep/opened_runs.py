@@ -1,23 +1,22 @@
-"""A run of this harness as a source of samples: a run's folder or id, its weights, a checkpoint."""
+"""Runs of this harness to score: a run's folder or id, its weights, a checkpoint, an import."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cmbench.errors import MissingError, UserError
-from cmbench.samples.source import ReadOptions, SampleSource
-from cmbench.sampling import Sampler
+from cmbench.samples.source import ReadOptions
+from cmbench.sweep.cells import CellSamples, open_samples_of
 from cmbench.sweep.context import Context
 from cmbench.sweep.planning import plan_cells, plan_imported_run, plan_run
 from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
-from cmbench.sweep.runs import MAIN, TrainedRun, build_modules, load_weights, read_result
-from cmbench.sweep.threads import use_threads
+from cmbench.sweep.runs import MAIN, TrainedRun, build_modules, read_result
 from cmbench.sweep.training_run import obtain_run
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint
 from cmbench.training.state import TrainingState
@@ -26,54 +25,31 @@ _RUN_FILE = "run.json"
 _WEIGHTS = "weights-"
 
 
-class RunSamples(SampleSource):
-    """Images of a trained run at one NFE, made as ``cmbench run`` makes them.
+@dataclass(frozen=True)
+class OpenedRun:
+    """Samples of a run of this harness, with what its record says of the generator.
 
     With the seed of the run's own cell, and its number of samples, the images are those of that
-    cell. The network evaluations are counted while they are made.
+    cell.
     """
 
-    def __init__(
-        self,
+    trained: TrainedRun
+    cell: CellPlan
+    weights: Checkpoint
+    samples: CellSamples
+
+    @classmethod
+    def of(
+        cls,
         context: Context,
         trained: TrainedRun,
         cell: CellPlan,
         weights: Checkpoint,
         options: ReadOptions,
-    ) -> None:
-        super().__init__(trained.plan.run_id, options)
-        assert cell.sampling is not None
-        self.trained, self.cell, self.weights = trained, cell, weights
-        self.dataset = dataset = context.dataset(cell.run.dataset)
-        use_threads(int(trained.result.get("threads", context.threads)))
-        method, modules = build_modules(context, trained.plan, None)
-        load_weights(weights, modules, cell.ema)
-        self.sampler = Sampler(
-            method,
-            modules,
-            cell.sampling,
-            seed=cell.seed,
-            precision=cell.precision,
-            compiled=context.compile,
-            labels=lambda start, count: dataset.labels_for(count, cell.seed, start),
-        )
-
-    @property
-    def kind(self) -> str:
-        """What it is."""
-        return "run"
-
-    @property
-    def count(self) -> int:
-        """Samples to make."""
-        return self.limited(self.cell.num_samples)
-
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield generated images, float in [-1, 1] (unbounded for data without quantisation)."""
-        for batch in self.sampler.stream(self.count, batch_size):
-            images = self.dataset.to_pixels(batch.images)
-            yield images, None if batch.labels is None else batch.labels.cpu()
-        self.sampler.check_nfe()
+    ) -> OpenedRun:
+        """Load the weights."""
+        samples = open_samples_of(context, trained, cell, weights, options)
+        return cls(trained, cell, weights, samples)
 
 
 def find_run(context: Context, given: str) -> Path | None:
@@ -97,7 +73,7 @@ def run_dataset(path: Path) -> str:
 
 def open_run(
     context: Context, path: Path, nfe: int | None, seed: int, options: ReadOptions
-) -> RunSamples:
+) -> OpenedRun:
     """Return the samples of the run at ``path`` (see :func:`find_run`).
 
     Args:
@@ -120,7 +96,7 @@ def open_run(
     cell = _choose_cell(context, plan, nfe, seed, options)
     if path.parent.name == "checkpoints":
         trained, weights = _from_checkpoint(context, plan, folder, path)
-        return RunSamples(context, trained, cell, weights, options)
+        return OpenedRun.of(context, trained, cell, weights, options)
     found = read_result(plan, folder)
     if found is None:
         raise MissingError(
@@ -130,7 +106,9 @@ def open_run(
         )
     named = path.stem.removeprefix(_WEIGHTS) if path != folder else ""
     assert cell.sampling is not None
-    return RunSamples(context, found, cell, found.weights(named or cell.sampling.variant), options)
+    return OpenedRun.of(
+        context, found, cell, found.weights(named or cell.sampling.variant), options
+    )
 
 
 def open_imported_samples(
@@ -140,7 +118,7 @@ def open_imported_samples(
     nfe: int | None,
     seed: int,
     options: ReadOptions,
-) -> RunSamples:
+) -> OpenedRun:
     """Return the samples of an imported checkpoint, as ``cmbench run --checkpoint`` makes them.
 
     Raises:
@@ -158,7 +136,7 @@ def open_imported_samples(
     cell = _choose_cell(context, plan, nfe, seed, options)
     assert cell.sampling is not None
     trained = obtain_run(context, plan)
-    return RunSamples(context, trained, cell, trained.weights(cell.sampling.variant), options)
+    return OpenedRun.of(context, trained, cell, trained.weights(cell.sampling.variant), options)
 
 
 def _folder_of(path: Path) -> Path | None:

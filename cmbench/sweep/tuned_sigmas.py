@@ -42,7 +42,7 @@ _NOT_IN_RECORDS = frozenset(
 )
 
 
-class TunedTimes(Part):
+class TunedSigmas(Part):
     """Noise levels with how they were found and at what cost."""
 
     schema_version: int = Field(1, ge=1, le=1)
@@ -83,17 +83,17 @@ def tuned_file(workspace: Workspace, run: RunPlan, plan: SamplingPlan) -> Path:
     return workspace.root / "tuned" / run.dataset / name
 
 
-def write_tuned(path: Path, times: TunedTimes) -> None:
+def write_tuned(path: Path, times: TunedSigmas) -> None:
     """Write the levels, atomically; a later search replaces an earlier one."""
     text = json.dumps(times.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False)
     write_atomically(path, text.encode() + b"\n")
 
 
-def read_tuned(path: Path) -> TunedTimes:
+def read_tuned(path: Path) -> TunedSigmas:
     """Read and validate a file of tuned levels."""
     who, remedy = f"tuned times {path}", "run `cmbench tune-times` again"
     try:
-        times = TunedTimes.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        times = TunedSigmas.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -108,7 +108,7 @@ def read_tuned(path: Path) -> TunedTimes:
     return times
 
 
-def with_tuned_times(
+def with_tuned_sigmas(
     context: Context, run: RunPlan, nfe: int, settings: SampleSettings
 ) -> SampleSettings:
     """Return the settings with the tuned levels of this run and NFE.
@@ -139,7 +139,7 @@ def with_tuned_times(
     return replace(settings, sigmas=times.sigmas, tuned=times.in_record())
 
 
-def describe(times: TunedTimes) -> Mapping[str, str]:
+def describe(times: TunedSigmas) -> Mapping[str, str]:
     """Return the columns of a table that shows the result of a search."""
     return {
         "NFE": str(times.nfe),

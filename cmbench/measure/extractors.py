@@ -11,7 +11,7 @@ from cmbench.errors import PluginError, UserError
 from cmbench.metrics.custom import CustomMetric
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.scores import is_spatial
-from cmbench.sweep.context import Context
+from cmbench.plugin.manager import PluginManager
 
 #: Approximation -> the option of a factory that asks for it.
 _APPROXIMATIONS: dict[str, tuple[str, Any]] = {
@@ -22,7 +22,7 @@ _APPROXIMATIONS: dict[str, tuple[str, Any]] = {
 
 
 def load_extractor(
-    context: Context,
+    plugins: PluginManager,
     name: str,
     metrics: Iterable[str],
     weights: Path | None = None,
@@ -34,7 +34,7 @@ def load_extractor(
     """Return an extractor, with the options that it knows and that the metrics ask for.
 
     Args:
-        context: whose plugins.
+        plugins: where the extractor is registered.
         name: as in ``cmbench list extractors``.
         metrics: what will be computed; a spatial one asks for spatial features.
         weights: the weights file; None looks in the usual places.
@@ -47,7 +47,7 @@ def load_extractor(
         UserError: an approximation that the extractor does not offer.
         PluginError: the factory raised something that is no error of its user.
     """
-    factory: Any = context.plugins.extractors.load(name)
+    factory: Any = plugins.extractors.load(name)
     known = inspect.signature(factory).parameters
     options: dict[str, Any] = {}
     if "implementation" in known and library:
@@ -80,13 +80,13 @@ def load_extractor(
     return extractor
 
 
-def custom_metrics(context: Context) -> dict[str, CustomMetric]:
+def custom_metrics(plugins: PluginManager) -> dict[str, CustomMetric]:
     """Return the metrics that plugins bring, by name.
 
     Raises:
         PluginError: one that cannot be imported; the message names its distribution.
     """
-    registry, found = context.plugins.metrics, {}
+    registry, found = plugins.metrics, {}
     for name, spec in registry.specs.items():
         if spec.factory:
             owner = registry.owners[name]

@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from cmbench.errors import UserError
-from cmbench.measure.evaluation import evaluate, plan_metrics, protocol_warnings
+from cmbench.measure.evaluation import plan_metrics
+from cmbench.measure.loop import measure, sample_count_warnings
+from cmbench.measure.observers import PixelDigest
 from cmbench.metrics.digits_cnn import DigitsExtractor
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.inception import InceptionExtractor
@@ -56,8 +58,8 @@ def write_folders(root: Path, count: int) -> tuple[Path, Path]:
 
 def reference_of(folder: Path, extractor: Extractor) -> Reference:
     def images() -> Iterator[Tensor]:
-        for batch, _ in open_samples(str(folder)).batches(50):
-            yield batch
+        for batch in open_samples(str(folder)).batches(50):
+            yield batch.images
 
     return cached_reference(
         images,
@@ -132,7 +134,7 @@ def test_parity_with_torch_fidelity_at_full_rank(
         extractor=extractor,
         reference=reference_of(folders[1], extractor),
     )
-    found = evaluate(open_samples(str(folders[0])), [suite], batch_size=48).metrics
+    found = measure(open_samples(str(folders[0])), [suite], batch_size=48).metrics
     theirs = library_metrics(folders, inception_weights, "64", COUNT)
     pairs = {
         "fd-inception-64-unverified": "frechet_inception_distance",
@@ -162,7 +164,7 @@ def test_parity_at_2048_features_to_the_librarys_own_rounding(
         extractor=extractor,
         reference=reference,
     )
-    evaluation = evaluate(open_samples(str(folders[0])), [suite], batch_size=48)
+    evaluation = measure(open_samples(str(folders[0])), [suite], batch_size=48)
     found = {name: metric.value for name, metric in evaluation.metrics.items()}
     theirs = library_metrics(folders, inception_weights, "2048", FEW)
     assert found["is"] == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
@@ -202,7 +204,13 @@ def test_one_pass_feeds_every_suite_and_says_what_was_odd(tmp_path: Path) -> Non
     ]
     source = open_samples(str(tmp_path / "s.npz"), ReadOptions(channels=1))
     seen: list[int] = []
-    found = evaluate(source, suites, batch_size=32, progress=seen.append)
+    digest = PixelDigest()
+    found = measure(
+        source,
+        suites,
+        batch_size=32,
+        observers=[digest, lambda batch: seen.append(batch.first + len(batch.images))],
+    )
     assert set(found.metrics) == {"fd-digits", "precision"}
     assert seen == [32, 64, 70]
     assert found.count == 70
@@ -211,10 +219,9 @@ def test_one_pass_feeds_every_suite_and_says_what_was_odd(tmp_path: Path) -> Non
     warnings = "\n".join(found.warnings)
     assert "1 of 70 samples are duplicates" in warnings
     assert len(found.warnings) == len(set(found.warnings)), "each is said once"
-    again = evaluate(
-        open_samples(str(tmp_path / "s.npz"), ReadOptions(channels=1)), suites[:0], batch_size=9
-    )
-    assert again.sha256 == found.sha256, "the samples' hash does not depend on batches"
+    again, whole = PixelDigest(), open_samples(str(tmp_path / "s.npz"), ReadOptions(channels=1))
+    measure(whole, [], batch_size=9, observers=[again])
+    assert again.sha256 == digest.sha256, "the samples' hash does not depend on batches"
 
 
 def test_samples_of_another_size_are_refused(tmp_path: Path) -> None:
@@ -231,7 +238,7 @@ def test_samples_of_another_size_are_refused(tmp_path: Path) -> None:
     )
     suite = MetricSuite(("fd-digits",), extractor=digits, reference=reference)
     with pytest.raises(UserError, match=r"images of 1x9x9, the reference's are 1x8x8"):
-        evaluate(open_samples(str(pixels), ReadOptions(channels=1)), [suite])
+        measure(open_samples(str(pixels), ReadOptions(channels=1)), [suite], batch_size=4)
 
 
 class TestPlan:
@@ -256,6 +263,6 @@ class TestPlan:
 
 
 def test_protocol_count() -> None:
-    assert protocol_warnings(50_000, 50_000) == []
-    (warning,) = protocol_warnings(10_000, 50_000)
+    assert sample_count_warnings(50_000, 50_000) == []
+    (warning,) = sample_count_warnings(10_000, 50_000)
     assert "10000 samples instead of the protocol's 50000" in warning

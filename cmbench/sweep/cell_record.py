@@ -1,0 +1,159 @@
+"""The record of a cell: what every record has, whatever became of the cell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from cmbench.metrics.values import MetricValue
+from cmbench.plugin.specs import DatasetSpec
+from cmbench.records.provenance import environment
+from cmbench.records.record import (
+    DTYPES,
+    DatasetRecord,
+    MetricRecord,
+    PluginRecord,
+    Record,
+    SamplingRecord,
+    Status,
+    TrainingRecord,
+    finite_or_none,
+)
+from cmbench.sampling import Sampler
+from cmbench.sweep.context import Context
+from cmbench.sweep.plans import CellPlan
+from cmbench.sweep.runs import MAIN, TrainedRun
+
+
+def now() -> str:
+    """Return the time of a record: UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def metric_record(context: Context, name: str, value: MetricValue) -> MetricRecord:
+    """Return a metric's part of the record."""
+    spec = context.plugins.metrics.specs.get(name)
+    interval = value.interval
+    if interval is not None and not all(map(math.isfinite, interval)):
+        interval = None
+    return MetricRecord(
+        value=finite_or_none(value.value),
+        higher_is_better=value.higher_is_better,
+        key=value.key,
+        standard_error=finite_or_none(value.standard_error),
+        interval=interval,
+        unit=spec.unit if spec else "",
+        detail=_finite(dict(value.detail)),
+    )
+
+
+def _finite(value: Any) -> Any:
+    """Return JSON-ready data without NaN or infinities."""
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def base_record(
+    context: Context, cell: CellPlan, status: Status, trained: TrainedRun | None, reason: str = ""
+) -> Record:
+    """Return the record of a cell before anything is known of its samples.
+
+    Args:
+        context: plugins, command and device.
+        cell: what was planned.
+        status: how it ended.
+        trained: the run, if there is one.
+        reason: why the cell failed or was skipped.
+    """
+    run, spec = cell.run, context.dataset_spec(cell.run.dataset)
+    owner = context.plugins.methods.owners[run.spec.name]
+    result: Mapping[str, Any] = trained.result if trained else {}
+    threads = int(result.get("threads", context.threads))
+    world_size = int(result.get("world_size", context.world.size))
+    return Record(
+        cell=cell.cell,
+        status=status,
+        kind="measured" if run.imported is None else "imported checkpoint",
+        reason=reason,
+        created=now(),
+        command=context.command,
+        method=run.spec.name,
+        title=run.spec.title,
+        family=run.spec.family,
+        reference=run.spec.reference,
+        year=run.spec.year,
+        conditional=run.config.conditional,
+        plugin=PluginRecord(
+            name=owner.name, distribution=owner.distribution, version=owner.version
+        ),
+        dataset=DatasetRecord(name=spec.name),
+        training=_training_record(cell, trained),
+        sampling=sampling_record(cell, spec, None),
+        rank_metric=spec.metrics[0],
+        environment=environment(threads, context.gpu, world_size),
+    )
+
+
+def _training_record(cell: CellPlan, trained: TrainedRun | None) -> TrainingRecord:
+    """Return what is known of the weights that a cell samples, and of how they were trained."""
+    run = cell.run
+    result: Mapping[str, Any] = trained.result if trained else {}
+    variant = cell.sampling.variant if cell.sampling else ""
+    export: Mapping[str, Any] = result.get("exports", {}).get(variant or MAIN, {})
+    # The hash of the recipe covers a teacher's run, though it may not have been trained.
+    planned_teacher = run.teacher.run_id if run.teacher is not None else None
+    return TrainingRecord(
+        run=run.run_id,
+        seed=run.seed,
+        recipe=run.recipe,
+        config=run.table,
+        config_sha256=run.config_sha256,
+        teacher=result.get("teacher") if trained else planned_teacher,
+        parameters=result.get("parameters", 0),
+        images_seen=export.get("images_seen", 0),
+        network_evaluations=export.get("network_evaluations", 0),
+        seconds_by_phase=export.get("seconds_by_phase", {}),
+        checkpoint_sha256=export.get("sha256", ""),
+        ema=cell.ema,
+    )
+
+
+def sampling_record(cell: CellPlan, spec: DatasetSpec, sampler: Sampler | None) -> SamplingRecord:
+    """Return how the images were (or would have been) made."""
+    plan = cell.sampling
+    seconds = sampler.seconds if sampler else None
+    return SamplingRecord(
+        nfe=cell.nfe,
+        nfe_measured=sampler.nfe_measured if sampler else None,
+        sampler=plan.sampler if plan else "",
+        sigmas=list(plan.sigmas) if plan else [],
+        tuned=dict(cell.tuned) if cell.tuned else None,
+        seed=cell.seed,
+        num_samples=cell.num_samples,
+        protocol_samples=spec.num_samples,
+        batch_size=cell.batch_size,
+        dtype=DTYPES[cell.precision],
+        quantize=spec.quantize,
+        labels="class frequencies of the dataset" if cell.run.config.conditional else "",
+        seconds=seconds,
+        images_per_s=cell.num_samples / seconds if seconds else None,
+    )
+
+
+def failed_record(
+    context: Context, cell: CellPlan, reason: str, trained: TrainedRun | None = None
+) -> Record:
+    """Return the record of a cell that failed."""
+    return base_record(context, cell, "failed", trained, reason)
+
+
+def skipped_record(context: Context, cell: CellPlan) -> Record:
+    """Return the record of a cell that its method declines."""
+    return base_record(context, cell, "skipped", None, cell.declined)
