@@ -203,7 +203,7 @@ def test_a_pipeline_is_imported_sampled_and_taught_from(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, theirs = pipeline
-    monkeypatch.setattr("cmbench.plugin.manager.load_plugins", lambda: patches.plugins)
+    monkeypatch.setattr("cmbench.cli.run.load_plugins", lambda: patches.plugins)
     done = cmbench("import", str(folder), "--to", "m", "--preconditioning", "edm")
     assert done.code == 0, done.err
     assert "classes          10\n" in done.out
@@ -275,7 +275,7 @@ def test_a_consistency_model_is_sampled_as_one(
     patches: Context,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cmbench.plugin.manager.load_plugins", lambda: patches.plugins)
+    monkeypatch.setattr("cmbench.cli.run.load_plugins", lambda: patches.plugins)
     told = ("--preconditioning", "boundary", "--sigma-min", "0.002")
     assert cmbench("import", str(pipeline[0]), "--to", "m", *told).code == 0
     done = cmbench("run", "--checkpoint", "m", "-d", "patches", "--nfe", "1", "--no-report")

@@ -334,7 +334,7 @@ def test_on_the_command_line(
     cmbench: Callable[..., Any], patches: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bring(patches, tmp_path)
-    monkeypatch.setattr("cmbench.plugin.manager.load_plugins", lambda: patches.plugins)
+    monkeypatch.setattr("cmbench.cli.run.load_plugins", lambda: patches.plugins)
     command = ("run", "--checkpoint", "m", "-d", "patches", "--nfe", "1", "--no-report")
     plan = cmbench(*command, "--dry-run")
     assert plan.code == 0, plan.err

@@ -65,7 +65,7 @@ def test_sampling_names_the_next_batch(toys: Context, batch_size: int, remedy: s
 
 
 def test_scoring_names_the_next_batch(toys: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scored, "evaluate", exhausted)
+    monkeypatch.setattr(scored, "measure", exhausted)
     with pytest.raises(BrokenRunError, match=r"--batch-size 250; add --batch-size 125: nothing"):
         scored.run(toys, Namespace(name="images", count=8), [], 250, ())  # type: ignore[arg-type]
 
