@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_fit import BATCH, phase, train
@@ -15,6 +16,7 @@ from cmbench.sweep import scored, sweep
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Local
 from cmbench.sweep.plans import SampleSettings
+from cmbench.sweep.scored_record import ScoreRequest
 from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
 from cmbench.sweep.training_run import obtain_run
 from cmbench.training.memory import smaller_shard
@@ -64,10 +66,14 @@ def test_sampling_names_the_next_batch(toys: Context, batch_size: int, remedy: s
     assert (again.status, again.cell) == ("finished", record.cell), "the same cell"
 
 
-def test_scoring_names_the_next_batch(toys: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scoring_names_the_next_batch(
+    toys: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "images.npy", np.zeros((8, 8, 8, 1), np.uint8))
     monkeypatch.setattr(scored, "measure", exhausted)
+    request = ScoreRequest(str(tmp_path / "images.npy"), dataset="digits")
     with pytest.raises(BrokenRunError, match=r"--batch-size 250; add --batch-size 125: nothing"):
-        scored.run(toys, Namespace(name="images", count=8), [], 250, ())  # type: ignore[arg-type]
+        scored.score(toys, request)
 
 
 @pytest.mark.parametrize(
