@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cmbench.leaderboard.rows import Row
-from cmbench.report.columns import Cell, Column
+from cmbench.report.cells import Cell
+from cmbench.report.columns import Column
 
 _METRIC_PARTS = ("mean", "low", "high", "seeds", "values")
 #: Numeric columns whose text says more than what they sort by: ``63x2``, ``7.85; 7.80``.

@@ -15,7 +15,8 @@ from cmbench.leaderboard.ranking import rank_all
 from cmbench.leaderboard.rows import Row, aggregate, unfinished
 from cmbench.leaderboard.sections import Section, sections
 from cmbench.records.record import ReadRecord, Record
-from cmbench.report.columns import Cell, Column, Findings, conditioning, metric_title, table_columns
+from cmbench.report.cells import Cell, conditioning
+from cmbench.report.columns import Column, Findings, metric_title, table_columns
 from cmbench.report.csvtable import csv_cells, csv_header
 from cmbench.report.gallery import Gallery, build_gallery, series_labels
 from cmbench.report.paths import without_paths

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cmbench.leaderboard.joins import Reported, protocol_text
 from cmbench.leaderboard.rows import Row
 from cmbench.records.record import Record
-from cmbench.report.columns import Column, effective_compute, metric_title, row_mean, training_hours
+from cmbench.report.cells import effective_compute, images_seen, training_hours
+from cmbench.report.columns import metric_title
 from cmbench.report.page import Line, Page, source_table
 from cmbench.report.paths import clean, without_paths
 
@@ -59,14 +60,7 @@ def page_payload(page: Page, tables: Mapping[str, str]) -> dict[str, Any]:
     """
     pool = Interner()
     rows = [
-        row_payload(
-            line,
-            page.labels[line.row.id],
-            page.columns,
-            position,
-            pool,
-            page.reported.get(line.row.id),
-        )
+        row_payload(line, page, position, pool)
         for position, section in enumerate(page.sections)
         for line in section.lines
     ]
@@ -97,16 +91,20 @@ def page_payload(page: Page, tables: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def row_payload(
-    line: Line,
-    label: str,
-    columns: Sequence[Column],
-    section: int,
-    pool: Interner,
-    reported: Reported | None,
-) -> dict[str, Any]:
-    """Return one row for the page's JSON."""
+def row_payload(line: Line, page: Page, section: int, pool: Interner) -> dict[str, Any]:
+    """Return one row of the page's section number ``section`` for the page's JSON."""
     row = line.row
+    label, reported = page.labels[row.id], page.reported.get(row.id)
+    series = [
+        label,
+        row.recipe,
+        row.sampler,
+        row.conditional,
+        row.kind,
+        section,
+        row.details.get("table", ""),
+        list(row.marks),
+    ]
     return {
         "id": row.id,
         "section": section,
@@ -116,23 +114,12 @@ def row_payload(
         "conditional": row.conditional,
         "method": row.method,
         "label": label,
-        "series": pool.add(
-            [
-                label,
-                row.recipe,
-                row.sampler,
-                row.conditional,
-                row.kind,
-                section,
-                row.details.get("table", ""),
-                list(row.marks),
-            ]
-        ),
+        "series": pool.add(series),
         "nfe": row.nfe,
         "nfe_text": row.nfe_text,
         "parameters": row.parameters,
         "compute": _short(effective_compute(row)),
-        "images_seen": row_mean(row, lambda r: float(r.training.images_seen)),
+        "images_seen": images_seen(row),
         "training_h": _short(training_hours(row)),
         "sort": [_short(cell.sort) for cell in line.cells],
         "metrics": {

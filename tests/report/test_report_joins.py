@@ -16,7 +16,8 @@ from cmbench.leaderboard.published import load_published
 from cmbench.leaderboard.rows import aggregate
 from cmbench.records.record import read_records
 from cmbench.report import render
-from cmbench.report.columns import Cell, Column, _reported
+from cmbench.report.cells import Cell, reported_cell
+from cmbench.report.columns import Column
 from cmbench.report.csvtable import csv_cells
 
 KEY = "fid:inception@aa:bilinear:round:n-1:float64:ref=bb:n=50000:v1"
@@ -166,12 +167,12 @@ def test_the_drawer_spells_both_keys_out(made: Path) -> None:
 
 def test_reported_numbers_sort_as_numbers_and_stay_text_in_csv() -> None:
     found = [Reported((), "fd", "", None), None]
-    assert [_reported(item) for item in found] == [Cell(), Cell()]
+    assert [reported_cell(item) for item in found] == [Cell(), Cell()]
 
     class Printed(Reported):
         text = "12.30; 7.80"
 
-    cell = _reported(Printed((), "fd", "", None))
+    cell = reported_cell(Printed((), "fd", "", None))
     assert (cell.text, cell.sort) == ("12.30; 7.80", 12.3)
     column = Column("reported", "Reported", lambda row: cell, numeric=True)
     row = aggregate([(Path("a.json"), record())])[0]

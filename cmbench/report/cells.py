@@ -1,0 +1,146 @@
+"""What the table's cells show of a row: their text and what they sort by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cmbench.leaderboard.joins import Reported
+from cmbench.leaderboard.ranking import Rank
+from cmbench.leaderboard.rows import Measurement, Row
+from cmbench.records.record import Record
+from cmbench.report.numbers import format_mean, format_number
+from cmbench.report.paths import without_paths
+
+#: A number as sources print them.
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, what it sorts by and whether it is the best of its group."""
+
+    text: str = ""
+    sort: float | str | None = None
+    best: bool = False
+
+
+# ---- values of a row ----------------------------------------------------------------------------
+
+
+def conditioning(row: Row) -> str:
+    """Return ``conditional``, ``unconditional`` or nothing if the source does not say."""
+    if row.conditional is None:
+        return ""
+    return "conditional" if row.conditional else "unconditional"
+
+
+def effective_compute(row: Row) -> float | None:
+    """Return parameters (billions) × NFE, guidance counted in NFE; None if either is unknown."""
+    if row.parameters is None or row.nfe is None:
+        return None
+    return row.parameters * row.nfe / 1e9
+
+
+def images_per_s(row: Row) -> float | None:
+    """Return the mean sampling speed; None if no record has it."""
+    return _mean(row, lambda record: record.sampling.images_per_s)
+
+
+def images_seen(row: Row) -> float | None:
+    """Return the mean number of training images; None for reported rows."""
+    return _mean(row, lambda record: float(record.training.images_seen))
+
+
+def training_hours(row: Row) -> float | None:
+    """Return the mean training time in device-hours: wall time of all phases × processes."""
+
+    def hours(record: Record) -> float | None:
+        phases = record.training.seconds_by_phase
+        return sum(phases.values()) * record.environment.world_size / 3600 if phases else None
+
+    return _mean(row, hours)
+
+
+def _mean(row: Row, value: Callable[[Record], float | None]) -> float | None:
+    values = [found for _, record in row.cells if (found := value(record)) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def lookup(record: Record, path: str) -> Any:
+    """Return what the dotted ``path`` names in a record; None if it does not exist."""
+    found: Any = record
+    for part in path.split("."):
+        if isinstance(found, Mapping):
+            found = found.get(part)
+        elif part in getattr(type(found), "model_fields", ()):
+            found = getattr(found, part)
+        else:
+            return None
+    return found
+
+
+# ---- cells --------------------------------------------------------------------------------------
+
+
+def text_cell(value: str) -> Cell:
+    """Show a text; it sorts without regard to case."""
+    return Cell(value, value.casefold() or None)
+
+
+def number_cell(value: float | None, show: Callable[[float], str] = format_number) -> Cell:
+    """Show a number, or nothing for None."""
+    return Cell() if value is None else Cell(show(value), float(value))
+
+
+def rank_cell(rank: Rank | None) -> Cell:
+    """Show ``1`` or ``2–4``; sorts by the best possible rank, then the worst."""
+    if rank is None or rank.low is None:
+        return Cell()
+    return Cell(rank.text, rank.low + (rank.high or rank.low) / 1e6)
+
+
+def nfe_cell(row: Row) -> Cell:
+    """Show the NFE as its source writes it."""
+    return Cell(row.nfe_text, None if row.nfe is None else float(row.nfe))
+
+
+def measurement_cell(found: Measurement | None) -> Cell:
+    """Show ``mean ± half-width``, or the number as its source printed it."""
+    return Cell() if found is None else Cell(found.text or format_mean(found.interval), found.mean)
+
+
+def reported_cell(found: Reported | None) -> Cell:
+    """Show the reported numbers; ``7.85; 7.80`` sorts by the first."""
+    if found is None or not found.text:
+        return Cell()
+    first = _NUMBER.search(found.text)
+    return Cell(found.text, float(first.group()) if first else None)
+
+
+def difference_cell(found: Reported | None) -> Cell:
+    """Show measured minus reported, or why there is no difference."""
+    if found is None:
+        return Cell()
+    if found.difference is None:
+        return Cell(found.withheld)
+    return Cell(f"{found.difference:+.3g}", found.difference)
+
+
+def samples_cell(row: Row) -> Cell:
+    """Show the images per cell, and whether they are fewer than the protocol's."""
+    if row.num_samples is None:
+        return Cell()
+    mark = "" if row.full_samples else " (fewer than the protocol's)"
+    return Cell(f"{row.num_samples:,}{mark}", float(row.num_samples))
+
+
+def record_cell(row: Row, path: str) -> Cell:
+    """Show a field of the row's records: the mean of numbers, otherwise the distinct texts."""
+    found = (lookup(record, path) for _, record in row.cells)
+    known = [value for value in found if value is not None]
+    if known and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in known):
+        return number_cell(sum(known) / len(known))
+    return text_cell(without_paths(", ".join(dict.fromkeys(str(v) for v in known))))
