@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cmbench.leaderboard.bootstrap import pairwise_p
 from cmbench.leaderboard.ranking import ALPHA, Group, rank_group
 from cmbench.leaderboard.rows import REPORTED, Measurement, Row
+from cmbench.leaderboard.significance import pairwise_p
 from cmbench.metrics.values import is_approximate
 
 Member = tuple[str, Measurement]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cmbench.errors import UserError
-from cmbench.leaderboard.bootstrap import Difference, compare_units, holm
 from cmbench.leaderboard.ranking import ALPHA, ONE_SEED
 from cmbench.leaderboard.rows import REPORTED, Row
+from cmbench.leaderboard.significance import Difference, compare_units, holm
 from cmbench.metrics.values import is_approximate
 
 Verdict = Literal["A is better", "B is better", "no difference shown", "not comparable"]

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cmbench.leaderboard.bootstrap import holm, pairwise_p
 from cmbench.leaderboard.rows import REPORTED, Measurement, Row
 from cmbench.leaderboard.sections import Section
+from cmbench.leaderboard.significance import holm, pairwise_p
 
 ALPHA = 0.05
 ONE_SEED = "one seed"
@@ -83,7 +83,7 @@ def significant(measurements: Sequence[Measurement]) -> tuple[list[int], list[in
 
     Holm's correction over all pairs; measurements of one metric under one key.
     """
-    p_values = pairwise_p([m.units for m in measurements], ALPHA)
+    p_values = pairwise_p([m.units for m in measurements])
     adjusted = dict(zip(p_values, holm(list(p_values.values()))))
     better, worse = [0] * len(measurements), [0] * len(measurements)
     for (i, j), p in adjusted.items():

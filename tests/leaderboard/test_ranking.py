@@ -8,10 +8,10 @@ from record_factory import metric, record
 
 from cmbench.errors import first_names
 from cmbench.leaderboard.best import best_values
-from cmbench.leaderboard.bootstrap import compare_units
 from cmbench.leaderboard.ranking import Rank, rank_all
 from cmbench.leaderboard.rows import Row, aggregate
 from cmbench.leaderboard.sections import sections
+from cmbench.leaderboard.significance import compare_units
 from cmbench.records.record import Record
 
 
