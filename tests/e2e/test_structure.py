@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cmbench"
 #: Modules that belong to no layer: everybody may use them.
 COMMON = {"errors", "files", "reporter", "seeds", "__init__"}
-MAX_MODULE, MAX_FUNCTION = 500, 150
+MAX_MODULE, MAX_FUNCTION = 500, 100
 
 
 def documented_order(text: str) -> tuple[str, ...]:
