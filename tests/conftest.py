@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line what cannot run here."""
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        counts[reason.removeprefix("Skipped: ").partition(":")[0].partition(" (")[0]] += 1
+    if counts:
+        told = "; ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        terminalreporter.write_line(f"skipped here: {told}")
 
 
 @pytest.fixture(autouse=True)

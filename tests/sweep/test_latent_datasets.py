@@ -29,6 +29,7 @@ from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Local
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
+from cmbench.sweep.tuning import TuneSettings, tune
 
 NAME = "imagenet512"
 RECIPE = """
@@ -102,6 +103,21 @@ def test_samples_are_decoded_and_compared_with_imported_statistics(
     assert decoder.sizes == [8, 8, 4], "a few at a time"
     grid = latent.workspace.records(NAME) / record.artifacts["grid"].file
     assert grid.is_file()
+
+
+def test_noise_levels_are_tuned_on_decoded_samples(
+    latent: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder()
+    monkeypatch.setattr(latents, "_load_decoder", lambda *_: decoder)
+    add_reference(latent)
+    request = asked(tmp_path)
+    execute(latent, request, plan_sweep(latent, request), Local())
+    decoder.sizes.clear()
+    run = plan_run(latent, "edm", NAME, request.recipe, 0)
+    found = tune(latent, run, 2, TuneSettings(sampler="euler", evaluations=2, rounds=1))
+    assert sum(decoder.sizes) == found.samples == 20 * found.evaluations
+    assert found.value <= found.start_value
 
 
 @pytest.mark.parametrize(("value", "stored"), [(-1.0, 0), (0.0, 0), (0.5, 127), (1.0, 255)])
