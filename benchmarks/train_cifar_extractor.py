@@ -30,10 +30,10 @@ from torch.nn import functional
 
 from cmbench.files import write_atomically
 from cmbench.metrics._files import sha256_file, write_tensors
-from cmbench.metrics.cifar_cnn import KIND, WEIGHTS, CifarExtractor, CifarNetwork
 from cmbench.metrics.frechet import frechet_distance
 from cmbench.metrics.quantize import quantize
-from cmbench.metrics.statistics import FeatureStatistics
+from cmbench.metrics.shipped_cnn import SHIPPED, CifarExtractor, CifarNetwork
+from cmbench.metrics.statistics import moments_of
 
 SEED = 20240602
 BATCH_SIZE = 512
@@ -160,8 +160,8 @@ def measure(extractor: CifarExtractor, splits: dict[str, Split]) -> dict[str, fl
     train, _ = features_of(extractor, images[:: max(len(images) // MEASURED, 1)])
     test, logits = features_of(extractor, splits["test"][0])
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    halves = [FeatureStatistics.from_features(train[part]) for part in order.chunk(2)]
-    every = FeatureStatistics.from_features(train)
+    halves = [moments_of(train[part]) for part in order.chunk(2)]
+    every = moments_of(train)
     generator = torch.Generator().manual_seed(0)
     shape = (min(NOISE, len(train)), 3, 32, 32)
     noise = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -171,13 +171,9 @@ def measure(extractor: CifarExtractor, splits: dict[str, Split]) -> dict[str, fl
         "test_images": len(test),
         "measured_train_images": len(train),
         "floor_real_halves": frechet_distance(*halves),
-        "test_set": frechet_distance(FeatureStatistics.from_features(test), every),
-        "uniform_noise": frechet_distance(
-            FeatureStatistics.from_features(features_of(extractor, noise)[0]), every
-        ),
-        "gaussian_noise": frechet_distance(
-            FeatureStatistics.from_features(features_of(extractor, gauss)[0]), every
-        ),
+        "test_set": frechet_distance(moments_of(test), every),
+        "uniform_noise": frechet_distance(moments_of(features_of(extractor, noise)[0]), every),
+        "gaussian_noise": frechet_distance(moments_of(features_of(extractor, gauss)[0]), every),
         "covariance_rank": int(torch.linalg.matrix_rank(every.cov, hermitian=True)),
     }
 
@@ -194,7 +190,7 @@ def main() -> int:
         help="measure weights that an interrupted run with these options has left",
     )
     parser.add_argument("--bf16", action="store_true", help="on the CPU too [default: on a GPU]")
-    parser.add_argument("--out", type=Path, default=WEIGHTS.parent, help="folder of the weights")
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="folder of the weights")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = arguments.bf16 or device.type == "cuda"
@@ -203,12 +199,12 @@ def main() -> int:
     began = time.perf_counter()
     splits = load_splits(arguments.source, arguments.limit)
     loaded = time.perf_counter() - began
-    path = arguments.out / WEIGHTS.name
+    path = arguments.out / "cifar-cnn.safetensors"
     trained = None
     if not arguments.measure_only:
         network = train_network(splits["train"], arguments.epochs, device, bf16=bf16)
         trained = round(time.perf_counter() - began - loaded, 1)
-        write_tensors(path, stored(network), {"kind": KIND})
+        write_tensors(path, stored(network), {"kind": CifarExtractor.name})
     facts: dict[str, object] = {"name": "cifar-cnn", "sha256": sha256_file(path)}
     write_atomically(path.with_suffix(".json"), json.dumps(facts).encode())
     facts |= {

@@ -22,11 +22,12 @@ from torch.nn import functional
 
 from cmbench.files import write_atomically
 from cmbench.metrics._files import read_tensors, sha256_file, write_tensors
-from cmbench.metrics.digits_cnn import KIND, WEIGHTS, DigitsExtractor, DigitsNetwork
 from cmbench.metrics.frechet import frechet_distance
 from cmbench.metrics.quantize import quantize
-from cmbench.metrics.statistics import FeatureStatistics
+from cmbench.metrics.shipped_cnn import SHIPPED, DigitsExtractor, DigitsNetwork
+from cmbench.metrics.statistics import moments_of
 
+WEIGHTS = SHIPPED / "digits-cnn.safetensors"
 SEED = 20240601
 HELD_OUT_SHARE = 0.25
 EPOCHS = 40
@@ -89,8 +90,8 @@ def measure(images: Tensor, labels: Tensor, held_out: Tensor) -> dict[str, float
     assert features.logits is not None
     correct = features.logits.argmax(1)[held_out] == labels[held_out]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    halves = [FeatureStatistics.from_features(features.pool[part]) for part in order.chunk(2)]
-    every = FeatureStatistics.from_features(features.pool)
+    halves = [moments_of(features.pool[part]) for part in order.chunk(2)]
+    every = moments_of(features.pool)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, images.shape, generator=generator, dtype=torch.uint8)
     gauss = quantize(torch.randn(images.shape, generator=generator), "round")
@@ -98,12 +99,8 @@ def measure(images: Tensor, labels: Tensor, held_out: Tensor) -> dict[str, float
         "held_out_accuracy": float(correct.double().mean()),
         "held_out_images": len(held_out),
         "floor_real_halves": frechet_distance(*halves),
-        "uniform_noise": frechet_distance(
-            FeatureStatistics.from_features(extractor(noise).pool), every
-        ),
-        "gaussian_noise": frechet_distance(
-            FeatureStatistics.from_features(extractor(gauss).pool), every
-        ),
+        "uniform_noise": frechet_distance(moments_of(extractor(noise).pool), every),
+        "gaussian_noise": frechet_distance(moments_of(extractor(gauss).pool), every),
         "covariance_rank": int(torch.linalg.matrix_rank(every.cov, hermitian=True)),
     }
 
@@ -119,12 +116,12 @@ def main() -> int:
     train, held_out = split(labels)
     network = train_network(images[train].float() / 127.5 - 1, labels[train])
     if arguments.check:
-        shipped, _ = read_tensors(WEIGHTS, KIND)
+        shipped, _ = read_tensors(WEIGHTS, DigitsExtractor.name)
         pairs = [(shipped[name], value) for name, value in network.state_dict().items()]
         worst = max(float((a - b).abs().max()) for a, b in pairs)
         print(f"largest difference from {WEIGHTS.name}: {worst:.3g}")
         return int(worst > 0)
-    write_tensors(WEIGHTS, network.state_dict(), {"kind": KIND})
+    write_tensors(WEIGHTS, network.state_dict(), {"kind": DigitsExtractor.name})
     facts: dict[str, object] = {"name": "digits-cnn", "sha256": sha256_file(WEIGHTS)}
     write_atomically(WEIGHTS.with_suffix(".json"), json.dumps(facts).encode())
     facts |= {

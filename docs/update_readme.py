@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from cmbench.leaderboard.details import floor_of
 from cmbench.records.record import Record, read_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,24 +33,24 @@ def cell(records: list[Record]) -> str:
 def main() -> None:
     """Rewrite the lines between the markers."""
     found: dict[str, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    floor = seeds = 0.0
+    floor, seeds = None, 0
     for _, record in read_records(ROOT / "leaderboards" / "digits" / "records"):
         if isinstance(record, Record) and record.status == "finished":
             sampler = "" if record.sampling.sampler == "multistep" else record.sampling.sampler
             name = f"`{record.method}` {sampler}".strip()
             found[name][record.sampling.nfe].append(record)
-            floor = record.metrics["fd-digits"].detail["floor"]
+            floor = floor_of(record.metrics["fd-digits"]) or floor
             seeds = max(seeds, record.training.seed + 1)
     rows = sorted(found.items(), key=lambda item: cell(item[1][1]).rjust(12))
+    said = f"; {floor.name} {floor.number}: {floor.meaning}" if floor is not None else ""
     lines = [
         BEGIN,
         "## Measured on `digits`",
         "",
-        f"fd-digits (lower is better), class-conditional, {int(seeds)} training seed(s) "
+        f"fd-digits (lower is better), class-conditional, {seeds} training seed(s) "
         "(± their standard deviation), from "
-        "[leaderboards/digits](leaderboards/digits); two disjoint halves of the real images "
-        f"score {floor:.2f}. Written by `docs/update_readme.py`; the page is "
-        "[reports/digits.html](reports/digits.html).",
+        f"[leaderboards/digits](leaderboards/digits){said}. Written by "
+        "`docs/update_readme.py`; the page is [reports/digits.html](reports/digits.html).",
         "",
         "| method | " + " | ".join(f"NFE {n}" for n in NFES) + " |",
         "|---|" + "---:|" * len(NFES),

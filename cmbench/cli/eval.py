@@ -237,19 +237,23 @@ def make_request(options: EvalOptions, device: str) -> ScoreRequest:
 
 
 def print_scores(record: Record) -> None:
-    """Print one line per metric: value, uncertainty, and what two halves of the real data score."""
+    """Print one line per metric: value, uncertainty, extrapolation, floor."""
+    from cmbench.leaderboard.details import extrapolation_of, floor_of, interval_of
+
     rows = []
     for name, metric in record.metrics.items():
-        halves = metric.detail.get("real_halves")
-        infinity = metric.detail.get("infinity", {}).get("value")
+        floor, infinity = floor_of(metric), extrapolation_of(metric)
+        own = interval_of(metric)
         rows.append(
             [
                 name,
                 "-" if metric.value is None else f"{metric.value:.6g}",
                 "-" if metric.standard_error is None else f"{metric.standard_error:.2g}",
-                "-" if infinity is None else f"{infinity:.6g}",
-                " … ".join(f"{x:.5g}" for x in metric.interval) if metric.interval else "-",
-                "-" if halves is None else f"{halves:.5g}",
+                " … ".join(f"{x:.5g}" for x in own) if own else "-",
+                f"{infinity.value:.5g} ({infinity.low:.5g} … {infinity.high:.5g})"
+                if infinity
+                else "-",
+                floor.number if floor else "-",
             ]
         )
     copied = record.metrics[record.rank_metric].detail.get("memorisation")
@@ -258,6 +262,6 @@ def print_scores(record: Record) -> None:
             f"nearest real image: a reference image for {copied['train_share']:.1%} of the samples"
             f" (50 % expected), distance ratio {copied['distance_ratio']:.3f} (1 expected)"
         )
-    header = ["metric", "value", "standard error", "N → ∞", "95 % interval", "real halves"]
+    header = ["metric", "value", "standard error", "95 % interval", "N → ∞", "floor or ceiling"]
     title = f"{record.method}: {record.sampling.num_samples:,} samples on {record.dataset.name}"
     echo_table(header, rows, title=title)

@@ -8,7 +8,8 @@ import click
 
 from cmbench.cli.common import printable, workspace_option
 from cmbench.cli.record_files import find_record
-from cmbench.records.record import Record, read_record
+from cmbench.leaderboard.details import extrapolation_of, floor_of, interval_of
+from cmbench.records.record import MetricRecord, Record, read_record
 from cmbench.records.workspace import Workspace
 
 
@@ -45,11 +46,7 @@ def describe(record: Record) -> list[str]:
         f"{', '.join(f'{x:.4g}' for x in s.sigmas)}, {s.num_samples:,} images, seed {s.seed}",
     ]
     for name, metric in record.metrics.items():
-        scale = max((abs(x) for x in (metric.value, *(metric.interval or ())) if x), default=0.0)
-        low_high = " ".join(rounded(x, scale) for x in metric.interval or ())
-        interval = f"  95 % [{low_high}]" if low_high else ""
-        value = "-" if metric.value is None else rounded(metric.value, scale)
-        lines.append(f"  {name:<14} {value}{interval}  {metric.key}")
+        lines += metric_lines(name, metric)
     lines += [f"warning      {w}" for w in record.warnings]
     packages = ", ".join(f"{n} {v}" for n, v in sorted(record.environment.packages.items()))
     lines.append(
@@ -66,6 +63,28 @@ def describe(record: Record) -> list[str]:
     )
     lines.append(f"command      {record.command}")
     return lines
+
+
+def metric_lines(name: str, metric: MetricRecord) -> list[str]:
+    """Return a metric's value with its interval, its extrapolation and its floor."""
+    lines = [f"  {name:<14} {estimate(metric.value, interval_of(metric))}  {metric.key}"]
+    found, floor = extrapolation_of(metric), floor_of(metric)
+    if found is not None:
+        text = estimate(found.value, (found.low, found.high))
+        doubt = "" if found.reliable else " (unreliable: too few samples)"
+        lines.append(f"  {'':<14} {text}  extrapolated to infinitely many samples{doubt}")
+    if floor is not None:
+        lines.append(f"  {'':<14} {floor.number}  {floor.name}: {floor.meaning}")
+    return lines
+
+
+def estimate(value: float | None, interval: tuple[float, float] | None) -> str:
+    """Return a value with its 95 % interval, six digits each."""
+    scale = max((abs(x) for x in (value, *(interval or ())) if x), default=0.0)
+    text = "-" if value is None else rounded(value, scale)
+    if interval is None:
+        return text
+    return f"{text}  95 % [{rounded(interval[0], scale)} {rounded(interval[1], scale)}]"
 
 
 def rounded(value: float, scale: float) -> str:

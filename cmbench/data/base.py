@@ -124,18 +124,6 @@ class Dataset(ABC):
     def require_pixels(self) -> None:  # noqa: B027
         """Raise ``MissingError`` if :meth:`to_pixels` lacks something; by default nothing."""
 
-    def halves(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Return two disjoint random halves of the reference: the floor of every distance.
-
-        Both have ``size // 2`` images.
-        """
-        images = torch.cat(list(self.reference_images()))
-        order = torch.randperm(
-            len(images), generator=torch.Generator().manual_seed(derive_seed(seed, "halves"))
-        )
-        half = len(images) // 2
-        return images[order[:half]], images[order[half : 2 * half]]
-
 
 def load_dataset(
     spec: DatasetSpec, factory: Callable[..., Any], locations: DataLocations | None = None

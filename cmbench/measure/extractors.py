@@ -1,4 +1,4 @@
-"""Extractors and plugins' metrics, opened with errors that say what to do."""
+"""Extractors, opened with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cmbench.errors import PluginError, UserError
-from cmbench.metrics.custom import CustomMetric
+from cmbench.metrics.catalog import all_metrics
 from cmbench.metrics.extractor import Extractor
-from cmbench.metrics.scores import is_spatial
 from cmbench.plugin.manager import PluginManager
 
 #: Approximation -> the option of a factory that asks for it.
@@ -52,7 +51,9 @@ def load_extractor(
     options: dict[str, Any] = {}
     if "implementation" in known and library:
         options["implementation"] = "library"
-    if "spatial" in known and any(map(is_spatial, metrics)):
+    specs = all_metrics(plugins)
+    needs = {need for metric in metrics if metric in specs for need in specs[metric].needs}
+    if "spatial" in known and "spatial features" in needs:
         options["spatial"] = True
     if "trust" in known and trust:
         options["trust"] = True
@@ -78,18 +79,3 @@ def load_extractor(
             remedy="fix the plugin, or choose another extractor",
         ) from error
     return extractor
-
-
-def custom_metrics(plugins: PluginManager) -> dict[str, CustomMetric]:
-    """Return the metrics that plugins bring, by name.
-
-    Raises:
-        PluginError: one that cannot be imported; the message names its distribution.
-    """
-    registry, found = plugins.metrics, {}
-    for name, spec in registry.specs.items():
-        if spec.factory:
-            owner = registry.owners[name]
-            compute: Any = registry.load(name)
-            found[name] = CustomMetric(spec, compute, f"{owner.distribution}-{owner.version}")
-    return found

@@ -40,6 +40,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file written by :func:`write_tensors`.
 
+    The tensors are copies in memory of torch's own alignment: last bits of matrix products depend
+    on where a tensor begins, and a file holds tensors at any byte.
+
     Raises:
         UserError: the file is missing, truncated, or not of the ``kind`` in its metadata.
     """
@@ -47,7 +50,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise UserError(str(path), "no such file", allowed=f"a {kind} file") from error
     except (SafetensorError, OSError, ValueError) as error:

@@ -1,11 +1,14 @@
 """The built-in metrics and feature extractors, as specs. Imports no torch.
 
-``needs`` says what a metric is computed from: "features" (of samples and reference), "logits" (of
-the extractor's classifier), "spatial" features, or "flow map" (the dataset's exact one).
+They are registered through the hooks that plugins use. :func:`all_metrics` adds the Fréchet
+distances that follow from the registered extractors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from cmbench.plugin.manager import PluginManager
 from cmbench.plugin.specs import ExtractorSpec, MetricSpec
 
 _HEUSEL = "Heusel et al. 2017, arXiv:1706.08500"
@@ -17,44 +20,8 @@ _NASH = "Nash et al. 2021, arXiv:2103.03841"
 _STEIN = "Stein et al. 2023, arXiv:2306.04675"
 _BINKOWSKI = "Bińkowski et al. 2018, arXiv:1801.01401"
 
-METRICS: tuple[MetricSpec, ...] = (
-    MetricSpec("fid", "Fréchet Inception distance", False, "features", _HEUSEL),
-    MetricSpec("fid-clean", "clean-FID (clean-fid's bicubic)", False, "features", _PARMAR),
-    MetricSpec(
-        "fid-legacy-tensorflow", "FID of EDM's detector (TF1 resize)", False, "features", _PARMAR
-    ),
-    MetricSpec(
-        "fid-legacy-pytorch", "FID of pytorch-fid (half-pixel resize)", False, "features", _PARMAR
-    ),
-    MetricSpec("sfid", "Spatial FID (mixed_6/conv)", False, "spatial", _NASH),
-    MetricSpec("fd-dinov2", "Fréchet distance on DINOv2 ViT-L/14", False, "features", _STEIN),
-    MetricSpec(
-        "fd-dinov2-edm2", "Fréchet distance on DINOv2, EDM2's resize", False, "features", _STEIN
-    ),
-    MetricSpec("fd-digits", "Fréchet distance on digits-cnn", False, "features", _HEUSEL),
-    MetricSpec("fd-cifar-cnn", "Fréchet distance on cifar-cnn", False, "features", _HEUSEL),
-    MetricSpec("fd-pixels", "Fréchet distance on pixel values", False, "features", _HEUSEL),
-    MetricSpec("is", "Inception score of the extractor's classifier", True, "logits", _SALIMANS),
-    MetricSpec(
-        "is-openai",
-        "Inception score of OpenAI's evaluator (5,000 in order)",
-        True,
-        "logits",
-        _SALIMANS,
-    ),
-    MetricSpec("precision", "Improved precision (k = 3)", True, "features", _KYNKAANNIEMI),
-    MetricSpec("recall", "Improved recall (k = 3)", True, "features", _KYNKAANNIEMI),
-    MetricSpec("density", "Density (k = 3)", True, "features", _NAEEM),
-    MetricSpec("coverage", "Coverage (k = 3)", True, "features", _NAEEM),
-    MetricSpec("kid", "Kernel Inception distance", False, "features", _BINKOWSKI),
-    MetricSpec("kd", "Kernel distance on the extractor", False, "features", _BINKOWSKI),
-    MetricSpec(
-        "flow-map-mean", "Mean flow-map error", False, "flow map", unit="data standard deviations"
-    ),
-    MetricSpec(
-        "flow-map-max", "Largest flow-map error", False, "flow map", unit="data standard deviations"
-    ),
-)
+#: Version of the formulas: a change that moves a value raises it, and with it every metric key.
+VERSION = "v1"
 
 EXTRACTORS: tuple[ExtractorSpec, ...] = (
     ExtractorSpec(
@@ -62,24 +29,28 @@ EXTRACTORS: tuple[ExtractorSpec, ...] = (
         "cmbench.metrics.inception:InceptionExtractor",
         "2015 Inception, torch-fidelity's weights and resize",
         "Szegedy et al. 2015, arXiv:1512.00567",
+        ("fid", "inception-unverified"),
     ),
     ExtractorSpec(
         "inception-clean",
         "cmbench.metrics.clean_fid:clean",
         "2015 Inception as clean-fid's clean mode",
         _PARMAR,
+        ("fid-clean", "inception-clean-unverified"),
     ),
     ExtractorSpec(
         "inception-legacy-tensorflow",
         "cmbench.metrics.clean_fid:legacy_tensorflow",
         "2015 Inception as NVIDIA's TorchScript file: EDM's detector",
         _PARMAR,
+        ("fid-legacy-tensorflow", "inception-legacy-tensorflow-unverified"),
     ),
     ExtractorSpec(
         "inception-legacy-pytorch",
         "cmbench.metrics.clean_fid:legacy_pytorch",
         "2015 Inception as pytorch-fid",
         _PARMAR,
+        ("fid-legacy-pytorch", "inception-legacy-pytorch-unverified"),
     ),
     ExtractorSpec(
         "dinov2",
@@ -94,10 +65,13 @@ EXTRACTORS: tuple[ExtractorSpec, ...] = (
         "Karras et al. 2024, arXiv:2312.02696",
     ),
     ExtractorSpec(
-        "digits-cnn", "cmbench.metrics.digits_cnn:DigitsExtractor", "Small CNN for 8x8 digits, 64-d"
+        "digits-cnn",
+        "cmbench.metrics.shipped_cnn:DigitsExtractor",
+        "Small CNN for 8x8 digits, 64-d",
+        short_names=("digits",),
     ),
     ExtractorSpec(
-        "cifar-cnn", "cmbench.metrics.cifar_cnn:CifarExtractor", "Small ResNet for CIFAR, 256-d"
+        "cifar-cnn", "cmbench.metrics.shipped_cnn:CifarExtractor", "Small ResNet for CIFAR, 256-d"
     ),
     ExtractorSpec(
         "pixels",
@@ -105,3 +79,170 @@ EXTRACTORS: tuple[ExtractorSpec, ...] = (
         "Identity: the pixel values themselves",
     ),
 )
+#: Short names of the 2015 Inception network with verified weights.
+_FID = ("fid", "fid-clean", "fid-legacy-tensorflow", "fid-legacy-pytorch")
+
+
+def _distance(
+    name: str, title: str, extractor: str, *, spatial: bool = False, reference: str = _HEUSEL
+) -> MetricSpec:
+    """Return the spec of a Fréchet distance on the features of ``extractor`` (a short name)."""
+    return MetricSpec(
+        name,
+        title,
+        False,
+        ("spatial features", "real spatial moments") if spatial else ("features", "real moments"),
+        f"cmbench.metrics.frechet:{'spatial_distance' if spatial else 'pooled_distance'}",
+        reference,
+        extractors=(extractor,),
+        family="sfd" if spatial else "fd",
+        version=VERSION,
+    )
+
+
+def _metric(
+    name: str,
+    title: str,
+    needs: tuple[str, ...],
+    factory: str,
+    reference: str = "",
+    *,
+    higher_is_better: bool = True,
+    unit: str = "",
+    extractors: tuple[str, ...] = (),
+) -> MetricSpec:
+    return MetricSpec(
+        name,
+        title,
+        higher_is_better,
+        needs,
+        f"cmbench.metrics.{factory}",
+        reference,
+        unit,
+        extractors,
+        version=VERSION,
+    )
+
+
+_LOGITS = ("logits",)
+_BOTH = ("features", "real features")
+_FLOW = ("flow map",)
+_STANDARD_DEVIATIONS = "data standard deviations"
+
+METRICS: tuple[MetricSpec, ...] = (
+    _distance("fid", "Fréchet Inception distance", "fid"),
+    _distance("fid-clean", "clean-FID (clean-fid's bicubic)", "fid-clean", reference=_PARMAR),
+    _distance(
+        "fid-legacy-tensorflow",
+        "FID of EDM's detector (TF1 resize)",
+        "fid-legacy-tensorflow",
+        reference=_PARMAR,
+    ),
+    _distance(
+        "fid-legacy-pytorch",
+        "FID of pytorch-fid (half-pixel resize)",
+        "fid-legacy-pytorch",
+        reference=_PARMAR,
+    ),
+    _distance("sfid", "Spatial FID (mixed_6/conv)", "fid", spatial=True, reference=_NASH),
+    _distance("fd-dinov2", "Fréchet distance on DINOv2 ViT-L/14", "dinov2", reference=_STEIN),
+    _distance(
+        "fd-dinov2-edm2",
+        "Fréchet distance on DINOv2, EDM2's resize",
+        "dinov2-edm2",
+        reference=_STEIN,
+    ),
+    _distance("fd-digits", "Fréchet distance on digits-cnn", "digits"),
+    _distance("fd-cifar-cnn", "Fréchet distance on cifar-cnn", "cifar-cnn"),
+    _distance("fd-pixels", "Fréchet distance on pixel values", "pixels"),
+    _metric(
+        "is",
+        "Inception score of the extractor's classifier",
+        _LOGITS,
+        "inception_score:torch_fidelity_score",
+        _SALIMANS,
+    ),
+    _metric(
+        "is-openai",
+        "Inception score of OpenAI's evaluator (5,000 in order)",
+        _LOGITS,
+        "inception_score:openai_score",
+        _SALIMANS,
+    ),
+    _metric(
+        "precision",
+        "Improved precision (k = 3)",
+        _BOTH,
+        "precision_recall:precision",
+        _KYNKAANNIEMI,
+    ),
+    _metric("recall", "Improved recall (k = 3)", _BOTH, "precision_recall:recall", _KYNKAANNIEMI),
+    _metric("density", "Density (k = 3)", _BOTH, "precision_recall:density", _NAEEM),
+    _metric("coverage", "Coverage (k = 3)", _BOTH, "precision_recall:coverage", _NAEEM),
+    _metric(
+        "kid",
+        "Kernel Inception distance",
+        _BOTH,
+        "kernel_distance:metric",
+        _BINKOWSKI,
+        higher_is_better=False,
+        extractors=_FID,
+    ),
+    _metric(
+        "kd",
+        "Kernel distance on the extractor",
+        _BOTH,
+        "kernel_distance:metric",
+        _BINKOWSKI,
+        higher_is_better=False,
+    ),
+    _metric(
+        "flow-map-mean",
+        "Mean flow-map error",
+        _FLOW,
+        "flow_map:mean_error",
+        higher_is_better=False,
+        unit=_STANDARD_DEVIATIONS,
+    ),
+    _metric(
+        "flow-map-max",
+        "Largest flow-map error",
+        _FLOW,
+        "flow_map:largest_error",
+        higher_is_better=False,
+        unit=_STANDARD_DEVIATIONS,
+    ),
+)
+
+
+def all_metrics(plugins: PluginManager) -> dict[str, MetricSpec]:
+    """Return the registered metrics and the distances that follow from registered extractors.
+
+    An extractor's distances are ``fd-<short name>`` and ``sfd-<short name>`` unless a registered
+    metric of the same factory lists that short name (as ``fid`` does for ``inception``).
+    """
+    found = dict(plugins.metrics.specs)
+    named = {(spec.factory, short) for spec in found.values() for short in spec.extractors}
+    for extractor in plugins.extractors.specs.values():
+        for spec in distances_of(extractor):
+            if (spec.factory, *spec.extractors) not in named:
+                found.setdefault(spec.name, spec)
+    return found
+
+
+def distances_of(extractor: ExtractorSpec) -> Iterator[MetricSpec]:
+    """Yield the pooled and the spatial Fréchet distance of each short name of ``extractor``."""
+    for short in extractor.short_names or (extractor.name,):
+        yield _distance(f"fd-{short}", f"Fréchet distance on {short}", short)
+        title = f"Fréchet distance on spatial features of {short}"
+        yield _distance(f"sfd-{short}", title, short, spatial=True)
+
+
+def extractor_of(metric: MetricSpec, default: str, plugins: PluginManager) -> str:
+    """Return the registered extractor that computes ``metric``: ``default`` wherever it can."""
+    able = [
+        name
+        for name, spec in plugins.extractors.specs.items()
+        if {*metric.extractors} & {*(spec.short_names or (name,))}
+    ]
+    return default if not able or default in able else able[0]

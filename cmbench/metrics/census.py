@@ -117,17 +117,6 @@ class CensusTaker:
         self._flat += int((images == images[:, :, :1, :1]).flatten(1).all(1).sum())
         self._steps += _steps(images)
 
-    def merge(self, other: CensusTaker) -> None:
-        """Add another process's images."""
-        self._hashes.extend(other._hashes)
-        self._shape = self._shape or other._shape
-        if other._sums is not None:
-            self._sums = other._sums if self._sums is None else self._sums + other._sums
-        self._low, self._high = min(self._low, other._low), max(self._high, other._high)
-        self._grey += other._grey
-        self._flat += other._flat
-        self._steps += other._steps
-
     def result(self) -> Census:
         """Return the census so far."""
         hashes = torch.cat(self._hashes) if self._hashes else torch.zeros(0, dtype=torch.int64)

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from cmbench.errors import NonFiniteError, UserError
+from cmbench.metrics.metric import MetricData
+from cmbench.metrics.values import Estimate, normal_interval
 
+_DETAIL = {"unit": "data standard deviations"}
 #: ``exact(noise, labels)`` returns the exact images for unit noise, or None without a closed form.
 ExactFlowMap = Callable[[Tensor, Tensor | None], Tensor | None]
 
@@ -26,9 +29,9 @@ class FlowMapError:
 
 
 class FlowMapAccumulator:
-    """Collects |g(z) - Φ(z)| / (sd √d) over images, one value an image.
+    """Collects |g(z) - Φ(z)| / (sd √d) over images, one value per image.
 
-    That is the root-mean-square error of an image's d coordinates in units of the data's standard
+    This is the root-mean-square error of an image's d coordinates in units of the data's standard
     deviation ``data_std`` (the root mean square over coordinates), float64.
     """
 
@@ -64,6 +67,17 @@ class FlowMapAccumulator:
         spread = float(errors.std()) / math.sqrt(len(errors)) if len(errors) > 1 else math.nan
         return FlowMapError(float(errors.mean()), float(errors.max()), spread, len(errors))
 
-    def merge(self, other: FlowMapAccumulator) -> None:
-        """Add another accumulator's images."""
-        self._errors.extend(other._errors)
+
+def mean_error(data: MetricData) -> Estimate:
+    """Return the mean error over images, in standard deviations of the data."""
+    found: FlowMapError = data["flow map"]
+    error = found.standard_error
+    if not math.isfinite(error):  # of one image
+        return Estimate(found.mean, detail=_DETAIL)
+    return Estimate(found.mean, error, normal_interval(found.mean, error), _DETAIL)
+
+
+def largest_error(data: MetricData) -> Estimate:
+    """Return the largest error of an image, in standard deviations of the data."""
+    found: FlowMapError = data["flow map"]
+    return Estimate(found.maximum, detail=_DETAIL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,6 +12,12 @@ import torch
 from torch import Tensor
 
 from cmbench.errors import NonFiniteError, UserError
+from cmbench.metrics.metric import MetricData
+from cmbench.metrics.values import Estimate, Json, normal_interval
+
+MAX_SPLITS = 10
+#: Samples per chunk of OpenAI's evaluator, which takes them in order.
+OPENAI_SPLIT = 5000
 
 
 @dataclass(frozen=True)
@@ -71,3 +78,30 @@ def inception_score(
         log_q = chunk.logsumexp(0) - np.log(len(chunk))
         scores.append(float((p * (chunk - log_q)).sum(1).mean().exp()))
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)), splits)
+
+
+def torch_fidelity_score(data: MetricData) -> Estimate:
+    """Return the score over at most 10 chunks of the shuffled samples, as torch-fidelity has it.
+
+    ``detail.real`` is the score of the real images.
+    """
+    splits = min(MAX_SPLITS, len(data.logits))
+    score = inception_score(data.logits, splits=splits)
+    real = {} if data.real_score is None else {"real": data.real_score}
+    return _estimate(score, (f"splits={splits}", "shuffle=2020"), real)
+
+
+def openai_score(data: MetricData) -> Estimate:
+    """Return the score over chunks of 5,000 samples in order, as OpenAI's evaluator has it."""
+    score = inception_score(data.logits, split_size=OPENAI_SPLIT, shuffle_seed=None)
+    return _estimate(score, (f"split-size={OPENAI_SPLIT}", "shuffle=none"), {})
+
+
+def _estimate(
+    score: InceptionScore, facts: tuple[str, ...], known: Mapping[str, float]
+) -> Estimate:
+    detail: dict[str, Json] = {"splits": score.splits, "std": score.std, **known}
+    if score.splits == 1:  # nothing varies between chunks
+        return Estimate(score.mean, detail=detail, facts=facts)
+    error = score.std / math.sqrt(score.splits)
+    return Estimate(score.mean, error, normal_interval(score.mean, error), detail, facts)

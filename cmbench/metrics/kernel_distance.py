@@ -4,20 +4,21 @@
 
 The exact unbiased U-statistic over all pairs costs what 100 random subsets of 1,000 cost at 10k
 samples and has no scatter of its own, so it is the value; its interval follows from the Hoeffding
-decomposition. The subset form exists to compare with other libraries.
+decomposition.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cmbench.errors import UserError
+from cmbench.metrics.metric import MetricData
 from cmbench.metrics.precision import row_blocks
+from cmbench.metrics.values import Estimate, Json, normal_interval
 
 BLOCK = 2048
 
@@ -142,37 +143,13 @@ def _projection_variance(own: SelfKernel, cross: Tensor, cross_noise: float) -> 
     return spread - own.residual / (own.count - 1) - cross_noise
 
 
-@dataclass(frozen=True)
-class SubsetKernelDistance:
-    """Mean and population standard deviation over random subsets."""
-
-    mean: float
-    std: float
-
-
-def kernel_distance_subsets(
-    samples: Tensor,
-    reference: Tensor,
-    *,
-    subsets: int = 100,
-    subset_size: int = 1000,
-    seed: int = 2020,
-) -> SubsetKernelDistance:
-    """Return the subset estimate as torch-fidelity draws it (``RandomState(seed)``)."""
-    if min(len(samples), len(reference)) < subset_size:
-        raise UserError(
-            "kernel distance",
-            f"subsets of {subset_size} from {len(samples)} and {len(reference)} samples",
-            allowed=f"at most {min(len(samples), len(reference))}",
-            remedy="lower the subset size or use the exact form",
-        )
-    random = np.random.RandomState(seed)
-    values = []
-    for _ in range(subsets):
-        x = samples[random.choice(len(samples), subset_size, replace=False)].double()
-        y = reference[random.choice(len(reference), subset_size, replace=False)].double()
-        kxx, kyy, kxy = cubic_kernel(x, x), cubic_kernel(y, y), cubic_kernel(x, y)
-        pairs = subset_size * (subset_size - 1)
-        within = (kxx.sum() - kxx.trace() + kyy.sum() - kyy.trace()) / pairs
-        values.append(float(within - 2 * kxy.mean()))
-    return SubsetKernelDistance(float(np.mean(values)), float(np.std(values)))
+def metric(data: MetricData) -> Estimate:
+    """Return the kernel distance of pooled features: KID on the Inception network."""
+    samples, real = data.features, data.real_features
+    found = kernel_distance(samples, real, reference_self=data.prepared("kernel"))
+    detail: dict[str, Json] = asdict(found) | {"estimator": "exact U-statistic, cubic kernel"}
+    if data.floor is not None:
+        detail["floor"] = data.floor.of_unbiased(len(samples), len(real))
+    interval = normal_interval(found.value, found.standard_error)
+    facts = ("u-statistic", "float64")
+    return Estimate(found.value, found.standard_error, interval, detail, facts)

@@ -13,15 +13,20 @@ O(block²), whatever the number of points.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cmbench.errors import UserError
+from cmbench.metrics.metric import MetricData
 from cmbench.metrics.precision import exact_float32, row_blocks
+from cmbench.metrics.values import Estimate, Json, share_interval
 
 BLOCK = 4096
+#: Neighbours that set a ball's radius.
+NEIGHBOURS = 3
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     return product.add_(x.square().sum(1)[:, None]).clamp_(min=0)
 
 
-def knn_radii(features: Tensor, *, k: int = 3, block: int = BLOCK) -> Tensor:
+def knn_radii(features: Tensor, *, k: int = NEIGHBOURS, block: int = BLOCK) -> Tensor:
     """Return the squared distance of each row to its k-th nearest other row, ``[N]``.
 
     Blocks above the diagonal serve both of their sides, so each distance is computed once.
@@ -81,7 +86,7 @@ def precision_recall(
     samples: Tensor,
     reference: Tensor,
     *,
-    k: int = 3,
+    k: int = NEIGHBOURS,
     block: int = BLOCK,
     reference_radii: Tensor | None = None,
 ) -> PrecisionRecall:
@@ -123,6 +128,74 @@ def _centred(features: Tensor, centre: Tensor) -> Tensor:
     return (features.double() - centre).float()
 
 
-def reference_radii(reference: Tensor, *, k: int = 3, block: int = BLOCK) -> Tensor:
+def reference_radii(reference: Tensor, *, k: int = NEIGHBOURS, block: int = BLOCK) -> Tensor:
     """Return the squared ball radii of a reference ``[M, D]``, for :func:`precision_recall`."""
     return knn_radii(_centred(reference, reference.double().mean(0)), k=k, block=block)
+
+
+def share_inside_others(features: Tensor, radii: Tensor, *, block: int = BLOCK) -> float:
+    """Return the share of rows ``[N, D]`` that lie in the manifold of the N - 1 others.
+
+    ``radii`` are :func:`reference_radii` of the rows. A row lies in another's ball without being
+    one of the neighbours that set its radius exactly if it is one of them, so leaving it out
+    changes nothing: the share is what N - 1 points recall of, or how precise they call, one more.
+    """
+    rows = row_blocks(_centred(features, features.double().mean(0)), block)
+    reach = row_blocks(radii, block)
+    inside = [torch.zeros(len(part), dtype=torch.bool, device=part.device) for part in rows]
+    with exact_float32():
+        for i in range(len(rows)):
+            for j in range(i, len(rows)):
+                distances = squared_distances(rows[i], rows[j])
+                if i == j:
+                    distances.fill_diagonal_(torch.inf)
+                else:
+                    inside[i] |= (distances <= reach[j][None]).any(1)
+                # The very numbers that set the radii: a product's transpose may round otherwise.
+                inside[j] |= (distances <= reach[i][:, None]).any(0)
+    return float(torch.cat(inside).double().mean())
+
+
+# ---- metrics ------------------------------------------------------------------------------------
+
+
+def precision(data: MetricData) -> Estimate:
+    """Return improved precision: given the reference, samples are independent trials."""
+    value, count = data.shared(_all_four).precision, len(data.features)
+    error = math.sqrt(value * (1 - value) / count)
+    return _estimate(data, "precision", value, error, share_interval(value, count))
+
+
+def recall(data: MetricData) -> Estimate:
+    """Return improved recall; its sampling error is not known."""
+    return _estimate(data, "recall", data.shared(_all_four).recall)
+
+
+def density(data: MetricData) -> Estimate:
+    """Return density; its sampling error is not known."""
+    return _estimate(data, "density", data.shared(_all_four).density)
+
+
+def coverage(data: MetricData) -> Estimate:
+    """Return coverage; its sampling error is not known."""
+    return _estimate(data, "coverage", data.shared(_all_four).coverage)
+
+
+def _all_four(data: MetricData) -> PrecisionRecall:
+    return precision_recall(
+        data.features, data.real_features, reference_radii=data.prepared("radii")
+    )
+
+
+def _estimate(
+    data: MetricData,
+    name: str,
+    value: float,
+    error: float | None = None,
+    interval: tuple[float, float] | None = None,
+) -> Estimate:
+    detail: dict[str, Json] = {"k": NEIGHBOURS, "dtype": "float32, centred"}
+    if data.floor is not None:
+        counts = len(data.features), len(data.real_features)
+        detail["floor"] = data.floor.of_share(name, *counts, NEIGHBOURS)
+    return Estimate(value, error, interval, detail, (f"k={NEIGHBOURS}", "float32"))

@@ -20,19 +20,18 @@ from torch import Tensor
 from cmbench.errors import UserError
 from cmbench.metrics.census import Census, CensusTaker
 from cmbench.metrics.extractor import Extractor
-from cmbench.metrics.frechet import FrechetReference, covariance_factor, frechet_distance
+from cmbench.metrics.floor import Floor
 from cmbench.metrics.inception_score import InceptionScore, inception_score
-from cmbench.metrics.kernel_distance import SelfKernel, kernel_distance, self_kernel
-from cmbench.metrics.precision_recall import PrecisionRecall, precision_recall, reference_radii
+from cmbench.metrics.kernel_distance import SelfKernel, self_kernel
+from cmbench.metrics.precision_recall import NEIGHBOURS, reference_radii
 from cmbench.metrics.quantize import quantize
-from cmbench.metrics.statistics import FeatureStatistics, Moments
-from cmbench.seeds import derive_seed
+from cmbench.metrics.real_splits import FEWEST, measure_floor
+from cmbench.metrics.statistics import FeatureStatistics, Moments, moments_of
 
+#: Part of every metric key through the reference's digest: raise it only if the numbers change.
 LAYOUT_VERSION = 3
 #: A quantisation that fits every rule: imported statistics of real, stored images.
 ANY = "any"
-#: Neighbours that set a ball's radius in precision, recall, density and coverage.
-NEIGHBOURS = 3
 
 
 @dataclass(frozen=True)
@@ -82,39 +81,26 @@ def reference_key(
     )
 
 
-@dataclass(frozen=True)
-class Floor:
-    """Scores of two disjoint halves of the real images, ``count`` images each."""
-
-    count: int
-    frechet: float
-    kernel: float
-    manifold: PrecisionRecall
-
-
 @dataclass(frozen=True, eq=False)
 class Reference:
     """Real images as an extractor sees them.
 
-    ``features`` is None where only moments are known (imported statistics); the metrics that need
-    them refuse such a reference. ``spatial`` are the moments of spatial features, if any.
+    ``moments`` are those of the pooled features. ``features`` is None where only moments are known
+    (imported statistics); metrics that need them refuse such a reference. ``radii`` and ``kernel``
+    are what precision, recall and kernel distances compute of the features; ``spatial`` are the
+    moments of spatial features, if any.
     """
 
     key: ReferenceKey
-    frechet: FrechetReference
+    moments: Moments
     features: Tensor | None = None
     radii: Tensor | None = None
     kernel: SelfKernel | None = None
-    spatial: FrechetReference | None = None
+    spatial: Moments | None = None
     score: InceptionScore | None = None
     census: Census | None = None
-    halves_floor: Floor | None = None
+    floor: Floor | None = None
     notes: tuple[str, ...] = ()
-
-    @property
-    def moments(self) -> Moments:
-        """Mean and covariance of the pooled features."""
-        return self.frechet.moments
 
     @property
     def count(self) -> int | None:
@@ -156,30 +142,36 @@ class Reference:
                 allowed="at least 2",
                 remedy="check the reference data",
             )
-        reference = cls._summarise(key, torch.cat(pool), logits, spatial)
-        floor = reference._compute_floor() if len(reference.with_features("floor")) >= 10 else None
-        return replace(reference, census=census.result(), halves_floor=floor)
+        rows = torch.cat(pool)
+        reference = cls.of_features(key, rows)
+        if logits:
+            score = inception_score(torch.cat(logits), splits=min(10, len(rows)))
+            reference = replace(reference, score=score)
+        if spatial is not None:
+            reference = replace(reference, spatial=spatial.moments())
+        return replace(reference, census=census.result()).with_floor()
 
     @classmethod
-    def _summarise(
-        cls,
-        key: ReferenceKey,
-        rows: Tensor,
-        logits: list[Tensor],
-        spatial: FeatureStatistics | None,
-    ) -> Reference:
-        moments = FeatureStatistics.from_features(rows).moments()
-        return cls(
-            key,
-            FrechetReference(moments, covariance_factor(moments)),
+    def of_features(cls, key: ReferenceKey, rows: Tensor) -> Reference:
+        """Return the reference of pooled features ``[M, D]``, M >= 2."""
+        return cls(key, moments_of(rows)).with_features(rows)
+
+    def with_features(self, rows: Tensor) -> Reference:
+        """Return a copy with the features ``[M, D]`` of real images and what follows from them."""
+        return replace(
+            self,
             features=rows,
             radii=reference_radii(rows, k=NEIGHBOURS) if len(rows) > NEIGHBOURS else None,
             kernel=self_kernel(rows) if len(rows) >= 4 else None,
-            spatial=FrechetReference(spatial.moments()) if spatial else None,
-            score=inception_score(torch.cat(logits), splits=min(10, len(rows))) if logits else None,
         )
 
-    def with_features(self, metric: str) -> Tensor:
+    def with_floor(self) -> Reference:
+        """Return a copy with the floor, which takes a while; itself where images are too few."""
+        if self.features is None or self.radii is None or len(self.features) < FEWEST:
+            return self
+        return replace(self, floor=measure_floor(self.features, self.radii))
+
+    def require_features(self, metric: str) -> Tensor:
         """Return the features, or raise the error that ``metric`` cannot do without them."""
         if self.features is None:
             raise UserError(
@@ -195,48 +187,11 @@ class Reference:
         kernel = self.kernel
         if kernel is not None:
             kernel = SelfKernel(kernel.row_means.to(device), kernel.mean_square)
-        return Reference(
-            self.key,
-            _frechet_to(self.frechet, device),
+        return replace(
+            self,
+            moments=self.moments.to(device),
             features=None if self.features is None else self.features.to(device),
             radii=None if self.radii is None else self.radii.to(device),
             kernel=kernel,
-            spatial=None if self.spatial is None else _frechet_to(self.spatial, device),
-            score=self.score,
-            census=self.census,
-            halves_floor=self.halves_floor,
-            notes=self.notes,
+            spatial=None if self.spatial is None else self.spatial.to(device),
         )
-
-    def halves(self, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Return the features of two disjoint random halves of equal size."""
-        rows = self.with_features("floor")
-        generator = torch.Generator().manual_seed(derive_seed(seed, "halves"))
-        order = torch.randperm(len(rows), generator=generator).to(rows.device)
-        half = len(rows) // 2
-        return rows[order[:half]], rows[order[half : 2 * half]]
-
-    def floor(self) -> Floor:
-        """Return what two disjoint halves of the real images score against each other.
-
-        No generator should be expected below it at that sample count: the floor of distances, the
-        ceiling of precision, recall, density and coverage. Stored with the reference.
-        """
-        return self._compute_floor() if self.halves_floor is None else self.halves_floor
-
-    def _compute_floor(self) -> Floor:
-        first, second = self.halves()
-        return Floor(
-            count=len(first),
-            frechet=frechet_distance(
-                FeatureStatistics.from_features(first), FeatureStatistics.from_features(second)
-            ),
-            kernel=kernel_distance(first, second).value,
-            manifold=precision_recall(first, second, k=NEIGHBOURS),
-        )
-
-
-def _frechet_to(reference: FrechetReference, device: torch.device | str) -> FrechetReference:
-    moments = reference.moments
-    moved = Moments(moments.mean.to(device), moments.cov.to(device), moments.count, moments.divisor)
-    return FrechetReference(moved, reference.factor.to(device))

@@ -19,11 +19,10 @@ from cmbench.errors import UserError
 from cmbench.metrics._files import read_tensors, sha256_tensors, write_tensors
 from cmbench.metrics.census import Census, CensusTaker
 from cmbench.metrics.extractor import Extractor
-from cmbench.metrics.frechet import FrechetReference
+from cmbench.metrics.floor import Floor
 from cmbench.metrics.inception_score import InceptionScore
 from cmbench.metrics.kernel_distance import SelfKernel
-from cmbench.metrics.precision_recall import PrecisionRecall
-from cmbench.metrics.reference import Floor, Reference, ReferenceKey, reference_key
+from cmbench.metrics.reference import Reference, ReferenceKey, reference_key
 from cmbench.metrics.statistics import Divisor, Moments
 
 KIND = "reference"
@@ -65,12 +64,21 @@ def cached_reference(
             found = load_reference(path, key)
             # One made without spatial features serves all metrics but theirs.
             if found.spatial is not None or not getattr(extractor, "spatial", False):
-                return found
+                return _with_floor(found, path)
         except UserError as error:
             notes = (f"reference made anew: {error}",)
     reference = replace(Reference.compute(images(), extractor, key), notes=notes)
     save_reference(reference, path)
     return reference
+
+
+def _with_floor(found: Reference, path: Path) -> Reference:
+    """Add the floor that files of earlier versions lack, and keep it."""
+    if found.floor is None:
+        found = found.with_floor()
+        if found.floor is not None:
+            save_reference(found, path)
+    return found
 
 
 def cached_census(images: Callable[[], Iterable[Tensor]], path: Path) -> Census:
@@ -95,7 +103,7 @@ def cached_census(images: Callable[[], Iterable[Tensor]], path: Path) -> Census:
 def save_reference(reference: Reference, path: Path) -> None:
     """Write a reference with its hash, atomically."""
     count = -1 if reference.count is None else reference.count
-    tensors = {"count": torch.tensor(count), **_frechet_tensors("", reference.frechet)}
+    tensors = {"count": torch.tensor(count), **_moments_tensors("", reference.moments)}
     if reference.features is not None:
         tensors["features"] = reference.features
     if reference.radii is not None:
@@ -105,7 +113,7 @@ def save_reference(reference: Reference, path: Path) -> None:
         mean_square = torch.tensor(reference.kernel.mean_square, dtype=torch.float64)
         tensors["kernel_mean_square"] = mean_square
     if reference.spatial is not None:
-        tensors |= _frechet_tensors("spatial_", reference.spatial)
+        tensors |= _moments_tensors("spatial_", reference.spatial)
     if reference.census is not None:
         tensors |= _census_tensors(reference.census)
     metadata = {
@@ -113,7 +121,7 @@ def save_reference(reference: Reference, path: Path) -> None:
         "key": json.dumps(asdict(reference.key), sort_keys=True),
         "divisor": reference.moments.divisor,
         "score": json.dumps(asdict(reference.score)) if reference.score else "",
-        "floor": json.dumps(asdict(reference.halves_floor)) if reference.halves_floor else "",
+        "floor": reference.floor.to_json() if reference.floor else "",
         "sha256": sha256_tensors(tensors),
     }
     write_tensors(path, tensors, metadata)
@@ -138,11 +146,11 @@ def load_reference(path: Path, key: ReferenceKey | None = None) -> Reference:
     return reference
 
 
-def _frechet_tensors(prefix: str, frechet: FrechetReference) -> dict[str, Tensor]:
+def _moments_tensors(prefix: str, moments: Moments) -> dict[str, Tensor]:
     return {
-        f"{prefix}mean": frechet.moments.mean,
-        f"{prefix}cov": frechet.moments.cov,
-        f"{prefix}factor": frechet.factor,
+        f"{prefix}mean": moments.mean,
+        f"{prefix}cov": moments.cov,
+        f"{prefix}factor": moments.factor,
     }
 
 
@@ -176,22 +184,15 @@ def _read_census(tensors: dict[str, Tensor]) -> Census | None:
     )
 
 
-def _read_floor(text: str) -> Floor | None:
-    if not text:
-        return None
-    facts = json.loads(text)
-    return Floor(**{**facts, "manifold": PrecisionRecall(**facts["manifold"])})
-
-
 def _assemble(key: ReferenceKey, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Reference:
     divisor, count = metadata["divisor"], int(tensors["count"])
-    if divisor not in ("n-1", "n", "unknown"):
+    if divisor not in ("n-1", "unknown"):
         raise ValueError(f"divisor {divisor!r}")
 
-    def frechet(prefix: str) -> FrechetReference:
-        mean, cov = tensors[f"{prefix}mean"], tensors[f"{prefix}cov"]
-        moments = Moments(mean, cov, None if count < 0 else count, cast(Divisor, divisor))
-        return FrechetReference(moments, tensors[f"{prefix}factor"])
+    def moments(prefix: str) -> Moments:
+        mean, cov, factor = (tensors[f"{prefix}{name}"] for name in ("mean", "cov", "factor"))
+        known = None if count < 0 else count
+        return Moments(mean, cov, known, cast(Divisor, divisor), factor)
 
     kernel = None
     if "kernel_row_means" in tensors:
@@ -199,12 +200,12 @@ def _assemble(key: ReferenceKey, tensors: dict[str, Tensor], metadata: dict[str,
     score = metadata["score"]
     return Reference(
         key,
-        frechet(""),
+        moments(""),
         features=tensors.get("features"),
         radii=tensors.get("radii"),
         kernel=kernel,
-        spatial=frechet("spatial_") if "spatial_mean" in tensors else None,
+        spatial=moments("spatial_") if "spatial_mean" in tensors else None,
         score=InceptionScore(**json.loads(score)) if score else None,
         census=_read_census(tensors),
-        halves_floor=_read_floor(metadata["floor"]),
+        floor=Floor.from_json(metadata["floor"]),
     )

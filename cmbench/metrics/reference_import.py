@@ -37,12 +37,9 @@ from cmbench.files import write_atomically
 from cmbench.metrics._files import sha256_file
 from cmbench.metrics.census import CensusTaker
 from cmbench.metrics.extractor import Extractor
-from cmbench.metrics.frechet import FrechetReference, covariance_factor
-from cmbench.metrics.kernel_distance import self_kernel
-from cmbench.metrics.precision_recall import reference_radii
-from cmbench.metrics.reference import ANY, NEIGHBOURS, Reference, ReferenceKey
+from cmbench.metrics.reference import ANY, Reference, ReferenceKey
 from cmbench.metrics.reference_cache import load_reference
-from cmbench.metrics.statistics import FeatureStatistics, Moments
+from cmbench.metrics.statistics import Moments
 from cmbench.metrics.weight_files import WEIGHTS
 
 Array = npt.NDArray[Any]
@@ -120,20 +117,13 @@ def _build(
     path: Path, key: ReferenceKey, arrays: Mapping[str, Array], count: int | None
 ) -> Reference:
     if "features" in arrays:
-        rows = torch.from_numpy(_matrix(path, "features", arrays["features"]).astype(np.float32))
-        moments = FeatureStatistics.from_features(rows).moments()
-        return Reference(
-            key,
-            FrechetReference(moments, covariance_factor(moments)),
-            features=rows,
-            radii=reference_radii(rows, k=NEIGHBOURS) if len(rows) > NEIGHBOURS else None,
-            kernel=self_kernel(rows) if len(rows) >= 4 else None,
-        )
+        rows = _matrix(path, "features", arrays["features"]).astype(np.float32)
+        return Reference.of_features(key, torch.from_numpy(rows).clone())
+    moments = _moments(path, arrays["mu"], arrays["sigma"], count)
     spatial = None
     if "mu_s" in arrays:
-        spatial = FrechetReference(_moments(path, arrays["mu_s"], arrays["sigma_s"], count))
-    moments = _moments(path, arrays["mu"], arrays["sigma"], count)
-    return Reference(key, FrechetReference(moments, covariance_factor(moments)), spatial=spatial)
+        spatial = _moments(path, arrays["mu_s"], arrays["sigma_s"], count)
+    return Reference(key, moments, spatial=spatial)
 
 
 def _moments(path: Path, mean: Array, cov: Array, count: int | None) -> Moments:
@@ -142,9 +132,9 @@ def _moments(path: Path, mean: Array, cov: Array, count: int | None) -> Moments:
             str(path), f"mu of {mean.dtype} and sigma of {cov.dtype}", allowed="floating point"
         )
     try:
-        moments = Moments(
-            torch.from_numpy(mean.astype("f8")), torch.from_numpy(cov.astype("f8")), count
-        )
+        # Copies in memory of torch's own alignment, as of tensors that are read or computed.
+        mu, sigma = (torch.from_numpy(array.astype("f8")).clone() for array in (mean, cov))
+        moments = Moments(mu, sigma, count)
     except UserError as error:
         raise UserError(str(path), error.problem, allowed=error.allowed) from error
     asymmetry = float((moments.cov - moments.cov.T).abs().max())
@@ -293,14 +283,7 @@ def with_reference_images(
     for batch in images:
         census.update(batch)
         pool.append(extractor(batch).pool)
-    rows = torch.cat(pool)
-    return replace(
-        reference,
-        features=rows,
-        radii=reference_radii(rows, k=NEIGHBOURS),
-        kernel=self_kernel(rows),
-        census=census.result(),
-    )
+    return replace(reference.with_features(torch.cat(pool)), census=census.result())
 
 
 def export_reference(reference: Reference, path: Path) -> None:

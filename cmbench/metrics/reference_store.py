@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmbench.errors import UserError
-from cmbench.metrics.frechet import FrechetReference
+from cmbench.metrics.frechet import frechet_distance
 from cmbench.metrics.reference import Reference
 from cmbench.metrics.reference_cache import load_reference, save_reference
 
@@ -100,7 +100,7 @@ def compare_references(first: Reference, second: Reference) -> Comparison:
                 f"{what} {a!r} against {b!r}",
                 allowed="two references of one extractor and preprocessing",
             )
-    distance = FrechetReference(second.moments, second.frechet.factor).distance(first.moments)
+    distance = frechet_distance(first.moments, second.moments)
     shift = float((first.moments.mean - second.moments.mean).square().sum())
     return Comparison(
         frechet=distance,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,12 +15,16 @@ from cmbench.metrics.reference import Reference
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Features of all samples in the order of their numbers; fields as in ``Features``."""
+    """Features of all samples in the order of their numbers; fields as in ``Features``.
+
+    ``labels`` are int64 ``[N]``, None unless every batch had some.
+    """
 
     indices: Tensor
     pool: Tensor | None = None
     logits: Tensor | None = None
     spatial: Tensor | None = None
+    labels: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -49,19 +54,16 @@ class SampleCollector:
     count: int = 0
     _indices: list[Tensor] = field(default_factory=list)
     _features: list[Features] = field(default_factory=list)
+    _labels: list[Tensor] = field(default_factory=list)
 
-    def add(self, indices: Tensor, features: Features | None) -> None:
+    def add(self, indices: Tensor, features: Features | None, labels: Tensor | None = None) -> None:
         """Add one batch; its rows carry the sample numbers ``indices`` ``[N]``."""
         self.count += len(indices)
         self._indices.append(indices.cpu())
         if features is not None:
             self._features.append(features)
-
-    def extend(self, other: SampleCollector) -> None:
-        """Add another process's batches."""
-        self.count += other.count
-        self._indices.extend(other._indices)
-        self._features.extend(other._features)
+        if labels is not None:
+            self._labels.append(labels)
 
     def samples(self) -> Samples:
         """Return everything in the order of sample numbers.
@@ -80,19 +82,18 @@ class SampleCollector:
                 allowed="each image once",
                 remedy="divide the samples among processes without padding",
             )
-        if not self._features:
-            return Samples(indices)
         return Samples(
             indices,
             pool=_ordered([features.pool for features in self._features], order),
             logits=_ordered([features.logits for features in self._features], order),
             spatial=_ordered([features.spatial for features in self._features], order),
+            labels=_ordered(self._labels, order),
         )
 
 
-def _ordered(parts: list[Tensor] | list[Tensor | None], order: Tensor) -> Tensor | None:
+def _ordered(parts: Sequence[Tensor | None], order: Tensor) -> Tensor | None:
     present = [part for part in parts if part is not None]
-    if not present:
+    if sum(map(len, present)) < len(order):
         return None
     rows = torch.cat([part.to(present[0].device) for part in present])
     return rows[order.to(rows.device)]

@@ -1,25 +1,23 @@
-"""Streaming mean and covariance of features: float64, mergeable, with the divisor on record.
+"""Streaming mean and covariance of features: float64, with the divisor on record.
 
 The state is (n, mean, M2) with M2 the sum of outer products of centred rows. Batches are merged by
 the pairwise update of Chan, Golub and LeVeque (1983), eq. 1.5, which loses no digits however the
-samples are split, so neither batch size nor the number of processes changes the result.
+samples are split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cmbench.errors import NonFiniteError, UserError
-from cmbench.metrics._files import read_tensors, sha256_tensors, write_tensors
+from cmbench.metrics._files import sha256_tensors
 
-Divisor = Literal["n-1", "n", "unknown"]
-KIND = "feature-statistics"
+Divisor = Literal["n-1", "unknown"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,13 +25,14 @@ class Moments:
     """Mean ``[D]`` and covariance ``[D, D]`` in float64.
 
     ``count`` is the number of samples behind them, None where a file does not say; ``divisor`` is
-    what the covariance was divided by.
+    what the covariance was divided by; ``known_factor`` is :attr:`factor` if it is known.
     """
 
     mean: Tensor
     cov: Tensor
     count: int | None = None
     divisor: Divisor = "unknown"
+    known_factor: Tensor | None = None
 
     def __post_init__(self) -> None:
         dim = self.mean.shape[0] if self.mean.dim() == 1 else -1
@@ -59,8 +58,29 @@ class Moments:
 
     @property
     def sha256(self) -> str:
-        """Hash of the values."""
+        """Hash of mean and covariance."""
         return sha256_tensors({"mean": self.mean, "cov": self.cov})
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """F ``[D, r]`` with F Fᵀ = cov, without the directions that are only rounding.
+
+        It keeps eigenvalues above rounding (λ_max·D·eps), at most :attr:`rank_bound` of them.
+        """
+        if self.known_factor is not None:
+            return self.known_factor
+        values, vectors = torch.linalg.eigh(self.cov)
+        smallest = values[-1].clamp(min=0) * self.dim * torch.finfo(torch.float64).eps
+        rank = min(int((values > smallest).sum()), self.rank_bound)
+        keep = slice(self.dim - rank, self.dim)
+        factor: Tensor = vectors[:, keep] * values[keep].sqrt()
+        # Row by row in memory, as in a file: last bits of products depend on the layout.
+        return factor.contiguous()
+
+    def to(self, device: torch.device | str) -> Moments:
+        """Return a copy on ``device``, with the factor."""
+        mean, cov, factor = (x.to(device) for x in (self.mean, self.cov, self.factor))
+        return Moments(mean, cov, self.count, self.divisor, factor)
 
 
 class FeatureStatistics:
@@ -70,22 +90,6 @@ class FeatureStatistics:
         self.count = 0
         self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
         self.m2 = torch.zeros(dim, dim, dtype=torch.float64, device=device)
-
-    @classmethod
-    def from_features(cls, features: Tensor) -> FeatureStatistics:
-        """Return the statistics of ``features`` ``[N, D]``."""
-        statistics = cls(features.shape[1], features.device)
-        statistics.update(features)
-        return statistics
-
-    @classmethod
-    def merged(cls, parts: Iterable[FeatureStatistics]) -> FeatureStatistics:
-        """Return the merge of ``parts``, taken in the order given (one a process, say)."""
-        parts = list(parts)
-        total = cls(parts[0].dim, parts[0].mean.device)
-        for part in parts:
-            total.merge(part)
-        return total
 
     @property
     def dim(self) -> int:
@@ -119,19 +123,6 @@ class FeatureStatistics:
         centred = rows - mean
         self._merge(rows.shape[0], mean, centred.T @ centred)
 
-    def merge(self, other: FeatureStatistics) -> None:
-        """Add another accumulator's samples."""
-        if other.dim != self.dim:
-            raise UserError(
-                "feature statistics",
-                f"{other.dim} features",
-                allowed=f"{self.dim}",
-                remedy="use one extractor",
-            )
-        if other.count:
-            device = self.mean.device
-            self._merge(other.count, other.mean.to(device), other.m2.to(device))
-
     def _merge(self, count: int, mean: Tensor, m2: Tensor) -> None:
         total = self.count + count
         delta = mean - self.mean
@@ -139,12 +130,8 @@ class FeatureStatistics:
         self.m2 = self.m2 + m2 + torch.outer(delta, delta) * (self.count * count / total)
         self.count = total
 
-    def moments(self, divisor: Divisor = "n-1") -> Moments:
-        """Return mean and covariance; needs two samples.
-
-        ``divisor`` "n-1" is the unbiased estimator and the default everywhere; "n" reproduces the
-        protocols that divide by the number of samples.
-        """
+    def moments(self) -> Moments:
+        """Return mean and unbiased covariance (divisor n - 1); needs two samples."""
         if self.count < 2:
             raise UserError(
                 "feature statistics",
@@ -152,42 +139,12 @@ class FeatureStatistics:
                 allowed="at least 2",
                 remedy="evaluate more samples",
             )
-        if divisor == "unknown":
-            raise UserError("feature statistics", "divisor 'unknown'", allowed="n-1, n")
-        cov = self.m2 / (self.count - 1 if divisor == "n-1" else self.count)
-        return Moments(self.mean, (cov + cov.T) / 2, self.count, divisor)
+        cov = self.m2 / (self.count - 1)
+        return Moments(self.mean, (cov + cov.T) / 2, self.count, "n-1")
 
-    @property
-    def cov(self) -> Tensor:
-        """Unbiased covariance ``[D, D]`` (divisor n - 1)."""
-        return self.moments().cov
 
-    @property
-    def sha256(self) -> str:
-        """Hash of count and values."""
-        return sha256_tensors(self._tensors())
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {"count": torch.tensor(self.count), "mean": self.mean, "m2": self.m2}
-
-    def save(self, path: Path) -> None:
-        """Write a safetensors file, atomically."""
-        write_tensors(path, self._tensors(), {"kind": KIND, "sha256": self.sha256})
-
-    @classmethod
-    def load(cls, path: Path) -> FeatureStatistics:
-        """Read what :meth:`save` wrote; a file whose hash does not match is a UserError."""
-        tensors, metadata = read_tensors(path, KIND)
-        if set(tensors) != {"count", "mean", "m2"} or sha256_tensors(tensors) != metadata.get(
-            "sha256"
-        ):
-            raise UserError(
-                str(path),
-                "content does not match its hash",
-                allowed="an unaltered feature-statistics file",
-                remedy="delete the file and run again: it will be made anew",
-            )
-        statistics = cls(0)
-        statistics.count = int(tensors["count"])
-        statistics.mean, statistics.m2 = tensors["mean"], tensors["m2"]
-        return statistics
+def moments_of(features: Tensor) -> Moments:
+    """Return mean and unbiased covariance of rows ``[N, D]`` on their device; N >= 2."""
+    statistics = FeatureStatistics(features.shape[1], features.device)
+    statistics.update(features)
+    return statistics.moments()

@@ -1,33 +1,34 @@
 """All metrics of a cell from one pass over its samples.
 
-    suite = MetricSuite(("fd-digits", "precision"), extractor=…, reference=…, quantization="round")
+    metrics = open_metrics(plugins, ("fd-digits", "precision"))
+    suite = MetricSuite(metrics, extractor=…, reference=…, quantization="round")
     for batch in stream:
         suite.update(batch.images, batch.noise, batch.labels)
     values = suite.finalize()          # {"fd-digits": MetricValue, …}
 
 Features are kept (float32, 2048 wide, 50,000 samples: 410 MB) on the extractor's device; every
-metric is computed from them at the end. Suites of several processes are merged by sample index, so
-the result does not depend on how the samples were divided.
+metric is computed from them at the end, in the order of sample numbers, so the result does not
+depend on how the samples came in batches.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cmbench.errors import UserError
 from cmbench.metrics.census import Census, CensusTaker, census_warnings, class_warnings
-from cmbench.metrics.custom import CustomMetric
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.flow_map import ExactFlowMap, FlowMapAccumulator
+from cmbench.metrics.metric import NEEDS, OF_REFERENCE, OF_SAMPLES, Metric, MetricData
 from cmbench.metrics.quantize import quantize
 from cmbench.metrics.reference import ANY, Reference
 from cmbench.metrics.samples import SampleCollector, Samples
-from cmbench.metrics.scores import Scores, check_metric, needs
-from cmbench.metrics.values import MetricValue
+from cmbench.metrics.values import Json, MetricValue
 
 NO_CENSUS = (
     "no census of real images (the reference is statistics alone): pixel guards are off, that is"
@@ -39,26 +40,25 @@ class MetricSuite:
     """Accumulates samples, then computes the metrics asked for.
 
     Args:
-        metrics: names as in ``cmbench list metrics``.
+        metrics: what to compute, see :func:`cmbench.metrics.metric.open_metrics`.
         extractor: one pass of it feeds every metric; None if only flow-map metrics are asked for.
         reference: real images under the same extractor and quantisation.
         quantization: rule from floats to bytes, see :mod:`cmbench.metrics.quantize`.
         exact: the dataset's exact flow map, for the flow-map metrics.
         data_std: standard deviation of the data, the unit of the flow-map metrics.
-        class_counts: real images a class; labels that do not follow them are a warning.
-        custom: metrics that plugins bring, by name.
+        class_counts: real images per class; labels that do not follow them are a warning.
         census: of real images, for a reference that has none (imported statistics).
         rule_of_bytes: what the key says of samples that come as bytes: "stored" where nobody said
             by which rule they were made, and ``quantization`` by default.
 
     Raises:
-        UserError: an unknown metric, one that the extractor or reference cannot serve, or a
-            reference made with another extractor, weights, preprocessing or quantisation.
+        UserError: a metric that the extractor or the reference cannot serve, or a reference made
+            with another extractor, weights, preprocessing or quantisation.
     """
 
     def __init__(
         self,
-        metrics: Sequence[str],
+        metrics: Sequence[Metric],
         *,
         extractor: Extractor | None = None,
         reference: Reference | None = None,
@@ -66,11 +66,10 @@ class MetricSuite:
         exact: ExactFlowMap | None = None,
         data_std: float = 1.0,
         class_counts: Sequence[int] = (),
-        custom: Mapping[str, CustomMetric] | None = None,
         census: Census | None = None,
         rule_of_bytes: str | None = None,
     ) -> None:
-        self.metrics = tuple(dict.fromkeys(metrics))
+        self.metrics = tuple(metrics)
         self.extractor, self.reference = extractor, reference
         self.quantization = quantization
         self._rule_of_bytes = rule_of_bytes or quantization
@@ -79,17 +78,16 @@ class MetricSuite:
         if reference is not None and reference.census is not None:
             self.real_census = reference.census
         for metric in self.metrics:
-            check_metric(metric, extractor, reference, custom)
+            check_metric(metric, extractor, reference)
         if extractor is not None and reference is not None:
             check_reference(extractor, reference, quantization)
-        wanted = {needs(metric, custom) for metric in self.metrics}
-        self._extracts = bool(wanted - {"flow map"})
+        wanted = {need for metric in self.metrics for need in metric.needs}
+        self._extracts = not wanted.isdisjoint(OF_SAMPLES)
         self._flow = _flow_accumulator(exact, data_std) if "flow map" in wanted else None
         self._collector = SampleCollector()
         self._census = CensusTaker()
         self._labels: Counter[int] = Counter()
         self._class_counts = tuple(class_counts)
-        self._custom = custom
 
     @property
     def count(self) -> int:
@@ -125,29 +123,89 @@ class MetricSuite:
             pixels = quantize(images, self.quantization) if images.is_floating_point() else images
             self._census.update(pixels)
             features = self.extractor(pixels)
-        self._collector.add(indices, features)
-
-    def merge(self, other: MetricSuite) -> None:
-        """Add another process's samples."""
-        self._collector.extend(other._collector)
-        self._labels.update(other._labels)
-        self._census.merge(other._census)
-        self._floats = self._floats or other._floats
-        if self._flow is not None and other._flow is not None:
-            self._flow.merge(other._flow)
+        self._collector.add(indices, features, labels)
 
     def finalize(self) -> dict[str, MetricValue]:
-        """Return every metric by name, in the order asked for."""
-        flow = self._flow.result() if self._flow is not None else None
-        scores = Scores(
-            self._collector.samples(),
-            self.extractor,
-            self.reference,
-            self.quantization if self._floats else self._rule_of_bytes,
-            flow,
-            self._custom,
+        """Return every metric by name, in the order asked for.
+
+        Raises:
+            UserError: no samples, or none of the features, logits or labels that a metric needs.
+            PluginError: a metric that raises, reads undeclared data or returns no number.
+        """
+        samples, reference = self._collector.samples(), self.reference
+        parts: dict[str, Any] = {need: getattr(samples, name) for need, name in OF_SAMPLES.items()}
+        if reference is not None:
+            parts |= {need: getattr(reference, name) for need, name in OF_REFERENCE.items()}
+        parts["labels"] = samples.labels
+        parts["flow map"] = self._flow.result() if self._flow is not None else None
+        results: dict[Any, Any] = {}
+        return {
+            metric.name: self._value(metric, parts, samples.count, results)
+            for metric in self.metrics
+        }
+
+    def _value(
+        self, metric: Metric, parts: Mapping[str, Any], count: int, results: dict[Any, Any]
+    ) -> MetricValue:
+        for need in metric.needs:
+            if parts.get(need) is None:
+                raise self._missing(need)
+        reference, score = self.reference, self.reference.score if self.reference else None
+        data = MetricData(
+            metric.spec,
+            parts,
+            prepared={"radii": reference.radii, "kernel": reference.kernel} if reference else {},
+            floor=reference.floor if reference else None,
+            real_score=score.mean if score else None,
+            results=results,
         )
-        return {metric: scores.value(metric) for metric in self.metrics}
+        found = metric.evaluate(data)
+        return MetricValue(
+            found.value,
+            found.standard_error,
+            found.interval,
+            self._counts(metric, count) | dict(found.detail),
+            found.facts,
+            metric.name,
+            metric.higher_is_better,
+            self._key(metric, found.facts, count),
+        )
+
+    def _missing(self, need: str) -> UserError:
+        if need not in OF_SAMPLES:
+            return UserError("metrics", f"no {need}", allowed=f"samples with {need}")
+        name = self.extractor.name if self.extractor is not None else "none"
+        return UserError(
+            "metrics",
+            f"the extractor {name!r} gave no {need}",
+            allowed="an extractor with classifier logits and spatial features where asked for",
+            remedy="leave the metric out",
+        )
+
+    def _counts(self, metric: Metric, count: int) -> dict[str, Json]:
+        detail: dict[str, Json] = {"samples": count}
+        reference = self.reference
+        if reference is not None and not OF_REFERENCE.keys().isdisjoint(metric.needs):
+            detail["reference_samples"] = reference.count
+            if reference.features is not None:
+                detail["reference_features"] = len(reference.features)
+        if not OF_SAMPLES.keys().isdisjoint(metric.needs):
+            for fact in ("implementation", "deviation"):
+                if hasattr(self.extractor, fact):
+                    detail[f"extractor_{fact}"] = getattr(self.extractor, fact)
+        return detail
+
+    def _key(self, metric: Metric, facts: Sequence[str], count: int) -> str:
+        """Return e.g. ``fd:digits-cnn@1a2b3c4d:none:round:n-1:float64:ref=5e6f7a8b:n=2000:v1``."""
+        parts = [metric.spec.family or metric.name]
+        x = self.extractor
+        if x is not None and not OF_SAMPLES.keys().isdisjoint(metric.needs):
+            rule = self.quantization if self._floats else self._rule_of_bytes
+            parts += [f"{x.name}@{x.weights_sha256[:8]}", x.preprocessing, rule]
+        parts += facts
+        if self.reference is not None and not OF_REFERENCE.keys().isdisjoint(metric.needs):
+            parts.append(f"ref={self.reference.key.digest[:8]}")
+        return ":".join([*parts, f"n={count}", metric.version])
 
     @property
     def samples(self) -> Samples:
@@ -172,8 +230,57 @@ class MetricSuite:
 
     @property
     def class_counts(self) -> dict[int, int]:
-        """Number of samples a requested class."""
+        """Number of samples per requested class."""
         return dict(sorted(self._labels.items()))
+
+
+def check_metric(metric: Metric, extractor: Extractor | None, reference: Reference | None) -> None:
+    """Refuse a metric that this extractor or reference cannot serve, before any sampling."""
+    who = f"metric {metric.name!r}"
+    unknown = sorted(set(metric.needs) - set(NEEDS))
+    if unknown:
+        raise UserError(
+            who,
+            f"needs {', '.join(unknown)}, which no evaluation provides",
+            allowed=", ".join(NEEDS),
+            remedy="leave the metric out",
+        )
+    if not OF_SAMPLES.keys().isdisjoint(metric.needs):
+        _check_extractor(metric, extractor)
+    for need, part in OF_REFERENCE.items():
+        if need not in metric.needs:
+            continue
+        if reference is None:
+            raise UserError(who, "no reference", allowed="a reference of real images")
+        if need == "real features":
+            reference.require_features(metric.name)
+        elif getattr(reference, part) is None:
+            raise UserError(
+                who,
+                f"the reference {reference.key.source!r} has no spatial features",
+                allowed="a reference with spatial features",
+                remedy="compute it from images",
+            )
+
+
+def _check_extractor(metric: Metric, extractor: Extractor | None) -> None:
+    who = f"metric {metric.name!r}"
+    if extractor is None:
+        raise UserError(who, "no extractor", allowed="a feature extractor")
+    names = metric.names_for(extractor.short_name)
+    if metric.name in names:
+        return
+    problem = f"the extractor is {extractor.name!r}"
+    if not names:
+        owners = ", ".join(metric.spec.extractors)
+        raise UserError(who, problem, allowed=f"extractors {owners}", remedy="choose one of them")
+    raise UserError(
+        who,
+        problem,
+        allowed=f"{', '.join(names)} (FID and KID belong to the 2015 Inception network with"
+        " verified weights)",
+        remedy=f"ask for {names[0]!r} instead",
+    )
 
 
 def check_reference(extractor: Extractor, reference: Reference, quantization: str) -> None:

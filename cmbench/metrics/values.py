@@ -16,28 +16,35 @@ APPROXIMATIONS = ("bfloat16", "channels-last", "compiled")
 
 
 @dataclass(frozen=True)
-class MetricValue:
-    """One number of a cell.
+class Estimate:
+    """What the function of a metric returns if it knows more than the number.
 
     Args:
-        name: metric name, as in ``cmbench list metrics``.
-        value: the number; may be infinite only where the metric itself is.
-        higher_is_better: direction.
-        key: everything that decides the number except the samples; two values may be ranked
-            together only if their keys agree.
+        value: the number; may be infinite only where the metric itself is, never NaN.
         standard_error: sampling error of ``value`` from this one set of samples, where known.
-        interval: 95 % interval (low, high), where known. It belongs to what ``detail`` says: for
-            the Fréchet distance that is the bias-corrected value, not the raw one.
+        interval: 95 % interval (low, high) of ``value``, where known.
         detail: further numbers and facts, JSON-ready.
+        facts: words that tell formulas of one name apart; part of the metric key.
     """
 
-    name: str
     value: float
-    higher_is_better: bool
-    key: str
     standard_error: float | None = None
     interval: tuple[float, float] | None = None
     detail: Mapping[str, Json] = field(default_factory=dict)
+    facts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MetricValue(Estimate):
+    """One number of a cell: an :class:`Estimate` with its name, direction and key.
+
+    Two values may be ranked together only if their keys agree: ``key`` holds everything that
+    decides the number except the samples.
+    """
+
+    name: str = ""
+    higher_is_better: bool = False
+    key: str = ""
 
 
 def normal_interval(value: float, standard_error: float) -> tuple[float, float]:
@@ -57,8 +64,3 @@ def is_approximate(key: str) -> bool:
     """Whether a metric key is that of an extractor with :data:`APPROXIMATIONS`."""
     preprocessing = key.split(":")[2] if key.count(":") > 1 else ""
     return any(part in APPROXIMATIONS for part in preprocessing.split("+")[1:])
-
-
-def metric_key(metric: str, extractor: str, weights_sha256: str, *facts: str) -> str:
-    """Return e.g. ``fd:digits-cnn@1a2b3c4d:round:n-1:float64`` (parts joined by colons)."""
-    return ":".join((metric, f"{extractor}@{weights_sha256[:8]}", *facts))

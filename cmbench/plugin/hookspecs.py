@@ -144,8 +144,7 @@ class CmbenchHooks:
             rows: the page's table rows.
 
         Returns:
-            Mappings with ``title`` and ``svg``. Pages show the SVG as an image, in which browsers
-            run no script and load nothing.
+            Mappings with ``title`` and ``svg`` (sanitised before it is shown).
         """
         raise NotImplementedError
 

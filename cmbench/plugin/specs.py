@@ -78,29 +78,52 @@ class NetworkSpec(NamedTuple):
 
 
 class ExtractorSpec(NamedTuple):
-    """A feature extractor; ``factory(location)`` returns a ``cmbench.metrics`` extractor."""
+    """A feature extractor; ``factory(location)`` returns a :class:`cmbench.metrics.extractor`.
+
+    ``short_names`` are the values that ``short_name`` of the opened extractor may have; by default
+    ``name`` alone. Each has the Fréchet distances ``fd-<short name>`` (of pooled features) and
+    ``sfd-<short name>`` (of spatial features) unless a :class:`MetricSpec` names them otherwise.
+    """
 
     name: str
     factory: str
     title: str
     reference: str = ""
+    short_names: tuple[str, ...] = ()
 
 
 class MetricSpec(NamedTuple):
-    """One number of a cell.
+    """One number of a cell; everything about it except the computation.
 
-    ``needs`` says what it is computed from: "features", "logits" or "spatial" features of the
-    extractor. ``factory`` points at the function of a plugin's own metric, see
-    :mod:`cmbench.metrics.custom`; the built-in ones have none.
+    Args:
+        name: what users type and what the record calls it. Names of FID and KID (``fid``,
+            ``fid-…``, ``sfid``, ``sfid-…``, ``kid``) are reserved for the 2015 Inception network.
+        title: one line for listings.
+        higher_is_better: direction.
+        needs: what it is computed from, see :class:`cmbench.metrics.metric.MetricData`. The set is
+            open; a metric whose needs an evaluation does not provide is refused before sampling.
+        factory: the function that computes it, ``"package.module:function"``. It takes one
+            :class:`cmbench.metrics.metric.MetricData` and returns a number or a
+            :class:`cmbench.metrics.values.Estimate`.
+        reference: the paper.
+        unit: of the value; empty for pure numbers.
+        extractors: short names of the extractors whose metric it is; empty for any.
+        family: first part of the metric key; ``name`` by default. Distances of all extractors share
+            one, since the extractor is part of the key itself.
+        version: version of the formula, last part of the metric key. By default the distribution
+            and its version, so that values of two releases are never ranked together.
     """
 
     name: str
     title: str
     higher_is_better: bool
-    needs: str
+    needs: tuple[str, ...]
+    factory: str
     reference: str = ""
     unit: str = ""
-    factory: str = ""
+    extractors: tuple[str, ...] = ()
+    family: str = ""
+    version: str = ""
 
 
 class ExecutorSpec(NamedTuple):
@@ -126,10 +149,12 @@ Spec = (
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,59}")
 _FACTORY = re.compile(r"[\w.]+:[\w.]+")
+#: Names of the 2015 Inception network's distances, which no other distribution may use.
+_RESERVED = re.compile(r"s?fid(-.*)?|kid(-.*)?")
 
 
-def spec_problem(spec: Any) -> str:
-    """Return what is wrong with a spec, or an empty string.
+def spec_problem(spec: Any, distribution: str = "cmbench") -> str:
+    """Return what is wrong with a spec of ``distribution``, or an empty string.
 
     Names become file names, table cells and parts of comma-separated lists: a conservative
     alphabet. Python does not check a tuple's fields, so it is done here.
@@ -140,8 +165,7 @@ def spec_problem(spec: Any) -> str:
     if not isinstance(spec.title, str):
         return f"{name!r}: title {spec.title!r} (allowed: a string)"
     factory = getattr(spec, "factory", "module:Object")
-    optional = isinstance(spec, MetricSpec) and factory == ""
-    if not optional and not (isinstance(factory, str) and _FACTORY.fullmatch(factory)):
+    if not (isinstance(factory, str) and _FACTORY.fullmatch(factory)):
         return f"{name!r}: factory {factory!r} (allowed: 'package.module:Object')"
     recipes = getattr(spec, "recipes", None)
     if not isinstance(recipes, Path | None):
@@ -150,6 +174,13 @@ def spec_problem(spec: Any) -> str:
     if not isinstance(file, Path):
         return f"{name!r}: file {file!r} (allowed: a pathlib.Path)"
     problem = _dataset_problem(spec) if isinstance(spec, DatasetSpec) else ""
+    ours = distribution == "cmbench"
+    if isinstance(spec, MetricSpec) and not ours and _RESERVED.fullmatch(name):
+        problem = "FID and KID are names of the 2015 Inception network (use fd-NAME or kd-NAME)"
+    for key in ("needs", "extractors", "short_names"):
+        names = getattr(spec, key, ())
+        if not (isinstance(names, tuple) and all(isinstance(n, str) and n for n in names)):
+            problem = f"{key} {names!r} (allowed: a tuple of strings)"
     return f"{name!r}: {problem}" if problem else ""
 
 

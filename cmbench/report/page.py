@@ -9,6 +9,7 @@ from pathlib import Path
 from cmbench import __version__
 from cmbench.errors import UserError
 from cmbench.leaderboard.best import best_values
+from cmbench.leaderboard.details import Floor, floor_of
 from cmbench.leaderboard.joins import Reported, join_reported
 from cmbench.leaderboard.published import Board, Published
 from cmbench.leaderboard.ranking import rank_all
@@ -60,7 +61,7 @@ class Page:
     unreadable: Sequence[tuple[Path, str]]
     gallery: Gallery
     labels: Mapping[str, str]
-    floors: Sequence[float]
+    floors: Sequence[Floor]
     rank_metric: str
     command: str
     reported: Mapping[str, Reported]
@@ -187,16 +188,18 @@ def _cell(row: Row, column: Column, best: set[tuple[str, str]]) -> Cell:
     return cell
 
 
-def _floors(rows: Iterable[Row]) -> list[float]:
-    """Return the distances between two real halves that the records know, ascending."""
-    found = set()
-    for row in rows:
-        for _, record in row.cells:
-            metric = record.metrics.get(record.rank_metric)
-            floor = metric.detail.get("floor") if metric is not None else None
-            if isinstance(floor, (int, float)) and floor > 0:
-                found.add(float(f"{floor:.6g}"))
-    return sorted(found)
+def _floors(rows: Iterable[Row]) -> list[Floor]:
+    """Return the different floors of the rows' rank metrics, ascending."""
+    found = {
+        floor
+        for row in rows
+        for _, record in row.cells
+        if record.rank_metric in record.metrics
+        and (floor := floor_of(record.metrics[record.rank_metric])) is not None
+    }
+    # Floors that print alike are one, whatever the rounding of the machines.
+    unique = {(floor.name, floor.number, floor.meaning): floor for floor in found}
+    return sorted(unique.values(), key=lambda floor: (floor.value, floor.meaning))
 
 
 def source_table(row: Row) -> str:

@@ -72,7 +72,10 @@ def page_payload(page: Page, tables: Mapping[str, str]) -> dict[str, Any]:
             {"name": name, "title": metric_title(name), "higher": higher}
             for name, higher in metrics.items()
         ],
-        "floors": page.floors,
+        "floors": [
+            {"value": _short(floor.value), "label": f"{floor.name}: {floor.short}"}
+            for floor in page.floors
+        ],
         "columns": [
             {"key": c.key, "title": c.title, "numeric": c.numeric, "shown": c.shown}
             for c in page.columns

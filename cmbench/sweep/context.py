@@ -13,7 +13,7 @@ from cmbench.data.base import DataLocations, Dataset, load_dataset
 from cmbench.data.custom import resolve_dataset
 from cmbench.errors import MissingError, PluginError, UserError
 from cmbench.metrics.extractor import Extractor
-from cmbench.metrics.reference import Floor, Reference
+from cmbench.metrics.reference import Reference
 from cmbench.plugin.manager import PluginManager
 from cmbench.plugin.specs import DatasetSpec, load_object
 from cmbench.records.workspace import Workspace
@@ -86,9 +86,8 @@ class Context:
     device_found: bool = False
     #: this process among those that train together; only its leader writes
     world: World = field(default_factory=World)
-    #: by dataset, opened once: the protocol's extractor with its reference, and the floor
+    #: by dataset, opened once: the protocol's extractor with its reference
     references: dict[str, tuple[Extractor, Reference]] = field(default_factory=dict)
-    floors: dict[str, Floor] = field(default_factory=dict)
     _datasets: dict[str, Dataset] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cmbench.data.base import Dataset
-from cmbench.measure.extractors import custom_metrics, load_extractor
+from cmbench.measure.extractors import load_extractor
 from cmbench.measure.references import dataset_reference
 from cmbench.metrics.extractor import Extractor
+from cmbench.metrics.metric import open_metrics
 from cmbench.metrics.probe import placed
 from cmbench.metrics.reference import Reference
-from cmbench.metrics.scores import check_metric
-from cmbench.metrics.suite import MetricSuite
+from cmbench.metrics.suite import MetricSuite, check_metric
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.records.record import DatasetRecord
 from cmbench.sweep.context import Context
@@ -44,14 +44,13 @@ class Protocol:
             return found
 
         return MetricSuite(
-            metrics or self.spec.metrics,
+            open_metrics(self.context.plugins, metrics or self.spec.metrics),
             extractor=self.extractor,
             reference=self.reference,
             quantization=self.spec.quantize,
             exact=exact if analytic else None,
             data_std=self.dataset.sigma_data,
             class_counts=self.dataset.class_counts,
-            custom=custom_metrics(self.context.plugins),
         )
 
     @property
@@ -95,6 +94,5 @@ def require_metrics(context: Context, name: str) -> None:
         UserError: a metric that the extractor or the reference cannot serve.
     """
     protocol = open_protocol(context, name)
-    custom = custom_metrics(context.plugins)
-    for metric in protocol.spec.metrics:
-        check_metric(metric, protocol.extractor, protocol.reference, custom)
+    for metric in open_metrics(context.plugins, protocol.spec.metrics):
+        check_metric(metric, protocol.extractor, protocol.reference)

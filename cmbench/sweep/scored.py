@@ -11,15 +11,16 @@ from torch import Tensor
 from cmbench.data.base import Dataset
 from cmbench.errors import MissingError, UserError, unknown_name
 from cmbench.measure.evaluation import plan_metrics
-from cmbench.measure.extractors import custom_metrics, load_extractor
+from cmbench.measure.extractors import load_extractor
 from cmbench.measure.loop import measure
 from cmbench.measure.observers import PixelDigest, progress_of
+from cmbench.metrics.catalog import all_metrics
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.memorisation import Memorisation, memorisation
+from cmbench.metrics.metric import OF_REFERENCE, open_metrics
 from cmbench.metrics.probe import placed
 from cmbench.metrics.quantize import RULES, STORED
 from cmbench.metrics.reference import Reference
-from cmbench.metrics.scores import needs
 from cmbench.metrics.suite import MetricSuite
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.records.record import Record
@@ -113,18 +114,18 @@ def open_suite(
     metrics: Sequence[str],
 ) -> MetricSuite:
     """Return the suite of the metrics that one extractor serves."""
-    custom = custom_metrics(context.plugins)
+    opened = open_metrics(context.plugins, metrics)
+    needs = {need for metric in opened for need in metric.needs}
     reference = census = None
-    if real.spec is not None or any(needs(metric, custom) != "logits" for metric in metrics):
-        reference = real.reference(extractor, metrics)
+    if real.spec is not None or not needs.isdisjoint(OF_REFERENCE):
+        reference = real.reference(extractor, opened)
         census = real.census(dataset) if reference.census is None else None
     return MetricSuite(
-        metrics,
+        opened,
         extractor=extractor,
         reference=reference,
         quantization=real.rule,
         class_counts=dataset.class_counts if dataset is not None else (),
-        custom=custom,
         census=census,
         rule_of_bytes=real.request.quantize or STORED,
     )
@@ -185,7 +186,7 @@ def require_features(reference: Reference | None) -> Tensor:
     """Return the features of the real images, for the check of memorised ones."""
     if reference is None:
         raise UserError("--held-out", "no reference", allowed="a metric that has a reference")
-    return reference.with_features("memorisation")
+    return reference.require_features("memorisation")
 
 
 def check_memorised(suite: MetricSuite, unseen: Reference) -> Memorisation:
@@ -200,11 +201,10 @@ def plan_of(
 ) -> dict[str, list[str]]:
     """Return the metrics by extractor; the protocol's where none were asked for."""
     default = request.extractor or (spec.extractor if spec else "inception")
-    custom = custom_metrics(context.plugins)
-    asked = request.metrics
+    asked, known = request.metrics, all_metrics(context.plugins)
     if not asked and spec is not None:
-        asked = tuple(metric for metric in spec.metrics if needs(metric, custom) != "flow map")
-    plan = plan_metrics(asked or ("fid", "is", "pr", "kid"), default, custom)
+        asked = tuple(m for m in spec.metrics if m not in known or "flow map" not in known[m].needs)
+    plan = plan_metrics(asked or ("fid", "is", "pr", "kid"), default, context.plugins)
     if request.weights is not None and len(plan) > 1:
         raise UserError(
             "--weights",

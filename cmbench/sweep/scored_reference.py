@@ -15,6 +15,7 @@ from cmbench.measure.references import dataset_reference, store_of
 from cmbench.metrics._files import sha256_file
 from cmbench.metrics.census import Census
 from cmbench.metrics.extractor import Extractor
+from cmbench.metrics.metric import Metric
 from cmbench.metrics.reference import Reference
 from cmbench.metrics.reference_cache import (
     cached_census,
@@ -23,7 +24,6 @@ from cmbench.metrics.reference_cache import (
     save_reference,
 )
 from cmbench.metrics.reference_import import holds_images, import_reference, with_reference_images
-from cmbench.metrics.scores import MANIFOLD
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.samples.opening import open_samples
 from cmbench.samples.source import ReadOptions, SampleSource
@@ -55,7 +55,7 @@ class RealImages:
     channels: int
     notes: list[str] = field(default_factory=list)
 
-    def reference(self, extractor: Extractor, metrics: Sequence[str]) -> Reference:
+    def reference(self, extractor: Extractor, metrics: Sequence[Metric]) -> Reference:
         """Return the reference for ``metrics``, from the cache where it is there."""
         context, given = self.context, self.request.reference
         if given is None:
@@ -104,7 +104,7 @@ class RealImages:
         return (batch.images for batch in source.batches(self.request.batch_size))
 
     def _with_own_images(
-        self, saved: Reference, extractor: Extractor, metrics: Sequence[str]
+        self, saved: Reference, extractor: Extractor, metrics: Sequence[Metric]
     ) -> Reference:
         """Add the features of the images that a file of statistics holds, if a metric needs them.
 
@@ -112,7 +112,7 @@ class RealImages:
         compare. They are extracted once and kept in the cache.
         """
         path = Path(self.request.reference or "")
-        wanted = any(metric in MANIFOLD or metric in ("kid", "kd") for metric in metrics)
+        wanted = any("real features" in metric.needs for metric in metrics)
         if not wanted or saved.features is not None or not holds_images(path):
             return saved
         key = replace(saved.key, source=f"{saved.key.source}-with-images")

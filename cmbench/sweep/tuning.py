@@ -223,7 +223,8 @@ def objective_metric(context: Context, spec: DatasetSpec, asked: str | None) -> 
     able = [
         name
         for name in spec.metrics
-        if (known := context.plugins.metrics.specs.get(name)) is None or known.needs != "flow map"
+        if (known := context.plugins.metrics.specs.get(name)) is None
+        or "flow map" not in known.needs
     ]
     if asked is not None and asked not in able:
         raise UserError(

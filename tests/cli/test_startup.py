@@ -25,6 +25,9 @@ HEAVY = (
     "PIL",
     "torch_fidelity",
     "cleanfid",
+    "importlib.metadata",
+    "email",
+    "socket",
 )
 
 IMPORTED = """

@@ -69,19 +69,6 @@ def test_labels_for_sampling_follow_the_classes_and_their_seeds(dataset: Dataset
     assert counts.max() < 370
 
 
-def test_halves_are_disjoint(dataset: Dataset) -> None:
-    one, two = dataset.halves(seed=0)
-    assert len(one) == len(two) == 898
-    together = torch.cat([one, two])
-    everything = torch.cat(list(dataset.reference_images()))
-    # Each picture occurs at most as often as in the whole.
-    _, found = torch.unique(together.flatten(1), dim=0, return_counts=True)
-    _, there = torch.unique(everything.flatten(1), dim=0, return_counts=True)
-    assert int(found.sum()) == 1796
-    assert found.max() <= there.max()
-    assert not torch.equal(one, dataset.halves(seed=1)[0])
-
-
 def test_changed_data_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digits, "SHA256", "0" * 64)
     with pytest.raises(MissingError, match=r"digits have changed.*reinstall scikit-learn"):

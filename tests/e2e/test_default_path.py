@@ -89,7 +89,7 @@ def test_each_cell_is_a_record_that_says_where_its_number_comes_from(
         assert record.training.teacher
         assert record.dataset.reference_count == 1797
         assert record.dataset.extractor_sha256
-        assert record.metrics["fd-digits"].detail["floor"] > 0
+        assert record.metrics["fd-digits"].detail["floor"]["value"] > 0
         assert "--recipe smoke" in record.command
         assert any("200 samples instead of the protocol's" in w for w in record.warnings)
 

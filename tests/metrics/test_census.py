@@ -49,14 +49,6 @@ def test_numbers_are_those_of_the_pixels_however_batched() -> None:
         torch.testing.assert_close(census.std, as_float.transpose(0, 1).flatten(1).std(1, False))
         assert (census.low, census.high) == (int(images.min()), int(images.max()))
         assert torch.equal(census.hashes, image_hashes(images))
-    first, second = CensusTaker(), CensusTaker()
-    first.update(images[:30])
-    second.update(images[30:])
-    second.merge(first)
-    merged = second.result()
-    assert merged.mean is not None
-    assert torch.equal(merged.mean, take(images).mean)  # type: ignore[arg-type]
-    assert merged.count == 100
 
 
 @given(st.integers(0, 63), st.integers(0, 2), st.integers(1, 255))
@@ -159,11 +151,6 @@ class TestTexture:
         images = photographs(50, 2)
         whole, parts = take(images, 50), take(images, 7)
         assert (whole.roughness, whole.blocking) == (parts.roughness, parts.blocking)
-        first, second = CensusTaker(), CensusTaker()
-        first.update(images[:9])
-        second.update(images[9:])
-        first.merge(second)
-        assert first.result().roughness == whole.roughness
 
 
 class TestClasses:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from metric_kit import metrics
 from PIL import Image
 from random_inception import write_random_torchscript
 
@@ -174,7 +175,7 @@ def test_fid_and_kid_of_folders_are_clean_fids(
         folder=None,
     )
     names = ("fd-inception-clean-unverified", "kd")
-    suite = MetricSuite(names, extractor=small, reference=reference)
+    suite = MetricSuite(metrics(*names), extractor=small, reference=reference)
     found = measure(open_samples(folders[0]), [suite], batch_size=7).metrics
     assert found[names[0]].value == pytest.approx(theirs[0], rel=1e-4)
     assert found["kd"].value == pytest.approx(theirs[1], rel=1e-3)

@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import toy_metric
 from toy import TOYS
 
-from cmbench.errors import PluginError
-from cmbench.measure.extractors import custom_metrics
+from cmbench.metrics.extractor import PixelExtractor
+from cmbench.metrics.metric import open_metrics
+from cmbench.metrics.suite import MetricSuite
 from cmbench.plugin import manager as manager_module
-from cmbench.plugin.discovery import PluginInfo, installed_plugins
+from cmbench.plugin.discovery import EntryPoint, Source, installed_sources
+from cmbench.plugin.manager import PluginInfo
 from cmbench.plugin.specs import DatasetSpec, MetricSpec
 from cmbench.records.record import Record
 from cmbench.sweep.context import Context
@@ -43,22 +46,31 @@ def test_it_is_measured_and_named_with_its_distribution(measured: Callable[..., 
     assert gap.value > 0
     assert (gap.unit, gap.higher_is_better, gap.standard_error) == ("levels", False, None)
     assert gap.key.startswith("mean-gap:pixels@")
-    assert "gap-tools-2.0" in gap.key
+    assert gap.key.endswith(":n=64:gap-tools-2.0")
+    assert ":ref=" in gap.key
     assert gap.detail["samples"] == 64
     assert (sure.value, sure.standard_error) == (gap.value, 0.5)
     assert sure.interval == (gap.value - 1, gap.value + 1)
     assert sure.higher_is_better is False, "the direction is the spec's"
     assert sure.detail["who"] == "toy"
     assert sure.key.startswith("mean-gap-sure:")
+    assert ":half-wide:" in sure.key
+    assert sure.key.endswith(":n=64:2"), "a metric may state the version of its formula"
 
 
 @pytest.mark.parametrize(
     ("metric", "words"),
     [
         ("gap-breaks", "metric 'gap-breaks': raised RuntimeError: out of luck; fix the plugin"),
-        ("gap-nonsense", "metric 'gap-nonsense': returned str; allowed: a number"),
+        ("gap-nonsense", "metric 'gap-nonsense': returned str; allowed: a number or an Estimate"),
         ("gap-nan", "metric 'gap-nan': returned NaN"),
-        ("gap-logits", "the extractor 'pixels' gave no such features"),
+        ("gap-logits", "the extractor 'pixels' gave no logits"),
+        (
+            "gap-secretly",
+            "metric 'gap-secretly': reads 'real moments' without declaring it; allowed: features; "
+            "add 'real moments' to the needs of its MetricSpec",
+        ),
+        ("class-spread", "metrics: no labels; allowed: samples with labels"),
     ],
 )
 def test_a_broken_one_fails_its_cell_only(
@@ -72,9 +84,9 @@ def test_a_broken_one_fails_its_cell_only(
 def test_samples_of_others_are_scored_with_it(
     cmbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    gaps = PluginInfo("gaps", "toy_metric:PLUGIN", "gap-tools", "2.0")
-    plugins = [*installed_plugins(), gaps]
-    monkeypatch.setattr(manager_module, "installed_plugins", lambda: plugins)
+    source = Source(EntryPoint("gaps", "toy_metric:PLUGIN"), "gap-tools", "2.0")
+    sources = [*installed_sources(), source]
+    monkeypatch.setattr(manager_module, "installed_sources", lambda: sources)
     images = np.random.RandomState(0).randint(0, 256, (40, 8, 8)).astype(np.uint8)
     np.save(tmp_path / "noise.npy", images)
     found = cmbench(
@@ -102,14 +114,32 @@ def test_bad_specs_are_named(toys: Context) -> None:
 
             return Made()
 
-    bad = toy_metric.spec("bad", "mean_gap")._replace(factory="no colon")
-    info = toys.plugins.register(Plugin.give(bad), PluginInfo("a", "a", "a", "1"))
-    assert info.status == "failed"
-    assert "factory 'no colon'" in info.error
-    other = toy_metric.spec("pixels-please", "mean_gap", "pixels")
-    toys.plugins.register(Plugin.give(other), PluginInfo("b", "b", "b", "1"))
-    with pytest.raises(PluginError, match="needs 'pixels'; allowed: features, logits, spatial"):
-        custom_metrics(toys.plugins)
+    bad = {
+        "factory 'no colon'": toy_metric.spec("bad", "mean_gap")._replace(factory="no colon"),
+        "needs 'features' (allowed: a tuple of strings)": toy_metric.spec("bad", "m", "features"),
+        "FID and KID are names of the 2015 Inception network": toy_metric.spec("fid-mine", "m"),
+    }
+    for number, (words, spec) in enumerate(bad.items()):
+        name = f"plugin-{number}"
+        info = toys.plugins.register(Plugin.give(spec), PluginInfo(name, "a", "a", "1"))
+        assert info.status == "failed"
+        assert words in info.error
+
+
+def test_labels_reach_a_metric_in_the_order_of_sample_numbers(toys: Context) -> None:
+    toys.plugins.register(toy_metric.PLUGIN, PluginInfo("gaps", "toy_metric", "gap-tools", "2.0"))
+    images = torch.arange(6.0)[:, None, None, None]
+    found = []
+    for order in (torch.arange(6), torch.tensor([4, 2, 0, 1, 5, 3])):
+        suite = MetricSuite(
+            open_metrics(toys.plugins, ["class-spread"]),
+            extractor=PixelExtractor(),
+            quantization="none",
+        )
+        for part in order.split(4):
+            suite.update(images[part], labels=part // 3, indices=part)
+        found.append(suite.finalize()["class-spread"].value)
+    assert found == [5.0, 5.0], "the mean of 0, 1, 2 and that of 3, 4, 5"
 
 
 class TestFailAtOnce:
@@ -145,6 +175,26 @@ class TestFailAtOnce:
     def test_a_metric_that_the_extractor_cannot_serve(self, refused: Callable[..., str]) -> None:
         assert "ask for 'fd-pixels' instead" in refused(metrics=("fd-pixels", "fid"))
 
+    def test_a_metric_whose_needs_nobody_provides(
+        self, toys: Context, refused: Callable[..., str]
+    ) -> None:
+        toys.plugins.register(toy_metric.PLUGIN, PluginInfo("gaps", "toy_metric", "g", "2.0"))
+        said = refused(metrics=("gap-of-prompts",))
+        assert said.startswith(
+            "metric 'gap-of-prompts': needs prompts, which no evaluation provides; allowed: "
+        )
+        assert said.endswith("; leave the metric out")
+
+    def test_a_metric_of_another_extractor(
+        self, toys: Context, refused: Callable[..., str]
+    ) -> None:
+        toys.plugins.register(toy_metric.PLUGIN, PluginInfo("gaps", "toy_metric", "g", "2.0"))
+        said = refused(metrics=("gap-of-digits",))
+        assert said == (
+            "metric 'gap-of-digits': the extractor is 'pixels'; allowed: extractors digits; "
+            "choose one of them"
+        )
+
     def test_an_extractor_that_breaks(self, toys: Context, refused: Callable[..., str]) -> None:
         specs = toys.plugins.extractors.specs
         specs["pixels"] = specs["pixels"]._replace(factory="test_custom_metrics:broken_extractor")
@@ -165,8 +215,6 @@ def broken_extractor(location: object) -> object:
 def test_labels_that_do_not_follow_the_data_are_a_warning(
     toys: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
     dataset = toys.dataset("toys")
     monkeypatch.setattr(
         dataset, "labels_for", lambda count, seed, start=0: torch.zeros(count, dtype=torch.int64)

@@ -14,6 +14,7 @@ from PIL import Image
 from cmbench.data.base import Dataset
 from cmbench.data.digits import read_digits
 from cmbench.errors import MissingError
+from cmbench.leaderboard.details import floor_of
 from cmbench.leaderboard.rows import aggregate
 from cmbench.metrics.reference_import import PUBLISHED
 from cmbench.metrics.weight_files import WEIGHTS, find_weights, weights_folder
@@ -59,7 +60,10 @@ class TestEval:
         assert record.sampling.nfe == 2
         assert record.rank_metric == "fd-digits"
         assert record.metrics["fd-digits"].detail["samples"] == 400
-        assert record.metrics["fd-digits"].detail["real_halves"] > 0
+        floor = floor_of(record.metrics["fd-digits"])
+        assert floor is not None
+        assert (floor.samples, floor.reference_samples) == (400, 1797)
+        assert f"{floor.number}" in first.out
         assert record.dataset.reference_count == 1797
         before = path.read_bytes()
         again = cmbench("eval", str(noisy), *options)

@@ -16,11 +16,12 @@ from torch import Tensor
 from cmbench.data.digits import read_digits
 from cmbench.errors import UserError
 from cmbench.measure.loop import measure
-from cmbench.metrics.digits_cnn import DigitsExtractor
 from cmbench.metrics.extractor import Features, PixelExtractor
+from cmbench.metrics.frechet import frechet_distance
 from cmbench.metrics.probe import placed
 from cmbench.metrics.reference_cache import cached_reference, save_reference
 from cmbench.metrics.reference_import import import_reference
+from cmbench.metrics.shipped_cnn import DigitsExtractor
 from cmbench.metrics.suite import MetricSuite
 from cmbench.metrics.values import is_approximate
 from cmbench.samples.generators import GeneratorSamples
@@ -209,7 +210,7 @@ class TestCount:
         with pytest.raises(UserError, match=r"count 3, but sigma has rank 6.*a count above 6"):
             import_reference(path, count=3)
         full = import_reference(path, count=50)
-        assert full.frechet.distance(full.moments) < 1e-12
+        assert frechet_distance(full.moments, full.moments) < 1e-12
 
     @pytest.mark.parametrize("dtype", [np.float64, np.float32])
     def test_a_true_one_is_taken(self, tmp_path: Path, dtype: Any) -> None:
@@ -217,7 +218,7 @@ class TestCount:
         with np.load(path) as arrays:
             np.savez(path, **{name: arrays[name].astype(dtype) for name in arrays})
         few = import_reference(path, count=20)
-        assert few.frechet.factor.shape[1] == 19
+        assert few.moments.factor.shape[1] == 19
 
 
 def test_references_of_one_content_in_two_shapes_are_two() -> None:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from metric_kit import metrics
 
 from cmbench.errors import NonFiniteError, UserError
-from cmbench.metrics.digits_cnn import DigitsExtractor
 from cmbench.metrics.inception_score import inception_score
+from cmbench.metrics.shipped_cnn import DigitsExtractor
 from cmbench.metrics.suite import MetricSuite
 
 
@@ -53,7 +54,7 @@ def test_openais_evaluator() -> None:
 
 def test_openais_metric_has_a_key_of_its_own() -> None:
     images = torch.randint(0, 256, (30, 1, 8, 8), generator=torch.Generator().manual_seed(0))
-    suite = MetricSuite(("is", "is-openai"), extractor=DigitsExtractor())
+    suite = MetricSuite(metrics("is", "is-openai"), extractor=DigitsExtractor())
     suite.update(images.to(torch.uint8))
     found = suite.finalize()
     logits = suite.samples.logits

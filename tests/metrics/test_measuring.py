@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from metric_kit import metrics
 from PIL import Image
 from torch import Tensor
 
@@ -16,12 +17,13 @@ from cmbench.errors import UserError
 from cmbench.measure.evaluation import plan_metrics
 from cmbench.measure.loop import measure, sample_count_warnings
 from cmbench.measure.observers import PixelDigest
-from cmbench.metrics.digits_cnn import DigitsExtractor
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.inception import InceptionExtractor
 from cmbench.metrics.reference import Reference
 from cmbench.metrics.reference_cache import cached_reference
+from cmbench.metrics.shipped_cnn import DigitsExtractor
 from cmbench.metrics.suite import MetricSuite
+from cmbench.plugin.manager import PluginManager
 from cmbench.samples.opening import open_samples
 from cmbench.samples.source import ReadOptions
 
@@ -130,7 +132,7 @@ def test_parity_with_torch_fidelity_at_full_rank(
     """72 images and 64 features: the covariance has full rank, and the library is exact there."""
     extractor = InceptionExtractor(inception_weights, layer="64", implementation="library")
     suite = MetricSuite(
-        ("fd-inception-64-unverified", "kd", "precision", "recall"),
+        metrics("fd-inception-64-unverified", "kd", "precision", "recall", extractor=extractor),
         extractor=extractor,
         reference=reference_of(folders[1], extractor),
     )
@@ -160,7 +162,7 @@ def test_parity_at_2048_features_to_the_librarys_own_rounding(
     extractor = InceptionExtractor(inception_weights)
     reference = reference_of(folders[1], extractor)
     suite = MetricSuite(
-        ("fd-inception-unverified", "is", "kd", "precision", "recall"),
+        metrics("fd-inception-unverified", "is", "kd", "precision", "recall"),
         extractor=extractor,
         reference=reference,
     )
@@ -199,7 +201,7 @@ def test_one_pass_feeds_every_suite_and_says_what_was_odd(tmp_path: Path) -> Non
     images[1] = images[0]
     np.savez(tmp_path / "s.npz", images, np.arange(70) % 5)
     suites = [
-        MetricSuite((metric,), extractor=digits, reference=reference, class_counts=[10] * 10)
+        MetricSuite(metrics(metric), extractor=digits, reference=reference, class_counts=[10] * 10)
         for metric in ("fd-digits", "precision")
     ]
     source = open_samples(str(tmp_path / "s.npz"), ReadOptions(channels=1))
@@ -236,30 +238,31 @@ def test_samples_of_another_size_are_refused(tmp_path: Path) -> None:
         quantization="round",
         folder=None,
     )
-    suite = MetricSuite(("fd-digits",), extractor=digits, reference=reference)
+    suite = MetricSuite(metrics("fd-digits"), extractor=digits, reference=reference)
     with pytest.raises(UserError, match=r"images of 1x9x9, the reference's are 1x8x8"):
         measure(open_samples(str(pixels), ReadOptions(channels=1)), [suite], batch_size=4)
 
 
 class TestPlan:
-    def test_each_metric_goes_to_its_extractor(self) -> None:
-        plan = plan_metrics(("fid", "is", "pr", "kid", "fid-clean", "fd-dinov2"), "inception")
+    def test_each_metric_goes_to_its_extractor(self, plugins: PluginManager) -> None:
+        asked = ("fid", "is", "pr", "kid", "fid-clean", "fd-dinov2")
+        plan = plan_metrics(asked, "inception", plugins)
         assert plan == {
             "inception": ["fid", "is", "precision", "recall", "kid"],
             "inception-clean": ["fid-clean"],
             "dinov2": ["fd-dinov2"],
         }
-        assert plan_metrics(("fd-digits", "prdc"), "digits-cnn") == {
+        assert plan_metrics(("fd-digits", "prdc"), "digits-cnn", plugins) == {
             "digits-cnn": ["fd-digits", "precision", "recall", "density", "coverage"]
         }
 
-    def test_mistakes_are_named(self) -> None:
+    def test_mistakes_are_named(self, plugins: PluginManager) -> None:
         with pytest.raises(UserError, match="unknown metric 'fod'"):
-            plan_metrics(("fod",), "inception")
+            plan_metrics(("fod",), "inception", plugins)
         with pytest.raises(UserError, match="no metric; allowed: fid"):
-            plan_metrics((), "inception")
+            plan_metrics((), "inception", plugins)
         with pytest.raises(UserError, match="have no noise to compare with"):
-            plan_metrics(("flow-map-mean",), "pixels")
+            plan_metrics(("flow-map-mean",), "pixels", plugins)
 
 
 def test_protocol_count() -> None:

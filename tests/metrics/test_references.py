@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from metric_kit import metrics
 from torch import Tensor
 
 from cmbench.errors import UserError
-from cmbench.metrics.digits_cnn import DigitsExtractor
 from cmbench.metrics.extractor import Features
 from cmbench.metrics.reference_cache import cached_reference
 from cmbench.metrics.reference_import import (
@@ -21,6 +21,7 @@ from cmbench.metrics.reference_import import (
     with_reference_images,
 )
 from cmbench.metrics.reference_store import ReferenceStore, compare_references
+from cmbench.metrics.shipped_cnn import DigitsExtractor
 from cmbench.metrics.suite import MetricSuite, check_reference
 from cmbench.samples.opening import open_samples
 
@@ -99,7 +100,7 @@ class TestFormats:
         assert reference.key.extractor == "inception"
         assert reference.key.origin == "openai"
         assert reference.spatial is not None
-        np.testing.assert_allclose(reference.spatial.moments.mean, spatial.mean(0))
+        np.testing.assert_allclose(reference.spatial.mean, spatial.mean(0))
 
     def test_openai_images_give_features_but_leave_the_moments(self, tmp_path: Path) -> None:
         path = write_npz(
@@ -248,14 +249,16 @@ class TestUse:
         name = "inception-legacy-tensorflow"
         reference = import_reference(write_npz(tmp_path / "a.npz", mu=MU, sigma=SIGMA))
         metric = f"fd-{name}-stand-in"
-        suite = MetricSuite((metric,), extractor=StandIn(name), reference=reference)
+        suite = MetricSuite(
+            metrics(metric, extractor=StandIn(name)), extractor=StandIn(name), reference=reference
+        )
         suite.update(torch.randint(0, 256, (30, 3, 4, 4), dtype=torch.uint8))
         value = suite.finalize()[metric]
         assert value.detail["reference_samples"] is None
         assert value.detail["reference_covariance_divisor"] == "unknown"
         assert ":n-1/unknown:" in value.key
         with pytest.raises(UserError, match="holds a mean and a covariance only"):
-            MetricSuite(("recall",), extractor=StandIn(name), reference=reference)
+            MetricSuite(metrics("recall"), extractor=StandIn(name), reference=reference)
 
     def test_keys_of_files_and_of_computed_references_differ(self, tmp_path: Path) -> None:
         first = import_reference(write_npz(tmp_path / "a.npz", mu=MU, sigma=SIGMA))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from cmbench.metrics.values import metric_key, normal_interval, share_interval
+from cmbench.metrics.values import normal_interval, share_interval
 
 
 @given(st.integers(1, 500), st.floats(0, 1))
@@ -16,9 +16,7 @@ def test_share_interval_is_wilsons(count: int, share: float) -> None:
     assert share_interval(hits / count, count) == pytest.approx(theirs, abs=1e-9)
 
 
-def test_normal_interval_and_key() -> None:
+def test_normal_interval() -> None:
     low, high = normal_interval(2.0, 1.0)
     assert high - low == pytest.approx(2 * 1.959964, rel=1e-6)
     assert np.mean([low, high]) == 2.0
-    key = metric_key("fd", "digits-cnn", "0123456789abcdef", "round", "n-1", "float64")
-    assert key == "fd:digits-cnn@01234567:round:n-1:float64"

@@ -4,43 +4,50 @@ from __future__ import annotations
 
 from typing import Any
 
-from cmbench.metrics.extractor import Extractor
-from cmbench.metrics.reference import Reference
-from cmbench.metrics.samples import Samples
-from cmbench.metrics.values import MetricValue
+from cmbench.metrics.metric import MetricData
+from cmbench.metrics.values import Estimate
 from cmbench.plugin import hookimpl
 from cmbench.plugin.specs import MetricSpec
 
+NEEDS = ("features", "real moments")
 
-def mean_gap(samples: Samples, reference: Reference | None, extractor: Extractor) -> float:
+
+def mean_gap(data: MetricData) -> float:
     """Distance of the mean features."""
-    assert samples.pool is not None
-    assert reference is not None
-    return float((samples.pool.double().mean(0) - reference.moments.mean).norm())
+    return float((data.features.double().mean(0) - data.real_moments.mean).norm())
 
 
-def with_interval(
-    samples: Samples, reference: Reference | None, extractor: Extractor
-) -> MetricValue:
-    """A value that says how sure it is; name, direction and key are the harness's business."""
-    gap = mean_gap(samples, reference, extractor)
-    return MetricValue("ignored", gap, True, "ignored", 0.5, (gap - 1, gap + 1), {"who": "toy"})
+def with_interval(data: MetricData) -> Estimate:
+    """A value that says how sure it is."""
+    gap = mean_gap(data)
+    return Estimate(gap, 0.5, (gap - 1, gap + 1), {"who": "toy"}, ("half-wide",))
 
 
-def breaks(samples: Samples, reference: Reference | None, extractor: Extractor) -> float:
+def gap_of_digits(data: MetricData) -> float:
+    return mean_gap(data)
+
+
+def breaks(data: MetricData) -> float:
     raise RuntimeError("out of\nluck")
 
 
-def nonsense(samples: Samples, reference: Reference | None, extractor: Extractor) -> Any:
+def nonsense(data: MetricData) -> Any:
     return "seven"
 
 
-def not_a_number(samples: Samples, reference: Reference | None, extractor: Extractor) -> float:
+def not_a_number(data: MetricData) -> float:
     return float("nan")
 
 
-def spec(name: str, function: str, needs: str = "features") -> MetricSpec:
-    return MetricSpec(name, name, False, needs, unit="levels", factory=f"toy_metric:{function}")
+def spread_of_classes(data: MetricData) -> float:
+    """Spread of the class means, which needs labels."""
+    means = [data.features[data.labels == label].mean(0) for label in data.labels.unique()]
+    return float(sum(mean.norm() for mean in means))
+
+
+def spec(name: str, function: str, needs: tuple[str, ...] = NEEDS, **facts: Any) -> MetricSpec:
+    factory = f"toy_metric:{function}"
+    return MetricSpec(name, name, False, needs, factory, unit="levels", **facts)
 
 
 class MetricPlugin:
@@ -50,11 +57,15 @@ class MetricPlugin:
     def cmbench_register_metrics(self) -> list[MetricSpec]:
         return [
             spec("mean-gap", "mean_gap"),
-            spec("mean-gap-sure", "with_interval"),
+            spec("mean-gap-sure", "with_interval", version="2"),
             spec("gap-breaks", "breaks"),
             spec("gap-nonsense", "nonsense"),
             spec("gap-nan", "not_a_number"),
-            spec("gap-logits", "mean_gap", "logits"),
+            spec("gap-logits", "mean_gap", ("logits",)),
+            spec("gap-secretly", "mean_gap", ("features",)),
+            spec("gap-of-prompts", "mean_gap", ("features", "prompts")),
+            spec("gap-of-digits", "gap_of_digits", extractors=("digits",)),
+            spec("class-spread", "spread_of_classes", ("features", "labels")),
         ]
 
 

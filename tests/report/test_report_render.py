@@ -49,7 +49,8 @@ def test_render_writes_page_tables_and_index(digits: Path, tmp_path: Path) -> No
     html = (out / "digits.html").read_text()
     data = page_data(html)
     assert len(data["rows"]) == 9
-    assert data["floors"] == [0.8]
+    label = "floor: two halves of the real images"
+    assert data["floors"] == [{"value": 0.8, "label": label}]
     assert html.count("data:image/png;base64,") == 1
     assert data["curves"][0]["scalars"] == {"loss": [1.0, None], "grad_norm": [2.0, 1.0]}
     assert "loss &lt;nan&gt;" in html

@@ -18,8 +18,8 @@ from cmbench.data import latents
 from cmbench.data.preparation.run import Request, prepare
 from cmbench.data.rules import RULES
 from cmbench.errors import MissingError, UserError
-from cmbench.measure.evaluation import EXTRACTOR_OF
 from cmbench.measure.references import imported_reference, store_of
+from cmbench.metrics.catalog import extractor_of
 from cmbench.metrics.extractor import PixelExtractor
 from cmbench.metrics.quantize import quantize
 from cmbench.metrics.reference_cache import cached_reference
@@ -143,7 +143,9 @@ def test_edm2s_statistics_are_found(context: Context, tmp_path: Path) -> None:
     add = store_of(context.workspace).add
     first = add(import_reference(path, name=NAME))
     add(import_reference(path, name=NAME, entry="fd_dinov2"))
-    extractor: Any = SimpleNamespace(name=EXTRACTOR_OF[metric])
+    extractor: Any = SimpleNamespace(
+        name=extractor_of(context.plugins.metrics.get(metric), "pixels", context.plugins)
+    )
     assert extractor.name == spec.extractor
     found = imported_reference(context.workspace, NAME, extractor)
     assert np.array_equal(found.moments.mean, rows.mean(0))

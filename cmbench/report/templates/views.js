@@ -94,7 +94,7 @@ function scatter(rows, metric, xOf, options) {
     x: { label: options.x, log: true, ticks: ticks && ticks.length <= 12 ? ticks : undefined },
     y: { label: `${metric.title} ${metric.higher ? "↑" : "↓"}`, log },
     groups,
-    rules: metric.name === data.rank_metric ? data.floors.map((value) => ({ value, label: "floor: two real halves" })) : [],
+    rules: metric.name === data.rank_metric ? data.floors.filter((floor) => !log || floor.value > 0) : [],
     front: paretoFront(main.length ? main : points.filter((p) => p.hollow), metric.higher),
     frontLabel: main.length ? "Pareto front, measured" : "Pareto front, reported",
     open: openDrawer,

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from cmbench.errors import MissingError, UserError
-from cmbench.metrics.digits_cnn import FEATURE_DIM, WEIGHTS, DigitsExtractor
 from cmbench.metrics.extractor import Extractor, PixelExtractor
+from cmbench.metrics.shipped_cnn import SHIPPED, CifarExtractor, DigitsExtractor
 
+WEIGHTS = SHIPPED / "digits-cnn.safetensors"
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "train_digits_extractor.py"
 
 
@@ -44,7 +45,7 @@ def test_recorded_numbers_are_those_of_the_shipped_weights(
 
 def test_the_distance_means_something(facts: dict[str, object]) -> None:
     assert facts["held_out_accuracy"] >= 0.97
-    assert facts["covariance_rank"] == FEATURE_DIM
+    assert facts["covariance_rank"] == DigitsExtractor.feature_dim
     for noise in ("uniform_noise", "gaussian_noise"):
         assert facts[noise] > 50 * facts["floor_real_halves"]
 
@@ -65,10 +66,11 @@ def test_a_short_training_is_deterministic(
 def test_extractors_keep_the_protocol() -> None:
     digits = DigitsExtractor()
     assert isinstance(digits, Extractor)
+    assert isinstance(CifarExtractor(), Extractor)
     assert isinstance(PixelExtractor(), Extractor)
     images = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
     features = digits(images)
-    assert features.pool.shape == (5, FEATURE_DIM)
+    assert features.pool.shape == (5, 64)
     assert features.logits is not None
     assert features.logits.shape == (5, 10)
     floats = digits(images.float() / 127.5 - 1)
@@ -98,5 +100,7 @@ def test_altered_weights_are_refused(tmp_path: Path) -> None:
 def test_other_images_are_refused() -> None:
     with pytest.raises(UserError, match=r"\(2, 3, 32, 32\); allowed: \[N, 1, 8, 8\]"):
         DigitsExtractor()(torch.zeros(2, 3, 32, 32))
+    with pytest.raises(UserError, match=r"cifar-cnn .*; allowed: \[N, 3, 32, 32\]; choose"):
+        CifarExtractor()(torch.zeros(2, 1, 8, 8))
     with pytest.raises(UserError, match=r"\(2, 64\); allowed: \[N, C, H, W\]"):
         PixelExtractor()(torch.zeros(2, 64))

@@ -1,0 +1,84 @@
+"""Random splits of the real images: what :class:`cmbench.metrics.floor.Floor` is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from cmbench.metrics.floor import Floor, Share
+from cmbench.metrics.frechet import distance_of_rows
+from cmbench.metrics.precision_recall import NEIGHBOURS, reference_radii, share_inside_others
+from cmbench.seeds import derive_seed
+
+#: Random splits into halves, and random subsets per count.
+SPLITS = 20
+#: Fewest real images that are split at all.
+FEWEST = 10
+#: Most images of a random subset whose manifold is measured: at 50,000 images of 2,048 features the
+#: subsets cost less than the manifold of all of them.
+LARGEST_SUBSET = 10_000
+#: Subsets of fewer images than this are left out, except halves.
+SMALLEST_SUBSET = 32
+
+
+def measure_floor(features: Tensor, radii: Tensor) -> Floor:
+    """Return the floor of real images.
+
+    Args:
+        features: of the real images, ``[M, D]``, M >= 10.
+        radii: :func:`reference_radii` of them.
+    """
+    distances = torch.tensor(
+        [distance_of_rows(*_halves(features, split)) for split in range(SPLITS)],
+        dtype=torch.float64,
+    )
+    return Floor(
+        splits=SPLITS,
+        half=len(features) // 2,
+        distance=float(distances.mean()),
+        distance_std=float(distances.std()),
+        inside=_shares(features, radii),
+    )
+
+
+def _halves(features: Tensor, split: int) -> tuple[Tensor, Tensor]:
+    half = len(features) // 2
+    order = _order(len(features), "halves", split).to(features.device)
+    return features[order[:half]], features[order[half : 2 * half]]
+
+
+def _shares(features: Tensor, radii: Tensor) -> tuple[Share, ...]:
+    found = [_share_of_subsets(features, count) for count in _counts(len(features))]
+    whole = share_inside_others(features, radii)
+    # All images are one set; their deviation follows from that of the largest subsets.
+    spread = found[-1].std * math.sqrt(found[-1].count / (len(features) - 1))
+    return (*found, Share(len(features) - 1, whole, spread))
+
+
+def _counts(images: int) -> list[int]:
+    """Return the counts of others in random subsets, ascending."""
+    halvings = [images // 2**i for i in range(1, images.bit_length())]
+    able = [count for count in halvings if SMALLEST_SUBSET <= count < LARGEST_SUBSET]
+    return able[::-1] or [images // 2]
+
+
+def _share_of_subsets(features: Tensor, count: int) -> Share:
+    shares = torch.tensor(list(_subset_shares(features, count)), dtype=torch.float64)
+    # Subsets of one set overlap, which makes them too equal by the usual finite-population factor.
+    fresh = math.sqrt(1 - (count + 1) / len(features))
+    return Share(count, float(shares.mean()), float(shares.std()) / fresh)
+
+
+def _subset_shares(features: Tensor, count: int) -> Iterator[float]:
+    for subset in range(SPLITS):
+        order = _order(len(features), f"subset of {count}", subset)[: count + 1]
+        rows = features[order.to(features.device)]
+        yield share_inside_others(rows, reference_radii(rows, k=NEIGHBOURS))
+
+
+def _order(count: int, name: str, number: int) -> Tensor:
+    generator = torch.Generator().manual_seed(derive_seed(number, name))
+    return torch.randperm(count, generator=generator)
