@@ -19,7 +19,7 @@ from toy import add_toys
 
 from cmbench.cli.main import main
 from cmbench.plugin import manager as manager_module
-from cmbench.plugin.discovery import EntryPoint, Source, installed_sources
+from cmbench.plugin.discovery import PluginInfo, installed_plugins
 from cmbench.plugin.manager import PluginManager, load_plugins
 from cmbench.records.workspace import Workspace
 from cmbench.reporter import Reporter
@@ -123,7 +123,6 @@ def cmbench_with_toys(
     cmbench: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Outcome]:
     """The command line with the tests' own plugin installed."""
-    source = Source(EntryPoint("toys", "toy:PLUGIN"), "toy-distribution", "1.2.3")
-    sources = [*installed_sources(), source]
-    monkeypatch.setattr(manager_module, "installed_sources", lambda: sources)
+    found = [*installed_plugins(), PluginInfo("toys", "toy:PLUGIN", "toy-distribution", "1.2.3")]
+    monkeypatch.setattr(manager_module, "installed_plugins", lambda: found)
     return cmbench

@@ -18,7 +18,8 @@ from cmbench.data.stored import ArrayDataset
 from cmbench.errors import Declined
 from cmbench.plugin import hookimpl
 from cmbench.plugin.config import MethodConfig
-from cmbench.plugin.manager import PluginInfo, PluginManager
+from cmbench.plugin.discovery import PluginInfo
+from cmbench.plugin.manager import PluginManager
 from cmbench.plugin.method import (
     Batch,
     Draws,

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import pluggy
 
 from cmbench.errors import PluginError, UserError, unknown_name
 from cmbench.plugin import hookspecs
-from cmbench.plugin.discovery import Source, installed_sources
+from cmbench.plugin.discovery import PluginInfo, installed_plugins
 from cmbench.plugin.specs import (
     DatasetSpec,
     ExecutorSpec,
@@ -35,22 +35,6 @@ from cmbench.plugin.specs import (
 STRICT_VARIABLE = "CMBENCH_STRICT_PLUGINS"
 
 S = TypeVar("S", bound=Spec)
-
-
-@dataclass
-class PluginInfo:
-    """One entry point and what became of it."""
-
-    name: str
-    module: str
-    distribution: str
-    version: str
-    status: str = "ok"
-    error: str = ""
-    hooks: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"plugin {self.name!r} ({self.distribution} {self.version})"
 
 
 @dataclass
@@ -134,25 +118,21 @@ class PluginManager:
 
     # ---- loading -------------------------------------------------------------------------------
 
-    def load(self, sources: Iterable[Source]) -> None:
-        """Load every source; failures are kept in :attr:`plugins` (fatal in strict mode)."""
-        for source in sources:
-            self.load_one(source)
+    def load(self, found: Iterable[PluginInfo]) -> None:
+        """Load every entry point; failures are kept in :attr:`plugins` (fatal in strict mode)."""
+        for info in found:
+            self.load_one(replace(info))
         failures = self.failed
         if failures and os.environ.get(STRICT_VARIABLE, "") not in ("", "0"):
-            lines = "; ".join(
-                f"{i.name} ({i.distribution} {i.version}): {i.error}" for i in failures
-            )
+            lines = "; ".join(f"{i}: {i.error}" for i in failures)
             raise PluginError(
                 f"{STRICT_VARIABLE}=1",
                 f"{len(failures)} plugin(s) failed: {lines}",
                 remedy="fix or uninstall them, or unset the variable to run without them",
             )
 
-    def load_one(self, source: Source) -> PluginInfo:
+    def load_one(self, info: PluginInfo) -> PluginInfo:
         """Import, validate and register one entry point."""
-        point = source.entry_point
-        info = PluginInfo(point.name, point.value, source.distribution, source.version)
         self.plugins.append(info)
         clash = [i for i in self.plugins[:-1] if i.name == info.name]
         if clash:
@@ -162,7 +142,7 @@ class PluginManager:
                 f"{clash[0].version}",
             )
         try:
-            plugin = point.load()
+            plugin = info.load()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
@@ -306,5 +286,5 @@ def _collect(plugin: object, info: PluginInfo) -> Mapping[str, list[Spec]]:
 def load_plugins() -> PluginManager:
     """Return a manager with every installed plugin loaded."""
     manager = PluginManager()
-    manager.load(installed_sources())
+    manager.load(installed_plugins())
     return manager

@@ -76,6 +76,7 @@ def table_columns(
         *_reported_columns(findings),
         *_kind_columns(rows),
         *_cost_columns(rows),
+        *_training_columns(),
         *_provenance_columns(rows),
         *(_extra_column(title, path) for title, path in extra.items()),
     ]
@@ -190,51 +191,57 @@ def _kind_columns(rows: Sequence[Row]) -> list[Column]:
     ]
 
 
+def _number_column(
+    key: str, title: str, cell: Callable[[Row], Cell], help: str, shown: bool = False
+) -> Column:
+    return Column(key, title, cell, numeric=True, shown=shown, help=help)
+
+
 def _cost_columns(rows: Sequence[Row]) -> list[Column]:
     measured = any(row.cells for row in rows)
     parameters = any(row.parameters for row in rows) and not all(row.cells for row in rows)
 
-    def number(
-        key: str, title: str, cell: Callable[[Row], Cell], help: str, shown: bool = False
-    ) -> Column:
-        return Column(key, title, cell, numeric=True, shown=shown, help=help)
-
     return [
-        number(
+        _number_column(
             "seeds",
             "Seeds",
             lambda r: number_cell(r.seeds if r.cells else None, str),
             "independent seeds behind mean and interval",
             measured,
         ),
-        number(
+        _number_column(
             "images_per_s",
             "Images/s",
             lambda r: number_cell(images_per_s(r)),
             "sampling speed on the machine of the record",
             measured,
         ),
-        number("samples", "Samples", samples_cell, "images per cell"),
-        number(
+        _number_column("samples", "Samples", samples_cell, "images per cell"),
+        _number_column(
             "parameters",
             "Parameters",
             lambda r: number_cell(r.parameters, format_count),
             "of the network that is sampled",
             parameters,
         ),
-        number(
+    ]
+
+
+def _training_columns() -> list[Column]:
+    return [
+        _number_column(
             "compute",
             "Compute",
             lambda r: number_cell(effective_compute(r)),
             "effective sampling compute: parameters in billions × NFE",
         ),
-        number(
+        _number_column(
             "images_seen",
             "Training images",
             lambda r: number_cell(images_seen(r), format_count),
             "images seen in training",
         ),
-        number(
+        _number_column(
             "training_h",
             "Device-hours",
             lambda r: number_cell(training_hours(r)),

@@ -25,9 +25,6 @@ HEAVY = (
     "PIL",
     "torch_fidelity",
     "cleanfid",
-    "importlib.metadata",
-    "email",
-    "socket",
 )
 
 IMPORTED = """

@@ -12,7 +12,8 @@ import pytest
 
 from cmbench.errors import UserError
 from cmbench.plugin import hookimpl
-from cmbench.plugin.manager import PluginInfo, PluginManager
+from cmbench.plugin.discovery import PluginInfo
+from cmbench.plugin.manager import PluginManager
 from cmbench.plugin.specs import StudySpec
 from cmbench.records.record import read_record
 from cmbench.records.workspace import Workspace

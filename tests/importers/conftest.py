@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from patches import RECIPES, Patches
 
-from cmbench.plugin.manager import PluginInfo
+from cmbench.plugin.discovery import PluginInfo
 from cmbench.sweep.context import Context
 
 

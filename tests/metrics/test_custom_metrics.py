@@ -17,8 +17,7 @@ from cmbench.metrics.extractor import PixelExtractor
 from cmbench.metrics.metric import open_metrics
 from cmbench.metrics.suite import MetricSuite
 from cmbench.plugin import manager as manager_module
-from cmbench.plugin.discovery import EntryPoint, Source, installed_sources
-from cmbench.plugin.manager import PluginInfo
+from cmbench.plugin.discovery import PluginInfo, installed_plugins
 from cmbench.plugin.specs import DatasetSpec, MetricSpec
 from cmbench.records.record import Record
 from cmbench.sweep.context import Context
@@ -84,9 +83,9 @@ def test_a_broken_one_fails_its_cell_only(
 def test_samples_of_others_are_scored_with_it(
     cmbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    source = Source(EntryPoint("gaps", "toy_metric:PLUGIN"), "gap-tools", "2.0")
-    sources = [*installed_sources(), source]
-    monkeypatch.setattr(manager_module, "installed_sources", lambda: sources)
+    gaps = PluginInfo("gaps", "toy_metric:PLUGIN", "gap-tools", "2.0")
+    plugins = [*installed_plugins(), gaps]
+    monkeypatch.setattr(manager_module, "installed_plugins", lambda: plugins)
     images = np.random.RandomState(0).randint(0, 256, (40, 8, 8)).astype(np.uint8)
     np.save(tmp_path / "noise.npy", images)
     found = cmbench(

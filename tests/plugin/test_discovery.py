@@ -1,20 +1,15 @@
-"""Entry points are found without the standard library's slow reader, and as it finds them."""
+"""Entry points of the installed distributions: names, order, duplicates, damaged metadata."""
 
 from __future__ import annotations
 
 import sys
 import zipfile
 from collections.abc import Callable
-from importlib.metadata import EntryPoint as StandardEntryPoint
-from importlib.metadata import EntryPoints
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cmbench.plugin import discovery
-from cmbench.plugin.discovery import EntryPoint, Source, group_entries, installed_sources
+from cmbench.plugin.discovery import PluginInfo, installed_plugins
 
 METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n\nName: not this one\n"
 
@@ -37,12 +32,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def found() -> list[tuple[str, str, str, str]]:
-    sources = installed_sources()
-    return [(s.distribution, s.version, s.entry_point.name, s.entry_point.value) for s in sources]
-
-
-def test_the_installed_ones_are_those_of_the_standard_library() -> None:
-    assert sorted(discovery._on_path()) == sorted(discovery._by_standard_library())
+    return [(i.distribution, i.version, i.name, i.module) for i in installed_plugins()]
 
 
 def test_groups_distributions_and_their_order(path: Path) -> None:
@@ -58,7 +48,6 @@ def test_groups_distributions_and_their_order(path: Path) -> None:
         ("a-plugin", "1.0", "b", "a:b"),
         ("z-plugin", "2.0", "z", "z"),
     ]
-    assert sorted(discovery._on_path()) == sorted(discovery._by_standard_library())
 
 
 def test_of_a_distribution_on_the_path_twice_the_first_counts(
@@ -78,9 +67,7 @@ def test_a_distribution_without_metadata_is_named_by_its_folder(path: Path) -> N
     assert found() == [("bare", "3.1", "x", "y")]
 
 
-def test_archives_on_the_path_are_left_to_the_standard_library(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_archives_on_the_path_are_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = path / "zipped.egg"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("zipped-1.0.dist-info/METADATA", METADATA.format(name="zipped", version="1"))
@@ -89,44 +76,12 @@ def test_archives_on_the_path_are_left_to_the_standard_library(
     assert found() == [("zipped", "1", "x", "y")]
 
 
-def test_finders_of_their_own_are_left_to_the_standard_library(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Finder:
-        def find_distributions(self, *_: object) -> list[object]:
-            return []
-
-    asked: list[bool] = []
-    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder()])
-    monkeypatch.setattr(discovery, "_by_standard_library", lambda: asked.append(True) or [])
-    assert installed_sources() == []
-    assert asked == [True]
-
-
-LINES = st.lists(
-    st.sampled_from(
-        [
-            "[cmbench]",
-            "[ cmbench ]",
-            "[other]",
-            "a = x",
-            "b=y:z",
-            "  c  =  p.q:r [extra]  ",
-            "# note = x",
-            "",
-            "   ",
-            "; d = e",
-        ]
-    ),
-    max_size=8,
-)
-
-
-@given(LINES)
-def test_tables_are_read_as_the_standard_library_reads_them(lines: list[str]) -> None:
-    text = "\n".join(["[first]", *lines])  # before a first section it reads nothing of sense
-    standard = EntryPoints._from_text(text)
-    assert group_entries(text) == [(p.name, p.value) for p in standard if p.group == "cmbench"]
+@pytest.mark.parametrize("points", [b"[cmbench]\n\xff = p\n", b"[cmbench]\nnothing\n", b"\x00"])
+def test_damaged_entry_points_do_not_hide_other_distributions(path: Path, points: bytes) -> None:
+    distribution(path, "a-damaged", "1.0", "")
+    (path / "a_damaged-1.0.dist-info" / "entry_points.txt").write_bytes(points)
+    distribution(path, "sound", "1.0", "[cmbench]\nx = y\n")
+    assert found() == [("sound", "1.0", "x", "y")]
 
 
 @pytest.mark.parametrize(
@@ -138,9 +93,4 @@ def test_tables_are_read_as_the_standard_library_reads_them(lines: list[str]) ->
     ],
 )
 def test_entry_points_load_what_they_name(value: str, expected: Callable[[], object]) -> None:
-    assert EntryPoint("n", value).load() is expected()
-    assert StandardEntryPoint("n", value, "g").load() is expected()
-
-
-def test_sources_can_be_compared() -> None:
-    assert Source(EntryPoint("a", "b"), "d", "1") == Source(EntryPoint("a", "b"), "d", "1")
+    assert PluginInfo("n", value, "d", "1").load() is expected()

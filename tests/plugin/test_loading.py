@@ -13,16 +13,16 @@ import pytest
 
 from cmbench.errors import PluginError, UserError, unknown_name
 from cmbench.plugin import hookimpl, hookspecs
-from cmbench.plugin.discovery import EntryPoint, Source, installed_sources
-from cmbench.plugin.manager import PluginInfo, PluginManager, load_plugins
+from cmbench.plugin.discovery import PluginInfo, installed_plugins
+from cmbench.plugin.manager import PluginManager, load_plugins
 from cmbench.plugin.specs import DatasetSpec, MethodSpec, MetricSpec, spec_problem
 
 GOOD = MethodSpec("good", "somewhere:Good", "Good")
 SET = DatasetSpec("set", "somewhere:build", "Set", (1, 8, 8), 10, "pixels", ("fd",), (1, 2), 100)
 
 
-def source(name: str, value: str, distribution: str = "dist") -> Source:
-    return Source(EntryPoint(name, value), distribution, "1.0")
+def entry(name: str, module: str, distribution: str = "dist") -> PluginInfo:
+    return PluginInfo(name, module, distribution, "1.0")
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ def methods(*specs: Any) -> Callable[[], Any]:
     return cmbench_register_methods
 
 
-def loaded(*sources: Source) -> PluginManager:
+def loaded(*entries: PluginInfo) -> PluginManager:
     manager = PluginManager()
-    manager.load(sources)
+    manager.load(entries)
     return manager
 
 
@@ -67,8 +67,8 @@ def error_of(manager: PluginManager, index: int = -1) -> str:
 
 
 def test_the_builtin_plugin_comes_through_the_public_group(plugins: PluginManager) -> None:
-    first = installed_sources()[0]
-    assert (first.distribution, first.entry_point.value) == ("cmbench", "cmbench_plugins")
+    first = installed_plugins()[0]
+    assert (first.distribution, first.module) == ("cmbench", "cmbench_plugins")
     assert plugins.plugins[0].status == "ok"
     assert plugins.plugins[0].error == ""
     assert {o.distribution for o in plugins.methods.owners.values()} == {"cmbench"}
@@ -100,10 +100,10 @@ def test_a_failure_leaves_the_others(module: Callable[..., str]) -> None:
     broken = module(cmbench_register_methods=methods(GOOD, 3))
     good = module(cmbench_register_methods=methods(GOOD))
     manager = loaded(
-        source("gone", "no_such_module"),
-        source("attribute", f"{good}:missing"),
-        source("broken", broken),
-        source("fine", good),
+        entry("gone", "no_such_module"),
+        entry("attribute", f"{good}:missing"),
+        entry("broken", broken),
+        entry("fine", good),
     )
     assert [p.status for p in manager.plugins] == ["failed", "failed", "failed", "ok"]
     assert error_of(manager, 0) == (
@@ -132,7 +132,7 @@ def test_a_hook_that_raises(module: Callable[..., str], raises: BaseException, l
         raise raises
 
     name = module(cmbench_register_methods=cmbench_register_methods)
-    assert error_of(loaded(source("p", name))) == line.strip()
+    assert error_of(loaded(entry("p", name))) == line.strip()
 
 
 def test_a_user_who_interrupts_the_import_is_obeyed(module: Callable[..., str]) -> None:
@@ -141,7 +141,7 @@ def test_a_user_who_interrupts_the_import_is_obeyed(module: Callable[..., str]) 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loaded(source("p", module(cmbench_register_methods=cmbench_register_methods)))
+        loaded(entry("p", module(cmbench_register_methods=cmbench_register_methods)))
 
 
 @pytest.mark.parametrize("decorate", [hookimpl, lambda f: f])
@@ -152,21 +152,21 @@ def test_a_misspelt_hook_is_named_with_the_right_one(
         return [GOOD]
 
     name = module(cmbench_register_method=decorate(cmbench_register_method))
-    error = error_of(loaded(source("p", name)))
+    error = error_of(loaded(entry("p", name)))
     assert error.startswith("hook check: unknown hook 'cmbench_register_method'; allowed: cmbench_")
     assert error.endswith("did you mean 'cmbench_register_methods'?")
 
 
 def test_a_hook_like_no_other_says_where_to_look(module: Callable[..., str]) -> None:
     name = module(cmbench_zzz=lambda: None)
-    assert error_of(loaded(source("p", name))).endswith("see cmbench.plugin.hookspecs")
+    assert error_of(loaded(entry("p", name))).endswith("see cmbench.plugin.hookspecs")
 
 
 def test_an_argument_that_a_hook_does_not_have(module: Callable[..., str]) -> None:
     @hookimpl
     def cmbench_cell_finished(record: Any, colour: str) -> None: ...
 
-    error = error_of(loaded(source("p", module(cmbench_cell_finished=cmbench_cell_finished))))
+    error = error_of(loaded(entry("p", module(cmbench_cell_finished=cmbench_cell_finished))))
     assert "cmbench_cell_finished" in error
     assert "colour" in error
 
@@ -174,7 +174,7 @@ def test_an_argument_that_a_hook_does_not_have(module: Callable[..., str]) -> No
 def test_two_plugins_that_claim_one_name_are_both_named(module: Callable[..., str]) -> None:
     first = module(cmbench_register_methods=methods(GOOD))
     second = module(cmbench_register_methods=methods(GOOD._replace(name="mine"), GOOD))
-    manager = loaded(source("a", first, "dist-a"), source("b", second, "dist-b"))
+    manager = loaded(entry("a", first, "dist-a"), entry("b", second, "dist-b"))
     assert error_of(manager) == (
         "plugin 'b' (dist-b 1.0): method name 'good' is already taken by plugin 'a' (dist-a 1.0); "
         "uninstall one of the two or ask its author for another name"
@@ -184,7 +184,7 @@ def test_two_plugins_that_claim_one_name_are_both_named(module: Callable[..., st
 
 def test_two_entry_points_of_one_name(module: Callable[..., str]) -> None:
     first = module(cmbench_register_methods=methods(GOOD))
-    manager = loaded(source("a", first, "dist-a"), source("a", module(), "dist-b"))
+    manager = loaded(entry("a", first, "dist-a"), entry("a", module(), "dist-b"))
     assert error_of(manager) == "entry point name 'a' is already used by dist-a 1.0"
     assert list(manager.methods.specs) == ["good"]
 
@@ -192,7 +192,7 @@ def test_two_entry_points_of_one_name(module: Callable[..., str]) -> None:
 def test_strict_mode_is_fatal_and_names_all(
     module: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources = [source("gone", "no_such_module"), source("empty", module(cmbench_zzz=len))]
+    sources = [entry("gone", "no_such_module"), entry("empty", module(cmbench_zzz=len))]
     for off in ("", "0"):
         monkeypatch.setenv("CMBENCH_STRICT_PLUGINS", off)
         assert len(loaded(*sources).plugins) == 2
@@ -200,8 +200,10 @@ def test_strict_mode_is_fatal_and_names_all(
     with pytest.raises(PluginError) as raised:
         loaded(*sources)
     text = str(raised.value)
-    assert text.startswith("CMBENCH_STRICT_PLUGINS=1: 2 plugin(s) failed: gone (dist 1.0): cannot ")
-    assert "; empty (dist 1.0): hook check: unknown hook 'cmbench_zzz'" in text
+    assert text.startswith(
+        "CMBENCH_STRICT_PLUGINS=1: 2 plugin(s) failed: plugin 'gone' (dist 1.0): "
+    )
+    assert "; plugin 'empty' (dist 1.0): hook check: unknown hook 'cmbench_zzz'" in text
 
 
 # ---- specs --------------------------------------------------------------------------------------
@@ -260,7 +262,7 @@ def test_what_a_hook_returns_is_checked(
         return result
 
     name = module(cmbench_register_methods=cmbench_register_methods)
-    assert found in error_of(loaded(source("p", name)))
+    assert found in error_of(loaded(entry("p", name)))
 
 
 def test_a_spec_whose_shape_is_no_shape_is_listed(module: Callable[..., str]) -> None:
@@ -269,7 +271,7 @@ def test_a_spec_whose_shape_is_no_shape_is_listed(module: Callable[..., str]) ->
         return [SET._replace(data_shape=None)]
 
     name = module(cmbench_register_datasets=cmbench_register_datasets)
-    assert "TypeError" in error_of(loaded(source("p", name)))
+    assert "TypeError" in error_of(loaded(entry("p", name)))
 
 
 def test_a_single_spec_counts_as_a_list(module: Callable[..., str]) -> None:
@@ -277,12 +279,12 @@ def test_a_single_spec_counts_as_a_list(module: Callable[..., str]) -> None:
     def cmbench_register_methods() -> Any:
         return GOOD
 
-    manager = loaded(source("p", module(cmbench_register_methods=cmbench_register_methods)))
+    manager = loaded(entry("p", module(cmbench_register_methods=cmbench_register_methods)))
     assert list(manager.methods.specs) == ["good"]
 
 
 def test_names_that_do_not_exist_say_which_do(module: Callable[..., str]) -> None:
-    manager = loaded(source("p", module(cmbench_register_methods=methods(GOOD))))
+    manager = loaded(entry("p", module(cmbench_register_methods=methods(GOOD))))
     with pytest.raises(UserError) as raised:
         manager.methods.get("goood", "who")
     assert str(raised.value) == "who: unknown method 'goood'; allowed: good; did you mean 'good'?"
@@ -303,7 +305,7 @@ def test_a_factory_that_cannot_be_imported_names_plugin_and_distribution(
     module: Callable[..., str], factory: str, found: str
 ) -> None:
     spec = GOOD._replace(factory=factory)
-    manager = loaded(source("p", module(cmbench_register_methods=methods(spec))))
+    manager = loaded(entry("p", module(cmbench_register_methods=methods(spec))))
     with pytest.raises(PluginError) as raised:
         manager.methods.load("good")
     assert str(raised.value) == (
@@ -313,14 +315,14 @@ def test_a_factory_that_cannot_be_imported_names_plugin_and_distribution(
 
 
 def test_without_a_default_method_one_must_be_named(module: Callable[..., str]) -> None:
-    manager = loaded(source("p", module(cmbench_register_methods=methods(GOOD))))
+    manager = loaded(entry("p", module(cmbench_register_methods=methods(GOOD))))
     with pytest.raises(UserError, match="no installed plugin marks a default method; allowed: "):
         _ = manager.default_method
 
 
 def test_of_two_defaults_the_first_counts(module: Callable[..., str]) -> None:
     names = [GOOD._replace(name=n, default=True) for n in ("one", "two")]
-    manager = loaded(*(source(n.name, module(cmbench_register_methods=methods(n))) for n in names))
+    manager = loaded(*(entry(n.name, module(cmbench_register_methods=methods(n))) for n in names))
     assert manager.default_method == "one"
 
 
@@ -405,7 +407,7 @@ def test_loading_twice_gives_two_managers() -> None:
 
 
 def test_an_unknown_name_tells_of_plugins_that_failed() -> None:
-    manager = loaded(source("mine", "no_such_module_of_mine"))
+    manager = loaded(entry("mine", "no_such_module_of_mine"))
     with pytest.raises(UserError) as caught:
         manager.methods.get("my-method")
     assert "plugin 'mine' (dist 1.0) failed: cannot be imported" in str(caught.value)
@@ -427,8 +429,8 @@ def test_listing_plugins_fails_if_one_failed(
     cmbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cmbench("plugins").code == 0
-    bad = [source("mine", "no_such_module_of_mine")]
-    monkeypatch.setattr("cmbench.plugin.manager.installed_sources", lambda: bad)
+    bad = [entry("mine", "no_such_module_of_mine")]
+    monkeypatch.setattr("cmbench.plugin.manager.installed_plugins", lambda: bad)
     failed = cmbench("plugins")
     assert failed.code == 1
     assert "failed  cannot be imported" in failed.out

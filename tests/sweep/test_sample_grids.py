@@ -14,7 +14,7 @@ from torch import Tensor
 from toy import Toy
 
 from cmbench.plugin import hookimpl
-from cmbench.plugin.manager import PluginInfo
+from cmbench.plugin.discovery import PluginInfo
 from cmbench.plugin.method import Draws, Nets, SamplingPlan
 from cmbench.plugin.specs import MethodSpec
 from cmbench.seeds import derive_seed

@@ -15,7 +15,7 @@ from cmbench.errors import BusyError, InterruptedRunError, PluginError, UserErro
 from cmbench.leaderboard.rows import aggregate
 from cmbench.leaderboard.verify import verify_record
 from cmbench.plugin import hookimpl
-from cmbench.plugin.manager import PluginInfo
+from cmbench.plugin.discovery import PluginInfo
 from cmbench.records.record import Record, read_record, write_record
 from cmbench.records.reproduction import CannotReproduceError, Reproduction
 from cmbench.sweep import sweep
