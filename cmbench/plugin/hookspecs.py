@@ -144,7 +144,8 @@ class CmbenchHooks:
             rows: the page's table rows.
 
         Returns:
-            Mappings with ``title`` and ``svg`` (sanitised before it is shown).
+            Mappings with ``title`` and ``svg``. Pages show the SVG as an image, in which browsers
+            run no script and load nothing.
         """
         raise NotImplementedError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,11 @@ from cmbench.errors import UserError
 from cmbench.files import write_atomically
 from cmbench.leaderboard.published import Published
 from cmbench.records.record import ReadRecord
+from cmbench.report.charts import Charts, chart_images
 from cmbench.report.environment import Templates
 from cmbench.report.page import Page, build_page
 from cmbench.report.paths import clean, without_paths
 from cmbench.report.payload import page_payload, public_row, script_json
-from cmbench.report.sanitize import Chart, sanitize_chart
-
-#: Called with the dataset and its rows (see :func:`cmbench.report.payload.public_row`).
-Charts = Callable[[str, Sequence[Mapping[str, Any]]], Iterable[Mapping[str, str]]]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 _TABLES = (("md", "table.md.j2"), ("csv", "table.csv.j2"), ("tex", "table.tex.j2"))
@@ -104,7 +101,7 @@ def _write_page(page: Page, engine: Templates, out_dir: Path, charts: Charts | N
     for suffix, template in _TABLES:
         tables[suffix] = engine.render(template, {"page": page})
         written.append(_write(out_dir / f"{page.dataset}.{suffix}", tables[suffix]))
-    hooks = hook_charts(page, charts)
+    hooks = chart_images(charts, page.dataset, [public_row(line.row) for line in page.lines])
     context = {
         "page": page,
         "data": script_json(page_payload(page, tables)),
@@ -116,28 +113,6 @@ def _write_page(page: Page, engine: Templates, out_dir: Path, charts: Charts | N
     }
     html = _with_csp(engine, "page.html.j2", context, scripts=_SCRIPTS)
     return [_write(out_dir / f"{page.dataset}.html", html), *written]
-
-
-def hook_charts(page: Page, charts: Charts | None) -> list[Chart]:
-    """Return the sanitised charts of plugins; one that raises becomes a problem on the page."""
-    if charts is None:
-        return []
-    rows = [public_row(line.row) for line in page.lines]
-    found: list[Chart] = []
-    try:
-        # One by one: what a generator made stays if it raises.
-        found.extend(_sanitized(chart) for chart in charts(page.dataset, rows))
-    except Exception as error:  # a plugin's fault must not cost the page
-        found.append(Chart("plugin", problem=f"{type(error).__name__}: {error}"))
-    return found
-
-
-def _sanitized(chart: Mapping[str, str]) -> Chart:
-    try:
-        return sanitize_chart(chart)
-    except Exception as error:  # neither may one chart cost the others
-        title = chart.get("title", "untitled") if isinstance(chart, Mapping) else "untitled"
-        return Chart(str(title)[:200], problem=f"{type(error).__name__}: {error}")
 
 
 def _with_csp(
