@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from cmbench.errors import UserError
-from cmbench.importers.imported import Found, Preconditioning
+from cmbench.importers.imported import Found, Parameterization
 from cmbench.importers.inert import (
     InertObject,
     is_module,
@@ -28,7 +28,7 @@ _ECM_CLASS = "ECMPrecond"
 #: whatever wraps it. An attribute that TCM's has alone.
 _ECM_LOSS, _TCM_ATTRIBUTE = "ECMLoss", "boundary_prob"
 #: The classes that hold the network, and what they make of its output.
-_PRECONDITIONING: Mapping[str, Preconditioning] = {
+_PARAMETERIZATIONS: Mapping[str, Parameterization] = {
     "EDMPrecond": "edm",
     _EDM2_CLASS: "edm",
     _ECM_CLASS: "boundary",
@@ -38,15 +38,17 @@ _PRECONDITIONING: Mapping[str, Preconditioning] = {
 _OTHER = ("VPPrecond", "VEPrecond", "iDDPMPrecond")
 
 
-def read_edm_pickle(path: Path, part: str = "ema", preconditioning: Preconditioning = "") -> Found:
+def read_edm_pickle(
+    path: Path, part: str = "ema", parameterization: Parameterization = ""
+) -> Found:
     """Read the network under ``part`` of a pickle.
 
-    ``preconditioning`` says what the network's output means where its class is unknown here.
+    ``parameterization`` says what the network's output means where its class is unknown here.
     """
     data = load_network_pickle(path)
     module, loss = _choose(data, part, path), _loss(data)
     tensors = state_dict(module)
-    meaning = _meaning(module, loss, tensors, preconditioning, path)
+    known = _parameterization(module, loss, tensors, parameterization, path)
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     head = _channels_per_head(module)
     found = recognize(shapes, **({"channels_per_head": head} if head else {}))
@@ -58,9 +60,9 @@ def read_edm_pickle(path: Path, part: str = "ema", preconditioning: Precondition
         "edm-pickle",
         tensors,
         found,
-        meaning,
+        known,
         _number(state.get("sigma_data")),
-        _boundary(module, loss) if meaning == "boundary" else None,
+        _boundary(module, loss) if known == "boundary" else None,
         {
             "class": module.class_name,
             "part": part,
@@ -107,25 +109,25 @@ def _boundary(module: InertObject, loss: InertObject | None) -> float | None:
     return _number(module.state.get("sigma_min"))
 
 
-def _meaning(
+def _parameterization(
     module: InertObject,
     loss: InertObject | None,
     tensors: Mapping[str, Tensor],
-    told: Preconditioning,
+    told: Parameterization,
     path: Path,
-) -> Preconditioning:
+) -> Parameterization:
     """Return what the output means: as ``told``, or as the classes of network and loss say."""
     name = _name(module)
     if name in _OTHER:
         raise UserError(
             f"checkpoint {path}",
             f"its network is wrapped as {name!r}, which gives it other inputs than EDM's",
-            allowed=", ".join(_PRECONDITIONING),
+            allowed=", ".join(_PARAMETERIZATIONS),
             remedy="it cannot be imported",
         )
     if told:
         return told
-    if name in _PRECONDITIONING and loss is not None and _name(loss) == _ECM_LOSS:
+    if name in _PARAMETERIZATIONS and loss is not None and _name(loss) == _ECM_LOSS:
         return "boundary"
     if name == _EDM2_CLASS and not any(tensor.startswith("logvar_") for tensor in tensors):
         raise UserError(
@@ -133,15 +135,15 @@ def _meaning(
             f"its network is wrapped as {name!r} without the uncertainty that EDM2's have: it may "
             "be a consistency model of ECT's",
             allowed="edm, boundary",
-            remedy="say which with --preconditioning; ECT's are boundary, with --sigma-min 0",
+            remedy="say which with --parameterization; ECT's are boundary, with --sigma-min 0",
         )
-    if name in _PRECONDITIONING:
-        return _PRECONDITIONING[name]
+    if name in _PARAMETERIZATIONS:
+        return _PARAMETERIZATIONS[name]
     raise UserError(
         f"checkpoint {path}",
         f"its network is wrapped as {name!r}, which is unknown",
-        allowed=", ".join(_PRECONDITIONING),
-        remedy="if it scales like EDM, say so with --preconditioning edm or boundary",
+        allowed=", ".join(_PARAMETERIZATIONS),
+        remedy="if it scales like EDM, say so with --parameterization edm or boundary",
     )
 
 

@@ -20,7 +20,7 @@ from cmbench.training.checkpoint import file_sha256, save_checkpoint
 
 #: ``edm``: ``D = c_skip x + c_out F``, zero noise at sigma = 0 (a denoiser, or ECM in training).
 #: ``boundary``: the same with f(x, sigma_min) = x. Empty: the file does not say.
-Preconditioning = Literal["edm", "boundary", ""]
+Parameterization = Literal["edm", "boundary", ""]
 #: How many times its file a checkpoint may be in memory, as it is stored.
 MOST_TIMES = 4
 
@@ -32,7 +32,7 @@ class Found:
     format: str
     state: Mapping[str, Tensor]
     recognized: Recognized
-    preconditioning: Preconditioning = ""
+    parameterization: Parameterization = ""
     sigma_data: float | None = None
     sigma_min: float | None = None
     description: Mapping[str, Any] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class ImportedNetwork:
         state: our state dict, float32.
         format: which reader read it.
         assumed: options that the file does not tell and the published models have.
-        preconditioning: what the raw output means, where the file tells.
+        parameterization: what the raw output means, where the file tells.
         sigma_data: standard deviation of the data that it was trained for, where it tells.
         sigma_min: boundary of a consistency function, where it tells.
         description: what else the file said of itself, as plain data.
@@ -65,7 +65,7 @@ class ImportedNetwork:
     state: Mapping[str, Tensor]
     format: str
     assumed: Mapping[str, Any]
-    preconditioning: Preconditioning
+    parameterization: Parameterization
     sigma_data: float | None
     sigma_min: float | None
     description: Mapping[str, Any]
@@ -96,7 +96,8 @@ class ImportedNetwork:
             "num_classes": self.num_classes,
             "format": self.format,
             "assumed": dict(self.assumed),
-            "preconditioning": self.preconditioning,
+            # the name that manifests, records and with them identities have
+            "preconditioning": self.parameterization,
             "sigma_data": self.sigma_data,
             "sigma_min": self.sigma_min,
             "description": dict(self.description),
@@ -184,7 +185,7 @@ def to_ours(found: Found, path: Path, weights: Path) -> ImportedNetwork:
         state={name: tensor.contiguous() for name, tensor in ours.items()},
         format=found.format,
         assumed=known.assumed,
-        preconditioning=found.preconditioning,
+        parameterization=found.parameterization,
         sigma_data=found.sigma_data,
         sigma_min=found.sigma_min,
         description=found.description,

@@ -15,7 +15,7 @@ from cmbench.importers.diffusers_folder import (
 )
 from cmbench.importers.edm_pickle import read_edm_pickle
 from cmbench.importers.flax_file import is_flax, read_flax_file
-from cmbench.importers.imported import Found, ImportedNetwork, Preconditioning, to_ours
+from cmbench.importers.imported import Found, ImportedNetwork, Parameterization, to_ours
 from cmbench.importers.torch_file import read_torch_file
 from cmbench.networks.recognize import recognize
 
@@ -38,7 +38,7 @@ def read_checkpoint(
     path: Path,
     *,
     part: str = "ema",
-    preconditioning: Preconditioning = "",
+    parameterization: Parameterization = "",
     channels_per_head: int | None = None,
     resolution: int | None = None,
 ) -> ImportedNetwork:
@@ -47,7 +47,7 @@ def read_checkpoint(
     Args:
         path: the file, or a diffusers folder.
         part: which network of a file with several.
-        preconditioning: what the network's output means, where the file's own class is unknown.
+        parameterization: what the network's output means, where the file's own class is unknown.
         channels_per_head: width of an attention head, where shapes cannot tell and it is not 64.
         resolution: side of the images, where shapes cannot tell.
 
@@ -60,12 +60,12 @@ def read_checkpoint(
             "cmbench import", f"{path} does not exist", remedy="give the path of the checkpoint"
         )
     try:
-        found = _read(path, part, preconditioning, channels_per_head, resolution)
+        found = _read(path, part, parameterization, channels_per_head, resolution)
         _check_told(found, channels_per_head, resolution)
         told = {"channels_per_head": channels_per_head, "resolution": resolution}
         assumed = {k: v for k, v in found.assumed.items() if told.get(k) is None}
-        meaning = found.preconditioning or preconditioning
-        return replace(found, assumed=assumed, preconditioning=meaning)
+        known = found.parameterization or parameterization
+        return replace(found, assumed=assumed, parameterization=known)
     except MissingError:
         raise
     except UserError as error:
@@ -106,7 +106,7 @@ def _check_told(
 def _read(
     path: Path,
     part: str,
-    preconditioning: Preconditioning,
+    parameterization: Parameterization,
     channels_per_head: int | None,
     resolution: int | None,
 ) -> ImportedNetwork:
@@ -120,14 +120,14 @@ def _read(
                 remedy="give the checkpoint itself",
             )
         return to_ours(read_diffusers_folder(folder, resolution), path, weights_file(folder))
-    found = _read_file(path, part, preconditioning, channels_per_head, resolution)
+    found = _read_file(path, part, parameterization, channels_per_head, resolution)
     return to_ours(found, path, path)
 
 
 def _read_file(
     path: Path,
     part: str,
-    preconditioning: Preconditioning,
+    parameterization: Parameterization,
     channels_per_head: int | None,
     resolution: int | None,
 ) -> Found:
@@ -143,7 +143,7 @@ def _read_file(
     if head[:2] == b"PK" or (path.suffix in _TORCH and head[:1] == b"\x80"):
         return read_torch_file(path, channels_per_head=channels_per_head, resolution=resolution)
     if head[:1] == b"\x80":
-        return read_edm_pickle(path, part, preconditioning)
+        return read_edm_pickle(path, part, parameterization)
     if is_flax(head):
         return read_flax_file(path, part, resolution)
     raise UserError(

@@ -7,7 +7,6 @@ come from a few steps on random images on the device at hand, if that takes seco
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,15 +15,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmbench.diffusion.models import EDMModel, MixtureModel
 from cmbench.errors import BrokenRunError, UserError
 from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Batch, Method, Phase, Progress, Teacher
 from cmbench.sweep.context import Context
 from cmbench.sweep.failures import one_line
-from cmbench.sweep.imported import PREFIX, open_imported
+from cmbench.sweep.frozen import stand_in
 from cmbench.sweep.kit import TrainingKit
-from cmbench.sweep.planning import ANALYTIC
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import build_modules
 from cmbench.training.augment import LABEL_DIM
@@ -187,7 +184,7 @@ def built_in_place(
 
 
 def _count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
-    teacher = random_teacher(context, plan, built_in_place)
+    teacher = stand_in(context, plan, built_in_place)
     method, modules = built_in_place(context, plan, teacher)
     phases = method.phases(modules)
     images = sum(phase.images for phase in phases)
@@ -237,35 +234,6 @@ def _fixed_bytes(
     return float(_FP32_BYTES * numbers)
 
 
-Builder = Callable[[Context, RunPlan, Teacher | None], tuple[Method, dict[str, nn.Module]]]
-
-
-def random_teacher(context: Context, plan: RunPlan, build: Builder) -> Teacher | None:
-    """Return the teacher's networks with random weights, on the context's device."""
-    if plan.teacher is not None:
-        above = random_teacher(context, plan.teacher, build)
-        method, modules = build(context, plan.teacher, above)
-        for module in modules.values():
-            module.eval().requires_grad_(False)
-        nets = {n: CountedNetwork(m, plan.config.precision) for n, m in modules.items()}
-        return Teacher("random", method.diffusion_model(nets), modules["model"])
-    if plan.config.teacher == ANALYTIC:
-        mixture: Any = context.dataset(plan.dataset)
-        sigma_data = plan.data_info(context).sigma_data
-        model = MixtureModel(mixture.mixture.to(context.device), sigma_data)
-        return Teacher(ANALYTIC, model, None)
-    if plan.config.teacher is not None and plan.config.teacher.startswith(PREFIX):
-        network = open_imported(context.workspace, plan.config.teacher).network(context)
-        network.eval().requires_grad_(False)
-        if context.device.type != "cpu":  # fake tensors cannot be moved, not even nowhere
-            network.to(context.device)
-        prepared = CountedNetwork(network, plan.config.precision)
-        return Teacher("random", EDMModel(prepared, plan.data_info(context).sigma_data), network)
-    if plan.config.teacher is not None:
-        raise ValueError(f"teacher {plan.config.teacher} is a run of its own")
-    return None
-
-
 def _random_batch(method: Any, plan: RunPlan, count: int, device: torch.device) -> Batch:
     images = torch.rand(count, *method.data.data_shape, device=device) * 2 - 1
     classes = method.data.num_classes
@@ -289,7 +257,7 @@ class _RandomFeed:
 
 def seconds_per_image(context: Context, plan: RunPlan, batch: int) -> float:
     """Time steps of ``batch`` random images with random weights, uncompiled."""
-    method, modules = build_modules(context, plan, random_teacher(context, plan, build_modules))
+    method, modules = build_modules(context, plan, stand_in(context, plan, build_modules))
     state = TrainingState(method, modules)
     settings = Settings(seed=0, batch_size=batch, precision=plan.config.precision, log_seconds=1e9)
     nets = counted_networks(state, settings)

@@ -12,22 +12,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from cmbench.diffusion.models import EDMModel
 from cmbench.errors import MissingError, UserError
-from cmbench.importers.imported import Preconditioning
+from cmbench.importers.imported import Parameterization
 from cmbench.networks.base import num_parameters
-from cmbench.networks.counted import CountedNetwork
-from cmbench.plugin.method import Teacher
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.context import Context
-from cmbench.sweep.recipes import Table, merge
 from cmbench.sweep.validation import validate
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint
 
@@ -49,7 +45,8 @@ class Facts(BaseModel):
     num_classes: int = Field(ge=0)
     format: str
     assumed: dict[str, Any]
-    preconditioning: Preconditioning
+    #: its name in manifests and records, which identities cover
+    parameterization: Parameterization = Field(alias="preconditioning")
     sigma_data: float | None = Field(gt=0)
     sigma_min: float | None = Field(ge=0)
     description: dict[str, Any]
@@ -73,53 +70,31 @@ class ImportedModel:
     @property
     def table(self) -> dict[str, Any]:
         """What a run's configuration keeps of it."""
-        facts = self.facts.model_dump(mode="json", exclude={"description"})
+        facts = self.facts.model_dump(mode="json", by_alias=True, exclude={"description"})
         return {"name": self.name, "sha256": self.sha256, **facts}
 
     def require_data(self, data: DatasetSpec) -> None:
         """Raise ``UserError`` unless the model makes what the dataset holds."""
-        ours, theirs = self.facts.data_shape, data.data_shape
-        if ours != theirs:
-            raise UserError(
-                f"imported checkpoint {self.name}",
-                f"makes images of {_size(ours)}, dataset {data.name!r} has {_size(theirs)}",
-                allowed=f"a dataset of {_size(ours)}",
-                remedy="choose another dataset or checkpoint",
-            )
-        if self.facts.num_classes not in (0, data.num_classes):
-            raise UserError(
-                f"imported checkpoint {self.name}",
-                f"knows {self.facts.num_classes} classes, dataset {data.name!r} has "
-                f"{data.num_classes}",
-                allowed="the same classes, or an unconditional checkpoint",
-                remedy="choose another dataset or checkpoint",
-            )
-        if self.facts.num_classes and data.class_order:
-            raise UserError(
-                f"imported checkpoint {self.name}",
-                f"knows classes in sorted order, dataset {data.name!r} numbers them as "
-                f"{data.class_order} does",
-                allowed="classes in the same order, or an unconditional checkpoint",
-                remedy="choose another dataset of these images",
-            )
+        facts = self.facts
+        who = f"imported checkpoint {self.name}"
+        require_same_data(who, facts.data_shape, facts.num_classes, data)
 
-    def require_meaning(self, who: str, allowed: Mapping[str, str]) -> Preconditioning:
-        """Return what the raw output means; raise unless it is one of ``allowed``: name, words."""
-        meaning = self.facts.preconditioning
-        if meaning in allowed:
-            return meaning
-        told = (
-            f"has the preconditioning {meaning!r}"
-            if meaning
-            else ("does not say what its network's output means")
-        )
+    def require_parameterization(self, who: str, allowed: Mapping[str, str]) -> Parameterization:
+        """Return how the network's output is read; raise unless it is in ``allowed``: name, words.
+
+        ``who`` begins the message.
+        """
+        known = self.facts.parameterization
+        if known in allowed:
+            return known
         raise UserError(
             who,
-            f"imported checkpoint {self.name} {told}",
+            f"imported checkpoint {self.name} has "
+            + (f"the parameterization {known!r}" if known else "no known parameterization"),
             allowed=", ".join(f"{k} ({v})" for k, v in allowed.items()),
             remedy="choose another checkpoint"
-            if meaning
-            else "import it again with --preconditioning edm or boundary",
+            if known
+            else "import it again with --parameterization edm or boundary",
         )
 
     def network(self, context: Context) -> nn.Module:
@@ -135,12 +110,6 @@ class ImportedModel:
         network = self.network(context)
         network.load_state_dict(self.load().tensors)
         return network.eval()
-
-    def teacher(self, context: Context, sigma_data: float, precision: str) -> Teacher:
-        """Return the model as a frozen teacher; planning has checked that it is a denoiser."""
-        network = self.build(context).requires_grad_(False).to(context.device)
-        prepared = CountedNetwork(network, precision, context.compile)
-        return Teacher(self.title, EDMModel(prepared, sigma_data), network)
 
     def result(self, context: Context, name: str) -> dict[str, Any]:
         """Return what a finished training would have left, its weights being export ``name``."""
@@ -168,8 +137,45 @@ class ImportedModel:
         return found
 
 
-def _size(shape: tuple[int, int, int]) -> str:
-    return "x".join(map(str, shape))
+def require_same_data(
+    who: str,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    data: DatasetSpec,
+    class_order: str = "",
+) -> None:
+    """Raise ``UserError`` unless a trained network makes what a dataset holds.
+
+    Args:
+        who: the network, as messages name it.
+        shape: ``(C, H, W)`` of the images it makes.
+        num_classes: classes it knows, 0 when unconditional.
+        data: the dataset.
+        class_order: how it numbers them (see :class:`DatasetSpec`).
+    """
+    if shape != data.data_shape:
+        ours, theirs = ("x".join(map(str, s)) for s in (shape, data.data_shape))
+        raise UserError(
+            who,
+            f"makes images of {ours}, dataset {data.name!r} has {theirs}",
+            allowed=f"a dataset of {ours}",
+            remedy="choose another dataset or checkpoint",
+        )
+    if num_classes not in (0, data.num_classes):
+        raise UserError(
+            who,
+            f"knows {num_classes} classes, dataset {data.name!r} has {data.num_classes}",
+            allowed="the same classes, or an unconditional checkpoint",
+            remedy="choose another dataset or checkpoint",
+        )
+    if num_classes and class_order != data.class_order:
+        ours, theirs = (order or "sorted order" for order in (class_order, data.class_order))
+        raise UserError(
+            who,
+            f"numbers the classes as in {ours}, dataset {data.name!r} as in {theirs}",
+            allowed="classes in the same order, or an unconditional checkpoint",
+            remedy="choose another dataset of these images",
+        )
 
 
 def path_of(workspace: Workspace, text: str) -> Path:
@@ -237,65 +243,3 @@ def _missing(workspace: Workspace, text: str, path: Path) -> MissingError:
         allowed=", ".join(known) or "none yet",
         remedy=remedy,
     )
-
-
-def require_students_reading(context: Context, config: BaseModel) -> None:
-    """Raise ``UserError`` if a student would read its imported teacher's weights as another model.
-
-    A method says how its networks are read by an option ``parameterization``, if it has the choice.
-    """
-    named, reading = getattr(config, "teacher", None), getattr(config, "parameterization", None)
-    if reading is None or not (isinstance(named, str) and named.startswith(PREFIX)):
-        return
-    model = open_imported(context.workspace, named)
-    meaning = model.facts.preconditioning
-    choices = get_args(type(config).model_fields["parameterization"].annotation)
-    if meaning in choices and reading != meaning:
-        raise UserError(
-            f"teacher {model.title}",
-            f"its parameterization is {meaning!r}",
-            allowed=f"{reading!r} for this student",
-            remedy=f"add -o parameterization={meaning}, or name another teacher",
-        )
-
-
-def with_imported_teacher(
-    context: Context, table: Table, extra: Mapping[str, Any], data: DatasetSpec
-) -> Table:
-    """Return a recipe whose teacher is an imported model with what follows from it.
-
-    The student takes the teacher's architecture and conditioning (it starts from its weights),
-    keeps its own dropout, and may change what an override names. Other recipes stay as they are.
-    """
-    named = table.get("teacher")
-    if not (isinstance(named, str) and named.startswith(PREFIX)):
-        return table
-    model = open_imported(context.workspace, named)
-    model.require_meaning("teacher", {"edm": "a diffusion model"})
-    model.require_data(data)
-    network = dict(model.facts.network)
-    own = table.get("network")
-    if isinstance(own, Mapping) and "dropout" in own:
-        network["dropout"] = own["dropout"]
-    network = merge(network, extra.get("network", {}))
-    conditional = model.facts.num_classes > 0
-    if extra.get("conditional", conditional) is not conditional:
-        raise UserError(
-            "-o conditional",
-            f"{extra['conditional']!r}: the teacher {model.name} "
-            f"{'knows classes' if conditional else 'knows no classes'}",
-            allowed=str(conditional).lower(),
-            remedy="leave it out",
-        )
-    found = {**table, "teacher": model.title, "network": network, "conditional": conditional}
-    told = model.facts.sigma_data
-    if told is not None and extra.get("sigma_data", told) != told:
-        raise UserError(
-            f"-o sigma_data={extra['sigma_data']}",
-            f"the teacher {model.name} has {told:g}",
-            allowed=f"{told:g}",
-            remedy="leave it out",
-        )
-    if told is not None and table.get("sigma_data") is None:
-        found["sigma_data"] = told
-    return found

@@ -5,40 +5,40 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from cmbench.errors import Declined, PluginError, UserError
-from cmbench.importers.imported import Preconditioning
+from cmbench.importers.imported import Parameterization
 from cmbench.plugin.config import EMAConfig, MethodConfig
 from cmbench.plugin.method import Method, SamplingPlan
 from cmbench.plugin.specs import MethodSpec
 from cmbench.sweep.context import Context
 from cmbench.sweep.failures import method_failure
-from cmbench.sweep.imported import (
-    PREFIX,
-    ImportedModel,
-    open_imported,
-    require_students_reading,
-    with_imported_teacher,
+from cmbench.sweep.imported import ImportedModel, open_imported
+from cmbench.sweep.plans import (
+    RAW,
+    CellPlan,
+    RunPlan,
+    SampleSettings,
+    TeacherSource,
+    load_method_class,
 )
-from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
 from cmbench.sweep.recipes import (
     default_recipe,
     merge,
     parse_overrides,
     recipe_table,
+    require_told,
     sampling_table,
 )
+from cmbench.sweep.teachers import resolve_teacher
 from cmbench.sweep.validation import validate
 from cmbench.training.augment import LABEL_DIM
 from cmbench.training.distributed import World
 from cmbench.training.posthoc import asked_width
 
-ANALYTIC = "analytic"
-#: Constants that an imported checkpoint may tell.
+#: Constants that an imported checkpoint may give.
 _TOLD = ("sigma_data", "sigma_min")
-#: Students of every seed share one teacher.
-TEACHER_SEED = 0
 
 
 def plan_run(
@@ -53,13 +53,12 @@ def plan_run(
     spec = context.plugins.methods.get(method, "cmbench run")
     data = context.dataset_spec(dataset, "cmbench run")
     dataset = data.name
-    method_class = _method_class(context, spec)
+    method_class = load_method_class(context, spec)
     recipe = recipe or default_recipe(spec, dataset)
     extra = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     table = merge(recipe_table(spec, dataset, recipe), extra)
-    table = with_imported_teacher(context, table, extra, data)
+    teacher, table = resolve_teacher(context, table, extra, data)
     config = validate(method_class.Config, table, f"recipe {method}/{dataset}.{recipe}")
-    require_students_reading(context, config)
     config = _with_network_options(context, config)
     if round(config.duration_kimg * 1000) < 1:
         raise UserError(
@@ -77,7 +76,9 @@ def plan_run(
         )
     if config.microbatch_size is not None:
         list(World().shards(config.batch_size, config.microbatch_size))  # before a teacher's days
-    teacher = _plan_teacher(context, config, dataset)
+    if teacher is not None:
+        teacher = teacher.planned(context, config, dataset, plan_run)
+        _require_same_parameterization(teacher, config)
     return RunPlan(spec, dataset, recipe, seed, config, teacher, method_class)
 
 
@@ -99,16 +100,16 @@ def plan_imported_run(
     data = context.dataset_spec(dataset, "cmbench run")
     model = open_imported(context.workspace, checkpoint)
     model.require_data(data)
-    spec, meaning = _sampling_method(context, model, method)
-    method_class = _method_class(context, spec)
+    spec, parameterization = _sampling_method(context, model, method)
+    method_class = load_method_class(context, spec)
     extra = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     if "network" in extra:
         raise UserError("-o network", "a checkpoint brings its network", remedy="leave it out")
     facts = model.facts
-    _refuse_told(extra, {k: getattr(facts, k) for k in _TOLD}, f"imported checkpoint {model.name}")
+    require_told(extra, {k: getattr(facts, k) for k in _TOLD}, f"imported checkpoint {model.name}")
     table: dict[str, Any] = {
         **merge(sampling_table(spec, data.name, recipe), extra),
-        **spec.samples_imported[meaning],
+        **spec.samples_imported[parameterization],
         "network": facts.network,
         "conditional": facts.num_classes > 0,
         "teacher": None,
@@ -125,59 +126,26 @@ def plan_imported_run(
     return RunPlan(spec, data.name, model.name, seed, config, None, method_class, model)
 
 
-def _refuse_told(extra: Mapping[str, Any], told: Mapping[str, Any], who: str) -> None:
-    """Raise ``UserError`` if an option says otherwise what a checkpoint says itself."""
-    for key, value in told.items():
-        if value is not None and extra.get(key, value) != value:
-            raise UserError(
-                f"-o {key}={extra[key]}",
-                f"{who} has {key} {value:g}",
-                allowed=f"{value:g}",
-                remedy="leave it out",
-            )
-
-
 def _sampling_method(
     context: Context, model: ImportedModel, method: str | None
-) -> tuple[MethodSpec, Preconditioning]:
-    """Return the method that samples an imported model, and what the model's output means."""
+) -> tuple[MethodSpec, Parameterization]:
+    """Return the method that samples an imported model, and how the model's output is read."""
     specs = context.plugins.methods.specs
     if method is not None:
         spec = context.plugins.methods.get(method, "cmbench run")
-        read = dict.fromkeys(spec.samples_imported, f"what {method} samples")
-        if not read:
-            able = ", ".join(n for n, s in specs.items() if s.samples_imported)
+        if not spec.samples_imported:
             raise UserError(
                 "--method",
                 f"{method!r} samples no imported checkpoint",
-                allowed=able,
+                allowed=", ".join(n for n, s in specs.items() if s.samples_imported),
                 remedy="choose one of them, or leave --method out",
             )
-        return spec, model.require_meaning("--method", read)
-    by_meaning = {m: s for s in reversed(specs.values()) for m in s.samples_imported}
-    meaning = model.require_meaning(
-        "cmbench run", {m: f"sampled by {s.name}" for m, s in by_meaning.items()}
-    )
-    return by_meaning[meaning], meaning
-
-
-def _method_class(context: Context, spec: MethodSpec) -> type[Method]:
-    loaded: Any = context.plugins.methods.load(spec.name)
-    if not (isinstance(loaded, type) and issubclass(loaded, Method)):
-        raise PluginError(
-            f"method {spec.name!r}",
-            f"its factory {spec.factory!r} is not a Method class",
-            allowed="a subclass of cmbench.plugin.method.Method",
-            remedy="fix the plugin",
-        )
-    if not (isinstance(loaded.Config, type) and issubclass(loaded.Config, MethodConfig)):
-        raise PluginError(
-            f"method {spec.name!r}",
-            f"its Config is {loaded.Config!r}",
-            allowed="a subclass of cmbench.plugin.config.MethodConfig",
-            remedy="fix the plugin",
-        )
-    return loaded
+        words = dict.fromkeys(spec.samples_imported, f"what {method} samples")
+        return spec, model.require_parameterization("--method", words)
+    able = {p: s for s in reversed(specs.values()) for p in s.samples_imported}
+    words = {p: f"sampled by {s.name}" for p, s in able.items()}
+    found = model.require_parameterization("cmbench run", words)
+    return able[found], found
 
 
 def _with_network_options(context: Context, config: MethodConfig) -> MethodConfig:
@@ -205,32 +173,21 @@ def _with_network_options(context: Context, config: MethodConfig) -> MethodConfi
     return config.model_copy(update={"network": full})
 
 
-def _plan_teacher(context: Context, config: MethodConfig, dataset: str) -> RunPlan | None:
-    """Plan the teacher that ``METHOD:RECIPE`` names, with the student's architecture and labels."""
-    named = config.teacher
-    if named is None or named == ANALYTIC or named.startswith(("run:", PREFIX)):
-        return None
-    method, _, recipe = named.partition(":")
-    spec = context.plugins.methods.get(method, "teacher")
-    if not spec.is_teacher:
-        able = sorted(n for n, s in context.plugins.methods.specs.items() if s.is_teacher)
+def _require_same_parameterization(teacher: TeacherSource, student: MethodConfig) -> None:
+    """Raise ``UserError`` if a student would read the teacher's weights as those of another model.
+
+    A method says how the output of its network is read by an option ``parameterization``, if there
+    is a choice.
+    """
+    theirs, ours = teacher.parameterization, getattr(student, "parameterization", None)
+    choices = get_args(type(student).model_fields["parameterization"].annotation) if ours else ()
+    if theirs in choices and ours != theirs:
         raise UserError(
-            "teacher",
-            f"method {method!r} does not train a diffusion model",
-            allowed=", ".join(able),
-            remedy="set teacher=METHOD:RECIPE",
+            f"teacher {teacher.reference}",
+            f"its parameterization is {theirs!r}",
+            allowed=f"{ours!r} for this student",
+            remedy=f"add -o parameterization={theirs}, or name another teacher",
         )
-    recipe = recipe or default_recipe(spec, dataset)
-    own = recipe_table(spec, dataset, recipe)
-    network = dict(config.network)
-    for key, none in (("dropout", 0.0), ("dropout_max_resolution", None)):
-        # The teacher keeps its own dropout; everything that shapes weights is the student's.
-        if key in network:
-            network[key] = own.get("network", {}).get(key, none)
-    extra: dict[str, Any] = {"conditional": config.conditional, "network": network}
-    if config.sigma_data is not None:
-        extra["sigma_data"] = config.sigma_data
-    return plan_run(context, method, dataset, recipe, TEACHER_SEED, extra)
 
 
 def plan_cells(
@@ -238,8 +195,8 @@ def plan_cells(
 ) -> list[CellPlan]:
     """Return the cells of a run's sweep; a method's refusal or failure is part of the plan."""
     spec = context.dataset_spec(run.dataset)
-    ema = settings.ema or (run.config.ema[0].label if run.config.ema else "raw")
-    known = ["raw", *(e.label for e in run.config.ema)]
+    ema = settings.ema or run.main_average
+    known = [RAW, *(e.label for e in run.config.ema)]
     width = asked_width(ema)
     if width is not None and any(e.sigma_rel is not None for e in run.config.ema):
         ema = EMAConfig(sigma_rel=width).label  # one name for 0.1 and .10

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
+from cmbench.errors import PluginError
 from cmbench.plugin.config import MethodConfig
-from cmbench.plugin.method import DataInfo, Method, SamplingPlan
+from cmbench.plugin.method import DataInfo, Method, SamplingPlan, Teacher
 from cmbench.plugin.specs import MethodSpec
 from cmbench.sweep.context import Context
 from cmbench.sweep.imported import ImportedModel
+
+#: Name of the weights without averaging.
+RAW = "raw"
 
 
 @dataclass(frozen=True)
@@ -24,9 +31,9 @@ class RunPlan:
     recipe: str
     seed: int
     config: MethodConfig
-    teacher: RunPlan | None
+    teacher: TeacherSource | None
     method_class: type[Method]
-    #: The checkpoint from elsewhere that is sampled; nothing is trained then.
+    #: the imported checkpoint that is sampled; nothing is trained then
     imported: ImportedModel | None = None
 
     @property
@@ -37,7 +44,7 @@ class RunPlan:
 
     @property
     def config_sha256(self) -> str:
-        """Hash of the resolved configuration, its teacher's included."""
+        """Hash of the resolved configuration and of the teacher's, if that is a run of its own."""
         data = [self.table, self.teacher.run_id if self.teacher else None]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
@@ -52,6 +59,11 @@ class RunPlan:
         """Identity: ``<dataset>/<method>-<recipe>-s<seed>-<hash>``."""
         return f"{self.dataset}/{self.name}"
 
+    @property
+    def main_average(self) -> str:
+        """Label of the average that is sampled and taught from unless another is named."""
+        return self.config.ema[0].label if self.config.ema else RAW
+
     def data_info(self, context: Context) -> DataInfo:
         """Return what the method is told of the data that it models."""
         spec = context.dataset_spec(self.dataset)
@@ -63,6 +75,75 @@ class RunPlan:
     def method(self, context: Context) -> Method:
         """Build the method object."""
         return self.method_class(self.config, self.data_info(context))
+
+
+#: ``plan_run(context, method, dataset, recipe, seed, overrides)`` of :mod:`cmbench.sweep.planning`.
+PlanRun = Callable[[Context, str, str, str | None, int, Mapping[str, Any]], RunPlan]
+#: Builds a run's method and its modules: ``build(context, plan, teacher)``.
+Builder = Callable[[Context, RunPlan, Teacher | None], tuple[Method, dict[str, nn.Module]]]
+
+
+@dataclass(frozen=True)
+class TeacherSource(ABC):
+    """Where a student's teacher comes from. The kinds are in :mod:`cmbench.sweep.teachers`.
+
+    Attributes:
+        reference: what the student's resolved recipe holds. It names the content, not a place.
+        run: the run that must be trained first, if the teacher is one.
+        run_id: the id of that run, which is part of the student's identity.
+    """
+
+    reference: str
+    run: RunPlan | None = None
+    run_id: str | None = None
+
+    @property
+    def parameterization(self) -> str | None:
+        """How the output of its network is read; None if that is not known or does not matter."""
+        return None
+
+    def planned(
+        self, context: Context, config: MethodConfig, dataset: str, plan_run: PlanRun
+    ) -> TeacherSource:
+        """Return this source with what a student's resolved ``config`` decides of the teacher.
+
+        Raises:
+            UserError: the two do not fit.
+        """
+        return self
+
+    @abstractmethod
+    def open(self, context: Context, student: RunPlan) -> Teacher:
+        """Return the frozen teacher on the context's device, in the student's precision.
+
+        Raises:
+            MissingError: it is not here; the message says what was expected.
+            UserError: what is here has another content.
+        """
+
+    @abstractmethod
+    def stand_in(self, context: Context, student: RunPlan, build: Builder) -> Teacher:
+        """Return a teacher of the same shapes with random weights, for estimates of cost."""
+
+
+def load_method_class(context: Context, spec: MethodSpec) -> type[Method]:
+    """Import a method's class; raise ``PluginError`` if it is not what the contract asks for."""
+    loaded: Any = context.plugins.methods.load(spec.name)
+    if not (isinstance(loaded, type) and issubclass(loaded, Method)):
+        raise PluginError(
+            f"method {spec.name!r}",
+            f"its factory {spec.factory!r} is not a Method class",
+            allowed="a subclass of cmbench.plugin.method.Method",
+            remedy="fix the plugin",
+        )
+    if not (isinstance(loaded.Config, type) and issubclass(loaded.Config, MethodConfig)):
+        raise PluginError(
+            f"method {spec.name!r}",
+            f"its Config is {loaded.Config!r}",
+            allowed="a subclass of cmbench.plugin.config.MethodConfig",
+            remedy="fix the plugin",
+        )
+    return loaded
 
 
 @dataclass(frozen=True)

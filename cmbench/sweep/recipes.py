@@ -8,6 +8,7 @@ validated by :mod:`cmbench.sweep.validation`.
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -198,6 +199,16 @@ def require_once(pairs: Sequence[str]) -> None:
                 remedy="leave one of them out",
             )
         given[key] = pair
+
+
+def require_told(extra: Mapping[str, Any], told: Mapping[str, Any], who: str) -> None:
+    """Raise ``UserError`` if an override contradicts what ``who``, a checkpoint, says of itself."""
+    for key, value in told.items():
+        if value is not None and extra.get(key, value) != value:
+            asked, known = (json.dumps(v) for v in (extra[key], value))
+            raise UserError(
+                f"-o {key}={asked}", f"{who} has {known}", allowed=known, remedy="leave it out"
+            )
 
 
 def parse_overrides(pairs: Sequence[str]) -> Table:

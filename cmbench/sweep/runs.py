@@ -10,11 +10,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-from cmbench.errors import UserError
+from cmbench.errors import MissingError, UserError
 from cmbench.networks.counted import to_device
 from cmbench.plugin.method import Method, Teacher
 from cmbench.sweep.context import Context
@@ -23,9 +23,10 @@ from cmbench.sweep.plans import RunPlan
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint
 from cmbench.training.posthoc import asked_width, reconstruct
 
-if TYPE_CHECKING:
-    pass
-
+#: What a run says of itself, written before work starts.
+RUN_FILE = "run.json"
+_SAVED = ("run", "method", "dataset", "recipe", "seed", "config", "teacher")
+#: Name of the weights that training ends with.
 MAIN = "final"
 #: Folder of the power-function averages that others are reconstructed from.
 SNAPSHOTS = "snapshots"
@@ -62,6 +63,23 @@ def weights_file(folder: Path, name: str) -> Path:
     return folder / f"weights-{name}.safetensors"
 
 
+def read_run_file(folder: Path) -> Mapping[str, Any]:
+    """Return what a run's folder says of the run: its method, resolved recipe, teacher and so on.
+
+    Raises:
+        MissingError: there is no such file, or it cannot be read.
+    """
+    try:
+        saved = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        return {**saved, **{key: saved[key] for key in _SAVED}}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MissingError(
+            f"run {folder}",
+            f"has no readable {RUN_FILE} ({type(error).__name__}: {error})",
+            remedy="name the folder of a finished run",
+        ) from error
+
+
 def read_result(plan: RunPlan, folder: Path) -> TrainedRun | None:
     """Return the finished run in ``folder``, or None if training is not complete."""
     path = folder / "result.json"
@@ -96,8 +114,12 @@ def build_modules(
             allowed="a dict with at least 'model'",
             remedy="fix the plugin",
         )
-    last = context.device.type == "cuda"
-    return method, {n: to_device(m, context.device, channels_last=last) for n, m in modules.items()}
+    return method, {name: on_device(context, module) for name, module in modules.items()}
+
+
+def on_device(context: Context, module: nn.Module) -> nn.Module:
+    """Move a network to the context's device; on CUDA its convolutions are channels-last."""
+    return to_device(module, context.device, channels_last=context.device.type == "cuda")
 
 
 def load_weights(weights: Checkpoint, modules: dict[str, nn.Module], ema: str) -> Mapping[str, str]:

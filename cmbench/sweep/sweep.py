@@ -66,7 +66,7 @@ class SweepPlan:
             run: RunPlan | None = job[0].run
             while run is not None:
                 chain.append(run)
-                run = run.teacher
+                run = run.teacher.run if run.teacher is not None else None
             for run in reversed(chain):
                 ordered.setdefault(run.run_id, run)
         return list(ordered.values())

@@ -17,27 +17,16 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from cmbench.data.base import Dataset
-from cmbench.diffusion.models import MixtureModel
-from cmbench.errors import BusyError, InterruptedRunError, MissingError, UserError
+from cmbench.errors import BusyError, InterruptedRunError, UserError
 from cmbench.files import write_atomically
 from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Teacher
 from cmbench.sweep.context import Context
 from cmbench.sweep.feed import DatasetFeed
-from cmbench.sweep.imported import PREFIX, open_imported
-from cmbench.sweep.planning import ANALYTIC
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.resuming import restore, shard_size, threads_of
 from cmbench.sweep.run_log import RunLog
-from cmbench.sweep.runs import (
-    MAIN,
-    SNAPSHOTS,
-    TrainedRun,
-    build_modules,
-    load_weights,
-    read_result,
-    weights_file,
-)
+from cmbench.sweep.runs import MAIN, SNAPSHOTS, TrainedRun, build_modules, read_result, weights_file
 from cmbench.sweep.threads import use_threads
 from cmbench.training.checkpoint import latest_checkpoint, prune_checkpoints, save_checkpoint
 from cmbench.training.distributed import SPLIT_FROM
@@ -114,75 +103,15 @@ def locked(folder: Path, plan: RunPlan) -> Iterator[None]:
 
 
 def obtain_teacher(context: Context, plan: RunPlan) -> Teacher | None:
-    """Return the teacher the plan names: a run (trained first if need be) or the exact model."""
-    trained = None
-    if plan.teacher is not None:
-        context.reporter.note(f"teacher of {plan.run_id}: {plan.teacher.run_id}")
-        trained = obtain_run(context, plan.teacher)
+    """Return the frozen teacher that the plan names, trained first if it is a run of this sweep."""
+    teacher = plan.teacher
+    if teacher is None:
+        return None
+    if teacher.run is not None:
+        context.reporter.note(f"teacher of {plan.run_id}: {teacher.run_id}")
+        obtain_run(context, teacher.run)
     with context.world.together():
-        return _open_teacher(context, plan, trained)
-
-
-def _open_teacher(context: Context, plan: RunPlan, trained: TrainedRun | None) -> Teacher | None:
-    """Return the teacher that the plan names, ``trained`` if it is a run of this sweep."""
-    if plan.teacher is not None and trained is not None:
-        use_threads(context.threads)
-        method, modules = build_modules(context, trained.plan, None)
-        load_weights(trained.weights(), modules, plan.teacher.config.ema[0].label)
-        for module in modules.values():
-            module.eval().requires_grad_(False).to(context.device)
-        nets = {
-            name: CountedNetwork(module, plan.config.precision, context.compile)
-            for name, module in modules.items()
-        }
-        return Teacher(plan.teacher.run_id, method.diffusion_model(nets), modules["model"])
-    named = plan.config.teacher
-    if named == ANALYTIC:
-        mixture = getattr(context.dataset(plan.dataset), "mixture", None)
-        if mixture is None:
-            raise UserError(
-                "teacher",
-                f"dataset {plan.dataset!r} has no closed form",
-                allowed="analytic datasets (gmm)",
-                remedy="set teacher=METHOD:RECIPE",
-            )
-        sigma_data = plan.data_info(context).sigma_data
-        return Teacher(ANALYTIC, MixtureModel(mixture.to(context.device), sigma_data), None)
-    if named is not None and named.startswith(PREFIX):
-        model = open_imported(context.workspace, named)
-        return model.teacher(context, plan.data_info(context).sigma_data, plan.config.precision)
-    if named is not None and named.startswith("run:"):
-        return _teacher_from_folder(context, plan, Path(named.removeprefix("run:")))
-    return None
-
-
-def _teacher_from_folder(context: Context, plan: RunPlan, folder: Path) -> Teacher:
-    """Return a finished run of this or another workspace as a teacher."""
-    from cmbench.sweep.planning import plan_run
-
-    path = folder / "run.json"
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        source = plan_run(
-            context, meta["method"], meta["dataset"], meta["recipe"], meta["seed"], meta["config"]
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise MissingError(
-            f"teacher run {folder}",
-            f"has no readable run.json ({error})",
-            remedy="name the folder of a finished run",
-        ) from error
-    trained = read_result(source, folder)
-    if trained is None:
-        raise MissingError(
-            f"teacher run {folder}", "is not finished", remedy="finish it with `cmbench run` first"
-        )
-    method, modules = build_modules(context, source, None)
-    load_weights(trained.weights(), modules, source.config.ema[0].label)
-    for module in modules.values():
-        module.eval().requires_grad_(False).to(context.device)
-    nets = {n: CountedNetwork(m, plan.config.precision) for n, m in modules.items()}
-    return Teacher(str(folder), method.diffusion_model(nets), modules["model"])
+        return teacher.open(context, plan)
 
 
 def _train(context: Context, plan: RunPlan, folder: Path, teacher: Teacher | None) -> TrainedRun:
