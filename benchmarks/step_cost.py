@@ -40,8 +40,8 @@ class Stepper:
         plan = plan_run(context, method, "digits", "demo", 0, [f"batch_size={batch_size}"])
         teacher = None
         self.observed = []
-        if plan.teacher is not None:
-            teacher_method, modules = build_modules(context, plan.teacher, None)
+        if plan.teacher is not None and plan.teacher.run is not None:
+            teacher_method, modules = build_modules(context, plan.teacher.run, None)
             nets = {n: CountedNetwork(m.eval().requires_grad_(False)) for n, m in modules.items()}
             model = teacher_method.diffusion_model(nets)
             teacher = Teacher("random weights", model, modules["model"])

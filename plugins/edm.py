@@ -33,7 +33,7 @@ from cmbench_plugins._solvers import ALIASES, SOLVERS
 
 __all__ = ["EDM", "MODELS", "EDMConfig", "channel_copies", "initial_network"]
 
-#: What a network's raw output means, by name of the parameterization.
+#: How a network's output is read, by the name of its parameterization.
 MODELS: dict[str, Callable[[Any, float], DiffusionModel]] = {
     "edm": EDMModel,
     "trigflow": TrigFlowModel,
@@ -51,9 +51,8 @@ def initial_network(kit: Kit, parameterization: str, config: MethodConfig) -> nn
     """Build a student: the teacher's averaged weights if there is one with weights, else random.
 
     Raises:
-        UserError: the teacher's network means something else by its output (its weights would be
-            silently misread), or the recipe asks for augmentations, of which only the diffusion
-            model tells its network.
+        UserError: the teacher's network has another parameterization, or the recipe asks for
+            augmentations, of which only the diffusion model tells its network.
     """
     if config.augment > 0:
         raise UserError(

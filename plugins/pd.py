@@ -152,7 +152,7 @@ class PD(Method):
         return truncated_snr_weight(sigma)
 
     def model(self, network: nn.Module) -> DiffusionModel:
-        """Return a network's reading as a diffusion model."""
+        """Return a network as a diffusion model."""
         return MODELS[self.config.parameterization](network, self.sigma_data)
 
     def grid(self, steps: int) -> Tensor:

@@ -7,8 +7,8 @@ noise, sCD from the teacher. A training step is one graded call that carries its
 forward equivalents against 3 of diffusion training; sCD adds one call of the teacher.
 
 Two choices of the paper's comparisons are here as well: ``n_points`` replaces the tangent by the
-discrete one on that many noise levels (Sec. 5.3), ``parameterization = "edm"`` reads a network that
-was trained with EDM's preconditioning and receives ``ln(sigma) / 4``.
+discrete one on that many noise levels (Sec. 5.3), ``parameterization = "edm"`` reads the network
+as one that was trained with EDM's preconditioning and receives ``ln(sigma) / 4``.
 
 Not to confuse with SCT ("stable consistency tuning", arXiv:2410.18958).
 """
@@ -56,7 +56,7 @@ from cmbench_plugins.edm import initial_network
 __all__ = ["SCD", "SCT", "SCMConfig"]
 
 #: What a network receives as time, and the sign of its output as TrigFlow's F (App. B.1).
-_READING: dict[str, tuple[Literal["t", "log-sigma"], float]] = {
+_AS_TRIGFLOW: dict[str, tuple[Literal["t", "log-sigma"], float]] = {
     "trigflow": ("t", 1.0),
     "edm": ("log-sigma", -1.0),
 }
@@ -167,7 +167,7 @@ class SCT(Method):
     ) -> tuple[Tensor, Tensor]:
         """Return ``F`` (graded) and ``g = cos t df^-/dt`` (lines 7 and 8), warmed up to ``r``."""
         c, sd = self.config, self.sigma_data
-        embedding, sign = _READING[c.parameterization]
+        embedding, sign = _AS_TRIGFLOW[c.parameterization]
         inputs = jvp_inputs(t, dx_dt, x_t, sd, noise_embedding=embedding)
         dtype = torch.float32 if c.tangent_dtype == "fp32" else None
         raw, d_raw = network.forward_with_tangent(
@@ -187,12 +187,12 @@ class SCT(Method):
         labels: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`tangent`, by the difference of two outputs, one DDIM step apart (Sec. 5.3)."""
-        sd, reading = self.sigma_data, _READING[self.config.parameterization]
+        sd, read_as = self.sigma_data, _AS_TRIGFLOW[self.config.parameterization]
         randomness = RandomState.of(x_t.device)
-        F = TrigFlowModel(network, sd, *reading).raw(x_t, t, labels)
+        F = TrigFlowModel(network, sd, *read_as).raw(x_t, t, labels)
         with torch.no_grad(), replayed(randomness):
             x_s = trigflow_ddim_step(x_t, dx_dt, t, s)
-            f_s = TrigFlowConsistency(network, sd, *reading)(x_s, s, labels)
+            f_s = TrigFlowConsistency(network, sd, *read_as)(x_s, s, labels)
             f_t = velocity_to_denoised(x_t, t, sd * F)
             cosine = append_dims(torch.cos(t), x_t)
             full = cosine * discrete_tangent(f_t, f_s, t, s)
@@ -231,9 +231,9 @@ class SCT(Method):
     ) -> Tensor:
         """Denoise, add noise, denoise again (Sec. 2.1)."""
         sigmas = torch.tensor(plan.sigmas, dtype=torch.float64)
-        reading = _READING[self.config.parameterization]
+        read_as = _AS_TRIGFLOW[self.config.parameterization]
         return multistep_trigflow(
-            TrigFlowConsistency(nets["model"], self.sigma_data, *reading),
+            TrigFlowConsistency(nets["model"], self.sigma_data, *read_as),
             noise,
             sigma_to_t(sigmas, self.sigma_data),
             self.sigma_data,

@@ -13,7 +13,7 @@ import click
 from cmbench.errors import UserError
 
 if TYPE_CHECKING:
-    from cmbench.importers.imported import ImportedNetwork, Preconditioning
+    from cmbench.importers.imported import ImportedNetwork, Parameterization
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,7 +25,7 @@ class CheckpointOptions:
 
     checkpoint: Path
     part: str
-    preconditioning: Preconditioning | None
+    parameterization: Parameterization | None
     sigma_min: float | None
     channels_per_head: int | None
     resolution: int | None
@@ -42,11 +42,11 @@ _OPTIONS = (
         help="Which network, if the file holds several.",
     ),
     click.option(
-        "--preconditioning",
+        "--parameterization",
         type=click.Choice(["edm", "boundary"]),
         default=None,
-        help="What the output means, if the file does not say: a denoiser (edm) or a "
-        "consistency function (boundary).",
+        help="How the output is read, if the file does not say: as a denoiser's (edm) or a "
+        "consistency function's (boundary).",
     ),
     click.option(
         "--sigma-min",
@@ -90,7 +90,7 @@ def read(options: CheckpointOptions) -> ImportedNetwork:
     found = read_checkpoint(
         options.checkpoint,
         part=options.part,
-        preconditioning=options.preconditioning or "",
+        parameterization=options.parameterization or "",
         channels_per_head=options.channels_per_head,
         resolution=options.resolution,
     )

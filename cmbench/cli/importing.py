@@ -57,7 +57,7 @@ def import_(options: ImportOptions) -> None:
 
     \b
     cmbench import edm-cifar10-32x32-uncond-vp.pkl --to edm-cifar10
-    cmbench import imagenet64.pt --preconditioning boundary --sigma-min 0.002
+    cmbench import imagenet64.pt --parameterization boundary --sigma-min 0.002
     cmbench run --checkpoint edm-cifar10 --dataset cifar10 --nfe 17,35
     cmbench run --dataset cifar10 -o teacher=import:edm-cifar10
     """
@@ -73,9 +73,9 @@ def import_(options: ImportOptions) -> None:
     sha256 = keep(found, target, force=options.force, ours=inside)
     name = target.stem if inside else str(target)
     click.echo(f"written          {target} (sha256 {sha256[:16]})")
-    if found.preconditioning:
+    if found.parameterization:
         click.echo(f"sample it with   cmbench run --checkpoint {name} --dataset DATASET")
-    if found.preconditioning == "edm":
+    if found.parameterization == "edm":
         click.echo(f"start from it    cmbench run --method METHOD -o teacher=import:{name}")
 
 
@@ -126,8 +126,8 @@ def describe(found: ImportedNetwork) -> list[str]:
         network = build_network(found.network, found.options, found.data_shape, found.num_classes)
     said = [str(found.description[key]) for key in ("class", "part") if key in found.description]
     options = ", ".join(f"{k} {_plain(v)}" for k, v in found.options.items())
-    meaning = {"edm": "edm (a denoiser)", "boundary": "boundary (a consistency function)"}.get(
-        found.preconditioning, "not told: say it with --preconditioning before it is used"
+    words = {"edm": "edm (a denoiser)", "boundary": "boundary (a consistency function)"}.get(
+        found.parameterization, "not told: say it with --parameterization before it is used"
     )
     constants = [
         f"{name} {value:g}"
@@ -140,7 +140,7 @@ def describe(found: ImportedNetwork) -> list[str]:
         f"parameters       {num_parameters(network):,}",
         f"images           {'x'.join(map(str, found.data_shape))}",
         f"classes          {found.num_classes or 'none (unconditional)'}",
-        f"preconditioning  {', '.join([meaning, *constants])}",
+        f"parameterization {', '.join([words, *constants])}",
     ]
     if found.assumed:
         assumed = ", ".join(f"{k} {_plain(v)}" for k, v in found.assumed.items())

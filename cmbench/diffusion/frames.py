@@ -1,4 +1,4 @@
-"""Time frames and parameterisations: EDM, TrigFlow and VP.
+"""Time frames and parameterizations: EDM, TrigFlow and VP.
 
 Shapes: images ``[N, C, H, W]``, times and noise levels ``[N]``; any float dtype, results keep it.
 ``sd`` is ``sigma_data``, the standard deviation of the data (0.5 in the papers). Unit noise ``eps``

@@ -27,7 +27,7 @@ _ECM_CLASS = "ECMPrecond"
 #: The loss that ECT and TCM train with; beside a network it says that it is a consistency model,
 #: whatever wraps it. An attribute that TCM's has alone.
 _ECM_LOSS, _TCM_ATTRIBUTE = "ECMLoss", "boundary_prob"
-#: The classes that hold the network, and what they make of its output.
+#: The classes that hold the network, and how they read its output.
 _PARAMETERIZATIONS: Mapping[str, Parameterization] = {
     "EDMPrecond": "edm",
     _EDM2_CLASS: "edm",
@@ -43,7 +43,7 @@ def read_edm_pickle(
 ) -> Found:
     """Read the network under ``part`` of a pickle.
 
-    ``parameterization`` says what the network's output means where its class is unknown here.
+    ``parameterization`` says how the network's output is read, if its class is not known here.
     """
     data = load_network_pickle(path)
     module, loss = _choose(data, part, path), _loss(data)
@@ -116,7 +116,7 @@ def _parameterization(
     told: Parameterization,
     path: Path,
 ) -> Parameterization:
-    """Return what the output means: as ``told``, or as the classes of network and loss say."""
+    """Return how the output is read: as ``told``, or as the classes of network and loss say."""
     name = _name(module)
     if name in _OTHER:
         raise UserError(

@@ -18,8 +18,9 @@ from cmbench.networks.recognize import Recognized
 from cmbench.plugin.specs import load_object
 from cmbench.training.checkpoint import file_sha256, save_checkpoint
 
-#: ``edm``: ``D = c_skip x + c_out F``, zero noise at sigma = 0 (a denoiser, or ECM in training).
-#: ``boundary``: the same with f(x, sigma_min) = x. Empty: the file does not say.
+#: How the output F of a network is read. ``edm``: as a denoiser's, ``D = c_skip x + c_out F`` with
+#: EDM's scalings. ``boundary``: as a consistency function's, with f(x, sigma_min) = x.
+#: Empty: the file does not say.
 Parameterization = Literal["edm", "boundary", ""]
 #: How many times its file a checkpoint may be in memory, as it is stored.
 MOST_TIMES = 4
@@ -50,7 +51,7 @@ class ImportedNetwork:
         state: our state dict, float32.
         format: which reader read it.
         assumed: options that the file does not tell and the published models have.
-        parameterization: what the raw output means, where the file tells.
+        parameterization: how the network's output is read, if the file says so.
         sigma_data: standard deviation of the data that it was trained for, where it tells.
         sigma_min: boundary of a consistency function, where it tells.
         description: what else the file said of itself, as plain data.

@@ -47,7 +47,7 @@ def read_checkpoint(
     Args:
         path: the file, or a diffusers folder.
         part: which network of a file with several.
-        parameterization: what the network's output means, where the file's own class is unknown.
+        parameterization: how the network's output is read, if the file's own class is not known.
         channels_per_head: width of an attention head, where shapes cannot tell and it is not 64.
         resolution: side of the images, where shapes cannot tell.
 

@@ -77,8 +77,8 @@ class MethodConfig(Options):
     teacher: str | None = Field(
         None,
         description="diffusion model to start from or distil: `METHOD:RECIPE` (found or trained "
-        "first), `run:PATH`, `import:NAME` (see `cmbench import`), or `analytic` where the "
-        "dataset has a closed form",
+        "first), `run:PATH` (a finished run), `import:NAME` (see `cmbench import`), or `analytic` "
+        "(the exact model of a dataset that has one)",
     )
     conditional: bool = Field(False, description="train and sample with class labels")
     sigma_data: Positive | None = Field(

@@ -21,8 +21,9 @@ class MethodSpec(NamedTuple):
     TOML file with its recipes. ``needs_teacher`` says that training starts from or distils a
     diffusion model (the recipe names which). ``reference`` cites the paper. ``default`` marks the
     method that ``cmbench run`` takes when none is named; of several, the first that is loaded.
-    ``samples_imported`` says which imported networks the method can sample: preconditioning of the
-    network (``"edm"``, ``"boundary"``) -> the options under which the method reads it so.
+    ``samples_imported`` says which imported networks the method can sample: their parameterization
+    (``"edm"`` for a denoiser, ``"boundary"`` for a consistency function) -> the options under which
+    the method reads a network so.
     """
 
     name: str

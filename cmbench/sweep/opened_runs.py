@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,14 +11,14 @@ from cmbench.errors import MissingError, UserError
 from cmbench.samples.source import ReadOptions
 from cmbench.sweep.cells import CellSamples, open_samples_of
 from cmbench.sweep.context import Context
-from cmbench.sweep.planning import plan_cells, plan_imported_run, plan_run
+from cmbench.sweep.planning import plan_cells, plan_imported_run
 from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
-from cmbench.sweep.runs import MAIN, TrainedRun, build_modules, read_result
+from cmbench.sweep.runs import MAIN, RUN_FILE, TrainedRun, build_modules, read_result, read_run_file
+from cmbench.sweep.teachers import saved_plan
 from cmbench.sweep.training_run import obtain_run
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint
 from cmbench.training.state import TrainingState
 
-_RUN_FILE = "run.json"
 _WEIGHTS = "weights-"
 
 
@@ -59,16 +56,16 @@ def find_run(context: Context, given: str) -> Path | None:
     """
     path = Path(given)
     if path.is_dir():
-        return path if (path / _RUN_FILE).is_file() else None
+        return path if (path / RUN_FILE).is_file() else None
     if path.is_file():
         return path if _folder_of(path) is not None else None
     stored = context.workspace.run(given)
-    return stored if (stored / _RUN_FILE).is_file() else None
+    return stored if (stored / RUN_FILE).is_file() else None
 
 
 def run_dataset(path: Path) -> str:
     """Return the dataset that a run was trained on."""
-    return str(_meta(_folder_of(path) or path)["dataset"])
+    return str(read_run_file(_folder_of(path) or path)["dataset"])
 
 
 def open_run(
@@ -89,10 +86,7 @@ def open_run(
         UserError: the method declines the NFE, or the weights do not fit the recipe.
     """
     folder = _folder_of(path) or path
-    meta = _meta(folder)
-    plan = plan_run(
-        context, meta["method"], meta["dataset"], meta["recipe"], meta["seed"], meta["config"]
-    )
+    plan = saved_plan(context, read_run_file(folder))
     cell = _choose_cell(context, plan, nfe, seed, options)
     if path.parent.name == "checkpoints":
         trained, weights = _from_checkpoint(context, plan, folder, path)
@@ -144,23 +138,9 @@ def _folder_of(path: Path) -> Path | None:
     if path.suffix != ".safetensors":
         return None
     for folder in (path.parent, path.parent.parent):
-        if (folder / _RUN_FILE).is_file():
+        if (folder / RUN_FILE).is_file():
             return folder
     return None
-
-
-def _meta(folder: Path) -> Mapping[str, Any]:
-    try:
-        meta = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8"))
-        for key in ("method", "dataset", "recipe", "seed", "config"):
-            meta[key]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MissingError(
-            f"run {folder}",
-            f"has no readable run.json ({type(error).__name__}: {error})",
-            remedy="name the folder of a finished run",
-        ) from error
-    return dict(meta)
 
 
 def _choose_cell(

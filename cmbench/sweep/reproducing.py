@@ -11,10 +11,11 @@ from cmbench.records.reproduction import CannotReproduceError, Reproduce, Reprod
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.cells import measure_cell, reproduce_first
 from cmbench.sweep.context import Context
-from cmbench.sweep.planning import plan_cells, plan_run
+from cmbench.sweep.planning import plan_cells
 from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
 from cmbench.sweep.protocol import open_protocol
 from cmbench.sweep.runs import TrainedRun, read_result
+from cmbench.sweep.teachers import saved_plan
 
 
 def reproducer(context: Context) -> Reproduce:
@@ -53,13 +54,11 @@ def _measure_again(
 
 
 def find_run(context: Context, record: Record) -> TrainedRun:
-    """Return the finished run of ``record``, if its recipe still resolves to the same one."""
-    training = record.training
-    plan = plan_run(
-        context, record.method, record.dataset.name, training.recipe, training.seed, training.config
-    )
-    if plan.config_sha256 != training.config_sha256:
-        raise CannotReproduceError("the recipe resolves differently in this version")
+    """Return the finished run of ``record``, if its configuration still means the same."""
+    saved = {"method": record.method, "dataset": record.dataset.name}
+    plan = saved_plan(context, {**record.training.model_dump(), **saved})
+    if plan.config_sha256 != record.training.config_sha256:
+        raise CannotReproduceError("this version reads the record's configuration differently")
     trained = read_result(plan, context.workspace.run(plan.run_id))
     if trained is None:
         raise CannotReproduceError(f"the run {plan.run_id} is not in {context.workspace.root}")

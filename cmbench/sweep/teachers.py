@@ -289,7 +289,7 @@ class _FinishedRun(_Given):
         marked = re.fullmatch(rf"(.+)@([0-9a-f]{{{_DIGITS}}})", text)
         if marked and not Path(text).exists():
             text, wanted = marked[1], marked[2]
-        folders = [Path(text).expanduser(), context.workspace.run(text)]
+        folders = dict.fromkeys((Path(text).expanduser(), context.workspace.run(text)))
         folder = next((f for f in folders if (f / RUN_FILE).is_file()), None)
         if folder is None:
             raise MissingError(

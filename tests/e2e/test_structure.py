@@ -135,7 +135,7 @@ def test_no_cycles() -> None:
 
 # ---- names --------------------------------------------------------------------------------------
 
-#: EDM is also the name of a parameterisation, a preconditioning, a network and a file format.
+#: EDM is also the name of a parameterization, a network and a file format.
 NOT_ONLY_A_METHOD = {"edm"}
 
 

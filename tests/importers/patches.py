@@ -44,3 +44,7 @@ class Patches:
     @hookimpl
     def cmbench_register_datasets(self) -> list[DatasetSpec]:
         return [PATCHES]
+
+
+#: What an entry point names.
+PLUGIN = Patches()

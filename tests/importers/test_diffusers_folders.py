@@ -196,15 +196,10 @@ def pipeline(tmp_path: Path) -> tuple[Path, nn.Module]:
 
 
 def test_a_pipeline_is_imported_sampled_and_taught_from(
-    cmbench: Command,
-    pipeline: tuple[Path, nn.Module],
-    patches: Context,
-    recipe: str,
-    monkeypatch: pytest.MonkeyPatch,
+    cmbench_with_patches: Command, pipeline: tuple[Path, nn.Module], patches: Context, recipe: str
 ) -> None:
     folder, theirs = pipeline
-    monkeypatch.setattr("cmbench.cli.run.load_plugins", lambda: patches.plugins)
-    done = cmbench("import", str(folder), "--to", "m", "--preconditioning", "edm")
+    done = cmbench_with_patches("import", str(folder), "--to", "m", "--parameterization", "edm")
     assert done.code == 0, done.err
     assert "classes          10\n" in done.out
     model = open_imported(patches.workspace, "m")
@@ -212,7 +207,7 @@ def test_a_pipeline_is_imported_sampled_and_taught_from(
     ours.load_state_dict(load_file(patches.workspace.imported / "m.safetensors"))
     assert worst(*outputs(theirs, ours)) < 1e-5
 
-    done = cmbench(
+    done = cmbench_with_patches(
         "run",
         "--checkpoint",
         "m",
@@ -230,7 +225,7 @@ def test_a_pipeline_is_imported_sampled_and_taught_from(
         ("ect", ()),
         ("sct", ("-o", "parameterization=edm")),
     ):
-        done = cmbench(
+        done = cmbench_with_patches(
             "run",
             "-m",
             method,
@@ -270,15 +265,13 @@ def test_the_procedure_of_the_documentation(
 
 
 def test_a_consistency_model_is_sampled_as_one(
-    cmbench: Command,
-    pipeline: tuple[Path, nn.Module],
-    patches: Context,
-    monkeypatch: pytest.MonkeyPatch,
+    cmbench_with_patches: Command, pipeline: tuple[Path, nn.Module], patches: Context
 ) -> None:
-    monkeypatch.setattr("cmbench.cli.run.load_plugins", lambda: patches.plugins)
-    told = ("--preconditioning", "boundary", "--sigma-min", "0.002")
-    assert cmbench("import", str(pipeline[0]), "--to", "m", *told).code == 0
-    done = cmbench("run", "--checkpoint", "m", "-d", "patches", "--nfe", "1", "--no-report")
+    told = ("--parameterization", "boundary", "--sigma-min", "0.002")
+    assert cmbench_with_patches("import", str(pipeline[0]), "--to", "m", *told).code == 0
+    done = cmbench_with_patches(
+        "run", "--checkpoint", "m", "-d", "patches", "--nfe", "1", "--no-report"
+    )
     assert done.code == 0, done.err
     (path,) = patches.workspace.root.rglob("records/**/*.json")
     record = json.loads(path.read_text())

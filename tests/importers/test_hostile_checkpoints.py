@@ -200,19 +200,19 @@ def test_weights_that_are_not_finite(tmp_path: Path, weights: dict[str, Tensor])
 
 
 @pytest.mark.parametrize("name", ["VPPrecond", "VEPrecond", "iDDPMPrecond"])
-def test_other_preconditionings_are_refused(
+def test_other_parameterizations_are_refused(
     tmp_path: Path, weights: dict[str, Tensor], name: str
 ) -> None:
     path = write_edm(tmp_path / "a.pkl", weights, name)
     message = rf"wrapped as '{name}', which gives it other inputs .*cannot be imported"
     refuse(path, message)
-    refuse(path, message, preconditioning="edm")
+    refuse(path, message, parameterization="edm")
 
 
 def test_an_unknown_class_can_be_explained(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     path = write_edm(tmp_path / "a.pkl", weights, "MyPrecond")
-    refuse(path, r"wrapped as 'MyPrecond', which is unknown; .*--preconditioning edm or boundary")
-    assert read_checkpoint(path, preconditioning="boundary").preconditioning == "boundary"
+    refuse(path, r"wrapped as 'MyPrecond', which is unknown; .*--parameterization edm or boundary")
+    assert read_checkpoint(path, parameterization="boundary").parameterization == "boundary"
 
 
 def test_a_part_that_is_not_there(tmp_path: Path, weights: dict[str, Tensor]) -> None:

@@ -47,7 +47,7 @@ def test_what_was_recognised_is_printed_and_kept(
     assert said["network"].startswith("ddpmpp: ")
     assert said["parameters"] == f"{facts['parameters']:,}"
     assert said["classes"] == str(facts["label_dim"])
-    assert said["preconditioning"] == "edm (a denoiser), sigma_data 0.5"
+    assert said["parameterization"] == "edm (a denoiser), sigma_data 0.5"
     assert "-o teacher=import:edm-tiny" in done.out
     written = workspace.imported / "edm-tiny.safetensors"
     exact = read_checkpoint(path)
@@ -120,7 +120,7 @@ def test_what_a_file_does_not_say_can_be_said(cmbench: Command, tmp_path: Path) 
     torch.save(load_file(GOLDEN / "openai-adm-cond.weights.safetensors"), path)
     shape = ("--channels-per-head", "16", "--resolution", "16")
     done = cmbench("import", str(path), *shape)
-    assert "not told: say it with --preconditioning" in done.out
+    assert "not told: say it with --parameterization" in done.out
     assert "assumed          time_factor 1000.0 (shapes do not tell)\n" in done.out
     assert "sample it with" not in done.out
     done = cmbench(
@@ -129,7 +129,7 @@ def test_what_a_file_does_not_say_can_be_said(cmbench: Command, tmp_path: Path) 
         *shape,
         "--to",
         "b",
-        "--preconditioning",
+        "--parameterization",
         "boundary",
         "--sigma-min",
         "0.002",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,13 @@ from cmbench.errors import MissingError, UserError
 from cmbench.importers.read import read_checkpoint
 from cmbench.leaderboard.verify import _check_config
 from cmbench.records.record import Record
+from cmbench.samples.source import ReadOptions
 from cmbench.sweep import runs
 from cmbench.sweep.context import Context
 from cmbench.sweep.estimate import count
 from cmbench.sweep.executors import Local
 from cmbench.sweep.imported import open_imported
+from cmbench.sweep.opened_runs import open_run
 from cmbench.sweep.planning import plan_imported_run, plan_run
 from cmbench.sweep.plans import SampleSettings
 from cmbench.sweep.runs import build_modules
@@ -117,7 +120,9 @@ def test_a_consistency_function_is_sampled_as_one(patches: Context, tmp_path: Pa
     assert record.sampling.sigmas == [80.0, 0.821]
     assert record.training.config["sigma_min"] == 0.003, "the checkpoint's boundary"
     assert not record.conditional
-    with pytest.raises(UserError, match=r"--method: imported checkpoint m has the precondition"):
+    with pytest.raises(
+        UserError, match=r"--method: imported checkpoint m has the parameterization"
+    ):
         plan_imported_run(patches, "m", "edm", "patches", None, 0)
     named = plan_imported_run(patches, "m", "ect", "patches", None, 0)
     assert (named.spec.name, named.config.model_dump()["sigma_min"]) == ("ect", 0.003)
@@ -212,6 +217,39 @@ def test_the_teachers_content_is_part_of_the_students_identity(
         plan_run(patches, "cd", "patches", recipe, 0, (f"teacher={first.config.teacher}",))
 
 
+def test_a_finished_student_is_sampled_without_the_checkpoint(
+    patches: Context, tmp_path: Path, recipe: str
+) -> None:
+    bring(patches, tmp_path)
+    asked = SweepRequest(("cd",), "patches", recipe, nfes=(1,), overrides=("n_points=3",))
+    (record,) = execute(patches, asked, plan_sweep(patches, asked), Local())
+    shutil.rmtree(patches.workspace.imported)
+    source = open_run(patches, patches.workspace.run(record.training.run), 1, 0, ReadOptions())
+    assert source.trained.plan.run_id == record.training.run
+    assert sum(len(images) for images, _ in source.samples.batches(6)) == 12
+    with pytest.raises(MissingError, match=r"imported checkpoint 'm': is not in .*; allowed: none"):
+        plan_run(patches, "cd", "patches", recipe, 0)
+
+
+def test_a_checkpoint_beside_the_workspace_teaches_too(
+    patches: Context, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = bring(patches, tmp_path)
+    inside = plan_run(patches, "cd", "patches", recipe, 0)
+    patches.workspace.imported.rename(tmp_path / "beside")
+    plan = plan_run(
+        patches, "cd", "patches", recipe, 0, (f"teacher=import:{tmp_path}/beside/m.safetensors",)
+    )
+    assert plan.run_id == inside.run_id
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda net, **_: compiled.append(net) or net)
+    teacher = obtain_teacher(replace(patches, compile=True), plan)
+    assert teacher is not None
+    assert teacher.network is not None
+    assert all(torch.equal(teacher.network.state_dict()[n], t) for n, t in state.items())
+    assert teacher.network in compiled
+
+
 # ---- bad input -----------------------------------------------------------------------------------
 
 
@@ -246,10 +284,12 @@ def test_what_cannot_be_used_is_one_line(patches: Context, tmp_path: Path, recip
         sample(dataset="digits")
     with pytest.raises(UserError, match=r"'sct' samples no imported checkpoint; allowed: edm, cd"):
         sample(method="sct")
-    with pytest.raises(UserError, match="-o conditional: False: the teacher m knows classes"):
+    with pytest.raises(
+        UserError, match="-o conditional=false: teacher m has true; allowed: true; leave it out"
+    ):
         plan_run(patches, "cd", "patches", recipe, 0, ("conditional=false",))
     bring(patches, tmp_path, "f", "edm-ddpmpp-uncond", "ECMPrecond", sigma_min=0.003)
-    with pytest.raises(UserError, match=r"teacher: imported checkpoint f has the preconditioning"):
+    with pytest.raises(UserError, match=r"teacher: imported checkpoint f has the parameterization"):
         plan_run(patches, "cd", "patches", recipe, 0, ("teacher=import:f",))
     patches.plugins.datasets.specs["patches"] = PATCHES._replace(num_classes=4)
     with pytest.raises(UserError, match=r"knows 10 classes, dataset 'patches' has 4"):
@@ -264,7 +304,7 @@ def test_classes_in_another_order_are_refused(
     bring(patches, tmp_path)
     bring(patches, tmp_path, "u", "edm-ddpmpp-uncond")
     specs["patches"] = PATCHES._replace(class_order="map_clsloc.txt")
-    message = r"m: knows classes in sorted order, dataset 'patches' numbers them as map_clsloc.txt"
+    message = r"m: numbers the classes as in sorted order, dataset 'patches' as in map_clsloc.txt"
     with pytest.raises(UserError, match=message):
         plan_imported_run(patches, "m", None, "patches", None, 0)
     with pytest.raises(UserError, match=message):
@@ -313,9 +353,11 @@ def test_a_checkpoint_that_does_not_say_what_it_is(patches: Context, tmp_path: P
     found = read_checkpoint(path, channels_per_head=16, resolution=16)
     target = patches.workspace.imported / "m.safetensors"
     found.save(target)
-    with pytest.raises(UserError, match=r"does not say what .*; import it again with --precond"):
+    with pytest.raises(
+        UserError, match=r"m has no known parameterization; .*; import it again with --param"
+    ):
         plan_imported_run(patches, "m", None, "patches", None, 0)
-    replace(found, preconditioning="boundary").save(target)
+    replace(found, parameterization="boundary").save(target)
     assert plan_imported_run(patches, "m", None, "patches", None, 0).spec.name == "cd"
 
 
@@ -331,31 +373,29 @@ def test_a_damaged_manifest_is_one_line(patches: Context, tmp_path: Path) -> Non
 
 
 def test_on_the_command_line(
-    cmbench: Callable[..., Any], patches: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cmbench_with_patches: Callable[..., Any], patches: Context, tmp_path: Path
 ) -> None:
     bring(patches, tmp_path)
-    monkeypatch.setattr("cmbench.cli.run.load_plugins", lambda: patches.plugins)
     command = ("run", "--checkpoint", "m", "-d", "patches", "--nfe", "1", "--no-report")
-    plan = cmbench(*command, "--dry-run")
+    plan = cmbench_with_patches(*command, "--dry-run")
     assert plan.code == 0, plan.err
     assert "189,523" in plan.out
-    done = cmbench(*command, "--sampler", "euler")
+    done = cmbench_with_patches(*command, "--sampler", "euler")
     assert done.code == 0, done.err
     assert done.out.splitlines()[1].split()[-1] == "finished"
-    assert cmbench(*command, "-m", ",").code == 2
+    assert cmbench_with_patches(*command, "-m", ",").code == 2
 
 
 def test_eval_scores_it_too(
-    cmbench: Callable[..., Any], patches: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cmbench_with_patches: Callable[..., Any], patches: Context, tmp_path: Path
 ) -> None:
     bring(patches, tmp_path)
-    monkeypatch.setattr("cmbench.plugin.manager.load_plugins", lambda: patches.plugins)
     command = ("eval", "import:m", "--nfe", "3", "--metrics", "fd-pixels", "--extractor", "pixels")
-    done = cmbench(*command, "-d", "patches", "--json")
+    done = cmbench_with_patches(*command, "-d", "patches", "--json")
     assert done.code == 0, done.err
     record = json.loads(done.out)
     assert record["kind"] == "imported checkpoint"
     assert (record["sampling"]["nfe_measured"], record["sampling"]["num_samples"]) == (3, 12)
     assert record["training"]["config"]["imported"]["name"] == "m"
-    refused = cmbench(*command, "--reference", str(tmp_path))
+    refused = cmbench_with_patches(*command, "--reference", str(tmp_path))
     assert (refused.code, "has no dataset of its own" in refused.err) == (2, True)

@@ -58,7 +58,7 @@ def test_edm_pickles(tmp_path: Path, name: str) -> None:
     found = read_checkpoint(path)
     check_outputs(found, io)
     assert found.parameters - _constants(found) == facts["parameters"]
-    assert (found.format, found.preconditioning, found.sigma_data) == ("edm-pickle", "edm", 0.5)
+    assert (found.format, found.parameterization, found.sigma_data) == ("edm-pickle", "edm", 0.5)
     assert found.num_classes == facts["label_dim"]
     assert found.description["class"] == "EDMPrecond"
     assert found.description["arguments"] == {"dropout": 0.13}
@@ -102,7 +102,7 @@ def test_ect_pickles_say_their_boundary(tmp_path: Path) -> None:
     path = write_edm(tmp_path / "ect.pkl", weights, "ECMPrecond", sigma_min=0.003, loss=loss)
     found = read_checkpoint(path)
     check_outputs(found, io)
-    assert (found.preconditioning, found.sigma_min) == ("boundary", 0.003)
+    assert (found.parameterization, found.sigma_min) == ("boundary", 0.003)
 
 
 def test_tcm_pickles_have_no_boundary_but_zero(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_tcm_pickles_have_no_boundary_but_zero(tmp_path: Path) -> None:
     loss = Persistent("ECMLoss", {"q": 2, "boundary_prob": 0.05})
     path = write_edm(tmp_path / "tcm.pkl", weights, "ECMPrecond", sigma_min=0.003, loss=loss)
     found = read_checkpoint(path)
-    assert (found.preconditioning, found.sigma_min) == ("boundary", 0.0)
+    assert (found.parameterization, found.sigma_min) == ("boundary", 0.0)
 
 
 @pytest.mark.parametrize("name", ["edm2-uncond", "edm-ddpmpp-uncond"])
@@ -122,14 +122,14 @@ def test_the_loss_tells_a_consistency_model_in_a_denoisers_class(tmp_path: Path,
     heads = edm2_heads(weights) if name.startswith("edm2") else {}
     options: dict[str, Any] = {"heads": heads, "sigma_min": 0.002}
     plain = write_edm(tmp_path / "edm.pkl", weights, kind, **options)
-    assert (read_checkpoint(plain).preconditioning, read_checkpoint(plain).sigma_min) == (
+    assert (read_checkpoint(plain).parameterization, read_checkpoint(plain).sigma_min) == (
         "edm",
         None,
     )
     path = write_edm(tmp_path / "ect.pkl", weights, kind, loss=Persistent("ECMLoss", {}), **options)
     found = read_checkpoint(path)
-    assert (found.preconditioning, found.sigma_min) == ("boundary", 0.0)
-    assert read_checkpoint(path, preconditioning="edm").preconditioning == "edm"
+    assert (found.parameterization, found.sigma_min) == ("boundary", 0.0)
+    assert read_checkpoint(path, parameterization="edm").parameterization == "edm"
 
 
 def test_tcm_pickles_under_another_package_and_class(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_tcm_pickles_under_another_package_and_class(tmp_path: Path) -> None:
         {"ema": network, "net": None},
         persistence="edm.torch_utils.persistence",
     )
-    found = read_checkpoint(path, preconditioning="edm")
+    found = read_checkpoint(path, parameterization="edm")
     check_outputs(found, io)
 
 
@@ -166,7 +166,7 @@ def test_openai_pt(tmp_path: Path, zipped: bool) -> None:
     check_outputs(found, io)
     assert found.options["time_factor"] == 1000.0
     assert found.parameters == facts["parameters"]
-    assert found.preconditioning == ""  # a teacher or a student: the file does not say
+    assert found.parameterization == ""  # a teacher or a student: the file does not say
 
 
 def test_a_diffusers_folder(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_ects_network_under_edm2s_class_must_be_explained(tmp_path: Path) -> Non
     less = {k: v for k, v in weights.items() if not k.startswith("logvar_")}
     assert len(less) < len(weights)
     path = write_edm(tmp_path / "ect.pkl", less, "Precond", heads=edm2_heads(less))
-    with pytest.raises(UserError, match=r"without the uncertainty .*--preconditioning; ECT's are"):
+    with pytest.raises(UserError, match=r"without the uncertainty .*--parameterization; ECT's are"):
         read_checkpoint(path)
-    found = read_checkpoint(path, preconditioning="boundary")
-    assert (found.network, found.preconditioning) == ("edm2", "boundary")
+    found = read_checkpoint(path, parameterization="boundary")
+    assert (found.network, found.parameterization) == ("edm2", "boundary")

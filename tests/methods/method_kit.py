@@ -62,9 +62,9 @@ def stir(modules: Mapping[str, nn.Module], seed: int = 0, size: float = 0.05) ->
 
 def untrained_teacher(plan: RunPlan) -> Teacher | None:
     """Return the teacher a plan names, with random weights where it would be trained."""
-    if plan.teacher is None:
+    if plan.teacher is None or plan.teacher.run is None:
         return obtain_teacher(context(), plan)
-    method, modules = build_modules(context(), plan.teacher, None)
+    method, modules = build_modules(context(), plan.teacher.run, None)
     stir(modules, 1)
     for module in modules.values():
         module.eval().requires_grad_(False)

@@ -141,9 +141,9 @@ def test_every_recipe_is_valid(name: str, dataset: str, recipe: str) -> None:
     plan = plan_run(ctx, name, dataset, recipe, 0)
     with torch.device("meta"):
         teacher = None
-        if plan.teacher is not None:
-            taught = plan.teacher.method(ctx)
-            modules = taught.build(TrainingKit(ctx, plan.teacher, taught.data, None))
+        if plan.teacher is not None and plan.teacher.run is not None:
+            taught = plan.teacher.run.method(ctx)
+            modules = taught.build(TrainingKit(ctx, plan.teacher.run, taught.data, None))
             teacher = Teacher("teacher", taught.diffusion_model(modules), modules["model"])
         method = plan.method(ctx)
         student = method.build(TrainingKit(ctx, plan, method.data, teacher))["model"]

@@ -21,8 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cmbench.plugin.method import Batch
-from cmbench.sweep.estimate import Blank, built_in_place, random_teacher
+from cmbench.sweep.estimate import Blank, built_in_place
 from cmbench.sweep.feed import DatasetFeed
+from cmbench.sweep.frozen import stand_in
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import build_modules
@@ -108,7 +109,7 @@ class FakeFeed:
 def training(plan: RunPlan, device: str, build: Any) -> tuple[TrainingState, Any, Settings, Meter]:
     ctx = replace(context(), device=torch.device(device))
     with torch.device(device):
-        method, modules = build(ctx, plan, random_teacher(ctx, plan, build))
+        method, modules = build(ctx, plan, stand_in(ctx, plan, build))
     state = TrainingState(method, modules)
     settings = Settings(seed=0, batch_size=BATCH, precision=plan.config.precision)
     return state, counted_networks(state, settings), settings, Meter(state, settings)

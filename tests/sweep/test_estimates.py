@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from cmbench.errors import BrokenRunError, MissingError
 from cmbench.sweep import estimate as module
 from cmbench.sweep.context import Context
-from cmbench.sweep.estimate import _Saved, count, estimate, random_teacher
+from cmbench.sweep.estimate import _Saved, count, estimate
 from cmbench.sweep.feed import DatasetFeed
+from cmbench.sweep.frozen import stand_in
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import build_modules
@@ -30,7 +31,7 @@ def planned(context: Context, method: str, *more: str) -> RunPlan:
 
 
 def training(context: Context, plan: RunPlan) -> tuple[TrainingState, Callable[[], None]]:
-    method, modules = build_modules(context, plan, random_teacher(context, plan, build_modules))
+    method, modules = build_modules(context, plan, stand_in(context, plan, build_modules))
     state = TrainingState(method, modules)
     settings = Settings(seed=0, batch_size=plan.config.batch_size, precision=plan.config.precision)
     nets, meter = counted_networks(state, settings), Meter(state, settings)

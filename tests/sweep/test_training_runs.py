@@ -223,7 +223,9 @@ def test_a_teacher_that_is_none_is_one_line(toys: Context) -> None:
         planned(toys, "teacher=tyo")
     with pytest.raises(UserError, match="dataset 'toys' has no closed form; allowed: analytic"):
         obtain_run(toys, planned(toys, "teacher=analytic"))
-    with pytest.raises(MissingError, match=r"has no readable run\.json"):
+    with pytest.raises(
+        MissingError, match=r"teacher run:/nowhere: there is no run\.json in /nowhere; "
+    ):
         obtain_run(toys, planned(toys, "teacher=run:/nowhere"))
 
 
