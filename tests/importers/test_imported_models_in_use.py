@@ -226,7 +226,7 @@ def test_a_finished_student_is_sampled_without_the_checkpoint(
     shutil.rmtree(patches.workspace.imported)
     source = open_run(patches, patches.workspace.run(record.training.run), 1, 0, ReadOptions())
     assert source.trained.plan.run_id == record.training.run
-    assert sum(len(images) for images, _ in source.samples.batches(6)) == 12
+    assert sum(len(b.images) for b in source.samples.source.batches(6)) == 12
     with pytest.raises(MissingError, match=r"imported checkpoint 'm': is not in .*; allowed: none"):
         plan_run(patches, "cd", "patches", recipe, 0)
 

@@ -15,6 +15,7 @@ from torch import nn
 from cmbench.errors import InterruptedRunError, MissingError, UserError
 from cmbench.plugin.method import Teacher
 from cmbench.records.record import Record
+from cmbench.records.reproduction import CannotReproduceError
 from cmbench.records.workspace import Workspace
 from cmbench.samples.source import ReadOptions
 from cmbench.sweep.context import Context
@@ -213,8 +214,11 @@ def test_a_finished_student_is_sampled_without_its_teacher_and_its_recipe(
     folder = toys.workspace.run(record.training.run)
     source = open_run(toys, folder, 1, 0, ReadOptions())
     assert source.trained.plan.run_id == record.training.run
-    assert sum(len(images) for images, _ in source.samples.batches(64)) == 64
+    assert sum(len(b.images) for b in source.samples.source.batches(64)) == 64
     assert find_run(toys, record).folder == folder
+    other = record.training.model_copy(update={"config_sha256": "0" * 64})
+    with pytest.raises(CannotReproduceError, match="reads the record's configuration differently"):
+        find_run(toys, record.model_copy(update={"training": other}))
 
 
 def stopped(context: Context, plan: RunPlan) -> None:
