@@ -89,6 +89,13 @@ SOLVERS: dict[str, Solver] = {
         lambda nfe: {"orders": dpm_fast_orders(nfe)},
     ),
     "dpm-solver++2m": Solver(dpm_solver_pp_2m, _one_a_step, sampling_log_sigmas),
+    # As printed in the paper: the last step keeps its order, however few steps there are.
+    "dpm-solver++2m-second-order-end": Solver(
+        dpm_solver_pp_2m,
+        _one_a_step,
+        sampling_log_sigmas,
+        options=lambda nfe: {"lower_order_final": False},
+    ),
     "dpm-solver++3m": Solver(dpm_solver_pp_3m, _one_a_step, sampling_log_sigmas),
     "deis": Solver(deis_tab, _one_a_step, sampling_vp_time_sigmas),
     "unipc": Solver(unipc, _one_a_step, sampling_log_sigmas),

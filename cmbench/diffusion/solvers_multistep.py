@@ -33,6 +33,11 @@ def _check_order(who: str, what: str, order: int, lowest: int, highest: int) -> 
         )
 
 
+def _lower_order_final(chosen: bool | None, steps: int) -> bool:
+    """Return the choice, or the released default: lower orders end fewer than 10 steps."""
+    return steps < 10 if chosen is None else chosen
+
+
 def dpm_solver_pp_2m(
     denoise: Denoiser,
     x: Tensor,
@@ -40,18 +45,21 @@ def dpm_solver_pp_2m(
     *,
     labels: Tensor | None = None,
     noise_sampler: NoiseSampler | None = None,
+    lower_order_final: bool | None = None,
 ) -> Tensor:
     """Solve by DPM-Solver++(2M): order 2, NFE = steps (Lu et al. 2022, arXiv:2211.01095, Alg. 2).
 
-    The first step is first-order.
+    The first step is first-order. ``lower_order_final`` makes the last step first-order too; the
+    default does so below 10 steps, as released (Alg. 2 never does).
     """
     steps = _log_steps(sigmas)
-    last, to_zero = len(steps) - 1, ends_at_zero(sigmas)
+    last = len(steps) - 1
+    lower = ends_at_zero(sigmas) or _lower_order_final(lower_order_final, len(steps))
     previous: Tensor | None = None
     for i in range(len(steps)):
         denoised = denoise(x, batch_sigma(sigmas[i], x), labels)
         extrapolated = denoised
-        if previous is not None and not (i == last and to_zero):
+        if previous is not None and not (i == last and lower):
             weight = steps[i] / (2 * steps[i - 1])  # 1 / 2r
             extrapolated = denoised + weight * (denoised - previous)
         x = ddim_step(x, extrapolated, sigmas[i], sigmas[i + 1])
@@ -79,7 +87,7 @@ def dpm_solver_pp_3m(
     weight_3 = 2.0 if curvature == "exact" else 1.0
     steps = _log_steps(sigmas)
     count, to_zero = len(steps), ends_at_zero(sigmas)
-    lower = count < 10 if lower_order_final is None else lower_order_final
+    lower = _lower_order_final(lower_order_final, count)
     history: list[Tensor] = []
     for i in range(count):
         denoised = denoise(x, batch_sigma(sigmas[i], x), labels)

@@ -3,8 +3,9 @@
 Karras et al. 2023, EDM2 (arXiv:2312.02696), Sec. 3.2 and Algorithm 3: an average with exponent
 ``gamma`` at time ``t`` is the integral of the weights' path with the profile
 ``p(s) = (gamma + 1) s^gamma / t^(gamma + 1)`` on ``[0, t]``. Any other profile is approximated by
-the least-squares combination of the stored ones, and the same combination of the stored averages
-approximates that average. Profiles are those of continuous time, as in the paper.
+the least-squares combination of the stored ones, divided by its sum as in the released code, and
+the same combination of the stored averages approximates that average. Profiles are those of
+continuous time, as in the paper.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from cmbench.training.checkpoint import Checkpoint, load_checkpoint, read_manife
 from cmbench.training.ema import power_exponent
 from cmbench.training.state import TrainingState
 
-#: A profile that misses the wanted one by more than this share of its norm is not offered as it.
+#: A combination whose profile differs from the wanted one by more than this is not offered as it.
 TOLERANCE = 0.1
+#: Points per interval between snapshots at which profiles are compared.
+_POINTS = 512
 _LABEL = re.compile(r"power-(0?\.\d+)")
 
 
@@ -62,7 +65,11 @@ def _columns(
 def coefficients(
     stored: Sequence[Profile], wanted: Profile
 ) -> tuple[npt.NDArray[np.float64], float]:
-    """Return one factor for each stored profile, and the relative L2 error of their sum.
+    """Return one factor for each stored profile, and a bound on the error of the combination.
+
+    The factors sum to one, so that what all averages share (weights that never moved) is kept
+    exactly. The bound is :func:`profile_distance`: the combined weights are at most this times the
+    largest distance of the weights from any fixed point, over the training, away from the average.
 
     Raises:
         ValueError: nothing is stored.
@@ -72,12 +79,31 @@ def coefficients(
     products = inner_products(stored, stored)
     norms = np.sqrt(np.diag(products))
     right = inner_products(stored, [wanted])[:, 0]
-    norm = float(inner_products([wanted], [wanted])[0, 0])
     # In units of each profile's norm: neighbours are nearly parallel, and so is their matrix.
     factors = np.linalg.lstsq(products / np.outer(norms, norms), right / norms, rcond=1e-12)[0]
     found: npt.NDArray[np.float64] = factors / norms
-    missed = norm - 2 * float(found @ right) + float(found @ products @ found)
-    return found, float(np.sqrt(max(missed, 0.0) / norm))
+    found /= found.sum()
+    return found, profile_distance(stored, found, wanted)
+
+
+def profile_distance(
+    stored: Sequence[Profile], factors: npt.NDArray[np.float64], wanted: Profile
+) -> float:
+    """Return the integral of ``|sum of factors times profiles - wanted profile|``, from 0 to 2.
+
+    By the midpoint rule between the times at which profiles end.
+    """
+    terms = [*zip(stored, factors.tolist(), strict=True), (wanted, -1.0)]
+    ends = np.unique([0.0, *(float(profile.nimg) for profile, _ in terms)])
+    cells = np.linspace(ends[:-1], ends[1:], _POINTS + 1)
+    middles, widths = (cells[1:] + cells[:-1]) / 2, cells[1:] - cells[:-1]
+    difference = np.zeros_like(middles)
+    for profile, factor in terms:
+        gamma = power_exponent(profile.sigma_rel)
+        here = middles < profile.nimg
+        value = (gamma + 1) / profile.nimg * (middles[here] / profile.nimg) ** gamma
+        difference[here] += factor * value
+    return float((np.abs(difference) * widths).sum())
 
 
 def combine(
@@ -110,10 +136,18 @@ def asked_width(label: str) -> float | None:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Averaged parameters, and what they were made from: SHA-256 by file name of a snapshot."""
+    """Averaged parameters, and what they were made from.
+
+    Attributes:
+        parameters: by name.
+        snapshots: SHA-256 by file name of a snapshot.
+        error: bound on the distance from the average that was not kept, as a share of the largest
+            distance of the weights from any fixed point during training (rounding aside).
+    """
 
     parameters: dict[str, Tensor]
     snapshots: dict[str, str]
+    error: float
 
 
 def save_snapshot(folder: Path, state: TrainingState) -> None:
@@ -167,12 +201,12 @@ def reconstruct(folder: Path, sigma_rel: float, seen_nimg: int | None = None) ->
     if error > TOLERANCE:
         raise UserError(
             who,
-            f"its profile is missed by {error:.0%} from {len(stored)} stored averages",
+            f"{len(stored)} stored averages determine it to {error:.0%} only",
             allowed=f"errors up to {TOLERANCE:.0%}: widths near the stored ones",
             remedy="keep two widths around it, and more checkpoints (checkpoint_kimg)",
         )
     made = combine(_averages(files, metas, remedy), [float(f) for f in factors])
-    return Reconstruction(made, {f.name: h for f, h in zip(files, hashes, strict=True)})
+    return Reconstruction(made, {f.name: h for f, h in zip(files, hashes, strict=True)}, error)
 
 
 def _averages(

@@ -59,6 +59,7 @@ DETERMINISTIC: dict[str, Solver] = {
     "dpm_solver_2": dpm_solver_2,
     "dpm_solver_3": dpm_solver_3,
     "dpm_solver_pp_2m": dpm_solver_pp_2m,
+    "dpm_solver_pp_2m_second_order_end": partial(dpm_solver_pp_2m, lower_order_final=False),
     "dpm_solver_pp_3m": dpm_solver_pp_3m,
     "deis_tab_0": partial(deis_tab, order=0),
     "deis_tab_3": deis_tab,
@@ -176,6 +177,43 @@ def test_higher_order_pays(lopsided: GaussianMixture, problem: tuple[Tensor, Ten
     vp_grid = sampling_vp_time_sigmas(20, LOW, HIGH)
     by_order = [error(partial(deis_tab, order=q), vp_grid) for q in range(4)]
     assert by_order == sorted(by_order, reverse=True)
+
+
+def test_2m_ends_with_a_first_order_step_below_10_steps(images: GaussianMixture) -> None:
+    """As released: better at every NFE from 2 to 9 but 3, and nothing changes from 10 on."""
+    generator = torch.Generator().manual_seed(0)
+    x = HIGH * torch.randn((64, *images.shape), generator=generator, dtype=torch.float64)
+    exact = images.flow_map(x, torch.full((64,), HIGH, dtype=torch.float64), 0.002)
+    better = []
+    for n in range(1, 12):
+        grid = sampling_log_sigmas(n, 0.002, HIGH)
+        released = dpm_solver_pp_2m(images.denoised, x, grid)
+        printed = dpm_solver_pp_2m(images.denoised, x, grid, lower_order_final=False)
+        if n in (1, 10, 11):
+            assert torch.equal(released, printed)
+        elif float((released - exact).norm()) < float((printed - exact).norm()):
+            better.append(n)
+    assert better == [2, 4, 5, 6, 7, 8, 9]
+
+
+def test_2m_written_out(ring: GaussianMixture) -> None:
+    """Three steps with h = ln(sigma / s): first order, second order, and the end of either form."""
+    x, (s0, s1, s2, s3) = torch.full((1, 2, 1, 1), 3.0, dtype=torch.float64), (8.0, 2.0, 1.0, 0.2)
+
+    def d(x: Tensor, sigma: float) -> Tensor:
+        return ring.denoised(x, torch.tensor([sigma], dtype=torch.float64))
+
+    d0 = d(x, s0)
+    x1 = s1 / s0 * x + (1 - s1 / s0) * d0
+    d1 = d(x1, s1)
+    bent = d1 + math.log(s1 / s2) / (2 * math.log(s0 / s1)) * (d1 - d0)
+    x2 = s2 / s1 * x1 + (1 - s2 / s1) * bent
+    d2 = d(x2, s2)
+    bent = d2 + math.log(s2 / s3) / (2 * math.log(s1 / s2)) * (d2 - d1)
+    grid = torch.tensor([s0, s1, s2, s3], dtype=torch.float64)
+    for lower, last in ((None, d2), (True, d2), (False, bent)):
+        ours = dpm_solver_pp_2m(ring.denoised, x, grid, lower_order_final=lower)
+        torch.testing.assert_close(ours, s3 / s2 * x2 + (1 - s3 / s2) * last)
 
 
 # --- cost, one step, dtype ---------------------------------------------------------------------
