@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cmbench.errors import UserError
-from cmbench.leaderboard.ranking import ALPHA, ONE_SEED
+from cmbench.leaderboard.ranking import ALPHA
 from cmbench.leaderboard.rows import REPORTED, Row
 from cmbench.leaderboard.significance import Difference, compare_units, holm
 from cmbench.metrics.values import is_approximate
@@ -113,7 +113,7 @@ def _difference(a: Row, b: Row) -> tuple[Difference | None, str]:
     if not (a.full_samples and b.full_samples):
         return None, "fewer samples than the protocol asks for"
     found = compare_units(x.units, y.units)
-    return found, "" if found is not None else f"{ONE_SEED}: an interval needs at least two"
+    return found, "" if found is not None else "one seed: an interval needs at least two"
 
 
 def _comparison(

@@ -67,11 +67,11 @@ def row_table(folders: Mapping[str, Path]) -> Table:
         ranks = rank_all(parts)
         for section in parts:
             for row in section.rows:
-                rank = ranks[row.id]
+                rank = ranks.get(row.id)
                 line = _row(row) | {
                     "section": section.title,
-                    "rank_low": rank.low,
-                    "rank_high": rank.high,
+                    "rank_low": rank.low if rank else None,
+                    "rank_high": rank.high if rank else None,
                 }
                 table.rows.append(line | _metrics(row))
     return table

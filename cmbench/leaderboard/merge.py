@@ -154,17 +154,15 @@ def _write(
 def _plan_artifacts(
     kept: Iterable[tuple[Path, Record]], new: Sequence[tuple[Path, Record]], target: Path
 ) -> tuple[dict[Path, Path], list[str]]:
-    """Return what to copy, by goal, and why the others stay; nothing is written yet.
+    """Return what to copy, by goal, and why the others are left out; nothing is written yet.
 
-    An artifact is copied if it has the hash that its record holds. Where its goal holds other
-    bytes, or another record wants other bytes there, it is a conflict.
+    An artifact is copied if it has the hash that its record holds.
+
+    Raises:
+        UserError: the goal of an artifact holds other bytes, or another record wants other bytes
+            there.
     """
-    wanted: dict[Path, str] = {}
-    for _, record in kept:
-        for artifact in record.artifacts.values():
-            goal = _inside(target / record.dataset.name, artifact.file)
-            if goal is not None and wanted.setdefault(goal, artifact.sha256) != artifact.sha256:
-                wanted[goal] = ""  # two records disagree: no file fits both
+    wanted = _wanted_hashes(kept, target)
     copies: dict[Path, Path] = {}
     left_out, conflicts = [], []
     for path, record in new:
@@ -174,12 +172,8 @@ def _plan_artifacts(
             goal = _inside(target / record.dataset.name, artifact.file)
             if source is None or goal is None:
                 left_out.append(f"{label}: leaves its folder")
-            elif goal.suffix.lower() == ".json":
-                conflicts.append(f"{label} would lie among the records as one of them")
-            elif wanted[goal] != artifact.sha256:
-                conflicts.append(f"{label} in {source} is another file than other records have")
-            elif _hash(goal) not in (None, artifact.sha256):
-                conflicts.append(f"{label} in {source} differs from {goal}")
+            elif conflict := _conflict(source, goal, artifact.sha256, wanted[goal]):
+                conflicts.append(f"{label} {conflict}")
             elif _hash(source) != artifact.sha256:
                 left_out.append(f"{label}: {source} is missing or has another hash")
             elif source != goal:
@@ -191,6 +185,28 @@ def _plan_artifacts(
             remedy="keep the records of one of the machines and move the others away",
         )
     return copies, left_out
+
+
+def _wanted_hashes(kept: Iterable[tuple[Path, Record]], target: Path) -> dict[Path, str]:
+    """Return the hash that the records want at each goal; empty if two records disagree."""
+    wanted: dict[Path, str] = {}
+    for _, record in kept:
+        for artifact in record.artifacts.values():
+            goal = _inside(target / record.dataset.name, artifact.file)
+            if goal is not None and wanted.setdefault(goal, artifact.sha256) != artifact.sha256:
+                wanted[goal] = ""
+    return wanted
+
+
+def _conflict(source: Path, goal: Path, sha256: str, wanted: str) -> str:
+    """Say why the artifact ``source`` of hash ``sha256`` cannot be copied to ``goal``, or ''."""
+    if goal.suffix.lower() == ".json":
+        return "would lie among the records as one of them"
+    if wanted != sha256:
+        return f"in {source} is another file than other records have"
+    if _hash(goal) not in (None, sha256):
+        return f"in {source} differs from {goal}"
+    return ""
 
 
 def _inside(folder: Path, file: str) -> Path | None:

@@ -238,7 +238,7 @@ def _measurements(row: PublishedRow, rank_metric: str, key: str) -> dict[str, Me
     for name, text in printed.items():
         if text:
             value = float(text)
-            interval = Interval(value, None, None, 0, "one seed")
+            interval = Interval(value, None, None, 0)
             # The key of the rank metric says nothing about the other metrics' protocols.
             own = key if name == rank_metric else ""
             units = (Unit(0, 0, value),)

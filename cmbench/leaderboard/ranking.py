@@ -18,24 +18,18 @@ from cmbench.leaderboard.sections import Section
 from cmbench.leaderboard.significance import holm, pairwise_p
 
 ALPHA = 0.05
-ONE_SEED = "one seed"
-ALONE = "nothing to rank against"
 
 
 @dataclass(frozen=True)
 class Rank:
-    """Where a row stands in its group of ``size`` ranked rows, or why it has no rank."""
+    """Where a row stands in its group: from ``low`` (first is 1) to ``high``."""
 
-    low: int | None = None
-    high: int | None = None
-    size: int = 0
-    reason: str = ""
+    low: int
+    high: int
 
     @property
     def text(self) -> str:
-        """``1``, ``2–4``, or a dash."""
-        if self.low is None:
-            return "–"
+        """``1`` or ``2–4``."""
         return str(self.low) if self.low == self.high else f"{self.low}–{self.high}"
 
 
@@ -48,34 +42,27 @@ def rank_group(row: Row) -> Group:
 
 
 def rank_section(section: Section) -> dict[str, Rank]:
-    """Return the rank of every row of ``section`` by row id."""
-    if not section.ranked:
-        return {row.id: Rank(reason=section.title) for row in section.rows}
+    """Return the ranks of the rows of ``section`` by row id.
+
+    Rows without a rank are left out: reported ones (no seeds to compare), rows of one seed, rows
+    whose NFE nobody stated (equal cost cannot be assumed), rows alone in their group, and all rows
+    of a section that is not ranked.
+    """
     groups: dict[Group, list[Row]] = {}
-    ranks = {}
-    for row in section.rows:
-        if row.kind == REPORTED:
-            ranks[row.id] = Rank(reason="reported: no seeds to compare")
-        elif row.nfe is None:  # equal cost cannot be assumed
-            ranks[row.id] = Rank(reason="NFE not stated")
-        elif row.seeds < 2:
-            ranks[row.id] = Rank(reason=ONE_SEED)
-        else:
+    for row in section.rows if section.ranked else ():
+        if row.kind != REPORTED and row.nfe is not None and row.seeds > 1:
             groups.setdefault(rank_group(row), []).append(row)
+    ranks = {}
     for rows in groups.values():
-        ranks.update(_rank(rows))
+        if len(rows) > 1:
+            ranks.update(_rank(rows))
     return ranks
 
 
 def _rank(rows: Sequence[Row]) -> dict[str, Rank]:
-    if len(rows) == 1:
-        return {rows[0].id: Rank(size=1, reason=ALONE)}
-    found = [row.rank_measurement for row in rows]
-    measurements = [m for m in found if m is not None]
-    assert len(measurements) == len(rows)
-    better, worse = significant(measurements)
-    size = len(rows)
-    return {row.id: Rank(1 + better[i], size - worse[i], size) for i, row in enumerate(rows)}
+    measured = [m for row in rows if (m := row.rank_measurement) is not None]
+    better, worse = significant(measured)
+    return {row.id: Rank(1 + better[i], len(rows) - worse[i]) for i, row in enumerate(rows)}
 
 
 def significant(measurements: Sequence[Measurement]) -> tuple[list[int], list[int]]:

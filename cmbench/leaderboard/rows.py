@@ -28,7 +28,6 @@ class Measurement:
     higher_is_better: bool
     interval: Interval
     units: tuple[Unit, ...]
-    unit: str = ""
     #: As the source printed it (``13.0``), for reported values.
     text: str = ""
 
@@ -204,6 +203,4 @@ def _measurement(name: str, metric: MetricRecord, records: Sequence[Record]) -> 
     )
     if not units:
         return None
-    return Measurement(
-        name, metric.key, metric.higher_is_better, interval_over_seeds(units), units, metric.unit
-    )
+    return Measurement(name, metric.key, metric.higher_is_better, interval_over_seeds(units), units)

@@ -55,30 +55,32 @@ def sections(rows: Iterable[Row]) -> list[Section]:
         else:
             (full if row.full_samples else short).setdefault(key, []).append(row)
     result = _told_apart(_ranked(full) + _short(short))
-    if approximate:
-        result.append(
-            Section(
-                "approximate",
-                "Under an approximate extractor",
-                "The extractor ran in bfloat16, in another memory layout or compiled, so its "
-                "features are not quite the protocol's; never ranked.",
-                False,
-                tuple(approximate),
-                approximate[0].rank_metric,
-                bold=False,
-            )
-        )
-    if unranked:
-        result.append(
-            Section(
-                "no-rank-metric",
-                "Without a value of the rank metric",
-                "The rank metric could not be computed for these cells, so they have no rank.",
-                False,
-                tuple(unranked),
-            )
-        )
-    return result + _reported(reported)
+    return result + _approximate(approximate) + _unranked(unranked) + _reported(reported)
+
+
+def _approximate(rows: list[Row]) -> list[Section]:
+    section = Section(
+        "approximate",
+        "Under an approximate extractor",
+        "The extractor ran in bfloat16, in another memory layout or compiled, so its features are "
+        "not quite the protocol's; never ranked.",
+        False,
+        tuple(rows),
+        rows[0].rank_metric if rows else "",
+        bold=False,
+    )
+    return [section] if rows else []
+
+
+def _unranked(rows: list[Row]) -> list[Section]:
+    section = Section(
+        "no-rank-metric",
+        "Without a value of the rank metric",
+        "The rank metric could not be computed for these cells, so they have no rank.",
+        False,
+        tuple(rows),
+    )
+    return [section] if rows else []
 
 
 def _reported(groups: dict[tuple[str, str], list[Row]]) -> list[Section]:

@@ -52,7 +52,7 @@ def pair_units(a: Sequence[Unit], b: Sequence[Unit]) -> list[float]:
     second = {(u.training_seed, u.sampling_seed): u.value for u in b}
     shared = [Unit(t, s, first[t, s] - second[t, s]) for t, s in first if (t, s) in second]
     if shared:
-        differences, _ = cluster_means(shared)
+        differences = cluster_means(shared)
         if len(differences) > 1:
             return differences
     means_a, means_b = _by_sampling_seed(a), _by_sampling_seed(b)
@@ -66,9 +66,7 @@ def _by_sampling_seed(units: Sequence[Unit]) -> dict[int, float]:
     return {seed: math.fsum(found) / len(found) for seed, found in values.items()}
 
 
-def compare_units(
-    a: Sequence[Unit], b: Sequence[Unit], confidence: float = CONFIDENCE
-) -> Difference | None:
+def compare_units(a: Sequence[Unit], b: Sequence[Unit]) -> Difference | None:
     """Compare two rows' units; None if either side has too few seeds to say anything."""
     differences = pair_units(a, b)
     n = pairs = len(differences)
@@ -76,7 +74,7 @@ def compare_units(
         mean, error = _mean_and_error(differences)
         degrees = float(n - 1)
     else:
-        first, second = cluster_means(a)[0], cluster_means(b)[0]
+        first, second = cluster_means(a), cluster_means(b)
         n, pairs = min(len(first), len(second)), 0
         if n < 2:
             return None
@@ -86,10 +84,10 @@ def compare_units(
         degrees = error**4 / parts if parts > 0 else float(n - 1)
     if error <= NO_SPREAD * abs(mean):
         p = 2.0 ** (1 - n) if mean != 0 else 1.0
-        reach = 0.0 if p > 1 - confidence else mean  # the interval holds 0 unless p is small
+        reach = 0.0 if p > 1 - CONFIDENCE else mean  # the interval holds 0 unless p is small
         return Difference(mean, min(mean, reach), max(mean, reach), p, pairs)
     p = 2 * float(stdtr(degrees, -abs(mean) / error))
-    half = float(stdtrit(degrees, 0.5 + confidence / 2)) * error
+    half = float(stdtrit(degrees, 0.5 + CONFIDENCE / 2)) * error
     return Difference(mean, mean - half, mean + half, p, pairs)
 
 

@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cmbench import __version__
 from cmbench.errors import UserError
 from cmbench.files import write_atomically
-from cmbench.records.record import Artifact, Record, read_record
+from cmbench.records.artifacts import ArtifactError, read_artifact
+from cmbench.records.record import Record, read_record
 
 MANIFEST = "manifest.json"
 MAX_FILES = 100_000
@@ -44,7 +45,7 @@ _UNREADABLE = (
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Entry(BaseModel):
+class SubmittedRecord(BaseModel):
     """One record of a submission."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,18 +56,18 @@ class Entry(BaseModel):
     checkpoint_sha256: str
 
 
-class Manifest(BaseModel):
+class SubmissionManifest(BaseModel):
     """What the archive holds; ``files`` maps every other file to its sha256."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     cmbench: str
-    entries: tuple[Entry, ...]
+    entries: tuple[SubmittedRecord, ...]
     files: dict[str, Sha256]
 
 
-def pack(records: Sequence[Path], target: Path) -> Manifest:
+def pack(records: Sequence[Path], target: Path) -> SubmissionManifest:
     """Write the finished ``records`` and what belongs to them into the zip ``target``.
 
     Raises:
@@ -74,12 +75,12 @@ def pack(records: Sequence[Path], target: Path) -> Manifest:
             records or artifacts of one name, or a target that exists.
     """
     if not records:
-        raise UserError("submit", "there are no records", remedy="name at least one finished cell")
+        raise UserError("submit", "no records given", remedy="give at least one finished cell")
     if target.exists():
-        raise UserError("submit", f"{target} exists", remedy="choose another name for the archive")
+        raise UserError("submit", f"{target} already exists", remedy="choose another name")
     files: dict[str, bytes] = {}
     entries = [_add(path, files) for path in records]
-    manifest = Manifest(
+    manifest = SubmissionManifest(
         cmbench=__version__,
         entries=tuple(sorted(entries, key=lambda entry: entry.record)),
         files={name: _sha256(data) for name, data in sorted(files.items())},
@@ -92,7 +93,7 @@ def pack(records: Sequence[Path], target: Path) -> Manifest:
     return manifest
 
 
-def _add(path: Path, files: dict[str, bytes]) -> Entry:
+def _add(path: Path, files: dict[str, bytes]) -> SubmittedRecord:
     record = read_record(path)
     if record.status != "finished":
         raise UserError(
@@ -104,10 +105,18 @@ def _add(path: Path, files: dict[str, bytes]) -> Entry:
     folder = f"records/{record.dataset.name}"
     name = f"{folder}/{record.cell}.json"
     if name in files:
-        raise UserError("submit", f"two records are named {name}", remedy="give each once")
+        raise UserError("submit", f"two records are named {name}", remedy="give each record once")
     files[name] = record.to_json().encode()
     for artifact in record.artifacts.values():
-        _add_artifact(f"{folder}/{artifact.file}", _artifact(path, artifact), files)
+        try:
+            data = read_artifact(path, artifact)
+        except ArtifactError as error:
+            raise UserError(
+                "submit",
+                f"artifact of {path.name}: {error}",
+                remedy="restore it from where the record was made",
+            ) from error
+        _add_artifact(f"{folder}/{artifact.file}", data, files)
     training = record.training
     recipe = _json(_recipe(record))
     # By content: records of one run may be of several methods (an evaluation under a label).
@@ -116,7 +125,7 @@ def _add(path: Path, files: dict[str, bytes]) -> Entry:
     environment = _json(record.environment.model_dump(mode="json"))
     environment_name = f"environments/{_sha256(environment)[:16]}.json"
     files[environment_name] = environment
-    return Entry(
+    return SubmittedRecord(
         record=name,
         recipe=recipe_name,
         environment=environment_name,
@@ -142,32 +151,8 @@ def _add_artifact(name: str, data: bytes, files: dict[str, bytes]) -> None:
         raise UserError(
             "submit",
             f"two records have different artifacts named {name}",
-            remedy="submit the records of each machine in an archive of its own",
+            remedy="submit the records of each machine in a separate archive",
         )
-
-
-def _artifact(record: Path, artifact: Artifact) -> bytes:
-    problem, data = "", b""
-    try:
-        folder = record.parent.resolve()
-        path = (folder / artifact.file).resolve()
-        if not path.is_relative_to(folder):
-            problem = "lies outside the record's folder"
-        elif not path.is_file():
-            problem = "is missing"
-        else:
-            data = path.read_bytes()
-            if _sha256(data) != artifact.sha256:
-                problem = "is not the file that was measured: its hash differs"
-    except (OSError, ValueError, RuntimeError) as error:  # no path at all, loops of links
-        problem = f"cannot be read ({error})"
-    if problem:
-        raise UserError(
-            "submit",
-            f"artifact {artifact.file} of {record.name} {problem}",
-            remedy="restore it from where the record was made",
-        )
-    return data
 
 
 def _json(value: Any) -> bytes:
@@ -198,7 +183,7 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
     Nothing is written unless names, sizes and hashes are sound.
 
     Raises:
-        UserError: naming what is wrong: no zip, a name that leaves the folder, too large, a file
+        UserError: naming what is wrong: not a zip, a name that leaves the folder, too large, a file
             without or with another hash, a recipe or environment that is not its record's, no
             entry at all, a record that no entry lists.
     """
@@ -240,7 +225,7 @@ def _read_zip(archive: Path, who: str) -> dict[str, bytes]:
             for info in infos:
                 _inside(info.filename, who)
                 if info.filename in files:
-                    raise _bad(who, f"{info.filename!r} is there twice")
+                    raise _bad(who, f"{info.filename!r} occurs twice")
                 with opened.open(info) as file:  # the header's size may lie: read no more
                     data = file.read(info.file_size + 1)
                 if len(data) != info.file_size:
@@ -248,7 +233,7 @@ def _read_zip(archive: Path, who: str) -> dict[str, bytes]:
                 files[info.filename] = data
             return files
     except _UNREADABLE as error:
-        raise _bad(who, f"is no readable zip: damaged or cut off ({error})") from error
+        raise _bad(who, f"is not a readable zip: damaged or truncated ({error})") from error
 
 
 def _inside(name: str, who: str) -> None:
@@ -258,22 +243,22 @@ def _inside(name: str, who: str) -> None:
         raise _bad(who, f"the name {name!r} is not allowed")
 
 
-def _manifest(files: dict[str, bytes], who: str) -> Manifest:
+def _manifest(files: dict[str, bytes], who: str) -> SubmissionManifest:
     if MANIFEST not in files:
-        raise _bad(who, f"holds no {MANIFEST}")
+        raise _bad(who, f"has no {MANIFEST}")
     try:
-        return Manifest.model_validate_json(files[MANIFEST])
+        return SubmissionManifest.model_validate_json(files[MANIFEST])
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise _bad(who, f"{MANIFEST} field {where!r}: {first['msg']}") from error
 
 
-def _check_complete(manifest: Manifest, who: str) -> None:
+def _check_complete(manifest: SubmissionManifest, who: str) -> None:
     """Every record of the archive is an entry, once, and there is one: all will be checked."""
     entries = [entry.record for entry in manifest.entries]
     if not entries:
-        raise _bad(who, "holds no record")
+        raise _bad(who, "has no records")
     for name in (n for e in manifest.entries for n in (e.record, e.recipe, e.environment)):
         if name not in manifest.files:
             raise _bad(who, f"{name!r} of its manifest is missing")
@@ -285,7 +270,7 @@ def _check_complete(manifest: Manifest, who: str) -> None:
             raise _bad(who, f"the record {name!r} is {found} among its entries")
 
 
-def _check_entry(entry: Entry, record: Record, files: dict[str, bytes], who: str) -> None:
+def _check_entry(entry: SubmittedRecord, record: Record, files: dict[str, bytes], who: str) -> None:
     if record.training.checkpoint_sha256 != entry.checkpoint_sha256:
         raise _bad(who, f"the checkpoint hash of {entry.record} is not the record's")
     if files[entry.environment] != _json(record.environment.model_dump(mode="json")):

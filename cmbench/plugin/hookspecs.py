@@ -148,7 +148,3 @@ class CmbenchHooks:
             run no script and load nothing.
         """
         raise NotImplementedError
-
-
-#: Hooks that only watch: an observer that raises is reported once and never stops a run.
-OBSERVER_HOOKS = ("cmbench_run_started", "cmbench_step_finished", "cmbench_cell_finished")

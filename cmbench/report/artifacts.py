@@ -1,17 +1,16 @@
-"""Files beside the records: pictures and training curves, checked before they are embedded."""
+"""Pictures and training curves beside the records, made ready to be embedded in a page."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
+from cmbench.records.artifacts import ArtifactError
 from cmbench.records.curves import parse_curve
 from cmbench.records.record import GRID_TILE, Artifact
 
@@ -33,27 +32,6 @@ class Curve:
     run: str
     nimg: Sequence[float]
     scalars: Mapping[str, Sequence[float | None]]
-
-
-class ArtifactError(Exception):
-    """An artifact that cannot be shown, and why."""
-
-
-def read_artifact(record_path: Path, artifact: Artifact) -> bytes:
-    """Return an artifact's bytes; refuse files outside the record's folder or with another hash."""
-    try:
-        folder = record_path.parent.resolve()
-        path = (folder / artifact.file).resolve()
-        inside = path.is_relative_to(folder)
-        data = path.read_bytes() if inside else b""
-    except (OSError, ValueError, RuntimeError) as error:  # the latter: NULs, loops of links
-        told = error.strerror if isinstance(error, OSError) else error
-        raise ArtifactError(f"{artifact.file!r} cannot be read: {told}") from error
-    if not inside:
-        raise ArtifactError(f"{artifact.file} lies outside the record's folder")
-    if hashlib.sha256(data).hexdigest() != artifact.sha256:
-        raise ArtifactError(f"{artifact.file} is not the file that was measured: its hash differs")
-    return data
 
 
 def png_uri(data: bytes) -> str:

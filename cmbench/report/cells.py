@@ -97,9 +97,9 @@ def number_cell(value: float | None, show: Callable[[float], str] = format_numbe
 
 def rank_cell(rank: Rank | None) -> Cell:
     """Show ``1`` or ``2–4``; sorts by the best possible rank, then the worst."""
-    if rank is None or rank.low is None:
+    if rank is None:
         return Cell()
-    return Cell(rank.text, rank.low + (rank.high or rank.low) / 1e6)
+    return Cell(rank.text, rank.low + rank.high / 1e6)
 
 
 def nfe_cell(row: Row) -> Cell:

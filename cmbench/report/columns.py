@@ -91,7 +91,7 @@ def _identity_columns(findings: Findings) -> list[Column]:
             "Rank",
             lambda r: rank_cell(ranks.get(r.id)),
             numeric=True,
-            shown=any(rank.low is not None for rank in ranks.values()),
+            shown=bool(ranks),
             help="among rows of equal NFE and conditioning; 1–3: anywhere from first to third",
         ),
         Column(

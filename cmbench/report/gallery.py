@@ -7,17 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmbench.leaderboard.rows import REPORTED, Row
+from cmbench.records.artifacts import ArtifactError, read_artifact
 from cmbench.records.record import Artifact, Record
 from cmbench.report.artifacts import (
     STRIP_IMAGES,
-    ArtifactError,
     Curve,
     curve_points,
     is_curve,
     is_picture,
     picture,
     png_uri,
-    read_artifact,
 )
 
 #: A page stays below 3 MB: what its rows (about 4.5 kB each) leave goes to pictures and curves.

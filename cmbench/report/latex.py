@@ -11,11 +11,9 @@ from cmbench.report.environment import Templates
 from cmbench.report.page import build_page
 
 
-def latex_tables(
-    folders: Mapping[str, Path], templates: Path | None = None
-) -> tuple[str, list[UserError]]:
+def latex_tables(folders: Mapping[str, Path]) -> tuple[str, list[UserError]]:
     """Return the LaTeX table of every folder of records, and the records that cannot be read."""
-    engine = Templates(templates)
+    engine = Templates()
     texts, errors = [], []
     for dataset, folder in folders.items():
         found = list(read_records(folder))

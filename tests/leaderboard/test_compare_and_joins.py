@@ -32,7 +32,7 @@ def published(value: str, *, key: str = "", nfe: int = 1, conditional: bool | No
         base.measurements["fd-digits"],
         key=key,
         text=value,
-        interval=Interval(number, None, None, 0, "one seed"),
+        interval=Interval(number, None, None, 0),
         units=(Unit(0, 0, number),),
     )
     return replace(

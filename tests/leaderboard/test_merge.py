@@ -53,6 +53,23 @@ def test_a_finished_record_replaces_a_failed_one(tmp_path: Path) -> None:
     assert read_record(path).status == "finished"
 
 
+@pytest.mark.parametrize("status", ["failed", "skipped"])
+@pytest.mark.parametrize("order", [("old", "new"), ("new", "old")])
+def test_of_two_unfinished_records_the_later_one_is_kept(
+    tmp_path: Path, status: str, order: tuple[str, str]
+) -> None:
+    for name, day in (("old", 1), ("new", 2)):
+        made = record("alpha", status=status, reason=name, metrics={})
+        made = made.model_copy(update={"created": f"2026-01-0{day}T00:00:00+00:00"})
+        on_disk(tmp_path / name / "digits", [made])
+    path = tmp_path / "all" / "digits" / "digits-alpha-demo-nfe1-s0.json"
+    merge([tmp_path / name for name in order], tmp_path / "all")
+    assert read_record(path).reason == "new"
+    for name in order:  # one after the other as well
+        merge([tmp_path / name], tmp_path / "each")
+    assert read_record(tmp_path / "each" / "digits" / path.name).reason == "new"
+
+
 def test_folders_without_records_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a folder"):
         merge([tmp_path / "nope"], tmp_path / "all")

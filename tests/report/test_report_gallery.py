@@ -7,6 +7,7 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ from record_factory import on_disk, record, with_artifact
 
 from cmbench.leaderboard.rows import aggregate
 from cmbench.measure.gallery import grid_png
+from cmbench.metrics.quantize import quantize
 from cmbench.records.record import read_records
 from cmbench.report import render
 from cmbench.report.artifacts import STRIP_SIDE, picture
@@ -64,6 +66,20 @@ def test_strips_of_one_seed_share_a_panel_and_have_one_size(tmp_path: Path) -> N
     assert [(name, width) for _, width, name in found] == [("alpha", "64"), ("beta", "64")]
     sizes = {Image.open(io.BytesIO(base64.b64decode(text))).size for text, *_ in found}
     assert sizes == {(8, 64)}
+
+
+def test_the_page_shows_the_first_images_of_a_grid_unchanged(tmp_path: Path) -> None:
+    """A grid that lacks an image, or a strip that skips one, shows another noise in that row."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand((64, 3, 8, 8), generator=generator) * 2 - 1
+    folder = tmp_path / "records"
+    item = with_artifact(folder, record("alpha"), "grid", "a.png", grid_png(images))
+    on_disk(folder, [item])
+    render({"digits": read_records(folder)}, tmp_path)
+    (data,) = re.findall(r"data:image/png;base64,([^\"]+)", (tmp_path / "digits.html").read_text())
+    strip = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+    expected = quantize(images[:8], "round").permute(0, 2, 3, 1).reshape(64, 8, 3)
+    assert np.array_equal(strip, expected.numpy())
 
 
 def test_tuned_cells_are_labelled_in_tables_and_series(tmp_path: Path) -> None:
