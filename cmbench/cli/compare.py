@@ -7,7 +7,7 @@ import click
 from cmbench.cli.common import echo_table, workspace_option
 from cmbench.cli.record_files import Readings, echo_unreadable, record_folders
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_MISSING, EXIT_OK
-from cmbench.leaderboard.compare import Comparison, compare, select
+from cmbench.leaderboard.compare import RowComparison, compare, select
 from cmbench.leaderboard.rows import aggregate
 from cmbench.records.record import Record
 from cmbench.records.workspace import Workspace
@@ -47,7 +47,7 @@ def compare_(a: str, b: str, dataset: str | None, workspace_dir: str | None) -> 
     return EXIT_CELLS_FAILED if "B is better" in verdicts or readings.errors else EXIT_OK
 
 
-def table_row(item: Comparison) -> list[str]:
+def table_row(item: RowComparison) -> list[str]:
     """Return a comparison as the cells of its line."""
     x, y = item.a.rank_measurement, item.b.rank_measurement
     numbers = [f"{m.mean:.5g}" if m else "-" for m in (x, y)]

@@ -12,7 +12,7 @@ from cmbench.cli.common import workspace_option
 from cmbench.cli.record_files import echo_unreadable, record_folders
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.files import write_atomically
-from cmbench.leaderboard.export import Table, cell_table, row_table, to_csv, to_parquet
+from cmbench.leaderboard.export import FlatTable, cell_table, row_table, to_csv, to_parquet
 from cmbench.records.workspace import Workspace
 from cmbench.report.latex import latex_tables
 
@@ -65,7 +65,7 @@ def export(
     return EXIT_CELLS_FAILED if errors else EXIT_OK
 
 
-def encode(table: Table, form: str) -> bytes:
+def encode(table: FlatTable, form: str) -> bytes:
     """Return a table in one of the formats."""
     if form == "csv":
         return to_csv(table)

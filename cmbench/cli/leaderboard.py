@@ -11,7 +11,7 @@ from cmbench.cli.record_files import Readings
 from cmbench.cli.report import echo_pages, render_pages
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, EXIT_USAGE, UserError, unknown_name
 from cmbench.leaderboard import boards
-from cmbench.leaderboard.published import check_published, load_published
+from cmbench.leaderboard.published_files import check_published, load_published
 from cmbench.plugin.manager import load_plugins
 from cmbench.report.page import build_page
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cmbench.leaderboard.ranking import ALPHA, Group, rank_group
-from cmbench.leaderboard.rows import REPORTED, Measurement, Row
+from cmbench.leaderboard.rows import REPORTED, MetricSummary, Row
 from cmbench.leaderboard.significance import pairwise_p
 from cmbench.metrics.values import is_approximate
 
-Member = tuple[str, Measurement]
+Member = tuple[str, MetricSummary]
 
 
 def best_values(rows: Iterable[Row]) -> set[tuple[str, str]]:

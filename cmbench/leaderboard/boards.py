@@ -7,7 +7,8 @@ from pathlib import Path
 
 import cmbench
 from cmbench.errors import UserError
-from cmbench.leaderboard.published import BOARD_FILE, Published, load_published
+from cmbench.leaderboard.published import Published
+from cmbench.leaderboard.published_files import BOARD_FILE, load_published
 
 FOLDER = "leaderboards"
 #: Reference records of a board, in the layout of a workspace's records.

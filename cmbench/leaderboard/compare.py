@@ -16,7 +16,7 @@ Verdict = Literal["A is better", "B is better", "no difference shown", "not comp
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RowComparison:
     """A against B at one dataset, NFE and conditioning."""
 
     a: Row
@@ -54,7 +54,7 @@ def select(rows: Iterable[Row], selector: str) -> list[Row]:
     return found
 
 
-def compare(a: Sequence[Row], b: Sequence[Row]) -> list[Comparison]:
+def compare(a: Sequence[Row], b: Sequence[Row]) -> list[RowComparison]:
     """Compare every row of ``a`` with the row of ``b`` of equal dataset, NFE and conditioning.
 
     Raises:
@@ -118,12 +118,12 @@ def _difference(a: Row, b: Row) -> tuple[Difference | None, str]:
 
 def _comparison(
     a: Row, b: Row, found: Difference | None, reason: str, p_adjusted: float | None
-) -> Comparison:
+) -> RowComparison:
     measurement = a.rank_measurement
     if found is None or p_adjusted is None or measurement is None:
-        return Comparison(a, b, a.rank_metric, None, None, "not comparable", reason)
+        return RowComparison(a, b, a.rank_metric, None, None, "not comparable", reason)
     verdict: Verdict = "no difference shown"
     if p_adjusted <= ALPHA:
         a_wins = (found.mean > 0) == measurement.higher_is_better
         verdict = "A is better" if a_wins else "B is better"
-    return Comparison(a, b, measurement.name, found, p_adjusted, verdict)
+    return RowComparison(a, b, measurement.name, found, p_adjusted, verdict)

@@ -19,7 +19,7 @@ from cmbench.records.record import Record, read_records
 
 
 @dataclass
-class Table:
+class FlatTable:
     """Lines of one flat table, and the records that could not be read."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Table:
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
 
-def _read(folder: Path, table: Table) -> Iterator[tuple[Path, Record]]:
+def _read(folder: Path, table: FlatTable) -> Iterator[tuple[Path, Record]]:
     for path, found in read_records(folder):
         if isinstance(found, UserError):
             table.errors.append(found)
@@ -39,9 +39,9 @@ def _read(folder: Path, table: Table) -> Iterator[tuple[Path, Record]]:
             yield path, found
 
 
-def cell_table(folders: Mapping[str, Path]) -> Table:
+def cell_table(folders: Mapping[str, Path]) -> FlatTable:
     """One line a record, its fields as dotted columns; lists and mappings as JSON text."""
-    table = Table()
+    table = FlatTable()
     for folder in folders.values():
         for _, record in _read(folder, table):
             table.rows.append(dict(_flat("", record.model_dump(mode="json"))))
@@ -59,9 +59,9 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def row_table(folders: Mapping[str, Path]) -> Table:
+def row_table(folders: Mapping[str, Path]) -> FlatTable:
     """One line a row over seeds: mean, interval and raw values of every metric, and the rank."""
-    table = Table()
+    table = FlatTable()
     for folder in folders.values():
         parts = sections(aggregate(_read(folder, table)))
         ranks = rank_all(parts)
@@ -117,7 +117,7 @@ def spreadsheet_safe(cell: Any) -> Any:
     return cell
 
 
-def to_csv(table: Table) -> bytes:
+def to_csv(table: FlatTable) -> bytes:
     """Return the table as CSV."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -127,7 +127,7 @@ def to_csv(table: Table) -> bytes:
     return buffer.getvalue().encode()
 
 
-def to_parquet(table: Table) -> bytes:
+def to_parquet(table: FlatTable) -> bytes:
     """Return the table as Parquet.
 
     Raises:

@@ -4,31 +4,20 @@ One line a row, exactly as the source prints it; where sources disagree every ro
 note. The CSV's columns are the fields of :class:`PublishedRow`; ``board.toml`` names the tables
 that the rows come from, with the number of rows each must have, and the protocols that their
 numbers were measured under. A board without tables needs no CSV: it only gives its dataset a title
-and notes. Problems are reported with file, line and field.
+and notes.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import re
-import tomllib
-from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from cmbench.errors import UserError
-from cmbench.leaderboard.rows import REPORTED, Measurement, Row
+from cmbench.leaderboard.rows import REPORTED, MetricSummary, Row
 from cmbench.leaderboard.statistics import Interval, Unit
 from cmbench.records.record import Name
-
-ROWS_FILE = "published.csv"
-BOARD_FILE = "board.toml"
-SCHEMA_VERSION = 1
 
 Family = Literal[
     "diffusion",
@@ -125,7 +114,7 @@ class PublishedRow(BaseModel):
         return round(float(self.parameters[:-1]) * _SIZES[self.parameters[-1]])
 
 
-class Table(BaseModel):
+class SourceTable(BaseModel):
     """A table of a source; ``rows`` is how many rows it has there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -134,7 +123,7 @@ class Table(BaseModel):
     rows: int = Field(ge=1)
 
 
-class Protocol(BaseModel):
+class ReportedProtocol(BaseModel):
     """How numbers were measured; ``key`` equals a record's metric key, or is empty."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -156,21 +145,8 @@ class Board(BaseModel):
     description: str = ""
     notes: tuple[str, ...] = Field((), description="paragraphs that the page shows")
     also: tuple[Name, ...] = Field((), description="datasets whose pages show these rows too")
-    tables: dict[Name, Table] = Field(default_factory=dict)
-    protocols: dict[Name, Protocol] = Field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong with a published file, and where."""
-
-    file: Path
-    line: int
-    field: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.file} line {self.line}, field {self.field!r}: {self.message}"
+    tables: dict[Name, SourceTable] = Field(default_factory=dict)
+    protocols: dict[Name, ReportedProtocol] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -188,7 +164,7 @@ class Published:
         protocol = self.board.protocols[row.protocol]
         table = self.board.tables[row.table]
         return Row(
-            id=_identity(self.board.dataset, row),
+            id=identity(self.board.dataset, row),
             dataset=dataset,
             kind=REPORTED,
             method=row.joins or row.method,
@@ -216,7 +192,8 @@ class Published:
         )
 
 
-def _identity(dataset: str, row: PublishedRow) -> str:
+def identity(dataset: str, row: PublishedRow) -> str:
+    """Return the id of a row: a hash of what sets it apart from the others of its board."""
     decides = [
         dataset,
         row.table,
@@ -232,7 +209,7 @@ def _identity(dataset: str, row: PublishedRow) -> str:
     return hashlib.sha256("|".join(decides).encode()).hexdigest()[:12]
 
 
-def _measurements(row: PublishedRow, rank_metric: str, key: str) -> dict[str, Measurement]:
+def _measurements(row: PublishedRow, rank_metric: str, key: str) -> dict[str, MetricSummary]:
     printed = {"fid": row.fid, "is": row.is_, "precision": row.precision, "recall": row.recall}
     found = {}
     for name, text in printed.items():
@@ -242,160 +219,5 @@ def _measurements(row: PublishedRow, rank_metric: str, key: str) -> dict[str, Me
             # The key of the rank metric says nothing about the other metrics' protocols.
             own = key if name == rank_metric else ""
             units = (Unit(0, 0, value),)
-            found[name] = Measurement(name, own, METRICS[name], interval, units, text=text)
+            found[name] = MetricSummary(name, own, METRICS[name], interval, units, text=text)
     return found
-
-
-# ---- reading ------------------------------------------------------------------------------------
-
-
-def load_published(folder: Path) -> Published:
-    """Read ``folder/board.toml`` and ``folder/published.csv``.
-
-    Raises:
-        UserError: naming file, line and field of the first problem and how many more there are.
-    """
-    published, problems = check_published(folder)
-    if published is None:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(
-            "published rows",
-            f"{problems[0]}{more}",
-            remedy="correct the file; `cmbench leaderboard validate` lists every problem",
-        )
-    return published
-
-
-def check_published(folder: Path) -> tuple[Published | None, list[Problem]]:
-    """Return the board and rows, or None and every problem found."""
-    problems: list[Problem] = []
-    board = _read_board(folder / BOARD_FILE, problems)
-    rows = []
-    if board is None or board.tables or (folder / ROWS_FILE).exists():
-        rows = list(_read_rows(folder / ROWS_FILE, problems))
-    if board is not None:
-        if board.dataset != folder.name:
-            problems.append(
-                Problem(
-                    folder / BOARD_FILE,
-                    _toml_line(folder / BOARD_FILE, ("dataset",)),
-                    "dataset",
-                    f"{board.dataset!r}, but the folder is {folder.name!r}",
-                )
-            )
-        problems += _check_references(folder, board, rows)
-    if board is None or problems:
-        return None, problems
-    return Published(board, tuple(rows)), []
-
-
-def _read_board(path: Path, problems: list[Problem]) -> Board | None:
-    try:
-        text = path.read_text(encoding="utf-8")
-        return Board.model_validate(tomllib.loads(text))
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(Problem(path, 0, "", f"cannot be read: {error}"))
-    except tomllib.TOMLDecodeError as error:
-        found = re.search(r"line ([0-9]+)", str(error))
-        problems.append(Problem(path, int(found[1]) if found else 0, "", f"is not TOML: {error}"))
-    except ValidationError as error:
-        for item in error.errors():
-            keys = tuple(str(part) for part in item["loc"])
-            problems.append(Problem(path, _toml_line(path, keys), ".".join(keys), item["msg"]))
-    return None
-
-
-def _toml_line(path: Path, keys: Sequence[str]) -> int:
-    """Return the line where ``keys`` (or the nearest table above it) stands in a TOML file."""
-    best, section = 1, ""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        header = re.match(r"\s*\[([^\[\]]+)\]", line)
-        if header:
-            section = header[1].strip()
-            if section == ".".join(keys[: section.count(".") + 1]):
-                best = number
-        key = re.match(r"\s*([\w-]+)\s*=", line)
-        full = f"{section}.{key[1]}" if key and section else key[1] if key else ""
-        if full and full == ".".join(keys[: full.count(".") + 1]):
-            return number
-    return best
-
-
-def _read_rows(path: Path, problems: list[Problem]) -> Iterator[tuple[int, PublishedRow]]:
-    names = [f.alias or name for name, f in PublishedRow.model_fields.items()]
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(Problem(path, 0, "", f"cannot be read: {error}"))
-        return
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
-    try:
-        header = next(reader, [])
-        if header != names:
-            wrong = sorted(set(header) ^ set(names)) or ["order of columns"]
-            problems.append(Problem(path, 1, wrong[0], f"the header must be {','.join(names)}"))
-            return
-        start = 2
-        for cells in reader:
-            if cells:
-                yield from _read_row(path, start, dict(zip(names, cells)), len(cells), problems)
-            start = reader.line_num + 1
-    except csv.Error as error:
-        problems.append(Problem(path, reader.line_num, "", f"is not CSV: {error}"))
-
-
-def _read_row(
-    path: Path, line: int, cells: dict[str, str], count: int, problems: list[Problem]
-) -> Iterator[tuple[int, PublishedRow]]:
-    expected = len(PublishedRow.model_fields)
-    if count != expected:
-        problems.append(Problem(path, line, "", f"has {count} fields instead of {expected}"))
-        return
-    try:
-        yield line, PublishedRow.model_validate(cells)
-    except ValidationError as error:
-        for item in error.errors():
-            field = str(item["loc"][0]) if item["loc"] else ""
-            message = item["msg"].removeprefix("Value error, ")
-            if not field:
-                field, _, message = message.partition(": ")
-            value = cells.get(field)
-            given = f" (found {value!r})" if value is not None else ""
-            problems.append(Problem(path, line, field, message + given))
-
-
-def _check_references(
-    folder: Path, board: Board, rows: Sequence[tuple[int, PublishedRow]]
-) -> list[Problem]:
-    path = folder / ROWS_FILE
-    problems = []
-    if rows and board.rank_metric not in METRICS:
-        where = _toml_line(folder / BOARD_FILE, ("rank_metric",))
-        message = f"{board.rank_metric!r} is no column of {ROWS_FILE} ({', '.join(METRICS)})"
-        problems.append(Problem(folder / BOARD_FILE, where, "rank_metric", message))
-    seen: dict[str, int] = {}
-    for line, row in rows:
-        for field, known in (("table", board.tables), ("protocol", board.protocols)):
-            name = getattr(row, field)
-            if name not in known:
-                allowed = ", ".join(known)
-                problems.append(
-                    Problem(path, line, field, f"{name!r} is not in {BOARD_FILE} ({allowed})")
-                )
-        identity = _identity(board.dataset, row)
-        if identity in seen and row.place == dict(rows)[seen[identity]].place:
-            problems.append(Problem(path, line, "method", f"repeats line {seen[identity]}"))
-        seen.setdefault(identity, line)
-    counts = Counter(row.table for _, row in rows)
-    for name, table in board.tables.items():
-        if counts[name] != table.rows:
-            where = _toml_line(folder / BOARD_FILE, ("tables", name, "rows"))
-            problems.append(
-                Problem(
-                    folder / BOARD_FILE,
-                    where,
-                    f"tables.{name}.rows",
-                    f"the table has {table.rows} rows, {ROWS_FILE} holds {counts[name]}",
-                )
-            )
-    return problems

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cmbench.leaderboard.rows import REPORTED, Measurement, Row
+from cmbench.leaderboard.rows import REPORTED, MetricSummary, Row
 from cmbench.leaderboard.sections import Section
 from cmbench.leaderboard.significance import holm, pairwise_p
 
@@ -65,7 +65,7 @@ def _rank(rows: Sequence[Row]) -> dict[str, Rank]:
     return {row.id: Rank(1 + better[i], len(rows) - worse[i]) for i, row in enumerate(rows)}
 
 
-def significant(measurements: Sequence[Measurement]) -> tuple[list[int], list[int]]:
+def significant(measurements: Sequence[MetricSummary]) -> tuple[list[int], list[int]]:
     """Return how many are significantly better, and how many worse, than each measurement.
 
     Holm's correction over all pairs; measurements of one metric under one key.

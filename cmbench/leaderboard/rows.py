@@ -20,7 +20,7 @@ REPORTED = "reported"
 
 
 @dataclass(frozen=True)
-class Measurement:
+class MetricSummary:
     """One metric of a row: mean, interval over seeds and raw values."""
 
     name: str
@@ -61,7 +61,7 @@ class Row:
     num_samples: int | None = None
     protocol_samples: int | None = None
     rank_metric: str = ""
-    measurements: Mapping[str, Measurement] = field(default_factory=dict)
+    measurements: Mapping[str, MetricSummary] = field(default_factory=dict)
     marks: tuple[str, ...] = ()
     note: str = ""
     #: Title and reason of the protocol a reported row was measured under.
@@ -77,7 +77,7 @@ class Row:
         return self.title if self.kind == REPORTED else self.method
 
     @property
-    def rank_measurement(self) -> Measurement | None:
+    def rank_measurement(self) -> MetricSummary | None:
         """The measurement that leaderboards rank by, if it was computed."""
         return self.measurements.get(self.rank_metric)
 
@@ -195,7 +195,9 @@ def _marks(record: Record) -> tuple[str, ...]:
     return tuned + lower
 
 
-def _measurement(name: str, metric: MetricRecord, records: Sequence[Record]) -> Measurement | None:
+def _measurement(
+    name: str, metric: MetricRecord, records: Sequence[Record]
+) -> MetricSummary | None:
     units = tuple(
         Unit(record.training.seed, record.sampling.seed, value)
         for record in records
@@ -203,4 +205,6 @@ def _measurement(name: str, metric: MetricRecord, records: Sequence[Record]) -> 
     )
     if not units:
         return None
-    return Measurement(name, metric.key, metric.higher_is_better, interval_over_seeds(units), units)
+    return MetricSummary(
+        name, metric.key, metric.higher_is_better, interval_over_seeds(units), units
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from cmbench.leaderboard.joins import Reported
 from cmbench.leaderboard.ranking import Rank
-from cmbench.leaderboard.rows import Measurement, Row
+from cmbench.leaderboard.rows import MetricSummary, Row
 from cmbench.records.record import Record
 from cmbench.report.numbers import format_mean, format_number
 from cmbench.report.paths import without_paths
@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One cell: its text, what it sorts by and whether it is the best of its group."""
 
     text: str = ""
@@ -85,59 +85,63 @@ def lookup(record: Record, path: str) -> Any:
 # ---- cells --------------------------------------------------------------------------------------
 
 
-def text_cell(value: str) -> Cell:
+def text_cell(value: str) -> TableCell:
     """Show a text; it sorts without regard to case."""
-    return Cell(value, value.casefold() or None)
+    return TableCell(value, value.casefold() or None)
 
 
-def number_cell(value: float | None, show: Callable[[float], str] = format_number) -> Cell:
+def number_cell(value: float | None, show: Callable[[float], str] = format_number) -> TableCell:
     """Show a number, or nothing for None."""
-    return Cell() if value is None else Cell(show(value), float(value))
+    return TableCell() if value is None else TableCell(show(value), float(value))
 
 
-def rank_cell(rank: Rank | None) -> Cell:
+def rank_cell(rank: Rank | None) -> TableCell:
     """Show ``1`` or ``2–4``; sorts by the best possible rank, then the worst."""
     if rank is None:
-        return Cell()
-    return Cell(rank.text, rank.low + rank.high / 1e6)
+        return TableCell()
+    return TableCell(rank.text, rank.low + rank.high / 1e6)
 
 
-def nfe_cell(row: Row) -> Cell:
+def nfe_cell(row: Row) -> TableCell:
     """Show the NFE as its source writes it."""
-    return Cell(row.nfe_text, None if row.nfe is None else float(row.nfe))
+    return TableCell(row.nfe_text, None if row.nfe is None else float(row.nfe))
 
 
-def measurement_cell(found: Measurement | None) -> Cell:
+def measurement_cell(found: MetricSummary | None) -> TableCell:
     """Show ``mean ± half-width``, or the number as its source printed it."""
-    return Cell() if found is None else Cell(found.text or format_mean(found.interval), found.mean)
+    return (
+        TableCell()
+        if found is None
+        else TableCell(found.text or format_mean(found.interval), found.mean)
+    )
 
 
-def reported_cell(found: Reported | None) -> Cell:
+def reported_cell(found: Reported | None) -> TableCell:
     """Show the reported numbers; ``7.85; 7.80`` sorts by the first."""
     if found is None or not found.text:
-        return Cell()
+        return TableCell()
     first = _NUMBER.search(found.text)
-    return Cell(found.text, float(first.group()) if first else None)
+    return TableCell(found.text, float(first.group()) if first else None)
 
 
-def difference_cell(found: Reported | None) -> Cell:
+def difference_cell(found: Reported | None) -> TableCell:
     """Show measured minus reported, or why there is no difference."""
     if found is None:
-        return Cell()
+        return TableCell()
     if found.difference is None:
-        return Cell(found.withheld)
-    return Cell(f"{found.difference:+.3g}", found.difference)
+        return TableCell(found.withheld)
+    return TableCell(f"{found.difference:+.3g}", found.difference)
 
 
-def samples_cell(row: Row) -> Cell:
+def samples_cell(row: Row) -> TableCell:
     """Show the images per cell, and whether they are fewer than the protocol's."""
     if row.num_samples is None:
-        return Cell()
+        return TableCell()
     mark = "" if row.full_samples else " (fewer than the protocol's)"
-    return Cell(f"{row.num_samples:,}{mark}", float(row.num_samples))
+    return TableCell(f"{row.num_samples:,}{mark}", float(row.num_samples))
 
 
-def record_cell(row: Row, path: str) -> Cell:
+def record_cell(row: Row, path: str) -> TableCell:
     """Show a field of the row's records: the mean of numbers, otherwise the distinct texts."""
     found = (lookup(record, path) for _, record in row.cells)
     known = [value for value in found if value is not None]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from cmbench.leaderboard.joins import Reported
 from cmbench.leaderboard.ranking import Rank
-from cmbench.leaderboard.rows import Measurement, Row
+from cmbench.leaderboard.rows import MetricSummary, Row
 from cmbench.report.cells import (
-    Cell,
+    TableCell,
     conditioning,
     difference_cell,
     effective_compute,
@@ -47,7 +47,7 @@ class Column:
 
     key: str
     title: str
-    cell: Callable[[Row], Cell]
+    cell: Callable[[Row], TableCell]
     numeric: bool = False
     shown: bool = True
     help: str = ""
@@ -106,7 +106,7 @@ def _identity_columns(findings: Findings) -> list[Column]:
 
 def _metric_columns(rows: Sequence[Row]) -> list[Column]:
     """One column per metric, the rank metrics first, then in the order papers print them."""
-    first: dict[str, Measurement] = {}
+    first: dict[str, MetricSummary] = {}
     ranked = list(dict.fromkeys(row.rank_metric for row in rows if row.rank_metric))
     for row in rows:
         for name, measurement in row.measurements.items():
@@ -192,7 +192,7 @@ def _kind_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def _number_column(
-    key: str, title: str, cell: Callable[[Row], Cell], help: str, shown: bool = False
+    key: str, title: str, cell: Callable[[Row], TableCell], help: str, shown: bool = False
 ) -> Column:
     return Column(key, title, cell, numeric=True, shown=shown, help=help)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cmbench.leaderboard.rows import Row
-from cmbench.report.cells import Cell
+from cmbench.report.cells import TableCell
 from cmbench.report.columns import Column
 
 _METRIC_PARTS = ("mean", "low", "high", "seeds", "values")
@@ -25,7 +25,7 @@ def csv_header(columns: Sequence[Column]) -> list[str]:
 
 
 def csv_cells(
-    row: Row, section: str, cells: Sequence[Cell], columns: Sequence[Column]
+    row: Row, section: str, cells: Sequence[TableCell], columns: Sequence[Column]
 ) -> list[object]:
     """Return the values of one row in the order of :func:`csv_header`."""
     values: list[object] = [row.id, section]

@@ -16,7 +16,7 @@ from cmbench.leaderboard.ranking import rank_all
 from cmbench.leaderboard.rows import Row, aggregate, unfinished
 from cmbench.leaderboard.sections import Section, sections
 from cmbench.records.record import ReadRecord, Record
-from cmbench.report.cells import Cell, conditioning
+from cmbench.report.cells import TableCell, conditioning
 from cmbench.report.columns import Column, Findings, metric_title, table_columns
 from cmbench.report.csvtable import csv_cells, csv_header
 from cmbench.report.gallery import Gallery, build_gallery, series_labels
@@ -30,7 +30,7 @@ class Line:
     row: Row
     index: int
     section: str
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
 
 
 @dataclass(frozen=True)
@@ -181,10 +181,10 @@ def _lines(found: Sequence[Section], columns: Sequence[Column]) -> list[TableSec
     return result
 
 
-def _cell(row: Row, column: Column, best: set[tuple[str, str]]) -> Cell:
+def _cell(row: Row, column: Column, best: set[tuple[str, str]]) -> TableCell:
     cell = column.cell(row)
     if column.metric and (row.id, column.metric) in best:
-        return Cell(cell.text, cell.sort, best=True)
+        return TableCell(cell.text, cell.sort, best=True)
     return cell
 
 

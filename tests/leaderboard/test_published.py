@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmbench.errors import UserError
-from cmbench.leaderboard.published import METRICS, PublishedRow, check_published, load_published
+from cmbench.leaderboard.published import METRICS, PublishedRow
+from cmbench.leaderboard.published_files import check_published, load_published
 
 BOARDS = Path(__file__).parents[2] / "leaderboards"
 #: Rows of every table of the deck, counted on the slides.

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
-from cmbench.leaderboard.published import PublishedRow, load_published
+from cmbench.leaderboard.published import PublishedRow
+from cmbench.leaderboard.published_files import load_published
 
 BOARDS = Path(__file__).parents[2] / "leaderboards"
 TRANSCRIPT = Path(__file__).with_name("deck_tables.tsv")

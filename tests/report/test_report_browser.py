@@ -16,12 +16,12 @@ from record_factory import metric, on_disk, png, record, sweep, with_artifact
 
 from cmbench.leaderboard.published import (
     Board,
-    Protocol,
     Published,
     PublishedRow,
-    Table,
-    load_published,
+    ReportedProtocol,
+    SourceTable,
 )
+from cmbench.leaderboard.published_files import load_published
 from cmbench.records.record import read_records
 from cmbench.report import render
 
@@ -142,8 +142,8 @@ def hostile_page(server: tuple[str, list[str]], tmp_path_factory: pytest.TempPat
 
 def hostile_board(texts: list[str]) -> Published:
     """A board with the texts wherever a board takes any; a row of it stands beside a record."""
-    table = Table(title=texts[0], rows=len(texts))
-    protocol = Protocol(title=texts[1], reason=texts[2], key=texts[3])
+    table = SourceTable(title=texts[0], rows=len(texts))
+    protocol = ReportedProtocol(title=texts[1], reason=texts[2], key=texts[3])
     board = Board(
         schema_version=1,
         dataset="hostile",

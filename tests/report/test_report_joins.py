@@ -12,11 +12,11 @@ import pytest
 from record_factory import metric, on_disk, record
 
 from cmbench.leaderboard.joins import Reported
-from cmbench.leaderboard.published import load_published
+from cmbench.leaderboard.published_files import load_published
 from cmbench.leaderboard.rows import aggregate
 from cmbench.records.record import read_records
 from cmbench.report import render
-from cmbench.report.cells import Cell, reported_cell
+from cmbench.report.cells import TableCell, reported_cell
 from cmbench.report.columns import Column
 from cmbench.report.csvtable import csv_cells
 
@@ -167,7 +167,7 @@ def test_the_drawer_spells_both_keys_out(made: Path) -> None:
 
 def test_reported_numbers_sort_as_numbers_and_stay_text_in_csv() -> None:
     found = [Reported((), "fd", "", None), None]
-    assert [reported_cell(item) for item in found] == [Cell(), Cell()]
+    assert [reported_cell(item) for item in found] == [TableCell(), TableCell()]
 
     class Printed(Reported):
         text = "12.30; 7.80"
