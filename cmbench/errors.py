@@ -7,7 +7,8 @@ the class's exit code; a traceback appears only under ``--debug``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 EXIT_OK = 0
 #: Some cells failed, and their records say why; everything else is done.
@@ -31,7 +32,7 @@ LISTED = frozenset(
 
 
 class UserError(Exception):
-    """A failure the user can mend: ``who: what (allowed); remedy`` in one line."""
+    """A failure that the user can fix: ``who: what (allowed); remedy`` in one line."""
 
     exit_code = EXIT_USAGE
 
@@ -43,6 +44,13 @@ class UserError(Exception):
         if remedy:
             parts.append(remedy)
         super().__init__("; ".join(" ".join(part.split()) for part in parts))
+
+    def __reduce__(self) -> tuple[Callable[[], UserError], tuple[()]]:
+        """Pickle by the arguments, so that a worker process can raise it."""
+        build = partial(
+            type(self), self.who, self.problem, allowed=self.allowed, remedy=self.remedy
+        )
+        return build, ()
 
 
 class MissingError(UserError):

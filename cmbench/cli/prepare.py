@@ -16,6 +16,7 @@ from cmbench.data.locations import DATA_VARIABLE, DataLocations
 from cmbench.data.preparation.run import Progress, Request
 from cmbench.data.preparation.run import prepare as prepare_dataset
 from cmbench.data.rules import RULES, Rule
+from cmbench.data.sources.base import describe_passed_over
 from cmbench.data.store import MANIFEST, DatasetManifest, read_manifest
 from cmbench.data.transforms import TRANSFORMS
 from cmbench.data.verify import verify as verify_dataset
@@ -265,9 +266,11 @@ def describe(manifest: DatasetManifest, locations: DataLocations, done: bool) ->
         f"revision {manifest.revision}, SHA-256 {manifest.sha256}",
         f"in {locations.folder(manifest.dataset)}",
     ]
-    if manifest.converted:
-        found = ", ".join(f"{n} {mode}" for mode, n in sorted(manifest.converted.items()))
-        lines.append(f"note: converted images of other pixel modes: {found}")
+    lines += [
+        f"note: {n:,} of {count:,} images {what}" for what, n in sorted(manifest.converted.items())
+    ]
+    if manifest.source.passed_over:
+        lines.append(f"note: {describe_passed_over(manifest.source.passed_over)}")
     if "altered" in manifest.revision:
         lines.append("warning: the MD5 of the batches differs from that of the published ones")
     return lines

@@ -6,15 +6,17 @@ Imports no torch.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from cmbench.data.locations import DataLocations
-from cmbench.data.preparation.decode import peek
+from cmbench.data.npy import npy_from_bytes
+from cmbench.data.pictures import UNREADABLE, PictureError, picture_shape, unreadable
 from cmbench.data.rules import CUSTOM_RULE, RULES, Rule
-from cmbench.data.sources.base import EncodedSource, ImageIndex
+from cmbench.data.sources.base import ARRAY_SUFFIX, EncodedSource, ImageIndex
 from cmbench.data.sources.detect import open_source
 from cmbench.data.store import MANIFEST, DatasetManifest, read_manifest
 from cmbench.data.transforms import TRANSFORMS
@@ -25,6 +27,8 @@ _PREFIXES = ("folder:", "zip:")
 _FACTORY = "cmbench.data.prepared:build"
 #: Labels in a file may be any numbers; networks and counts have room for so many classes.
 _MOST_CLASSES = 100_000
+#: Images, spread evenly, that tell whether the data are grey.
+_LOOKED_AT = 64
 
 
 def is_custom(name: str) -> bool:
@@ -42,7 +46,7 @@ def slug(name: str) -> str:
     kind, _, _ = name.partition(":")
     path = custom_path(name).resolve()
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-") or "data"
-    return f"{kind}-{stem[:40]}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    return f"{kind}-{stem[:40]}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
 
 
 def spec_of(name: str, shape: tuple[int, int, int], num_classes: int) -> DatasetSpec:
@@ -119,7 +123,8 @@ def custom_target(
 ) -> tuple[DatasetSpec, Rule]:
     """Look at a user's images and return what they will be as dataset ``name``.
 
-    Resolution and channels are those of the first image unless a transform is to change them.
+    The resolution is that of the first image unless a transform changes it; the data are grey if
+    all of a sample of the images are.
     """
     found = open_source(source, split)
     if not isinstance(found, EncodedSource) or found.kind not in CUSTOM_RULE.kinds:
@@ -131,7 +136,7 @@ def custom_target(
     if found.kind == "tar":
         raise found.error("must be unpacked first", remedy="unpack it and give the folder")
     index = found.index()
-    channels, height, width = peek(found, index)
+    channels, height, width = _shape_of(found, index)
     size = resolution or width
     if transform in ("", "none") and (height, width) != (size, size):
         raise found.error(
@@ -142,6 +147,30 @@ def custom_target(
         )
     rule = replace(CUSTOM_RULE, transform=transform or "none")
     return spec_of(name, (channels, size, size), _classes(found, index)), rule
+
+
+def _shape_of(source: EncodedSource, index: ImageIndex) -> tuple[int, int, int]:
+    """Return channels, height and width: the first image's size; RGB if one of a sample is."""
+    shapes = []
+    reader = source.reader()
+    try:
+        for i in range(0, len(index), -(-len(index) // _LOOKED_AT)):
+            name = index.names[i]
+            shapes.append(_image_shape(name, reader.read(index.locators[i])))
+    except UNREADABLE as error:
+        raise unreadable(source.who, name, error) from None
+    finally:
+        reader.close()
+    return max(channels for channels, _, _ in shapes), *shapes[0][1:]
+
+
+def _image_shape(name: str, data: bytes) -> tuple[int, int, int]:
+    if not name.endswith(ARRAY_SUFFIX):
+        return picture_shape(data)
+    shape = npy_from_bytes(data).shape
+    if len(shape) != 3:
+        raise PictureError(f"is an array of shape {shape}", allowed="[C, H, W]")
+    return (shape[0], shape[1], shape[2])
 
 
 def _classes(source: EncodedSource, index: ImageIndex) -> int:

@@ -13,7 +13,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from cmbench.data.locations import DataLocations
-from cmbench.data.stored import ArrayDataset, Labels, Pixels
+from cmbench.data.pictures import Pixels
+from cmbench.data.stored import ArrayDataset, Labels
 from cmbench.errors import MissingError
 from cmbench.plugin.specs import DatasetSpec
 

@@ -15,7 +15,8 @@ class Rule:
     ``transform`` cuts images of a *folder, tar or LMDB* of originals; a zip or batch file is taken
     to be cut already and must have the exact resolution. ``count`` is the number of training
     images, ``kinds`` the sources that make sense, ``stored`` shape and type where what is stored is
-    not the image, ``hint`` what to give as ``--source``.
+    not the image, ``hint`` what to give as ``--source``. ``upright`` applies EXIF orientations; the
+    preparations that the papers used ignored them.
     """
 
     hint: str
@@ -23,6 +24,7 @@ class Rule:
     count: int | None = None
     kinds: tuple[str, ...] = ("folder", "zip", "tar")
     lossless: bool = False
+    upright: bool = True
     stored: tuple[tuple[int, int, int], str] | None = None
 
 
@@ -41,12 +43,14 @@ RULES: dict[str, Rule] = {
     "imagenet64": Rule(
         f"{_ILSVRC}, or EDM2's img64.zip (center-crop-dhariwal)",
         transform="dhariwal-crop",
+        upright=False,
         count=_ILSVRC_COUNT,
     ),
-    "imagenet64-adm": Rule(_ILSVRC, transform="adm-crop", count=_ILSVRC_COUNT),
+    "imagenet64-adm": Rule(_ILSVRC, transform="adm-crop", upright=False, count=_ILSVRC_COUNT),
     "imagenet64-edm": Rule(
         f"{_ILSVRC}, or EDM's imagenet-64x64.zip (center-crop)",
         transform="edm-crop",
+        upright=False,
         count=_ILSVRC_COUNT,
     ),
     "imagenet64-small": Rule(
@@ -57,12 +61,14 @@ RULES: dict[str, Rule] = {
     "lsun-bedroom256": Rule(
         "bedroom_train_lmdb (https://www.yf.io/p/lsun) or a folder of its images",
         transform="lsun-crop",
+        upright=False,
         count=3_033_042,
         kinds=("lmdb", "folder", "zip", "tar"),
     ),
     "lsun-cat256": Rule(
         "the cat LMDB (https://www.yf.io/p/lsun) or a folder of its images",
         transform="lsun-crop",
+        upright=False,
         count=1_657_266,
         kinds=("lmdb", "folder", "zip", "tar"),
     ),

@@ -18,18 +18,17 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cmbench.data.npy import Array
 from cmbench.errors import MissingError, UserError
 
 FORMAT: Final = 1
 IMAGES, LABELS, BLOCKS, MANIFEST = "images.npy", "labels.npy", "blocks.sha256", "manifest.json"
-
-Array = npt.NDArray[Any]
 
 
 class SourceNote(BaseModel):
@@ -42,6 +41,9 @@ class SourceNote(BaseModel):
     fingerprint: str = Field(description="SHA-256 over the source's table of contents")
     stat: str = Field("", description="size and modification time of a source that is one file")
     split: str = ""
+    passed_over: dict[str, int] = Field(
+        default_factory=dict, description="files that were not read, by the reason"
+    )
 
 
 class DatasetManifest(BaseModel):
@@ -62,7 +64,8 @@ class DatasetManifest(BaseModel):
     block_images: int = Field(gt=0)
     transform: str
     converted: dict[str, int] = Field(
-        default_factory=dict, description="images that had another pixel mode, by that mode"
+        default_factory=dict,
+        description="images that were converted, by what they had and what was done",
     )
     lossy: bool = Field(False, description="some images were JPEG or lossy WebP")
     subset: bool = Field(False, description="fewer images than the dataset has, on request")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from cmbench.data.base import Dataset, DatasetBatch
+from cmbench.data.pictures import Pixels
 from cmbench.data.streams import ShuffledStream
 from cmbench.plugin.specs import DatasetSpec
 
-Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 

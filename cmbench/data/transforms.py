@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from cmbench.errors import UserError
+from cmbench.data.pictures import PictureError
 
 Transform = Callable[[Image.Image, int], Image.Image]
 _RESAMPLE = Image.Resampling
@@ -53,8 +53,7 @@ def lsun_crop(image: Image.Image, size: int) -> Image.Image:
 def as_is(image: Image.Image, size: int) -> Image.Image:
     """Refuse any other size."""
     if image.size != (size, size):
-        raise UserError(
-            "image",
+        raise PictureError(
             f"is {image.width}x{image.height}",
             allowed=f"{size}x{size}",
             remedy="prepare a source of that size; images of your own can be cut by --transform",

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cmbench.data.npy import npz_names, read_npz
+from cmbench.data.npy import Array, npz_names, read_npz
+from cmbench.data.sources.base import readable
 from cmbench.errors import UserError
 from cmbench.samples.source import RANGES, ReadOptions, SampleSource
 from cmbench.sampling.stream import SampleBatch
 
-Array = npt.NDArray[Any]
 _IMAGES = ("arr_0", "images", "samples", "x")
 _LABELS = ("arr_1", "labels", "label", "y")
 
@@ -44,12 +43,12 @@ class ArraySamples(SampleSource):
             labelled = next((n for n in _LABELS if n in held_names), None)
             arrays = read_npz(path, {name, labelled or name})
             labels = arrays[labelled] if labelled else None
-            return cls(str(path), arrays[name], labels, options, "npz")
+            return cls(readable(str(path)), arrays[name], labels, options, "npz")
         try:
             images = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise cls._refuse(path, f"cannot be read: {error}", allowed="a whole .npy") from error
-        return cls(str(path), images, None, options, "npy")
+        return cls(readable(str(path)), images, None, options, "npy")
 
     @staticmethod
     def _refuse(path: Path, problem: str, *, allowed: str) -> UserError:

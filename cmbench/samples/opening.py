@@ -1,7 +1,7 @@
 """Where samples to be scored come from: one interface, many formats, every oddity said aloud.
 
 ====================  =============================================================================
-folder, ``.zip``      PNG (or any image that PIL reads), recursively; EDM's ``dataset.json`` labels
+folder, ``.zip``      PNG (or see :mod:`cmbench.data.pictures`), recursively; EDM's ``dataset.json``
 ``.npz``              OpenAI's sample batch (``arr_0``, labels in ``arr_1``), or ``images``
 ``.npy``              an array ``[N, H, W, C]`` or ``[N, C, H, W]``
 ``module:function``   a Python generator, see :mod:`cmbench.samples.generators`

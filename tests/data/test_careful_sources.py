@@ -1,4 +1,4 @@
-"""Sources that would be misread: wide or transparent pictures, changed files, loops of links."""
+"""Sources that would be misread: hidden files, odd names, changed files, loops of links."""
 
 from __future__ import annotations
 
@@ -6,65 +6,142 @@ import os
 import tarfile
 import zipfile
 from collections import namedtuple
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from dataset_builders import class_folder, edm_zip, image_tar, pictures
-from PIL import Image
+from dataset_builders import CLASSES, add_bytes, class_folder, edm_zip, image_tar, pictures
 
+from cmbench.cli.prepare import describe
 from cmbench.data.locations import DataLocations
 from cmbench.data.preparation.run import Request, prepare
 from cmbench.data.rules import Rule
 from cmbench.data.sources import archives
 from cmbench.data.sources.archives import TarSource, ZipSource
+from cmbench.data.sources.base import EncodedSource, describe_passed_over
 from cmbench.data.sources.batches import CifarPythonSource
+from cmbench.data.sources.detect import open_source
 from cmbench.data.sources.folder import FolderSource
 from cmbench.errors import UserError
 from cmbench.plugin.specs import DatasetSpec
+from cmbench.samples.opening import open_samples
+
+# ---- files that are passed over ----------------------------------------------------------------
+
+#: Beside the images of ``source_of``: what is passed over, and why.
+OTHERS = {
+    "ant/more.PPM": ".ppm",
+    "bee/more.jp2": ".jp2",
+    "bee/more.ppm": ".ppm",
+    "notes": "without a suffix",
+    "ant/.cache.png": "hidden",
+    ".ipynb_checkpoints/00000-checkpoint.png": "in hidden folders",
+    "ant/.thumbs/deep/00000.png": "in hidden folders",
+    "__MACOSX/ant/._00000.png": "in hidden folders",
+}
+COUNTS = {".ppm": 2, ".jp2": 1, "without a suffix": 1, "hidden": 1, "in hidden folders": 3}
+LINE = "8 files passed over: 3 in hidden folders, 2 .ppm, 1 .jp2, 1 hidden, 1 without a suffix"
 
 
-def save(path: Path, kind: str) -> None:
-    rgb = Image.fromarray(pictures(1)[0])
-    if kind == "16-bit":
-        Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(path)
-    elif kind == "float":
-        Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(path, "tiff")
-    elif kind == "transparent":
-        rgb.putalpha(Image.fromarray(np.full((8, 8), 128, np.uint8)))
-        rgb.save(path)
-    elif kind == "colour key":
-        rgb.save(path, transparency=rgb.getpixel((0, 0)))
-    elif kind == "opaque":
-        rgb.putalpha(255)
-        rgb.save(path)
+def source_of(kind: str, folder: Path, names: Iterable[str]) -> Path:
+    """A source of that kind: class folders of six images, and files of these names."""
+    root = folder / "source"
+    class_folder(root, pictures(6))
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"no image")
+    if kind == "folder":
+        return root
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    path = folder / f"source.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in files:
+                archive.write(file, str(file.relative_to(root)))
+    else:
+        with tarfile.open(path, "w") as tar:
+            for file in files:
+                tar.add(file, f"./{file.relative_to(root)}")
+    return path
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("16-bit", "has pixels of more than 8 bits"),
-        ("float", "has pixels of more than 8 bits"),
-        ("transparent", "is transparent in places"),
-        ("colour key", "is transparent in places"),
-    ],
-)
-def test_pictures_that_a_conversion_would_spoil(
-    tmp_path: Path, spec: DatasetSpec, rule: Rule, locations: DataLocations, kind: str, message: str
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_files_that_are_passed_over_are_counted_by_reason(tmp_path: Path, kind: str) -> None:
+    source = open_source(source_of(kind, tmp_path, OTHERS))
+    assert isinstance(source, EncodedSource)
+    index = source.index()
+    assert index.class_names == list(CLASSES)
+    assert index.labels == [0, 0, 1, 1, 2, 2]
+    assert index.passed_over == COUNTS
+    assert describe_passed_over(index.passed_over) == LINE
+
+
+def test_nothing_is_said_where_nothing_is_passed_over(tmp_path: Path) -> None:
+    assert FolderSource(source_of("folder", tmp_path, ())).index().passed_over == {}
+    (tmp_path / "source/dataset.json").write_text('{"labels": null}')
+    assert FolderSource(tmp_path / "source").index().passed_over == {}
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_prepare_and_eval_report_what_was_passed_over(
+    tmp_path: Path, spec: DatasetSpec, rule: Rule, locations: DataLocations, kind: str
 ) -> None:
-    class_folder(tmp_path, pictures(3))
-    save(tmp_path / "bee/odd.png", kind)
-    with pytest.raises(UserError, match=rf"image 'bee/odd.png' {message}"):
-        prepare(spec, rule, Request(tmp_path), locations)
+    path = source_of(kind, tmp_path, OTHERS)
+    assert LINE in open_samples(str(path)).notes
+    manifest, _ = prepare(spec, rule, Request(path), locations)
+    assert manifest.source.passed_over == COUNTS
+    assert f"note: {LINE}" in describe(manifest, locations, done=True)
 
 
-def test_opaque_pictures_with_alpha_are_taken(
-    tmp_path: Path, spec: DatasetSpec, rule: Rule, locations: DataLocations
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_a_source_without_an_image_says_what_it_holds(tmp_path: Path, kind: str) -> None:
+    path = source_of(kind, tmp_path, ())
+    (tmp_path / "other").mkdir()
+    for image in (tmp_path / "source").rglob("*.png"):
+        image.rename(image.with_suffix(".ppm"))
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.ppm", b"")
+    elif kind == "tar":
+        with tarfile.open(path, "w") as tar:
+            add_bytes(tar, "a.ppm", b"")
+    source = open_source(path)
+    assert isinstance(source, EncodedSource)
+    with pytest.raises(UserError, match=r"holds no images \(\d files? passed over: \d .ppm"):
+        source.index()
+
+
+# ---- names -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_names_that_are_not_utf_8(
+    tmp_path: Path, spec: DatasetSpec, rule: Rule, locations: DataLocations, kind: str
 ) -> None:
-    class_folder(tmp_path, pictures(3))
-    save(tmp_path / "bee/odd.png", "opaque")
-    manifest, _ = prepare(spec, rule, Request(tmp_path, subset=True), locations)
-    assert manifest.converted == {"RGBA": 1}
+    odd = os.fsdecode(b"caf\xe9")
+    path = source_of(kind, tmp_path / odd, ())
+    for folder in (tmp_path / odd / "source").iterdir():
+        if folder.name == "ant":
+            (folder / "00000.png").rename(folder / f"{odd}.png")
+            folder.rename(folder.with_name(odd))
+    if kind == "tar":
+        with tarfile.open(path, "w") as tar:
+            tar.add(tmp_path / odd / "source", ".")
+    path = path.rename(path.with_name(f"{odd}.{kind}"))
+    manifest, _ = prepare(spec, rule, Request(path), locations)
+    assert manifest.class_names == ["bee", "caf\\xe9", "cat"]
+    assert manifest.source.name == f"caf\\xe9.{kind}"
+    assert prepare(spec, rule, Request(path), locations) == (manifest, False)
+    if kind == "folder":
+        source = open_samples(str(path))
+        assert sum(len(batch.images) for batch in source.batches(4)) == 6
+        assert source.name.encode().endswith(b"caf\\xe9.folder")
+        (path / odd / f"{odd}.png").write_bytes(b"no image")
+        with pytest.raises(
+            UserError, match=r"image 'caf.*xe9/caf.*xe9.png' cannot be decoded"
+        ) as e:
+            list(open_samples(str(path)).batches(4))
+        str(e.value).encode()
 
 
 def test_a_file_of_the_same_size_is_not_the_same(tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ def test_a_folder_of_ones_own_gets_a_name(call, tmp_path: Path) -> None:
     assert call(target).stdout.startswith("folder-mine-")
     (tmp_path / "mine/ant/00000.png").write_bytes(encode(pictures(1, 16, channels=1)[0]))
     other = call(target, "--name", "grey").stdout
-    assert other.startswith("grey: 6 images 1x16x16")  # as its first image is
-    assert "note: converted images of other pixel modes: 5 RGB" in other
+    assert other.startswith("grey: 6 images 3x16x16")  # though its first image is grey
+    assert "note: 1 of 6 images are grey (made RGB by repeating the channel)" in other
 
 
 @pytest.mark.parametrize(

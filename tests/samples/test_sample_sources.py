@@ -126,7 +126,7 @@ class TestImages:
         with pytest.raises(UserError, match="holds no images"):
             read(tmp_path / "empty")
         see_through = write_folder(tmp_path / "alpha", pixels(1, channels=4))
-        with pytest.raises(UserError, match=r"00000\.png is transparent.*composite"):
+        with pytest.raises(UserError, match=r"'00000\.png' is transparent.*composite"):
             read(see_through)
         mixed = write_folder(tmp_path / "mixed", pixels(2))
         Image.fromarray(pixels(1, size=7)[0]).save(mixed / "00002.png")
@@ -134,17 +134,17 @@ class TestImages:
             read(mixed)
         cut = write_folder(tmp_path / "cut", pixels(2))
         (cut / "00001.png").write_bytes((cut / "00001.png").read_bytes()[:60])
-        with pytest.raises(UserError, match=r"00001\.png cannot be decoded"):
+        with pytest.raises(UserError, match=r"'00001\.png' cannot be decoded"):
             read(cut)
         (cut / "00001.png").write_bytes(b"not an image")
-        with pytest.raises(UserError, match=r"00001\.png cannot be decoded"):
+        with pytest.raises(UserError, match=r"'00001\.png' cannot be decoded"):
             read(cut)
         deep = tmp_path / "deep"
         deep.mkdir()
         Image.fromarray(np.zeros((6, 6), np.uint16)).save(deep / "0.png")
-        with pytest.raises(UserError, match=r"pixel mode I;16.*allowed: RGB, 8 bits"):
+        with pytest.raises(UserError, match=r"more than 8 bits \(mode I;16.*allowed: 8 bits"):
             read(deep)
-        with pytest.raises(UserError, match=r"pixel mode RGB.*allowed: L"):
+        with pytest.raises(UserError, match=r"has colours \(mode RGB\); allowed: grey"):
             read(write_folder(tmp_path / "colour", pixels(1)), GREY)
 
 
@@ -417,7 +417,7 @@ def test_undefined_pixels_are_said_without_a_warning(tmp_path: Path) -> None:
 
 def test_undecodable_files_are_said_without_internals(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match="no image format that Pillow knows") as caught:
+    with pytest.raises(UserError, match="no image of a format that is read") as caught:
         list(open_samples(str(tmp_path)).batches(2))
     assert "BytesIO" not in str(caught.value)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from cmbench.data.layout import Layout
+from cmbench.data.pictures import Pixels
 from cmbench.data.preparation.decode import BlockDone, write_all
-from cmbench.data.sources.base import Pixels
 
 
 class ArrayBlocks:

@@ -12,7 +12,6 @@ from cmbench.data.preparation.decode import (
     BlockDone,
     BlockWork,
     BlockWriter,
-    Failure,
     Job,
     run_block,
     start_worker,
@@ -20,7 +19,7 @@ from cmbench.data.preparation.decode import (
 )
 from cmbench.errors import UserError
 
-#: Blocks that wait for a worker, a worker.
+#: Blocks that wait, per worker.
 _QUEUED = 3
 
 
@@ -58,7 +57,7 @@ class Workers:
             yield from run_serially(job, works)
             return
         pool = self.start()
-        waiting: set[Future[BlockDone | Failure]] = set()
+        waiting: set[Future[BlockDone]] = set()
         try:
             while True:
                 while len(waiting) < _QUEUED * self.count:
@@ -70,10 +69,7 @@ class Workers:
                     return
                 ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in ready:
-                    result = future.result()
-                    if isinstance(result, Failure):
-                        raise result.error()
-                    yield result
+                    yield future.result()
         except BrokenProcessPool:
             raise UserError(
                 "cmbench prepare",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,7 @@ from cmbench.data.preparation.decode import BlockWork, Job
 from cmbench.data.preparation.partial import WHO, Partial, locked, os_errors
 from cmbench.data.preparation.pool import Workers, run_serially
 from cmbench.data.rules import Rule
-from cmbench.data.sources.base import ArraySource, EncodedSource, ImageIndex, ImageSource
+from cmbench.data.sources.base import ArraySource, EncodedSource, ImageIndex, ImageSource, readable
 from cmbench.data.sources.detect import open_source
 from cmbench.data.store import (
     BLOCKS,
@@ -73,6 +73,7 @@ class Content:
     class_names: tuple[str, ...]
     fingerprint: str
     remark: str = ""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
 
 class AlreadyPrepared(Exception):
@@ -164,11 +165,17 @@ class Preparation:
             )
             self.partial.allocate(self.layout, count)
             job = Job(
-                source, self.layout, self.transform, count, self.partial.images, self.rule.lossless
+                source,
+                self.layout,
+                self.transform,
+                count,
+                self.partial.images,
+                lossless=self.rule.lossless,
+                upright=self.rule.upright,
             )
             self.write_blocks(job, index, workers)
         names = tuple(index.class_names) if labels is not None else ()
-        return Content(count, labels, names, index.fingerprint)
+        return Content(count, labels, names, index.fingerprint, passed_over=index.passed_over)
 
     def write_blocks(self, job: Job, index: ImageIndex, workers: Workers) -> None:
         """Write the missing blocks, in workers where that pays."""
@@ -261,7 +268,10 @@ class Preparation:
         same_shape = tuple(manifest.shape[1:]) == self.layout.data_shape
         same_cut = request.transform in ("", manifest.transform) and same_shape
         if manifest.subset <= request.subset and same_cut:
-            same_file = bool(stat) and (note.stat, note.name) == (stat, request.source.name)
+            same_file = bool(stat) and (note.stat, note.name) == (
+                stat,
+                readable(request.source.name),
+            )
             if note.fingerprint == fingerprint or (same_file and request.split in ("", note.split)):
                 raise AlreadyPrepared(manifest)
         if fingerprint:
@@ -310,10 +320,11 @@ class Preparation:
             subset=self.request.subset,
             source=SourceNote(
                 kind=source.kind,
-                name=self.request.source.name,
+                name=readable(self.request.source.name),
                 fingerprint=content.fingerprint,
                 stat=source.stat,
-                split=source.split,
+                split=readable(source.split),
+                passed_over=dict(content.passed_over),
             ),
             tools={"numpy": np.__version__, "pillow": version("pillow")},
             created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -17,27 +17,33 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from cmbench.data.sources.base import (
+    TABLE,
     EncodedSource,
     Fingerprint,
     ImageIndex,
     ImageSource,
     default_split,
-    is_image,
     labels_from_folders,
     labels_from_json,
+    readable,
+    why_passed_over,
 )
-from cmbench.data.sources.zip_table import Member, read_members
 from cmbench.errors import UserError, first_names
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 _OPENERS = {b"\x1f\x8b": gzip.open, b"\xfd7": lzma.open, b"BZ": bz2.open}
 TRUNCATED = (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 
+
+#: A member of a zip: name, offset of its local header, packed size, size, CRC, method, flags. A
+#: plain tuple: one for each image goes to a worker.
+Member = tuple[str, int, int, int, int, int, int]
 
 #: Bytes of an encoded image, at most, and of its row in a table of labels.
 LARGEST_IMAGE = 256 << 20
@@ -57,37 +63,50 @@ def truncated(source: ImageSource, error: BaseException, name: str = "") -> User
     )
 
 
-def enter_split(
-    names: Sequence[str], split: str, source: ImageSource
-) -> tuple[list[int], list[str], str]:
-    """Return positions and names of the images of one split, names relative to it.
+def enter_split(names: Sequence[str], split: str, source: ImageSource) -> tuple[str, str]:
+    """Return the folder (with its ``/``) whose images are taken, and the split that it is.
 
     A single folder around everything is entered; then the split asked for, or ``train`` if there is
     one and no other folders than splits.
     """
     prefix, chosen = "", ""
     while True:
-        tops = {name[len(prefix) :].partition("/")[0] for name in names if name.startswith(prefix)}
-        folders = {
-            name[len(prefix) :].partition("/")[0]
-            for name in names
-            if name.startswith(prefix) and "/" in name[len(prefix) :]
-        }
-        wanted = split or default_split(folders)
+        inner = [name[len(prefix) :] for name in names if name.startswith(prefix)]
+        tops = {name.partition("/")[0] for name in inner}
+        wanted = split or default_split(n.partition("/")[0] for n in inner if "/" in n)
         if wanted in tops and not chosen:
             prefix, chosen = f"{prefix}{wanted}/", wanted
-        elif len(tops) == 1 and any(n.startswith(f"{prefix}{min(tops)}/") for n in names):
+        elif len(tops) == 1 and any("/" in name for name in inner):
             prefix = f"{prefix}{min(tops)}/"
         else:
             break
     if split and not chosen:
         raise source.error(
             f"has no folder {split!r}",
-            allowed=first_names(sorted(tops), 20),
+            allowed=first_names(sorted(map(readable, tops)), 20),
             remedy="give --split one of them",
         )
-    kept = [i for i, name in enumerate(names) if name.startswith(prefix)]
-    return kept, [names[i][len(prefix) :] for i in kept], chosen
+    return prefix, chosen
+
+
+def select_images(
+    source: EncodedSource, members: Iterable[str], *, labelled: bool
+) -> tuple[list[str], str, Counter[str]]:
+    """Return the names of the images to take, the folder they lie in, and what is passed over.
+
+    Raises ``UserError`` if there is no image. A ``labelled`` archive is taken whole; another one is
+    entered by :func:`enter_split`, which sets the source's split.
+    """
+    reasons = {name: why_passed_over(name) for name in members if name != TABLE}
+    names = sorted(name for name, why in reasons.items() if not why)
+    prefix = ""
+    if names and not labelled:
+        prefix, source.split = enter_split(names, source.split, source)
+    inside = prefix if source.split else ""  # another split's files are not passed over
+    passed_over = Counter(why for name, why in reasons.items() if why and name.startswith(inside))
+    if not names:
+        raise source.no_images(passed_over)
+    return [name for name in names if name.startswith(prefix)], prefix, passed_over
 
 
 class ZipReader:
@@ -135,35 +154,44 @@ class ZipSource(EncodedSource):
 
     def index(self) -> ImageIndex:
         """Read the central directory."""
-        try:
-            members = {member[0]: member for member in read_members(self.path)}
-        except TRUNCATED as error:
-            raise truncated(self, error) from None
-        except NotImplementedError as error:  # a version of the format that zipfile does not know
-            raise self.error(f"cannot be read: {error}", remedy=_REPACK) from None
-        names = sorted(filter(is_image, members))
-        if not names:
-            raise self.error(
-                "holds no images",
-                allowed=".png, .jpg, .webp, … or .npy for latents",
-                remedy="give --source an archive of images",
-            )
-        labels: list[int] | None
-        classes: list[str] = []
-        if "dataset.json" in members:
-            kept = names
-            labels = labels_from_json(self, self._table(members["dataset.json"], len(names)), names)
-        else:
-            places, kept, self.split = enter_split(names, self.split, self)
-            names = [names[i] for i in places]
-            found = labels_from_folders(kept)
-            labels, classes = found if found else (None, [])
+        members = self._members()
+        labelled = TABLE in members
+        names, prefix, passed_over = select_images(self, members, labelled=labelled)
         entries = [members[name] for name in names]
         for member in entries:
             self._check(member, LARGEST_IMAGE)
         fingerprint = Fingerprint()
         fingerprint.add(entries)  # all at once: a line each would take longer than reading them
-        return ImageIndex(kept, entries, labels, classes, fingerprint.value)
+        labels: list[int] | None
+        classes: list[str] = []
+        if labelled:
+            labels = labels_from_json(self, self._table(members[TABLE], len(names)), names)
+        else:
+            names = [name.removeprefix(prefix) for name in names]
+            labels, classes = labels_from_folders(names) or (None, [])
+        return ImageIndex(names, entries, labels, classes, fingerprint.value, passed_over)
+
+    def _members(self) -> dict[str, Member]:
+        """Return the files of the archive by name."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return {
+                    info.filename: (
+                        info.filename,
+                        info.header_offset,
+                        info.compress_size,
+                        info.file_size,
+                        info.CRC,
+                        info.compress_type,
+                        info.flag_bits,
+                    )
+                    for info in archive.infolist()
+                    if not info.is_dir()
+                }
+        except TRUNCATED as error:
+            raise truncated(self, error) from None
+        except NotImplementedError as error:  # a version of the format that zipfile does not know
+            raise self.error(f"cannot be read: {error}", remedy=_REPACK) from None
 
     def _table(self, member: Member, images: int) -> Any:
         """Read a table of labels, unless it is far larger than its images need."""
@@ -171,7 +199,7 @@ class ZipSource(EncodedSource):
         if size > (1 << 20) + _TABLE_ROW * images:
             raise self.error(
                 f"its dataset.json takes {size:,} bytes for {images:,} images",
-                allowed=f"about {_TABLE_ROW} bytes an image",
+                allowed=f"about {_TABLE_ROW} bytes per image",
                 remedy="make the archive with EDM's dataset tool",
             )
         self._check(member, size)
@@ -197,7 +225,7 @@ class ZipSource(EncodedSource):
         if size > largest:
             raise self.error(
                 f"member {name!r} takes {size:,} bytes",
-                allowed=f"up to {largest:,} bytes an image",
+                allowed=f"up to {largest:,} bytes per image",
                 remedy="remove it from the archive",
             )
 
@@ -277,13 +305,27 @@ class TarSource(EncodedSource):
     def index(self) -> ImageIndex:
         """Unpack if needed and read the headers."""
         self.unpack()
-        members: dict[str, tuple[int, int]] = {}
+        members = self._members()
+        names, prefix, passed_over = select_images(self, members, labelled=False)
+        if max(sum(members[name]) for name in names) > self.plain.stat().st_size:
+            raise truncated(self, EOFError("the last image is cut off"))
+        fingerprint = Fingerprint()
+        for name in names:
+            fingerprint.add(readable(name), *members[name])
+        locators = [members[name] for name in names]
+        names = [readable(name.removeprefix(prefix)) for name in names]
+        labels, classes = labels_from_folders(names) or (None, [])
+        return ImageIndex(names, locators, labels, classes, fingerprint.value, passed_over)
+
+    def _members(self) -> dict[str, tuple[int, int]]:
+        """Return place and size of the archive's files by name."""
         try:
             with tarfile.open(self.plain, "r:") as archive:
-                for info in archive:
-                    name = info.name.removeprefix("./")
-                    if info.isfile() and is_image(name):
-                        members[name] = (info.offset_data, info.size)
+                members = {
+                    info.name.removeprefix("./"): (info.offset_data, info.size)
+                    for info in archive
+                    if info.isfile()
+                }
                 end_mark = archive.offset
         except TRUNCATED as error:
             raise truncated(self, error) from None
@@ -291,24 +333,7 @@ class TarSource(EncodedSource):
             file.seek(end_mark)
             if file.read(512) != b"\0" * 512:  # tarfile itself takes a cut header for the end
                 raise truncated(self, EOFError("it lacks the end mark"))
-        if not members:
-            raise self.error(
-                "holds no images",
-                allowed=".png, .jpg, .webp, …",
-                remedy="give --source an archive of images",
-            )
-        ordered = sorted(members)
-        end = max(offset + size for offset, size in members.values())
-        if end > self.plain.stat().st_size:
-            raise truncated(self, EOFError("the last image is cut off"))
-        kept, names, self.split = enter_split(ordered, self.split, self)
-        found = labels_from_folders(names)
-        labels, classes = found if found else (None, [])
-        fingerprint = Fingerprint()
-        for i in kept:
-            fingerprint.add(ordered[i], *members[ordered[i]])
-        locators = [members[ordered[i]] for i in kept]
-        return ImageIndex(names, locators, labels, classes, fingerprint.value)
+        return members
 
     def reader(self) -> TarReader:
         """Open the plain archive."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -16,12 +16,14 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from cmbench.data.pictures import Pixels
 from cmbench.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 ARRAY_SUFFIX = ".npy"
-
-Pixels = npt.NDArray[np.uint8]
+_READ = IMAGE_SUFFIXES | {ARRAY_SUFFIX}
+#: EDM's table of labels, at the root of a folder or an archive.
+TABLE = "dataset.json"
 
 
 class Reader(Protocol):
@@ -39,6 +41,7 @@ class ImageIndex:
     """The table of contents of an encoded source, in the order the dataset will have.
 
     ``labels`` are class numbers, or None; ``class_names`` are known where folders give classes.
+    ``passed_over`` counts the files that are not read, by :func:`why_passed_over`.
     """
 
     names: Sequence[str]
@@ -46,6 +49,7 @@ class ImageIndex:
     labels: Sequence[int] | None
     class_names: Sequence[str] = ()
     fingerprint: str = ""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -62,7 +66,7 @@ class ImageSource(ABC):
     @property
     def who(self) -> str:
         """How messages name this source."""
-        return f"{self.kind} {self.path}"
+        return f"{self.kind} {readable(str(self.path))}"
 
     @property
     def stat(self) -> str:
@@ -87,6 +91,15 @@ class EncodedSource(ImageSource):
     @abstractmethod
     def reader(self) -> Reader:
         """Open the source for reading, in whichever process this is called."""
+
+    def no_images(self, passed_over: Mapping[str, int]) -> UserError:
+        """Return the error for a source without a single image."""
+        found = f" ({describe_passed_over(passed_over)})" if passed_over else ""
+        return self.error(
+            f"holds no images{found}",
+            allowed=f"{', '.join(sorted(IMAGE_SUFFIXES))}, or {ARRAY_SUFFIX} for latents",
+            remedy="give the folder that holds the images, or their archive",
+        )
 
 
 @dataclass(frozen=True)
@@ -147,12 +160,39 @@ def default_split(folders: Iterable[str]) -> str:
     return "train" if "train" in names and names <= _SPLITS else ""
 
 
-def is_image(name: str) -> bool:
-    """Return whether a file name looks like an image or an array of one."""
-    dot = name.rfind(".")
-    suffix = name[dot:].lower() if dot >= 0 else ""
-    base = name[name.rfind("/") + 1 :]
-    return (suffix in IMAGE_SUFFIXES or suffix == ARRAY_SUFFIX) and not base.startswith(".")
+def why_passed_over(name: str) -> str:
+    """Return why a file is not read as an image or an array of one; "" if it is read.
+
+    ``name`` is relative to the source, with ``/``. Hidden folders and ``__MACOSX`` hold copies that
+    file managers and notebooks make: what is in them is no image, and they are no classes.
+    """
+    suffix = name[max(name.rfind("."), 0) :].lower()
+    if suffix in _READ and not name.startswith(".") and "/." not in name and "__" not in name:
+        return ""  # nearly all files
+    folders, _, base = name.rpartition("/")
+    if any(folder.startswith(".") or folder == "__MACOSX" for folder in folders.split("/")):
+        return "in hidden folders"
+    if base.startswith("."):
+        return "hidden"
+    if suffix in _READ:
+        return ""
+    return readable(suffix) if "." in base else "without a suffix"
+
+
+def describe_passed_over(counts: Mapping[str, int]) -> str:
+    """Return how many files were passed over and why, the largest share first."""
+    reasons = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    files = sum(counts.values())
+    return f"{files:,} file{'s' * (files != 1)} passed over: " + ", ".join(
+        f"{count:,} {reason}" for reason, count in reasons
+    )
+
+
+def readable(name: str) -> str:
+    """Return a file name as text that can be written; bytes outside UTF-8 become ``\\xNN``."""
+    if name.isascii():
+        return name
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def labels_from_folders(names: Sequence[str]) -> tuple[list[int], list[str]] | None:

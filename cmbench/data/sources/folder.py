@@ -5,18 +5,21 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cmbench.data.sources.base import (
+    TABLE,
     EncodedSource,
     Fingerprint,
     ImageIndex,
     default_split,
-    is_image,
     labels_from_folders,
     labels_from_json,
+    readable,
+    why_passed_over,
 )
 from cmbench.errors import UserError, first_names
 
@@ -33,8 +36,8 @@ def read_json(path: Path, who: str) -> Any:
 
 def walk(
     root: str, below: str = "", above: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the name (relative, ``/``) and state of each image under ``root``, folders in order.
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield the name (relative, ``/``) and entry of each file under ``root``, folders in order.
 
     Links are followed, but not into a folder that they lie in (``above``: device and inode).
     """
@@ -47,8 +50,8 @@ def walk(
             inner = os.stat(entry.path)
             if (inner.st_dev, inner.st_ino) not in above:
                 yield from walk(entry.path, f"{below}{entry.name}/", above)
-        elif is_image(entry.name):
-            yield below + entry.name, entry.stat()
+        else:
+            yield below + entry.name, entry
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -106,31 +109,32 @@ class FolderSource(EncodedSource):
         if split and self.root == path:
             raise self.error(
                 f"has no subfolder {split!r}",
-                allowed=first_names(sorted(folders), 20),
+                allowed=first_names(sorted(map(readable, folders)), 20),
                 remedy="give --split one of them",
             )
 
     def index(self) -> ImageIndex:
         """Walk the folder."""
-        fingerprint = Fingerprint()
+        fingerprint, passed_over = Fingerprint(), Counter[str]()
         names, locators = [], []
-        for name, state in walk(str(self.root)):
+        for path, entry in walk(str(self.root)):
+            if path == TABLE:
+                continue
+            if why := why_passed_over(path):
+                passed_over[why] += 1
+                continue
+            name, state = readable(path), entry.stat()
             names.append(name)
-            locators.append((name, state.st_size))
+            locators.append((path, state.st_size))
             fingerprint.add(name, state.st_size, state.st_mtime_ns)
         if not names:
-            raise self.error(
-                "holds no images",
-                allowed=".png, .jpg, .webp, … or .npy for latents",
-                remedy="give --source the folder that holds them, or their archive",
-            )
-        table = self.root / "dataset.json"
+            raise self.no_images(passed_over)
+        table = self.root / TABLE
         if table.is_file():
             labels = labels_from_json(self, read_json(table, self.who), names)
-            return ImageIndex(names, locators, labels, fingerprint=fingerprint.value)
-        found = labels_from_folders(names)
-        labels, classes = found if found else (None, [])
-        return ImageIndex(names, locators, labels, classes, fingerprint.value)
+            return ImageIndex(names, locators, labels, (), fingerprint.value, passed_over)
+        labels, classes = labels_from_folders(names) or (None, [])
+        return ImageIndex(names, locators, labels, classes, fingerprint.value, passed_over)
 
     def reader(self) -> FolderReader:
         """Return a reader of files."""
