@@ -9,7 +9,9 @@ Order of the operations, standard deviations, angles, the share of turned axes, 
 of half of the images at any probability, and order and units of the label's nine numbers were
 compared line by line with the official ``training/augment.py`` and the settings that ``train.py``
 of NVlabs/edm gives it (commit 0a2ff34): they agree. Beyond the border pixels are reflected without
-repeating the last one, as there.
+repeating the last one, as there. Rotations and scalings have their fixed point 0.049 pixels from
+the image's centre along both axes, as there: sym6 is not symmetric, and the official code takes its
+sixth tap for its centre.
 
 Unlike there, an image to which nothing but flips was done keeps its exact values, reflection goes
 on beyond one image size (there: zeros), and nothing asks the device for a number.
@@ -50,7 +52,10 @@ SYM6 = (
 )
 #: Pixels added around an image, and how far beyond its border they give whole filter sums.
 _MARGIN, _REACH = 6, 3.0
-_CENTRE = sum(i * h for i, h in enumerate(SYM6)) / sum(SYM6)
+#: The tap taken for the filter's centre, as in the official code, and how far its centre of mass
+#: (5.098 taps) lies from there, in pixels: rotations and scalings are about that point.
+_CENTRE = 5
+OFF_CENTRE = (sum(i * h for i, h in enumerate(SYM6)) / sum(SYM6) - _CENTRE) / 2
 
 
 def augment(images: Tensor, draws: Draws, probability: float) -> tuple[Tensor, Tensor]:
@@ -126,7 +131,7 @@ def warp(images: Tensor, inverse: Tensor, shift: Tensor) -> Tensor:
 
     Args:
         images: ``[N, C, H, W]`` float32.
-        inverse: ``[N, 2, 2]``, on (x, y) in pixels from the image's centre.
+        inverse: ``[N, 2, 2]``, on (x, y) in pixels from :data:`OFF_CENTRE` before the centre.
         shift: ``[N, 2]`` pixels.
     """
     n, _, height, width = images.shape
@@ -154,7 +159,9 @@ def warp(images: Tensor, inverse: Tensor, shift: Tensor) -> Tensor:
 
 
 def _pixel_positions(side: int, device: torch.device) -> Tensor:
-    """Return where the fine samples lie that make ``side`` pixels, in pixels from the centre."""
+    """Return where the fine samples count as lying that make ``side`` pixels, in pixels from the
+    centre.
+    """
     count = 2 * (side - 1) + len(SYM6)
     index = torch.arange(count, dtype=torch.float32, device=device)
     return (index - _CENTRE) / 2 - (side - 1) / 2
@@ -163,8 +170,8 @@ def _pixel_positions(side: int, device: torch.device) -> Tensor:
 def _grid_coordinate(position: Tensor, side: int, count: int) -> Tensor:
     """Reflect pixels from the centre at the border; return ``grid_sample`` coordinates."""
     last = side - 1
-    from_first = torch.remainder(position + last / 2, max(2 * last, 1))
-    reflected = last / 2 - (from_first - last).abs()
+    from_first = torch.remainder(position - OFF_CENTRE + last / 2, max(2 * last, 1))
+    reflected = last / 2 - (from_first - last).abs() + OFF_CENTRE
     # Just beyond the border the padding is as good, and leaves what is not moved as it was.
     near = torch.where(position.abs() <= side / 2 + _REACH, position, reflected)
     return (2 * (near + (side - 1) / 2 + _MARGIN) + _CENTRE) * (2 / (count - 1)) - 1

@@ -1,8 +1,8 @@
 """Exponential moving averages of the weights, updated with one fused call a step.
 
 Half-life in images with ramp-up: EDM, ``training_loop.py`` (as a formula): beta = 0.5^(B / H),
-H = min(halflife, ratio * images seen). Power function: EDM2 (2312.02696) eq. 4 and Algorithm 2:
-beta_t = (1 - 1/t)^(gamma + 1), where gamma solves the width equation for sigma_rel.
+H = min(halflife, ratio * images seen before the step). Power function: EDM2 (2312.02696) eq. 4 and
+Algorithm 2: beta_t = (1 - 1/t)^(gamma + 1), where gamma solves the width equation for sigma_rel.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def ema_decay(config: EMAConfig, *, batch_size: int, nimg: int) -> float:
     assert config.halflife_kimg is not None
     halflife = config.halflife_kimg * 1000
     if config.rampup_ratio is not None:
-        halflife = min(halflife, max(nimg, batch_size) * config.rampup_ratio)
+        # EDM's loop counts a step's images after it has averaged; EDM2's power function before.
+        halflife = min(halflife, (nimg - batch_size) * config.rampup_ratio)
     return float(0.5 ** (batch_size / max(halflife, 1e-8)))
 
 

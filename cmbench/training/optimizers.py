@@ -35,11 +35,12 @@ def make_optimizer(
 def learning_rate(config: OptimizerConfig, *, nimg: int, total_nimg: int, batch_size: int) -> float:
     """Return the learning rate of the step that starts at ``nimg`` images of the phase.
 
+    The warm-up starts from zero, as in the loops of EDM and EDM2: their first step moves nothing.
     Inverse-square-root decay is EDM2's: lr / sqrt(max(step / t_ref, 1)).
     """
     lr = config.lr
     if config.warmup_kimg > 0:
-        lr *= min((nimg + batch_size) / (config.warmup_kimg * 1000), 1.0)
+        lr *= min(nimg / (config.warmup_kimg * 1000), 1.0)
     share = min(nimg / max(total_nimg, 1), 1.0)
     if config.decay == "linear":
         lr *= 1 - share

@@ -44,8 +44,26 @@ def test_half_life_halves_the_memory_of_the_start() -> None:
 
 def test_ramp_up_caps_the_half_life_at_a_share_of_what_was_seen() -> None:
     config = EMAConfig(halflife_kimg=1e6, rampup_ratio=0.05)
-    assert ema_decay(config, batch_size=BATCH, nimg=40_000) == pytest.approx(0.5 ** (100 / 2_000))
-    assert ema_decay(config, batch_size=BATCH, nimg=0) == pytest.approx(0.5 ** (100 / 5))
+    assert ema_decay(config, batch_size=BATCH, nimg=40_100) == pytest.approx(0.5 ** (100 / 2_000))
+    assert ema_decay(config, batch_size=BATCH, nimg=BATCH) == 0.0, "the first weights, whole"
+
+
+def test_half_life_and_warm_up_as_in_edms_loop() -> None:
+    """EDM counts the images of a step after it has set the rate and averaged (training_loop.py)."""
+    average = EMAConfig(halflife_kimg=50.0, rampup_ratio=0.05)
+    cur_nimg, ema, ours = 0, 0.0, 0.0
+    for step in range(1, 3001):
+        weight = math.sin(step)
+        rampup = min(cur_nimg / max(10.0 * 1000, 1e-8), 1)
+        halflife_nimg = min(50.0 * 1000, cur_nimg * 0.05)
+        beta = 0.5 ** (BATCH / max(halflife_nimg, 1e-8))
+        ema = ema * beta + weight * (1 - beta)
+        assert rate(cur_nimg, 10**9, warmup_kimg=10) == rampup
+        cur_nimg += BATCH
+        decay = ema_decay(average, batch_size=BATCH, nimg=cur_nimg)
+        ours = ours * decay + weight * (1 - decay)
+        assert decay == beta
+        assert ours == ema
 
 
 def test_decay_a_step() -> None:
@@ -132,9 +150,9 @@ def rate(nimg: int, total: int = 100_000, **options: Any) -> float:
 
 def test_constant_and_ramp_up() -> None:
     assert rate(0) == rate(99_900) == 1.0
-    assert rate(0, warmup_kimg=10) == pytest.approx(0.01)  # never a step at rate zero
-    assert rate(4_900, warmup_kimg=10) == pytest.approx(0.5)
-    assert rate(9_900, warmup_kimg=10) == rate(50_000, warmup_kimg=10) == 1.0
+    assert rate(0, warmup_kimg=10) == 0.0
+    assert rate(5_000, warmup_kimg=10) == pytest.approx(0.5)
+    assert rate(10_000, warmup_kimg=10) == rate(50_000, warmup_kimg=10) == 1.0
 
 
 def test_decays_end_with_the_phase() -> None:
