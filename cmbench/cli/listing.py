@@ -97,4 +97,5 @@ def _cell(row: dict[str, Any], column: str) -> str:
     value = row.get(column, "")
     if column == "title" and row.get("default"):
         return f"{value} (default)"
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    joint = "x" if column == "data_shape" else ", "
+    return joint.join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import click
@@ -24,22 +23,11 @@ from cmbench.errors import MissingError, UserError, unknown_name
 from cmbench.plugin.manager import load_plugins
 from cmbench.plugin.specs import DatasetSpec
 
-#: Targets that are not datasets: name -> (``module:function``, what it is). The function is called
-#: as ``function(source, locations, reporter)`` with ``source`` a path or None, and returns the line
-#: to print.
-WEIGHTS: dict[str, tuple[str, str]] = {
-    "inception": (
-        "cmbench.metrics.weight_files:prepare_inception",
-        "2015 Inception as torch-fidelity publishes it: fid, is, kid, sfid",
-    ),
-    "clean-fid": (
-        "cmbench.metrics.weight_files:prepare_clean_fid",
-        "NVIDIA's TorchScript Inception: fid-clean, fid-legacy-tensorflow",
-    ),
-    "dinov2": (
-        "cmbench.metrics.weight_files:prepare_dinov2",
-        "DINOv2 ViT-L/14 as Meta publishes it: fd-dinov2",
-    ),
+#: Targets that are not datasets but weights of extractors, and what each is.
+WEIGHTS = {
+    "inception": "2015 Inception as torch-fidelity publishes it: fid, is, kid, sfid",
+    "clean-fid": "NVIDIA's TorchScript Inception: fid-clean, fid-legacy-tensorflow",
+    "dinov2": "DINOv2 ViT-L/14 as Meta publishes it: fd-dinov2",
 }
 
 
@@ -235,9 +223,10 @@ def require_no_own_settings(options: PrepareOptions) -> None:
 
 
 def prepare_weights(target: str, source: Path | None, locations: DataLocations) -> str:
-    """Call the handler of a target that is not a dataset."""
-    module, _, function = WEIGHTS[target][0].partition(":")
-    return str(getattr(import_module(module), function)(source, locations, make_reporter()))
+    """Install the weights of an extractor and return the line to print."""
+    from cmbench.metrics.weight_files import prepare_target  # imports torch
+
+    return prepare_target(target, source, locations)
 
 
 def check(
@@ -290,5 +279,5 @@ def list_targets(registered: Mapping[str, DatasetSpec], locations: DataLocations
             state = "interrupted"
         hint = RULES[name].hint if name in RULES else ""
         click.echo(f"{name:<18} {state:<18} {hint}".rstrip())
-    for name, (_, title) in WEIGHTS.items():
+    for name, title in WEIGHTS.items():
         click.echo(f"{name:<18} {'weights':<18} {title}")

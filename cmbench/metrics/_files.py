@@ -31,6 +31,22 @@ def sha256_tensors(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def read_state(path: Path, who: str, allowed: str, remedy: str, key: str) -> dict[str, Tensor]:
+    """Return a published state dict that has ``key``; nothing but tensors is unpickled.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the zip, pickle and tensor readers raise many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(who, f"cannot be read: {reason}", allowed=allowed, remedy=remedy) from error
+    if not isinstance(state, dict) or key not in state:
+        raise UserError(who, "holds something else", allowed=allowed, remedy=remedy)
+    return state
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file atomically."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -7,6 +7,7 @@ distances that follow from the registered extractors.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from cmbench.plugin.manager import PluginManager
 from cmbench.plugin.specs import ExtractorSpec, MetricSpec
@@ -79,19 +80,21 @@ EXTRACTORS: tuple[ExtractorSpec, ...] = (
         "Identity: the pixel values themselves",
     ),
 )
-#: Short names of the 2015 Inception network with verified weights.
-_FID = ("fid", "fid-clean", "fid-legacy-tensorflow", "fid-legacy-pytorch")
+_TENSORFLOW, _PYTORCH = "fid-legacy-tensorflow", "fid-legacy-pytorch"
 
 
 def _distance(
-    name: str, title: str, extractor: str, *, spatial: bool = False, reference: str = _HEUSEL
+    name: str, title: str, extractor: str, reference: str = _HEUSEL, *, spatial: bool = False
 ) -> MetricSpec:
     """Return the spec of a Fréchet distance on the features of ``extractor`` (a short name)."""
+    needs = ("features", "real moments")
+    if spatial:
+        needs = ("spatial features", "real spatial moments")
     return MetricSpec(
         name,
         title,
         False,
-        ("spatial features", "real spatial moments") if spatial else ("features", "real moments"),
+        needs,
         f"cmbench.metrics.frechet:{'spatial_distance' if spatial else 'pooled_distance'}",
         reference,
         extractors=(extractor,),
@@ -101,117 +104,64 @@ def _distance(
 
 
 def _metric(
-    name: str,
-    title: str,
-    needs: tuple[str, ...],
-    factory: str,
-    reference: str = "",
-    *,
-    higher_is_better: bool = True,
-    unit: str = "",
-    extractors: tuple[str, ...] = (),
+    name: str, title: str, factory: str, reference: str = "", *, higher: bool = True, **facts: Any
 ) -> MetricSpec:
-    return MetricSpec(
-        name,
-        title,
-        higher_is_better,
-        needs,
-        f"cmbench.metrics.{factory}",
-        reference,
-        unit,
-        extractors,
-        version=VERSION,
-    )
+    """Return the spec of a metric, of samples and real images unless ``needs`` says otherwise."""
+    needs = facts.pop("needs", ("features", "real features"))
+    factory = f"cmbench.metrics.{factory}"
+    return MetricSpec(name, title, higher, needs, factory, reference, version=VERSION, **facts)
 
 
-_LOGITS = ("logits",)
-_BOTH = ("features", "real features")
-_FLOW = ("flow map",)
-_STANDARD_DEVIATIONS = "data standard deviations"
+_UNIT = "data standard deviations"
+_LOGITS: dict[str, Any] = {"needs": ("logits",)}
+_FLOW: dict[str, Any] = {
+    "needs": ("flow map",),
+    "unit": "data standard deviations",
+    "higher": False,
+}
 
 METRICS: tuple[MetricSpec, ...] = (
     _distance("fid", "Fréchet Inception distance", "fid"),
-    _distance("fid-clean", "clean-FID (clean-fid's bicubic)", "fid-clean", reference=_PARMAR),
-    _distance(
-        "fid-legacy-tensorflow",
-        "FID of EDM's detector (TF1 resize)",
-        "fid-legacy-tensorflow",
-        reference=_PARMAR,
-    ),
-    _distance(
-        "fid-legacy-pytorch",
-        "FID of pytorch-fid (half-pixel resize)",
-        "fid-legacy-pytorch",
-        reference=_PARMAR,
-    ),
-    _distance("sfid", "Spatial FID (mixed_6/conv)", "fid", spatial=True, reference=_NASH),
-    _distance("fd-dinov2", "Fréchet distance on DINOv2 ViT-L/14", "dinov2", reference=_STEIN),
-    _distance(
-        "fd-dinov2-edm2",
-        "Fréchet distance on DINOv2, EDM2's resize",
-        "dinov2-edm2",
-        reference=_STEIN,
-    ),
+    _distance("fid-clean", "clean-FID (clean-fid's bicubic)", "fid-clean", _PARMAR),
+    _distance(_TENSORFLOW, "FID of EDM's detector (TF1 resize)", _TENSORFLOW, _PARMAR),
+    _distance(_PYTORCH, "FID of pytorch-fid (half-pixel resize)", _PYTORCH, _PARMAR),
+    _distance("sfid", "Spatial FID (mixed_6/conv)", "fid", _NASH, spatial=True),
+    _distance("fd-dinov2", "Fréchet distance on DINOv2 ViT-L/14", "dinov2", _STEIN),
+    _distance("fd-dinov2-edm2", "Fréchet distance on DINOv2, EDM2's resize", "dinov2-edm2", _STEIN),
     _distance("fd-digits", "Fréchet distance on digits-cnn", "digits"),
     _distance("fd-cifar-cnn", "Fréchet distance on cifar-cnn", "cifar-cnn"),
     _distance("fd-pixels", "Fréchet distance on pixel values", "pixels"),
     _metric(
         "is",
         "Inception score of the extractor's classifier",
-        _LOGITS,
         "inception_score:torch_fidelity_score",
         _SALIMANS,
+        **_LOGITS,
     ),
     _metric(
         "is-openai",
         "Inception score of OpenAI's evaluator (5,000 in order)",
-        _LOGITS,
         "inception_score:openai_score",
         _SALIMANS,
+        **_LOGITS,
     ),
-    _metric(
-        "precision",
-        "Improved precision (k = 3)",
-        _BOTH,
-        "precision_recall:precision",
-        _KYNKAANNIEMI,
-    ),
-    _metric("recall", "Improved recall (k = 3)", _BOTH, "precision_recall:recall", _KYNKAANNIEMI),
-    _metric("density", "Density (k = 3)", _BOTH, "precision_recall:density", _NAEEM),
-    _metric("coverage", "Coverage (k = 3)", _BOTH, "precision_recall:coverage", _NAEEM),
+    _metric("precision", "Improved precision (k = 3)", "precision_recall:precision", _KYNKAANNIEMI),
+    _metric("recall", "Improved recall (k = 3)", "precision_recall:recall", _KYNKAANNIEMI),
+    _metric("density", "Density (k = 3)", "precision_recall:density", _NAEEM),
+    _metric("coverage", "Coverage (k = 3)", "precision_recall:coverage", _NAEEM),
     _metric(
         "kid",
         "Kernel Inception distance",
-        _BOTH,
         "kernel_distance:metric",
         _BINKOWSKI,
-        higher_is_better=False,
-        extractors=_FID,
+        higher=False,
+        extractors=("fid", "fid-clean", _TENSORFLOW, _PYTORCH),
     ),
     _metric(
-        "kd",
-        "Kernel distance on the extractor",
-        _BOTH,
-        "kernel_distance:metric",
-        _BINKOWSKI,
-        higher_is_better=False,
+        "kd", "Kernel distance on the extractor", "kernel_distance:metric", _BINKOWSKI, higher=False
     ),
-    _metric(
-        "flow-map-mean",
-        "Mean flow-map error",
-        _FLOW,
-        "flow_map:mean_error",
-        higher_is_better=False,
-        unit=_STANDARD_DEVIATIONS,
-    ),
-    _metric(
-        "flow-map-max",
-        "Largest flow-map error",
-        _FLOW,
-        "flow_map:largest_error",
-        higher_is_better=False,
-        unit=_STANDARD_DEVIATIONS,
-    ),
+    _metric("flow-map-mean", "Mean flow-map error", "flow_map:mean_error", **_FLOW),
+    _metric("flow-map-max", "Largest flow-map error", "flow_map:largest_error", **_FLOW),
 )
 
 

@@ -18,6 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -226,33 +227,7 @@ def load_pytorch_fid(path: Path) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def clean(
-    location: Path | str | None = None,
-    *,
-    implementation: Implementation = "auto",
-    trust: bool = False,
-) -> CleanFidExtractor:
-    """Return clean-fid's ``clean`` extractor."""
-    return CleanFidExtractor("clean", location, implementation=implementation, trust=trust)
-
-
-def legacy_tensorflow(
-    location: Path | str | None = None,
-    *,
-    implementation: Implementation = "auto",
-    trust: bool = False,
-) -> CleanFidExtractor:
-    """Return clean-fid's ``legacy_tensorflow`` extractor, which is EDM's detector."""
-    return CleanFidExtractor(
-        "legacy-tensorflow", location, implementation=implementation, trust=trust
-    )
-
-
-def legacy_pytorch(
-    location: Path | str | None = None,
-    *,
-    implementation: Implementation = "auto",
-    trust: bool = False,
-) -> CleanFidExtractor:
-    """Return clean-fid's ``legacy_pytorch`` extractor."""
-    return CleanFidExtractor("legacy-pytorch", location, implementation=implementation, trust=trust)
+#: Factories of the extractors, by clean-fid's names of the modes; the second is EDM's detector.
+clean = partial(CleanFidExtractor, "clean")
+legacy_tensorflow = partial(CleanFidExtractor, "legacy-tensorflow")
+legacy_pytorch = partial(CleanFidExtractor, "legacy-pytorch")

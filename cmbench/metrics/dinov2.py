@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmbench.errors import MissingError, UserError, unknown_name
-from cmbench.metrics._files import sha256_file
+from cmbench.metrics._files import read_state, sha256_file
 from cmbench.metrics.extractor import Features
 from cmbench.metrics.inception import check_rgb, join
 from cmbench.metrics.precision import exact_float32, row_blocks
@@ -149,13 +149,7 @@ def _load(path: Path, timm_name: str) -> nn.Module:
         ) from error
     who, allowed = f"weights {path}", f"DINOv2's published state dict ({timm_name})"
     remedy = "run `cmbench prepare dinov2`"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the zip, pickle and tensor readers raise many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(who, f"cannot be read: {reason}", allowed=allowed, remedy=remedy) from error
-    if not isinstance(state, dict) or "pos_embed" not in state:
-        raise UserError(who, "holds something else", allowed=allowed, remedy=remedy)
+    state = read_state(path, who, allowed, remedy, "pos_embed")
     state.pop("mask_token", None)  # of pre-training only
     state["pos_embed"] = interpolated_positions(state["pos_embed"].float())
     network: nn.Module = timm.create_model(

@@ -148,14 +148,14 @@ def half_split_infinity(
 def pooled_distance(data: MetricData) -> Estimate:
     """Return the distance of pooled features: FID and its relatives."""
     floor = data.floor.of_distance if data.floor is not None else None
-    return _estimate(data["features"], data["real moments"], floor)
+    return _estimate(data.features, data.real_moments, floor)
 
 
 def spatial_distance(data: MetricData) -> Estimate:
     """Return the distance of spatial features: sFID and its relatives. It has no floor: only the
     moments of the real images' spatial features are kept.
     """
-    return _estimate(data["spatial features"], data["real spatial moments"], None)
+    return _estimate(data.spatial_features, data.real_spatial_moments, None)
 
 
 def _estimate(

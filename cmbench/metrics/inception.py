@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.errors import UserError
-from cmbench.metrics._files import sha256_file
+from cmbench.metrics._files import read_state, sha256_file
 from cmbench.metrics.extractor import Features
 from cmbench.metrics.inception_fast import SPATIAL_CHANNELS, FastInception
 from cmbench.metrics.precision import exact_float32, row_blocks
@@ -186,14 +186,7 @@ def load_library_network(path: Path, layers: tuple[str, ...]) -> nn.Module:
 
     who, allowed = f"weights {path}", "torch-fidelity's Inception state dict"
     remedy = "run `cmbench prepare inception`"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the zip, pickle and tensor readers raise many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(who, f"cannot be read: {reason}", allowed=allowed, remedy=remedy) from error
-    if not isinstance(state, dict) or "fc.weight" not in state:
-        raise UserError(who, "holds something else", allowed=allowed, remedy=remedy)
-    del state
+    read_state(path, who, allowed, remedy, "fc.weight")
     try:
         network: nn.Module = FeatureExtractorInceptionV3(
             "inception-v3-compat", list(layers), feature_extractor_weights_path=str(path)

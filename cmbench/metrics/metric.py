@@ -42,8 +42,8 @@ T = TypeVar("T")
 class MetricData:
     """What one metric is computed from: exactly the needs that its spec declares.
 
-    ``data["need"]`` returns any of them; the common ones have attributes. Reading what the spec
-    does not declare is a :class:`PluginError` that names the metric and the need.
+    ``data["real moments"]`` and ``data.real_moments`` are one thing. Reading what the spec does not
+    declare is a :class:`PluginError` that names the metric and the need.
 
     ========================= ==================================================================
     need                      value
@@ -61,6 +61,14 @@ class MetricData:
     Rows are in the order of sample numbers. ``floor`` is what a perfect generator would score and
     ``real_score`` the inception score of the real images; both are None where not known.
     """
+
+    features: Tensor
+    logits: Tensor
+    spatial_features: Tensor
+    labels: Tensor
+    real_features: Tensor
+    real_moments: Moments
+    real_spatial_moments: Moments
 
     def __init__(
         self,
@@ -86,35 +94,10 @@ class MetricData:
             )
         return self._parts[need]
 
-    @property
-    def features(self) -> Tensor:
-        """Pooled features of the samples ``[N, D]``."""
-        found: Tensor = self["features"]
-        return found
-
-    @property
-    def logits(self) -> Tensor:
-        """Logits of the samples ``[N, K]``, unnormalised."""
-        found: Tensor = self["logits"]
-        return found
-
-    @property
-    def labels(self) -> Tensor:
-        """Class labels of the samples, int64 ``[N]``."""
-        found: Tensor = self["labels"]
-        return found
-
-    @property
-    def real_features(self) -> Tensor:
-        """Pooled features of the real images ``[M, D]``."""
-        found: Tensor = self["real features"]
-        return found
-
-    @property
-    def real_moments(self) -> Moments:
-        """Moments of the real images' pooled features."""
-        found: Moments = self["real moments"]
-        return found
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # as of a copy that is being made
+            raise AttributeError(name)
+        return self[name.replace("_", " ")]
 
     def prepared(self, name: str) -> Any:
         """Return what is cached of the real features (``"radii"``, ``"kernel"``), or None."""

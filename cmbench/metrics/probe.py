@@ -85,10 +85,3 @@ def placed(
     error = relative_error(moved(images).pool.cpu(), expected)
     check_rounding(f"extractor {extractor.name!r} on {device}", error, "the CPU")
     return moved
-
-
-def batch_dependence(extractor: Extractor, images: Tensor) -> float:
-    """Return how much features depend on what shares their batch, relative to their norm."""
-    together = extractor(images).pool
-    alone = torch.cat([extractor(image[None]).pool for image in images])
-    return relative_error(alone, together)

@@ -60,27 +60,6 @@ class ReferenceKey:
         return f"{source}-{self.extractor}-{self.digest[:16]}.safetensors"
 
 
-def reference_key(
-    extractor: Extractor, *, source: str, source_sha256: str, quantization: str
-) -> ReferenceKey:
-    """Return the key of a reference.
-
-    Args:
-        extractor: what turns images into features.
-        source: name of the dataset and split, for people.
-        source_sha256: hash of its content.
-        quantization: the rule of the samples, see :mod:`cmbench.metrics.quantize`.
-    """
-    return ReferenceKey(
-        source=source,
-        source_sha256=source_sha256,
-        extractor=extractor.name,
-        extractor_sha256=extractor.weights_sha256,
-        preprocessing=extractor.preprocessing,
-        quantization=quantization,
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class Reference:
     """Real images as an extractor sees them.
@@ -116,7 +95,7 @@ class Reference:
     def compute(
         cls, images: Iterable[Tensor], extractor: Extractor, key: ReferenceKey
     ) -> Reference:
-        """Extract and summarise a stream of images (see :func:`reference_key`).
+        """Extract and summarise a stream of images.
 
         ``images`` are batches ``[N, C, H, W]``, uint8, or float in [-1, 1] (then quantised).
         """

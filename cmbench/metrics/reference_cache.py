@@ -22,7 +22,7 @@ from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.floor import Floor
 from cmbench.metrics.inception_score import InceptionScore
 from cmbench.metrics.kernel_distance import SelfKernel
-from cmbench.metrics.reference import Reference, ReferenceKey, reference_key
+from cmbench.metrics.reference import Reference, ReferenceKey
 from cmbench.metrics.statistics import Divisor, Moments
 
 KIND = "reference"
@@ -52,8 +52,13 @@ def cached_reference(
         quantization: the rule of the samples.
         folder: where reference files lie; None keeps nothing.
     """
-    key = reference_key(
-        extractor, source=source, source_sha256=source_sha256, quantization=quantization
+    key = ReferenceKey(
+        source=source,
+        source_sha256=source_sha256,
+        extractor=extractor.name,
+        extractor_sha256=extractor.weights_sha256,
+        preprocessing=extractor.preprocessing,
+        quantization=quantization,
     )
     if folder is None:
         return Reference.compute(images(), extractor, key)

@@ -197,18 +197,3 @@ def prepare_target(name: str, source: Path | None, locations: DataLocations) -> 
     found = sha256_file(path)
     state = "verified" if weights_file(name).verifies(found) else "no published hash to verify"
     return f"{name}: {path} (sha256 {found}, {state})"
-
-
-def prepare_inception(source: Path | None, locations: DataLocations, reporter: object) -> str:
-    """``cmbench prepare inception``."""
-    return prepare_target("inception", source, locations)
-
-
-def prepare_clean_fid(source: Path | None, locations: DataLocations, reporter: object) -> str:
-    """``cmbench prepare clean-fid``."""
-    return prepare_target("clean-fid", source, locations)
-
-
-def prepare_dinov2(source: Path | None, locations: DataLocations, reporter: object) -> str:
-    """``cmbench prepare dinov2``."""
-    return prepare_target("dinov2", source, locations)

@@ -84,7 +84,10 @@ def test_bad_requests_get_one_line(call, arguments: tuple[str, ...], message: st
 
 
 def test_weights_are_handed_on(call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(cli.WEIGHTS, "weights-x", ("json:dumps", "something to fetch"))
-    monkeypatch.setattr("json.dumps", lambda source, locations, reporter: f"got {source}")
-    assert call("weights-x", "--source", "w.pt").stdout == "got w.pt\n"
+    monkeypatch.setitem(cli.WEIGHTS, "weights-x", "something to fetch")
+    monkeypatch.setattr(
+        "cmbench.metrics.weight_files.prepare_target",
+        lambda name, source, locations: f"{name}: got {source}",
+    )
+    assert call("weights-x", "--source", "w.pt").stdout == "weights-x: got w.pt\n"
     assert "weights-x          weights            something to fetch" in call().stdout

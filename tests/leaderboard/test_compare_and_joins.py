@@ -15,6 +15,7 @@ from cmbench.leaderboard.joins import join_reported
 from cmbench.leaderboard.rows import Row, aggregate
 from cmbench.leaderboard.statistics import Interval, Unit
 from cmbench.records.record import Record
+from cmbench.report.render import render
 
 
 def rows(records: list[Record]) -> list[Row]:
@@ -157,3 +158,49 @@ def test_ties_with_the_leader_are_bold_and_single_seeds_never() -> None:
 def test_reported_rows_are_bold_by_what_is_printed() -> None:
     found = [published("2.5"), published("2.6"), replace(published("2.5"), id="other")]
     assert best_values(found) == {("p2.5", "fd-digits"), ("other", "fd-digits")}
+
+
+SHARES = {"alpha": [0.90, 0.92, 0.91], "beta": [0.50, 0.51, 0.53]}
+
+
+def test_the_largest_value_is_bold_where_higher_is_better(tmp_path: Path) -> None:
+    """Both rows in the same order by both metrics: one of them is bold by precision alone."""
+    records = [
+        record(
+            method,
+            seed=seed,
+            metrics={
+                "fd-digits": metric(10 * share),
+                "precision": metric(share, "precision", higher=True),
+            },
+        )
+        for method, shares in SHARES.items()
+        for seed, share in enumerate(shares)
+    ]
+    ids = {row.method: row.id for row in rows(records)}
+    expected = {(ids["alpha"], "precision"), (ids["beta"], "fd-digits")}
+    assert best_values(rows(records)) == expected
+    found = {"digits": [(Path(f"{r.cell}.json"), r) for r in records]}
+    render(found, tmp_path)
+    table = (tmp_path / "digits.md").read_text()
+    bold = {
+        line.split("|")[1].strip(): line.count("**") // 2
+        for line in table.splitlines()
+        if line.startswith(("| alpha", "| beta"))
+    }
+    assert bold == {"alpha": 1, "beta": 1}
+    assert "**0.91" in table
+    assert "**5.1" in table
+
+
+def test_the_largest_printed_value_is_bold_where_higher_is_better() -> None:
+    found = [
+        replace(
+            row,
+            measurements={
+                name: replace(m, higher_is_better=True) for name, m in row.measurements.items()
+            },
+        )
+        for row in (published("0.5"), published("0.9"), published("0.7"))
+    ]
+    assert best_values(found) == {("p0.9", "fd-digits")}

@@ -60,6 +60,41 @@ def test_both_forms_equal_torch_fidelity() -> None:
     assert kernel_distance(x, y).value == pytest.approx(exact, rel=1e-9)
 
 
+def test_standard_error_is_the_formula_for_unequal_counts() -> None:
+    """The variances of both projections and of the residuals, from whole kernel matrices."""
+    n, m = 25, 90
+    x, y = rows(n, 6, 1.6, 0.5).double(), rows(m, 7).double()
+    kxx, kyy, kxy = cubic_kernel(x, x), cubic_kernel(y, y), cubic_kernel(x, y)
+
+    def own(kernel: Tensor, count: int) -> tuple[Tensor, float]:
+        """Row means without the diagonal, and the variance of the second-order residual."""
+        off = kernel - kernel.diag().diag()
+        means, square = off.sum(1) / (count - 1), float(off.square().sum()) / (count * (count - 1))
+        residual = square - float(means.mean()) ** 2 - 2 * float(means.var())
+        return means, residual / (1 - 2 / (count - 1))
+
+    (mean_x, residual_x), (mean_y, residual_y) = own(kxx, n), own(kyy, m)
+    cross_x, cross_y = kxy.mean(1), kxy.mean(0)
+    residual_xy = float(kxy.square().mean() - kxy.mean() ** 2 - cross_x.var() - cross_y.var())
+    first_x = float((mean_x - cross_x).var()) - residual_x / (n - 1) - residual_xy / m
+    first_y = float((mean_y - cross_y).var()) - residual_y / (m - 1) - residual_xy / n
+    assert min(first_x, first_y, residual_x, residual_y, residual_xy) > 0, "no term is clamped"
+    variance = 4 * first_x / n + 4 * first_y / m + 4 * residual_xy / (n * m)
+    variance += 2 * residual_x / (n * (n - 1)) + 2 * residual_y / (m * (m - 1))
+    assert kernel_distance(x, y).standard_error == pytest.approx(math.sqrt(variance), rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m"), [(30, 300), (300, 30)])
+def test_standard_error_is_the_spread_for_unequal_counts(n: int, m: int) -> None:
+    """200 repetitions know a spread to 5 %, of heavy tails to 10: swapped counts are off by 2."""
+    found = [
+        kernel_distance(rows(n, seed, 1.4, 0.3), rows(m, seed + 10_000)) for seed in range(200)
+    ]
+    spread = float(np.std([one.value for one in found]))
+    error = math.sqrt(np.mean([one.standard_error**2 for one in found]))
+    assert error == pytest.approx(spread, rel=0.3)
+
+
 @cache
 def repetitions(scale: float, offset: float) -> tuple[KernelDistance, ...]:
     return tuple(
