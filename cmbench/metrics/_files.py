@@ -62,13 +62,13 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
     Raises:
         UserError: the file is missing, truncated, or not of the ``kind`` in its metadata.
     """
-    remedy = "delete the file and run again: it will be made anew"
+    remedy = "delete the file and run again to compute it again"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
-        raise UserError(str(path), "no such file", allowed=f"a {kind} file") from error
+        raise UserError(str(path), "does not exist", allowed=f"a {kind} file") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             str(path),

@@ -1,8 +1,8 @@
-"""A census of images: what their pixels say before any network looks at them.
+"""A census of images: statistics of their pixels, without any network.
 
-An extractor turns a wrong range, swapped channels or a repeated image into features without a
-murmur. The census keeps, in one pass, a hash of every image and a few numbers a channel; comparing
-that of the samples with that of the real images makes such mistakes speak.
+An extractor turns a wrong range, swapped channels or a repeated image into features without any
+error. The census keeps, in one pass, a hash of every image and a few numbers per channel; comparing
+that of the samples with that of the real images reveals such mistakes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def image_hashes(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Census:
-    """What is known of a set of images.
+    """Pixel statistics of a set of images.
 
     ``hashes`` int64 ``[N]``; ``mean`` and ``std`` ``[C]`` over all pixels of a channel, in levels
     of 0 … 255; ``low`` and ``high`` the extreme pixels; ``grey`` and ``flat`` the share of images
@@ -161,7 +161,7 @@ def _steps(images: Tensor) -> Tensor:
 
 
 def census_warnings(samples: Census, real: Census | None) -> list[str]:
-    """Return what looks wrong about the samples, alone and beside the real images."""
+    """Return warnings about the samples, alone and compared with the real images."""
     found = []
     if samples.duplicates:
         found.append(
@@ -247,11 +247,11 @@ def _colour_warnings(samples: Census, real: Census, mean: Tensor, real_mean: Ten
 
 
 def class_warnings(counts: Mapping[int, int], expected: Sequence[int]) -> list[str]:
-    """Return what looks wrong about the class labels that samples were asked for.
+    """Return warnings about the class labels that samples were asked for.
 
     Args:
-        counts: samples a label.
-        expected: real images a class; labels should follow these frequencies.
+        counts: samples per label.
+        expected: real images per class; labels should follow these frequencies.
     """
     total = sum(counts.values())
     if not total or not expected:

@@ -3,7 +3,7 @@
 The network is timm's vision transformer with the weights as Meta publishes them; the position
 embedding is brought to 224 x 224 by DINOv2's own rule, which is not timm's. torch-fidelity has a
 DINOv2 too, but it downloads a repository's code, has no offline path, and resizes otherwise, so its
-distances compare with nobody's.
+distances compare with no published ones.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def interpolated_positions(positions: Tensor) -> Tensor:
     """Return DINOv2's position embedding ``[1, 1 + M², D]`` for 224 x 224: ``[1, 257, D]``.
 
     Bicubic without antialiasing, by the scale (16 + 0.1) / M: the offset is DINOv2's, and so the
-    samples lie elsewhere than for a resize to 16 x 16.
+    sampling points differ from those of a resize to 16 x 16.
     """
     side, old = SIZE // PATCH, math.isqrt(positions.shape[1] - 1)
     if old == side:

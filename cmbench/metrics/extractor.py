@@ -1,4 +1,4 @@
-"""What a feature extractor is, and the identity extractor for data without one."""
+"""The protocol of feature extractors, and the identity extractor."""
 
 from __future__ import annotations
 
@@ -89,5 +89,5 @@ class PixelExtractor:
         return Features(pool=images.flatten(1).double())
 
     def to(self, device: torch.device | str) -> Self:
-        """Return itself: there is nothing to move."""
+        """Return itself; it has nothing to move."""
         return self

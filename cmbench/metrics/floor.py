@@ -33,12 +33,14 @@ from cmbench.metrics.values import Json
 class Share:
     """Share of real images inside the manifold of ``count`` others.
 
-    ``std`` is the standard deviation over sets of ``count + 1`` images.
+    ``std`` is the standard deviation over sets of ``count + 1`` images, estimated from ``subsets``
+    random ones.
     """
 
     count: int
     mean: float
     std: float
+    subsets: int
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class Floor:
     """What splits of the real images say about each other.
 
     Args:
-        splits: number of random splits, and of random subsets per count.
-        half: images in each half of a split.
+        splits: number of random splits into halves.
+        half: number of images in each half.
         distance: mean Fréchet distance between the halves.
         distance_std: its standard deviation over splits.
         inside: shares inside the manifold of the others, by ascending count.
@@ -76,11 +78,12 @@ class Floor:
     def of_distance(self, samples: int, reference: int) -> dict[str, Json]:
         """Return the floor of a Fréchet distance of N samples to M reference images."""
         scale = (1 / samples + 1 / reference) / (2 / self.half)
-        return self._facts(scale * self.distance, scale * self.distance_std, samples, reference)
+        std = scale * self.distance_std
+        return _facts(scale * self.distance, std, samples, reference, self.splits)
 
     def of_unbiased(self, samples: int, reference: int) -> dict[str, Json]:
         """Return the floor of an unbiased distance: 0."""
-        return self._facts(0.0, None, samples, reference)
+        return _facts(0.0, None, samples, reference)
 
     def of_share(self, name: str, samples: int, reference: int, k: int) -> dict[str, Json]:
         """Return the ceiling of precision, recall, density or coverage, ``k`` neighbours each.
@@ -90,12 +93,12 @@ class Floor:
         """
         if name == "precision":
             share = self._inside(reference)
-            return self._facts(share.mean, share.std, samples, share.count)
+            return _facts(share.mean, share.std, samples, share.count, share.subsets)
         if name == "recall":
             share = self._inside(samples)
-            return self._facts(share.mean, share.std, share.count, reference)
+            return _facts(share.mean, share.std, share.count, reference, share.subsets)
         missed = math.prod((reference - i) / (samples + reference - i) for i in range(1, k + 1))
-        return self._facts(1.0 if name == "density" else 1 - missed, None, samples, reference)
+        return _facts(1.0 if name == "density" else 1 - missed, None, samples, reference)
 
     def _inside(self, count: int) -> Share:
         """Return the share inside the manifold of ``count`` others, as far as it is known."""
@@ -106,15 +109,17 @@ class Floor:
         low, high = next(pair for pair in pairs if count <= pair[1].count)
         weight = math.log(count / low.count) / math.log(high.count / low.count)
         mean, std = (a + weight * (b - a) for a, b in ((low.mean, high.mean), (low.std, high.std)))
-        return Share(count, mean, std)
+        return Share(count, mean, std, low.subsets)
 
-    def _facts(
-        self, value: float, std: float | None, samples: int, reference: int
-    ) -> dict[str, Json]:
-        return {
-            "value": value,
-            "std": std,
-            "samples": samples,
-            "reference_samples": reference,
-            "splits": self.splits,
-        }
+
+def _facts(
+    value: float, std: float | None, samples: int, reference: int, splits: int = 0
+) -> dict[str, Json]:
+    """Return what a record says; ``splits`` is 0 for values that no real image decides."""
+    return {
+        "value": value,
+        "std": std,
+        "samples": samples,
+        "reference_samples": reference,
+        "splits": splits,
+    }

@@ -68,7 +68,7 @@ def placed(
 
     Args:
         extractor: on the CPU.
-        device: where it shall run; on the CPU there is nothing to compare.
+        device: where it will run; on the CPU nothing is compared.
         shape: channels, height and width of the data, where the extractor names no ``image_shape``.
 
     Raises:

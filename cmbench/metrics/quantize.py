@@ -1,4 +1,4 @@
-"""From float images to the bytes that extractors see: a named rule, never a silent one.
+"""From float images to the bytes that extractors see, by a named rule.
 
 The rule moves FID by a few hundredths of a percent of its scale, so it is part of the metric key.
 """
@@ -14,7 +14,7 @@ from cmbench.errors import NonFiniteError, UserError, unknown_name
 
 Quantization = Literal["round", "truncate", "none"]
 RULES: tuple[str, ...] = get_args(Quantization)
-#: What a key says of samples that came as bytes, made by a rule that nobody has stated.
+#: What a key says of samples that came as bytes, made by an unknown rule.
 STORED = "stored"
 
 

@@ -13,15 +13,16 @@ from cmbench.metrics.frechet import distance_of_rows
 from cmbench.metrics.precision_recall import NEIGHBOURS, reference_radii, share_inside_others
 from cmbench.seeds import derive_seed
 
-#: Random splits into halves, and random subsets per count.
-SPLITS = 20
+#: Random splits into halves: many where covariances are small and a split costs milliseconds.
+SPLITS, SPLITS_OF_FEW_FEATURES, FEW_FEATURES = 20, 100, 256
+#: Most images of a half.
+LARGEST_HALF = 25_000
+#: Random subsets per count.
+SUBSETS = 20
+#: Fewest and most images of a random subset; a half counts even if it is smaller.
+SMALLEST_SUBSET, LARGEST_SUBSET = 32, 5_000
 #: Fewest real images that are split at all.
 FEWEST = 10
-#: Most images of a random subset whose manifold is measured: at 50,000 images of 2,048 features the
-#: subsets cost less than the manifold of all of them.
-LARGEST_SUBSET = 10_000
-#: Subsets of fewer images than this are left out, except halves.
-SMALLEST_SUBSET = 32
 
 
 def measure_floor(features: Tensor, radii: Tensor) -> Floor:
@@ -31,21 +32,22 @@ def measure_floor(features: Tensor, radii: Tensor) -> Floor:
         features: of the real images, ``[M, D]``, M >= 10.
         radii: :func:`reference_radii` of them.
     """
+    splits = SPLITS if features.shape[1] > FEW_FEATURES else SPLITS_OF_FEW_FEATURES
+    half = min(len(features) // 2, LARGEST_HALF)
     distances = torch.tensor(
-        [distance_of_rows(*_halves(features, split)) for split in range(SPLITS)],
+        [distance_of_rows(*_halves(features, half, split)) for split in range(splits)],
         dtype=torch.float64,
     )
     return Floor(
-        splits=SPLITS,
-        half=len(features) // 2,
+        splits=splits,
+        half=half,
         distance=float(distances.mean()),
         distance_std=float(distances.std()),
         inside=_shares(features, radii),
     )
 
 
-def _halves(features: Tensor, split: int) -> tuple[Tensor, Tensor]:
-    half = len(features) // 2
+def _halves(features: Tensor, half: int, split: int) -> tuple[Tensor, Tensor]:
     order = _order(len(features), "halves", split).to(features.device)
     return features[order[:half]], features[order[half : 2 * half]]
 
@@ -55,7 +57,7 @@ def _shares(features: Tensor, radii: Tensor) -> tuple[Share, ...]:
     whole = share_inside_others(features, radii)
     # All images are one set; their deviation follows from that of the largest subsets.
     spread = found[-1].std * math.sqrt(found[-1].count / (len(features) - 1))
-    return (*found, Share(len(features) - 1, whole, spread))
+    return (*found, Share(len(features) - 1, whole, spread, SUBSETS))
 
 
 def _counts(images: int) -> list[int]:
@@ -69,11 +71,11 @@ def _share_of_subsets(features: Tensor, count: int) -> Share:
     shares = torch.tensor(list(_subset_shares(features, count)), dtype=torch.float64)
     # Subsets of one set overlap, which makes them too equal by the usual finite-population factor.
     fresh = math.sqrt(1 - (count + 1) / len(features))
-    return Share(count, float(shares.mean()), float(shares.std()) / fresh)
+    return Share(count, float(shares.mean()), float(shares.std()) / fresh, SUBSETS)
 
 
 def _subset_shares(features: Tensor, count: int) -> Iterator[float]:
-    for subset in range(SPLITS):
+    for subset in range(SUBSETS):
         order = _order(len(features), f"subset of {count}", subset)[: count + 1]
         rows = features[order.to(features.device)]
         yield share_inside_others(rows, reference_radii(rows, k=NEIGHBOURS))

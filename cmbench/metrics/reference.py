@@ -1,4 +1,4 @@
-"""What samples are compared with: features of real images, computed once and cached.
+"""References: features of real images, computed once and cached.
 
 A reference holds the features' moments, the truncated covariance factor, the features themselves
 (precision, recall and KID need them), their ball radii and their kernel sums, so that an evaluation
@@ -62,7 +62,7 @@ class ReferenceKey:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Real images as an extractor sees them.
+    """Features of real images and what metrics compute of them.
 
     ``moments`` are those of the pooled features. ``features`` is None where only moments are known
     (imported statistics); metrics that need them refuse such a reference. ``radii`` and ``kernel``

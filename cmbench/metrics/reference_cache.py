@@ -1,7 +1,7 @@
 """Reference files: safetensors with a hash, cached under a key of everything that decides them.
 
 The file name is a hash of the content of the data, extractor, weights, preprocessing, quantisation
-and layout version. A file that is damaged is made anew, and the reference says so in ``notes``.
+and layout version. A damaged file is computed again, and ``notes`` of the reference say so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cmbench.metrics.statistics import Divisor, Moments
 
 KIND = "reference"
 CENSUS_KIND = "census"
-_REMEDY = "delete the file and run again: it will be made anew"
+_REMEDY = "delete the file and run again to compute it again"
 
 
 def cached_reference(
@@ -39,9 +39,9 @@ def cached_reference(
     quantization: str,
     folder: Path | None,
 ) -> Reference:
-    """Return the reference of a dataset, from ``folder`` if it is there, else computed and kept.
+    """Return the reference of a dataset, read from ``folder`` if possible, else computed and saved.
 
-    A cached reference without spatial features is no hit for an extractor that gives them.
+    A cached reference without spatial features does not serve an extractor that gives them.
 
     Args:
         images: called only when the reference must be computed; yields uint8 batches
@@ -50,7 +50,7 @@ def cached_reference(
         source: name of the dataset and split, for people.
         source_sha256: hash of its content.
         quantization: the rule of the samples.
-        folder: where reference files lie; None keeps nothing.
+        folder: folder of reference files; None saves nothing.
     """
     key = ReferenceKey(
         source=source,
@@ -71,7 +71,7 @@ def cached_reference(
             if found.spatial is not None or not getattr(extractor, "spatial", False):
                 return _with_floor(found, path)
         except UserError as error:
-            notes = (f"reference made anew: {error}",)
+            notes = (f"reference computed again: {error}",)
     reference = replace(Reference.compute(images(), extractor, key), notes=notes)
     save_reference(reference, path)
     return reference
@@ -87,7 +87,7 @@ def _with_floor(found: Reference, path: Path) -> Reference:
 
 
 def cached_census(images: Callable[[], Iterable[Tensor]], path: Path) -> Census:
-    """Return the census of images: read from ``path`` if it is there and whole, else taken."""
+    """Return the census of images: read from ``path`` if possible, else taken."""
     if path.is_file():
         try:
             tensors, metadata = read_tensors(path, CENSUS_KIND)
@@ -95,7 +95,7 @@ def cached_census(images: Callable[[], Iterable[Tensor]], path: Path) -> Census:
             if found is not None and sha256_tensors(tensors) == metadata.get("sha256"):
                 return found
         except (UserError, KeyError, ValueError):
-            pass  # damaged: taken anew
+            pass  # damaged: taken again
     taker = CensusTaker()
     for batch in images():
         taker.update(batch)

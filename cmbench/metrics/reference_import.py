@@ -11,8 +11,8 @@ EDM2 ``.pkl``              {fid: {mu, sigma}, fd_dinov2: {mu, sigma}}         by
 cmbench ``.safetensors``   a whole reference                                  in its key
 ========================== ================================================== ==================
 
-No file says which weights made it, so an imported reference stands for the published ones, says
-whence it comes (``origin``), and never shares a metric key with a reference computed here.
+No file names the weights that made it, so an imported reference counts as made with the published
+ones. It names its source (``origin``) and never shares a metric key with a reference computed here.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _CLEAN_FID = re.compile(
 
 @dataclass(frozen=True)
 class Found:
-    """What a file holds, before anybody says what it is of."""
+    """What a file holds: arrays, and the extractor that its format implies."""
 
     origin: str
     extractor: str
@@ -89,11 +89,11 @@ def import_reference(
         entry: which entry of an EDM2 file: "fid" or "fd_dinov2".
 
     Raises:
-        MissingError: there is no such file.
+        MissingError: the file does not exist.
         UserError: it is damaged, or of another kind; nothing in it is executed.
     """
     if not path.is_file():
-        raise MissingError(str(path), "no such file", allowed=_ALLOWED)
+        raise MissingError(str(path), "does not exist", allowed=_ALLOWED)
     if path.suffix == ".safetensors":
         return load_reference(path)
     found = _read(path, entry)

@@ -1,4 +1,4 @@
-"""The features of a cell's samples, ordered by sample number, and what is odd about them."""
+"""The features of a cell's samples, ordered by sample number."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Samples:
         return len(self.indices)
 
     def warnings(self, reference: Reference | None) -> list[str]:
-        """Return what a reader of the numbers should know."""
+        """Return warnings about too few samples."""
         found = []
         if self.pool is not None and self.count <= self.pool.shape[1]:
             found.append(

@@ -48,8 +48,8 @@ class MetricSuite:
         data_std: standard deviation of the data, the unit of the flow-map metrics.
         class_counts: real images per class; labels that do not follow them are a warning.
         census: of real images, for a reference that has none (imported statistics).
-        rule_of_bytes: what the key says of samples that come as bytes: "stored" where nobody said
-            by which rule they were made, and ``quantization`` by default.
+        rule_of_bytes: what the key says of samples that come as bytes: "stored" where the rule
+            that made them is unknown; ``quantization`` by default.
 
     Raises:
         UserError: a metric that the extractor or the reference cannot serve, or a reference made
@@ -214,7 +214,7 @@ class MetricSuite:
 
     @property
     def warnings(self) -> list[str]:
-        """What the reader of the numbers should know: too few samples, duplicates, imbalance."""
+        """Warnings about samples and reference: too few samples, duplicates, imbalance."""
         reference = self.reference
         notes = list(reference.notes) if reference is not None else []
         notes += self.samples.warnings(reference)
@@ -225,7 +225,7 @@ class MetricSuite:
 
     @property
     def census(self) -> Census:
-        """What the pixels of the samples say."""
+        """Pixel statistics of the samples."""
         return self._census.result()
 
     @property

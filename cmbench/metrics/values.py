@@ -1,4 +1,4 @@
-"""What a metric returns: the number, how sure it is, and everything that decided it."""
+"""What a metric returns: the number, its uncertainty, and everything that decides it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Weights of published extractors: where they lie, how they come, and what their hash must be.
+"""Weights of published extractors: where they are, how to get them, and their hashes.
 
 Nothing is ever fetched during an evaluation. ``cmbench prepare inception`` downloads from the
 address that the library itself uses and verifies the hash; ``--from FILE`` takes a file that
-somebody carried over. A file whose hash is not the published one can still be used by its path, but
-then the numbers are not called FID.
+was copied from elsewhere. A file whose hash is not the published one can still be used by its path,
+but then the numbers are not called FID.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ WEIGHTS: dict[str, WeightsFile] = {
 
 
 def weights_folder() -> Path:
-    """Return ``$CMBENCH_WEIGHTS``, or the weights folder where prepared datasets lie."""
+    """Return ``$CMBENCH_WEIGHTS``, or the folder ``weights`` beside the prepared datasets."""
     given = os.environ.get(WEIGHTS_VARIABLE)
     return Path(given).expanduser() if given else default_data_dir() / "weights"
 
@@ -83,7 +83,7 @@ def find_weights(name: str, location: Path | str | None = None) -> Path:
     """Return the path of a weights file: the one given, ours, or the library's own cache.
 
     Raises:
-        MissingError: it is nowhere; the message says how to get it.
+        MissingError: it does not exist; the message says how to get it.
     """
     file = weights_file(name)
     if location is not None:
@@ -129,7 +129,7 @@ def prepare_weights(name: str, source: Path | None = None, folder: Path | None =
         folder: where to put it; :func:`weights_folder` by default.
 
     Raises:
-        MissingError: the download fails or the local copy is not there.
+        MissingError: the download fails or the local copy does not exist.
         UserError: the hash is not the published one; nothing is installed then.
     """
     file = weights_file(name)

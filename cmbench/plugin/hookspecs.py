@@ -65,16 +65,18 @@ class CmbenchHooks:
         """Return the feature extractors.
 
         Returns:
-            One :class:`~cmbench.plugin.specs.ExtractorSpec` per extractor.
+            One :class:`~cmbench.plugin.specs.ExtractorSpec` per extractor. Its Fréchet distances
+            need no metric of their own.
         """
         raise NotImplementedError
 
     @hookspec
     def cmbench_register_metrics(self) -> Sequence[MetricSpec]:
-        """Return the metrics.
+        """Return the metrics; the built-in ones are registered here too.
 
         Returns:
-            One :class:`~cmbench.plugin.specs.MetricSpec` per metric.
+            One :class:`~cmbench.plugin.specs.MetricSpec` per metric. Its ``factory`` points at the
+            function that computes it.
         """
         raise NotImplementedError
 

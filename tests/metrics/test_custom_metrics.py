@@ -13,6 +13,7 @@ import torch
 import toy_metric
 from toy import TOYS
 
+from cmbench.metrics.catalog import all_metrics
 from cmbench.metrics.extractor import PixelExtractor
 from cmbench.metrics.metric import open_metrics
 from cmbench.metrics.suite import MetricSuite
@@ -80,24 +81,53 @@ def test_a_broken_one_fails_its_cell_only(
     assert words in record.reason
 
 
-def test_samples_of_others_are_scored_with_it(
-    cmbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def noise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A file of samples, with the plugin installed."""
     gaps = PluginInfo("gaps", "toy_metric:PLUGIN", "gap-tools", "2.0")
     plugins = [*installed_plugins(), gaps]
     monkeypatch.setattr(manager_module, "installed_plugins", lambda: plugins)
     images = np.random.RandomState(0).randint(0, 256, (40, 8, 8)).astype(np.uint8)
     np.save(tmp_path / "noise.npy", images)
-    found = cmbench(
-        "eval", str(tmp_path / "noise.npy"), "-d", "digits", "--metrics", "mean-gap", "--json", "-q"
-    )
+    return str(tmp_path / "noise.npy")
+
+
+def test_samples_of_others_are_scored_with_it(cmbench: Callable[..., Any], noise: str) -> None:
+    found = cmbench("eval", noise, "-d", "digits", "--metrics", "mean-gap", "--json", "-q")
     assert found.code == 0, found.err
     (metric,) = json.loads(found.out)["metrics"].values()
     assert metric["value"] > 0
     assert "mean-gap" in cmbench("list", "metrics").out
-    unknown = cmbench("eval", str(tmp_path / "noise.npy"), "-d", "digits", "--metrics", "mean-gup")
+    unknown = cmbench("eval", noise, "-d", "digits", "--metrics", "mean-gup")
     assert unknown.code == 2
     assert "did you mean 'mean-gap'" in unknown.err
+
+
+def test_an_extractor_of_a_plugin_has_its_distances(
+    cmbench: Callable[..., Any], noise: str
+) -> None:
+    """They have no spec of their own, and name the extractor that computes them."""
+    asked = "fd-row-means,sfd-row-means,fd-digits"
+    found = cmbench("eval", noise, "-d", "digits", "--metrics", asked, "--json", "-q")
+    assert found.code == 0, found.err
+    metrics = json.loads(found.out)["metrics"]
+    keys = {name: metric["key"].split(":")[:2] for name, metric in metrics.items()}
+    assert keys["fd-row-means"][0] == "fd"
+    assert keys["sfd-row-means"][0] == "sfd"
+    assert keys["fd-row-means"][1] == keys["sfd-row-means"][1] != keys["fd-digits"][1]
+    assert metrics["fd-row-means"]["key"].endswith(":n=40:v1")
+    assert metrics["fd-row-means"]["value"] != metrics["sfd-row-means"]["value"]
+
+
+def test_which_distances_follow_from_extractors(toys: Context) -> None:
+    registered = set(toys.plugins.metrics.specs)
+    toys.plugins.register(toy_metric.PLUGIN, PluginInfo("gaps", "toy_metric", "gap-tools", "2.0"))
+    specs = all_metrics(toys.plugins)
+    implied = set(specs) - set(toys.plugins.metrics.specs)
+    assert {"fd-row-means", "sfd-row-means", "sfd-digits", "fd-inception-unverified"} <= implied
+    assert not {"fd-fid", "sfd-fid", "fd-digits-cnn", "fd-fid-clean"} & set(specs)
+    assert specs["fid"] == toys.plugins.metrics.specs["fid"]
+    assert registered <= set(specs)
 
 
 def test_bad_specs_are_named(toys: Context) -> None:

@@ -365,7 +365,7 @@ class TestRefs:
         assert "'nothing': does not exist; allowed: none yet" in unknown.err
         missing = cmbench("refs", "import", str(tmp_path / "absent.npz"))
         assert missing.code == 4
-        assert "no such file" in missing.err
+        assert "absent.npz: does not exist" in missing.err
 
 
 def test_prepare_installs_only_verified_weights(

@@ -157,7 +157,7 @@ class TestFormats:
 class TestBadFiles:
     def test_each_is_named(self, tmp_path: Path) -> None:
         cases: list[tuple[Path, str]] = [
-            (tmp_path / "absent.npz", "no such file"),
+            (tmp_path / "absent.npz", "does not exist"),
             (write_npz(tmp_path / "other.npz", x=MU), r"holds x; allowed: an EDM"),
             (write_npz(tmp_path / "shape.npz", mu=MU, sigma=SIGMA[:3]), r"allowed: \[D\] and"),
             (write_npz(tmp_path / "int.npz", mu=MU.astype(int), sigma=SIGMA), "floating point"),

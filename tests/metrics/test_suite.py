@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from cmbench.metrics.catalog import EXTRACTORS, METRICS
 from cmbench.metrics.extractor import Extractor, PixelExtractor
 from cmbench.metrics.frechet import frechet_distance
 from cmbench.metrics.metric import open_metrics
+from cmbench.metrics.precision_recall import PrecisionRecall, precision_recall
 from cmbench.metrics.reference import Reference
 from cmbench.metrics.reference_cache import cached_reference, load_reference
 from cmbench.metrics.shipped_cnn import DigitsExtractor
@@ -81,8 +83,41 @@ def test_every_metric_of_one_pass(extractor: DigitsExtractor, reference: Referen
     assert distance.detail["reference_samples"] == 300
     assert distance.detail["covariance_divisor"] == "n-1"
     assert distance.detail["infinity"]["value"] < distance.value
+    assert distance.standard_error is not None
+    reach = 1.959964 * distance.standard_error
+    assert distance.interval == pytest.approx((distance.value - reach, distance.value + reach))
+    low, high = distance.detail["infinity"]["interval"]
+    assert (low + high) / 2 == pytest.approx(distance.detail["infinity"]["value"]), "its own"
     assert values["kd"].interval is not None
     assert values["is"].detail["real"] == pytest.approx(reference.score.mean)
+
+
+def test_the_interval_of_a_distance_is_not_below_zero(extractor: DigitsExtractor) -> None:
+    reference = make_reference(extractor, count=40)
+    scores = suite(extractor, reference, "fd-digits")
+    scores.update(torch.cat([pictures(39, 0), pictures(1, 9, 1)]))
+    found = scores.finalize()["fd-digits"]
+    assert found.standard_error is not None
+    assert found.value < found.standard_error
+    assert found.interval is not None
+    assert found.interval[0] == 0
+    assert found.interval[1] > found.value
+
+
+def test_metrics_of_one_family_share_their_work(
+    extractor: DigitsExtractor, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+
+    def counted(*arguments: Tensor, **options: Any) -> PrecisionRecall:
+        passes.append(1)
+        return precision_recall(*arguments, **options)
+
+    monkeypatch.setattr("cmbench.metrics.precision_recall.precision_recall", counted)
+    scores = suite(extractor, reference, "precision", "recall", "density", "coverage")
+    scores.update(pictures(60, 1))
+    assert len({value.value for value in scores.finalize().values()}) == 4
+    assert len(passes) == 1
 
 
 def test_division_and_order_of_samples_change_nothing(
@@ -202,7 +237,7 @@ class TestNames:
             suite(extractor, other)
 
     def test_catalog_is_complete_and_free_of_torch(self) -> None:
-        for spec in EXTRACTORS:
+        for spec in (*EXTRACTORS, *METRICS):
             assert callable(load_object(spec.factory)), spec.name
         code = "import cmbench.metrics.catalog, sys; assert 'torch' not in sys.modules"
         subprocess.run([sys.executable, "-c", code], check=True)
@@ -285,7 +320,7 @@ class TestReferenceCache:
             load_reference(path)
         again = make_reference(extractor, folder=tmp_path)
         assert again.sha256 == whole.sha256
-        assert "reference made anew" in again.notes[0]
+        assert "reference computed again" in again.notes[0]
         scores = suite(extractor, again, "fd-digits")
         scores.update(pictures(200, 1))
         assert scores.warnings == list(again.notes)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
+from cmbench.metrics.extractor import Features, PixelExtractor
 from cmbench.metrics.metric import MetricData
 from cmbench.metrics.values import Estimate
 from cmbench.plugin import hookimpl
-from cmbench.plugin.specs import MetricSpec
+from cmbench.plugin.specs import ExtractorSpec, MetricSpec
 
 NEEDS = ("features", "real moments")
 
@@ -50,8 +53,26 @@ def spec(name: str, function: str, needs: tuple[str, ...] = NEEDS, **facts: Any)
     return MetricSpec(name, name, False, needs, factory, unit="levels", **facts)
 
 
+class RowMeans(PixelExtractor):
+    """An extractor of a plugin: the mean of each row of pixels, and on request the pixels too."""
+
+    name = short_name = "row-means"
+
+    def __init__(self, location: object = None, *, spatial: bool = False) -> None:
+        super().__init__(location)
+        self.spatial = spatial
+
+    def __call__(self, images: Tensor) -> Features:
+        rows = images.double().mean((1, 3))
+        return Features(rows, spatial=images.flatten(1).double() if self.spatial else None)
+
+
 class MetricPlugin:
-    """The hook, as an object."""
+    """The hooks, as an object."""
+
+    @hookimpl
+    def cmbench_register_extractors(self) -> list[ExtractorSpec]:
+        return [ExtractorSpec("row-means", "toy_metric:RowMeans", "Means of rows")]
 
     @hookimpl
     def cmbench_register_metrics(self) -> list[MetricSpec]:
