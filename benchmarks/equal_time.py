@@ -35,7 +35,8 @@ from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import build_modules
 from cmbench.sweep.threads import use_threads
 from cmbench.sweep.training_run import obtain_teacher
-from cmbench.training.loop import Meter, Settings, counted_networks, train_step
+from cmbench.training.loop import Trainer
+from cmbench.training.settings import Settings
 from cmbench.training.state import TrainingState
 
 WHO = "equal_time.py"
@@ -118,18 +119,17 @@ def calibrate(context: Context, plan: RunPlan, seconds: float, steps: int) -> di
         compile=context.compile,
         log_seconds=1e9,
     )
-    nets = counted_networks(state, settings)
-    state.enter(0)
     feed = DatasetFeed(context.dataset(plan.dataset).to(context.device), config)
-    meter = Meter(state, settings)
+    trainer = Trainer(state, feed, settings)
+    state.enter(0)
     for step in range(WARM_UP + steps):
         if step == WARM_UP:
             wait(context.device)
             began = time.perf_counter()
-        train_step(state, nets, feed, settings, meter)
+        trainer.train_step()
     wait(context.device)
     rate = steps * config.batch_size / (time.perf_counter() - began)
-    meter.check_finite()
+    trainer.meter.check_finite()
     images = sum(phase.images for phase in state.phases)
     passes = images / round(config.duration_kimg * 1000)
     return {

@@ -47,7 +47,8 @@ from cmbench.sweep.feed import DatasetFeed
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.recipes import merge
 from cmbench.sweep.runs import build_modules
-from cmbench.training.loop import Meter, Settings, counted_networks, train_step
+from cmbench.training.loop import Trainer
+from cmbench.training.settings import Settings
 from cmbench.training.state import TrainingState
 
 PARTS = ("train", "table", "sampling", "profile")
@@ -233,27 +234,27 @@ class Bench:
             compile=variant.compiled,
             log_seconds=1e9,
         )
-        nets = counted_networks(state, settings)
+        trainer = Trainer(state, DatasetFeed(self.dataset(case), plan.config), settings)
         state.enter(0)
         if not variant.fused:
             unfuse(state)
-        feed = DatasetFeed(self.dataset(case), plan.config)
-        return Training(state, nets, feed, settings, Meter(state, settings))
+        return Training(trainer)
 
 
 @dataclass
 class Training:
     """A training that can be stepped."""
 
-    state: TrainingState
-    nets: dict[str, Any]
-    feed: DatasetFeed
-    settings: Settings
-    meter: Meter
+    trainer: Trainer
+
+    @property
+    def state(self) -> TrainingState:
+        """What is trained."""
+        return self.trainer.state
 
     def step(self) -> None:
         """One step of the engine."""
-        train_step(self.state, self.nets, self.feed, self.settings, self.meter)
+        self.trainer.train_step()
 
     @property
     def parameters(self) -> int:
@@ -337,11 +338,11 @@ def time_steps(bench: Bench, training: Training, steps: int) -> dict[str, Any]:
     seconds = (time.perf_counter() - began) / steps
     found = {
         "step_ms": round(seconds * 1e3, 3),
-        "images_per_s": round(training.settings.batch_size / seconds, 1),
+        "images_per_s": round(training.trainer.settings.batch_size / seconds, 1),
         "host_ms": round(issued / steps * 1e3, 3),
         "warm_up_s": [round(w, 2) for w in warm],
-        "batch": training.settings.batch_size,
-        "shard": training.settings.microbatch_size or training.settings.batch_size,
+        "batch": training.trainer.settings.batch_size,
+        "shard": training.trainer.settings.microbatch_size or training.trainer.settings.batch_size,
         "parameters": training.parameters,
     }
     if bench.device.type == "cuda":

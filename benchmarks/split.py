@@ -27,8 +27,10 @@ from cmbench.records.workspace import Workspace
 from cmbench.sweep.context import Context
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.runs import build_modules
-from cmbench.training.distributed import Launch, World, joined
-from cmbench.training.loop import Meter, Settings, counted_networks, train_step
+from cmbench.training.distributed import World, joined
+from cmbench.training.launch import Launch
+from cmbench.training.loop import Trainer
+from cmbench.training.settings import Settings
 from cmbench.training.sharding import Sharding
 from cmbench.training.state import TrainingState
 
@@ -65,10 +67,10 @@ def trained(world: World, options: argparse.Namespace, *, split: bool) -> Traini
     method, modules = build_modules(context, plan, None)
     state = TrainingState(method, modules, Sharding.over(world, device) if split else None)
     settings = Settings(seed=0, batch_size=world.size, world=world)
-    nets, meter = counted_networks(state, settings), Meter(state, settings)
+    trainer = Trainer(state, RandomImages(), settings)
     state.enter(0)
     for _ in range(STEPS):
-        train_step(state, nets, RandomImages(), settings, meter)
+        trainer.train_step()
     return state
 
 

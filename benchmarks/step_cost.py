@@ -13,7 +13,6 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,7 +25,8 @@ from cmbench.sweep.context import Context
 from cmbench.sweep.feed import DatasetFeed
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.runs import build_modules
-from cmbench.training.loop import Meter, Settings, counted_networks, train_step
+from cmbench.training.loop import Trainer
+from cmbench.training.settings import Settings
 from cmbench.training.state import TrainingState
 
 BASE = "edm"
@@ -52,11 +52,10 @@ class Stepper:
         self.state.enter(0)
         self.settings = Settings(seed=0, batch_size=batch_size)
         self.feed = DatasetFeed(context.dataset("digits"), plan.config)
-        self.nets: Any = counted_networks(self.state, self.settings)
-        self.meter = Meter(self.state, self.settings)
+        self.trainer = Trainer(self.state, self.feed, self.settings)
 
     def step(self) -> None:
-        train_step(self.state, self.nets, self.feed, self.settings, self.meter)
+        self.trainer.train_step()
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from cmbench.seeds import HELD_OUT_FROM
 if TYPE_CHECKING:
     from cmbench.plugin.manager import PluginManager
     from cmbench.sweep.context import Context
-    from cmbench.training.distributed import Launch
+    from cmbench.training.launch import Launch
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -247,7 +247,7 @@ def make_context(
     from cmbench.reporter import Reporter
     from cmbench.sweep.context import Context, choose_device
     from cmbench.sweep.threads import choose_threads, use_threads
-    from cmbench.training.distributed import Launch
+    from cmbench.training.launch import Launch
 
     plugins, launch = plugins or load_plugins(), launch or Launch()
     reporter = make_reporter(options.quiet) if launch.rank == 0 else Reporter()

@@ -18,7 +18,8 @@ from cmbench.records.record import Record
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import SampleSettings
 from cmbench.sweep.sweep import SweepPlan, SweepRequest, execute, plan_sweep
-from cmbench.training.distributed import RELAYED, Launch, joined
+from cmbench.training.distributed import RELAYED, joined
+from cmbench.training.launch import Launch
 
 
 def carry_out(options: RunOptions, plugins: PluginManager) -> int:

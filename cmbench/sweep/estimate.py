@@ -25,7 +25,8 @@ from cmbench.sweep.kit import TrainingKit
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import build_modules
 from cmbench.training.augment import LABEL_DIM
-from cmbench.training.loop import Meter, Settings, counted_networks, train_step
+from cmbench.training.loop import Trainer
+from cmbench.training.settings import Settings
 from cmbench.training.state import TrainingState
 
 #: A calibration takes this many FLOPs a step at most, and on the CPU this much memory.
@@ -260,14 +261,13 @@ def seconds_per_image(context: Context, plan: RunPlan, batch: int) -> float:
     method, modules = build_modules(context, plan, stand_in(context, plan, build_modules))
     state = TrainingState(method, modules)
     settings = Settings(seed=0, batch_size=batch, precision=plan.config.precision, log_seconds=1e9)
-    nets = counted_networks(state, settings)
+    trainer = Trainer(state, _RandomFeed(method, plan, context.device), settings)
     state.enter(0)
-    feed, meter = _RandomFeed(method, plan, context.device), Meter(state, settings)
     for step in range(_WARM_UP + _TIMED):
         if step == _WARM_UP:
             _wait(context.device)
             began = time.perf_counter()
-        train_step(state, nets, feed, settings, meter)
+        trainer.train_step()
     _wait(context.device)
     return (time.perf_counter() - began) / (_TIMED * batch)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from cmbench.errors import UserError
 from cmbench.sweep.context import Context
 from cmbench.sweep.failures import one_line
@@ -10,12 +13,15 @@ from cmbench.sweep.threads import resumed_threads
 from cmbench.training.checkpoint import Checkpoint
 from cmbench.training.state import OtherNetworkError, TrainingState
 
+#: What a checkpoint says beside its tensors; None for a run that starts.
+Saved = Mapping[str, Any] | None
 
-def threads_of(context: Context, plan: RunPlan, latest: Checkpoint | None) -> int:
+
+def threads_of(context: Context, plan: RunPlan, saved: Saved) -> int:
     """Return this process's threads, and say where a resumed run cannot keep those it had."""
-    if latest is None:
+    if saved is None:
         return context.threads
-    before, split = int(latest.meta["threads"]), latest.meta.get("split")
+    before, split = int(saved["threads"]), saved.get("split")
     same = split is None or split["processes"] == context.world.size
     threads = resumed_threads(before, context.threads, same_processes=same)
     if same and threads != before:
@@ -26,7 +32,7 @@ def threads_of(context: Context, plan: RunPlan, latest: Checkpoint | None) -> in
     return threads
 
 
-def shard_size(context: Context, plan: RunPlan, latest: Checkpoint | None) -> int | None:
+def shard_size(context: Context, plan: RunPlan, saved: Saved) -> int | None:
     """Return the images of a forward pass, and say what another number of processes changes.
 
     A step's randomness belongs to its shards, so a resumed run keeps the shards it had wherever
@@ -37,7 +43,7 @@ def shard_size(context: Context, plan: RunPlan, latest: Checkpoint | None) -> in
     """
     world, batch_size, wanted = context.world, plan.config.batch_size, plan.config.microbatch_size
     world.lead(lambda: list(world.shards(batch_size, wanted)))
-    before = latest.meta.get("split") if latest is not None else None
+    before = saved.get("split") if saved is not None else None
     share = batch_size // world.size
     shard = int(before["shard"]) if before is not None else min(wanted or share, share)
     kept = share % shard == 0

@@ -25,6 +25,8 @@ from cmbench.training.posthoc import asked_width, reconstruct
 
 #: What a run says of itself, written before work starts.
 RUN_FILE = "run.json"
+#: What a training has led to, written when it is complete.
+RESULT_FILE = "result.json"
 _SAVED = ("run", "method", "dataset", "recipe", "seed", "config", "teacher")
 #: Name of the weights that training ends with.
 MAIN = "final"
@@ -47,7 +49,7 @@ class TrainedRun:
             raise UserError(
                 f"run {self.plan.run_id}",
                 f"has no variant {name!r}",
-                allowed=", ".join(self.result["exports"]),
+                allowed=", ".join(sorted(self.result["exports"])),
                 remedy="choose an NFE it supports",
             )
         if self.plan.imported is not None:
@@ -82,7 +84,7 @@ def read_run_file(folder: Path) -> Mapping[str, Any]:
 
 def read_result(plan: RunPlan, folder: Path) -> TrainedRun | None:
     """Return the finished run in ``folder``, or None if training is not complete."""
-    path = folder / "result.json"
+    path = folder / RESULT_FILE
     if not path.exists():
         return None
     try:

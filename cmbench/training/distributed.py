@@ -6,7 +6,6 @@ process that accumulates the same shards therefore sees the same images with the
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +26,7 @@ from cmbench.errors import (
     PluginError,
     UserError,
 )
+from cmbench.training.launch import Launch
 
 #: Others wait this long for rank 0, which samples and measures alone.
 PATIENCE = timedelta(days=7)
@@ -68,54 +68,6 @@ class SharedFailureError(BrokenRunError):
     def __init__(self, where: str, what: str, foreseen: bool) -> None:
         self.where, self.what, self.foreseen = where, what, foreseen
         super().__init__(where, what)
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What a launcher (torchrun, srun) says in the environment about this process."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-
-    @classmethod
-    def from_environment(cls) -> Launch:
-        """Read ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` and ``LOCAL_WORLD_SIZE``.
-
-        Raises:
-            UserError: they are not whole numbers that fit each other.
-        """
-        values: dict[str, int] = {}
-        for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)):
-            text = os.environ.get(name, str(default))
-            low, high = (1, 10**6) if name == "WORLD_SIZE" else (0, values["WORLD_SIZE"] - 1)
-            if not text.isdecimal() or not low <= int(text) <= high:
-                raise UserError(
-                    f"environment variable {name}",
-                    repr(text),
-                    allowed=f"{low} to {high}",
-                    remedy="start with torchrun, or unset it for one process",
-                )
-            values[name] = int(text)
-        if values["WORLD_SIZE"] > 1 and "RANK" not in os.environ:
-            raise UserError(
-                "environment variable WORLD_SIZE",
-                f"{values['WORLD_SIZE']} without RANK",
-                remedy="start with torchrun, or unset it for one process",
-            )
-        if values["WORLD_SIZE"] > 1 and "LOCAL_RANK" not in os.environ:
-            raise UserError(
-                "environment variable LOCAL_RANK",
-                f"missing for process "
-                f"{values['RANK']} of {values['WORLD_SIZE']}: all of a machine would "
-                "take its first GPU",
-                allowed="the process's number on its machine",
-                remedy="start with torchrun, or set it (Slurm: to $SLURM_LOCALID)",
-            )
-        local = os.environ.get("LOCAL_WORLD_SIZE", "1")
-        local_size = max(int(local), 1) if local.isdecimal() else 1
-        return cls(values["RANK"], values["WORLD_SIZE"], values["LOCAL_RANK"], local_size)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from toy import Toy
 
 from cmbench.cli.main import main
 from cmbench.errors import EXIT_BROKEN_RUN, EXIT_CELLS_FAILED, EXIT_REQUEUE, EXIT_USAGE
-from cmbench.sweep import training_run
+from cmbench.sweep import run_writer
 from cmbench.training import loop
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -124,14 +124,14 @@ def together(
 
 def at_step(number: int, act: Callable[[], None]) -> None:
     """Do something in this process before its step ``number``."""
-    step, calls = loop.train_step, iter(range(10**6))
+    step, calls = loop.Trainer.train_step, iter(range(10**6))
 
-    def stepping(*arguments: Any) -> None:
+    def stepping(trainer: loop.Trainer) -> None:
         if next(calls) == number:
             act()
-        step(*arguments)
+        step(trainer)
 
-    loop.train_step = stepping
+    loop.Trainer.train_step = stepping
 
 
 def weights(workspace: Path, method: str = "toy") -> Mapping[str, torch.Tensor]:
@@ -406,7 +406,7 @@ FAILURES: dict[str, tuple[int, Any, str, int, BaseException, str]] = {
     "building": (1, Toy, "build", 0, BROKEN, "rank 1 of 2: RuntimeError: it broke"),
     "checkpoint": (
         0,
-        training_run,
+        run_writer,
         "save_checkpoint",
         0,
         OSError(28, "No space left"),

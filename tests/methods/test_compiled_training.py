@@ -9,7 +9,8 @@ import torch
 from method_kit import TINY, build, context
 
 from cmbench.sweep.feed import DatasetFeed
-from cmbench.training.loop import Meter, Settings, counted_networks, train_step
+from cmbench.training.loop import Trainer
+from cmbench.training.settings import Settings
 
 BATCH, STEPS = 8, 2
 needs_compiler = pytest.mark.skipif(
@@ -29,12 +30,12 @@ def weights_after(name: str, dataset: str, *, compiled: bool, device: str = "cpu
         case.teacher.network.to(device)
     state = case.state()
     settings = Settings(seed=0, batch_size=BATCH, compile=compiled)
-    nets, meter = counted_networks(state, settings), Meter(state, settings)
     feed = DatasetFeed(context().dataset(dataset).to(device), case.plan.config)
+    trainer = Trainer(state, feed, settings)
     state.enter(0)
     before = flat(state)
     for _ in range(STEPS):
-        train_step(state, nets, feed, settings, meter)
+        trainer.train_step()
     after = flat(state)
     assert float((after - before).norm()) > 1e-3
     return after - before

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Batch
-from cmbench.training.distributed import Launch, World, joined
-from cmbench.training.loop import Meter, Settings, counted_networks, train_step
+from cmbench.training.distributed import World, joined
+from cmbench.training.launch import Launch
+from cmbench.training.loop import Trainer
+from cmbench.training.settings import Settings
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 BATCH, SHARD, STEPS = 8, 2, 2
@@ -106,15 +108,15 @@ def trained(world: World, scenario: Scenario) -> dict[str, Any]:
     settings = Settings(
         seed=0, batch_size=BATCH, microbatch_size=SHARD, world=world, compile=scenario.compiled
     )
-    nets, meter = counted_networks(state, settings), Meter(state, settings)
+    trainer = Trainer(state, Feed(case.data.data_shape), settings)
     errors: list[float] = []
     if not scenario.dropout and not scenario.compiled:
-        nets["model"].__class__ = Watched
-        nets["model"].errors = errors
+        trainer.nets["model"].__class__ = Watched
+        trainer.nets["model"].errors = errors
     state.enter(0)
     before = flat([p.detach() for p in model.parameters()]).numpy()
     for _ in range(STEPS):
-        train_step(state, nets, Feed(case.data.data_shape), settings, meter)
+        trainer.train_step()
     return {
         "before": before,
         "weights": flat([p.detach() for p in model.parameters()]).numpy(),

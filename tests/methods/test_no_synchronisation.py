@@ -29,8 +29,10 @@ from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import build_modules
 from cmbench.training import loop, resident
 from cmbench.training.augment import LABEL_DIM, augment
-from cmbench.training.loop import Meter, Settings, counted_networks, train_step
+from cmbench.training.loop import Trainer
+from cmbench.training.meter import Meter
 from cmbench.training.randomness import RandomState, StepDraws
+from cmbench.training.settings import Settings
 from cmbench.training.state import TrainingState
 
 BATCH = 4
@@ -106,13 +108,13 @@ class FakeFeed:
         return Batch(images, labels, told)
 
 
-def training(plan: RunPlan, device: str, build: Any) -> tuple[TrainingState, Any, Settings, Meter]:
+def training(plan: RunPlan, device: str, build: Any, feed: Any) -> Trainer:
     ctx = replace(context(), device=torch.device(device))
     with torch.device(device):
         method, modules = build(ctx, plan, stand_in(ctx, plan, build))
     state = TrainingState(method, modules)
     settings = Settings(seed=0, batch_size=BATCH, precision=plan.config.precision)
-    return state, counted_networks(state, settings), settings, Meter(state, settings)
+    return Trainer(state, feed, settings)
 
 
 @pytest.fixture
@@ -156,12 +158,12 @@ def test_on_fake_cuda(method: str, options: dict[str, Any], fake_cuda: None) -> 
     if "augment" in options:
         pytest.skip("one of its operations asks for a CUDA driver; see the tests marked cuda")
     plan = planned(method, options)
-    state, nets, settings, meter = training(plan, "cuda", built_in_place)
-    for index in range(min(len(state.phases), 2)):
-        state.enter(index)
-        train_step(state, nets, FakeFeed(plan), settings, meter)  # makes what stays on the device
+    trainer = training(plan, "cuda", built_in_place, FakeFeed(plan))
+    for index in range(min(len(trainer.state.phases), 2)):
+        trainer.state.enter(index)
+        trainer.train_step()  # makes what stays on the device
         with Refusing(reads=False):
-            train_step(state, nets, FakeFeed(plan), settings, meter)
+            trainer.train_step()
 
 
 @cases
@@ -170,12 +172,12 @@ def test_no_number_is_read_on_the_cpu(
 ) -> None:
     monkeypatch.setattr(Meter, "_refuse", lambda *_: None)  # reads numbers on the CPU, on purpose
     plan = planned(method, options)
-    state, nets, settings, meter = training(plan, "cpu", build_modules)
     feed = DatasetFeed(context().dataset("digits"), plan.config)
-    state.enter(0)
+    trainer = training(plan, "cpu", build_modules, feed)
+    trainer.state.enter(0)
     if options.get("precision") == "fp16" and plan.config.optimizer.name == "radam":
         pytest.skip("RAdam asks whether to step")
-    train_step(state, nets, feed, settings, meter)
+    trainer.train_step()
 
     class Bare(DatasetFeed):
         """The CPU's pixels are gathered by index; a GPU's dataset is tested with the data."""
@@ -183,10 +185,11 @@ def test_no_number_is_read_on_the_cpu(
     images = feed.batch(BATCH, BATCH, 0)
     monkeypatch.setattr(Bare, "batch", lambda *_: images)
     # fused Adam on the CPU reads its step count from host memory, and the scale from there too
-    for optimizer in state.optimizers:
+    for optimizer in trainer.state.optimizers:
         monkeypatch.setattr(optimizer, "step", lambda: None)
+    trainer.feed = Bare(feed.dataset, feed.config)
     with Refusing(reads=True):
-        train_step(state, nets, Bare(feed.dataset, feed.config), settings, meter)
+        trainer.train_step()
 
 
 def waits(body: Callable[[Tensor], object]) -> None:
@@ -224,14 +227,14 @@ def test_on_cuda(method: str, options: dict[str, Any]) -> None:
     plan = planned(method, options)
     if options.get("precision") == "fp16" and plan.config.optimizer.name == "radam":
         pytest.skip("RAdam asks whether to step")
-    state, nets, settings, meter = training(plan, "cuda", build_modules)
     feed = DatasetFeed(context().dataset("digits").to("cuda"), plan.config)
-    for index in range(min(len(state.phases), 2)):
-        state.enter(index)
-        train_step(state, nets, feed, settings, meter)
+    trainer = training(plan, "cuda", build_modules, feed)
+    for index in range(min(len(trainer.state.phases), 2)):
+        trainer.state.enter(index)
+        trainer.train_step()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            train_step(state, nets, feed, settings, meter)
+            trainer.train_step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert StepDraws  # real draws, of the device's generator

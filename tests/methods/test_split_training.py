@@ -26,10 +26,12 @@ from cmbench.errors import BrokenRunError, UserError
 from cmbench.plugin.config import OptimizerConfig
 from cmbench.plugin.method import Batch
 from cmbench.training import distributed
-from cmbench.training.distributed import Launch, SharedFailureError, World, joined
-from cmbench.training.loop import Settings, Watchers, fit, project_weights
+from cmbench.training.distributed import SharedFailureError, World, joined
+from cmbench.training.launch import Launch
+from cmbench.training.loop import Trainer, project_weights
 from cmbench.training.optimizers import make_optimizer
 from cmbench.training.scaling import LossScaler
+from cmbench.training.settings import Settings, Watchers
 from cmbench.training.sharding import Sharding
 from cmbench.training.state import TrainingState
 
@@ -154,14 +156,10 @@ def trained(
         checkpoint_nimg=2 * BATCH,
     )
     shape = state.method.data.data_shape
-    fit(
-        state,
-        Feed(shape, missing),
-        settings,
-        Watchers(
-            checkpoint=checkpoint, phase_done=lambda s: left.exports.append(numbers(s.export()))
-        ),
+    watchers = Watchers(
+        checkpoint=checkpoint, phase_done=lambda s: left.exports.append(numbers(s.export()))
     )
+    Trainer(state, Feed(shape, missing), settings, watchers).train()
     parameters = list(state.modules["model"].parameters())
     mine = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
     left.share = mine / sum(p.numel() for p in parameters)

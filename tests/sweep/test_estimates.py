@@ -20,7 +20,8 @@ from cmbench.sweep.frozen import stand_in
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import build_modules
-from cmbench.training.loop import Meter, Settings, counted_networks, train_step
+from cmbench.training.loop import Trainer
+from cmbench.training.settings import Settings
 from cmbench.training.state import TrainingState
 
 SMALL = ("network.channels=8", "batch_size=4")
@@ -34,10 +35,10 @@ def training(context: Context, plan: RunPlan) -> tuple[TrainingState, Callable[[
     method, modules = build_modules(context, plan, stand_in(context, plan, build_modules))
     state = TrainingState(method, modules)
     settings = Settings(seed=0, batch_size=plan.config.batch_size, precision=plan.config.precision)
-    nets, meter = counted_networks(state, settings), Meter(state, settings)
-    state.enter(0)
     feed = DatasetFeed(context.dataset("digits").to(context.device), plan.config)
-    return state, lambda: train_step(state, nets, feed, settings, meter)
+    trainer = Trainer(state, feed, settings)
+    state.enter(0)
+    return state, trainer.train_step
 
 
 @pytest.mark.parametrize("method", ["edm", "sct", "cd"])

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_fit import BATCH, Feed, Given, Net, default_loss, phase, train, weight
+from test_trainer import BATCH, Feed, Given, Net, default_loss, phase, train, weight
 from torch import Tensor, nn
 
 from cmbench.errors import NonFiniteError
 from cmbench.plugin.config import OptimizerConfig
-from cmbench.training.loop import Settings, Watchers, fit
+from cmbench.training.loop import Trainer
+from cmbench.training.settings import Settings, Watchers
 from cmbench.training.state import OtherNetworkError, TrainingState
 
 #: What torch's scaler begins with.
@@ -90,7 +91,7 @@ def test_the_scale_is_logged_and_survives_a_restart() -> None:
             should_stop=lambda: "told" if state.seen_nimg >= stop_at else None,
         )
         settings = Settings(seed=3, batch_size=BATCH, precision="fp16", log_seconds=0.0)
-        fit(state, Feed(), settings, watchers)
+        Trainer(state, Feed(), settings, watchers).train()
 
     straight = new()
     go(straight, 10**9)

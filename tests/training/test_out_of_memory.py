@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_fit import BATCH, phase, train
+from test_trainer import BATCH, phase, train
 from torch import Tensor
 
 from cmbench.errors import BrokenRunError

@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from test_fit import BATCH, Feed, Given, Net, phase
+from test_trainer import BATCH, Feed, Given, Net, phase
 from torch import nn
 
 from cmbench.errors import BusyError, MissingError, NonFiniteError, UserError
 from cmbench.plugin.config import OptimizerConfig
 from cmbench.plugin.method import Batch
 from cmbench.sweep.context import choose_device
-from cmbench.training.distributed import Launch, World, joined
-from cmbench.training.loop import Settings, Watchers, fit
+from cmbench.training.distributed import World, joined
+from cmbench.training.launch import Launch
+from cmbench.training.loop import Trainer
+from cmbench.training.settings import Settings, Watchers
 from cmbench.training.state import TrainingState
 
 SHARD = 2
@@ -48,7 +50,7 @@ def trained(
     settings = Settings(
         seed=3, batch_size=BATCH, microbatch_size=SHARD, world=world, log_seconds=0.0
     )
-    stopped = fit(state, feed or Feed(), settings, Watchers(should_stop=should_stop))
+    stopped = Trainer(state, feed or Feed(), settings, Watchers(should_stop=should_stop)).train()
     return state, stopped
 
 

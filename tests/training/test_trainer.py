@@ -13,9 +13,10 @@ from cmbench.errors import NonFiniteError, PluginError
 from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.config import EMAConfig, MethodConfig, OptimizerConfig
 from cmbench.plugin.method import Batch, DataInfo, Kit, Method, Objective, Phase, Progress
-from cmbench.training import loop
+from cmbench.training import meter
 from cmbench.training.distributed import World
-from cmbench.training.loop import Settings, Watchers, fit
+from cmbench.training.loop import Trainer
+from cmbench.training.settings import Settings, Watchers
 from cmbench.training.state import TrainingState
 
 BATCH = 8
@@ -92,7 +93,7 @@ def train(
 ) -> TrainingState:
     state = TrainingState(Given(*phases), modules or {"model": Net()})
     chosen = Settings(seed=3, batch_size=BATCH, **settings)
-    fit(state, feed or Feed(), chosen, watchers or Watchers())
+    Trainer(state, feed or Feed(), chosen, watchers).train()
     return state
 
 
@@ -185,7 +186,7 @@ def stepped(*, grad_clip: float | None = None, lr: float = 0.1) -> tuple[float, 
     state.enter(0)
     state.optimizers = [torch.optim.SGD(state.modules["model"].parameters(), lr=lr)]
     watchers = Watchers(log=lambda state, row: rows.append(row))
-    fit(state, Feed(), Settings(3, BATCH, microbatch_size=2, log_seconds=1e9), watchers)
+    Trainer(state, Feed(), Settings(3, BATCH, microbatch_size=2, log_seconds=1e9), watchers).train()
     assert len(rows) == 1
     return weight(state), dict(rows[0])
 
@@ -270,7 +271,7 @@ def test_checkpoints_come_at_their_interval_and_at_a_stop() -> None:
     asked = iter([None, None, "the limit"])
     watchers.should_stop = lambda: next(asked)
     state = TrainingState(Given(phase(images=100)), {"model": Net()})
-    assert fit(state, Feed(), Settings(3, BATCH), watchers) == "the limit"
+    assert Trainer(state, Feed(), Settings(3, BATCH), watchers).train() == "the limit"
     assert at == [24]
 
 
@@ -281,7 +282,7 @@ def test_a_checkpoint_comes_when_the_last_one_is_long_ago(monkeypatch: pytest.Mo
         nonlocal now
         now += 10.0  # a step of ten seconds
 
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(meter.time, "perf_counter", lambda: now)
     watchers = Watchers(log, lambda state: written.append(state.nimg))
     train(phase(images=10 * BATCH), watchers=watchers, log_seconds=0.0, checkpoint_seconds=30.0)
     assert written == [4 * BATCH, 8 * BATCH], "each after 30 s without one, seen after a step"
@@ -342,7 +343,7 @@ def test_a_number_that_is_not_finite_stops_before_the_optimizer_moves(how: str) 
     watchers = Watchers(checkpoint=lambda s: saved.__setitem__(s.seen_nimg, weight(s)))
     state = TrainingState(Given(phase(breaking(how, 5 * BATCH), 100)), {"model": Net()})
     with pytest.raises(NonFiniteError) as raised:
-        fit(state, Feed(), Settings(3, BATCH, checkpoint_nimg=BATCH), watchers)
+        Trainer(state, Feed(), Settings(3, BATCH, checkpoint_nimg=BATCH), watchers).train()
     what = "gradient" if how == "gradient" else "loss"
     assert str(raised.value) == (
         f"training phase 'train': the {what} is not finite at 40 images seen; the last good "
@@ -362,7 +363,7 @@ def test_a_step_depends_on_its_position_alone() -> None:
     torch.manual_seed(99)
     state = TrainingState(Given(phase(images=80)), {"model": Net(dropout=0.5)})
     watchers = Watchers(should_stop=lambda: "again" if torch.rand(()) >= 0 else None)
-    while fit(state, Feed(), Settings(3, BATCH), watchers):
+    while Trainer(state, Feed(), Settings(3, BATCH), watchers).train():
         torch.rand(17)
     assert weight(state) == weight(once)
 
@@ -386,7 +387,7 @@ def test_dropout_masks_differ_between_steps_shards_and_objectives() -> None:
 def test_another_seed_is_another_run() -> None:
     first = train(phase())
     state = TrainingState(Given(phase()), {"model": Net()})
-    fit(state, Feed(), Settings(4, BATCH), Watchers())
+    Trainer(state, Feed(), Settings(4, BATCH), Watchers()).train()
     assert weight(state) != weight(first)
 
 
@@ -404,7 +405,7 @@ def test_network_evaluations_of_training_are_counted() -> None:
 
     state = TrainingState(Given(phase(loss)), {"model": Net()})
     state.observed = [teacher]
-    fit(state, Feed(), Settings(3, BATCH), Watchers())
+    Trainer(state, Feed(), Settings(3, BATCH), Watchers()).train()
     # an image: one forward of the teacher, one of the student, one graded forward (3)
     assert state.network_evaluations == 4 * BATCH * 5
 
@@ -414,10 +415,11 @@ def test_the_state_survives_a_trip_through_tensors() -> None:
         return TrainingState(Given(phase(images=32), phase(images=64)), {"model": Net(0.3)})
 
     whole = build()
-    fit(whole, Feed(), Settings(3, BATCH), Watchers())
+    Trainer(whole, Feed(), Settings(3, BATCH), Watchers()).train()
     parts = build()
     steps = iter(["now"] * 5)
-    while fit(parts, Feed(), Settings(3, BATCH), Watchers(should_stop=lambda: next(steps, None))):
+    watchers = Watchers(should_stop=lambda: next(steps, None))
+    while Trainer(parts, Feed(), Settings(3, BATCH), watchers).train():
         tensors = {k: v.clone() for k, v in parts.tensors().items()}
         meta = parts.meta()
         parts = build()
@@ -434,14 +436,11 @@ def test_one_process_with_the_shards_of_two_is_two_processes() -> None:
     """The sum of what two ranks compute alone is what one rank accumulates."""
 
     def gradients(world: World, feed: Feed) -> Tensor:
-        from cmbench.training.loop import accumulate
-
         state = TrainingState(Given(phase()), {"model": Net(dropout=0.5)})
         state.enter(0)
-        nets = {"model": CountedNetwork(state.modules["model"])}
         progress = Progress(0, 32, 0, 4)
         settings = Settings(3, BATCH, microbatch_size=4, world=Alone(world.rank, world.size))
-        accumulate(state, nets, state.phase.objectives[0], 0, feed, settings, progress)
+        Trainer(state, feed, settings).forward_backward_step(0, state.phase.objectives[0], progress)
         return state.modules["model"].weight.grad
 
     class Alone(World):

@@ -1,0 +1,131 @@
+"""What a training leaves in its run's folder: recipe, log, checkpoints, weights, result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cmbench.files import write_atomically
+from cmbench.plugin.method import Teacher
+from cmbench.sweep.context import Context
+from cmbench.sweep.plans import RunPlan
+from cmbench.sweep.run_log import RunLog
+from cmbench.sweep.runs import MAIN, RESULT_FILE, RUN_FILE, SNAPSHOTS, weights_file
+from cmbench.training.checkpoint import prune_checkpoints, save_checkpoint
+from cmbench.training.loop import checkpoint_due
+from cmbench.training.posthoc import save_snapshot
+from cmbench.training.settings import Settings, Watchers
+from cmbench.training.state import TrainingState
+
+
+@dataclass
+class RunWriter:
+    """Writes a run's folder while it trains, in the leading process.
+
+    Attributes:
+        context: whose reporter and observers hear of the progress.
+        plan: the run.
+        folder: where it is written.
+        settings: of the training.
+        threads: of each process.
+        teacher: its name is written down.
+        exports: the phases' results so far, by name.
+    """
+
+    context: Context
+    plan: RunPlan
+    folder: Path
+    settings: Settings
+    threads: int
+    teacher: Teacher | None
+    exports: dict[str, Any]
+
+    def begin(self, state: TrainingState, dataset_sha256: str, *, resumed: bool) -> Watchers:
+        """Write what is trained, unless it is there; return what writes the rest."""
+        if not resumed:
+            plan = self.plan
+            said = {
+                "run": plan.run_id,
+                "method": plan.spec.name,
+                "dataset": plan.dataset,
+                "dataset_sha256": dataset_sha256,
+                "recipe": plan.recipe,
+                "seed": plan.seed,
+                "config": plan.table,
+                "config_sha256": plan.config_sha256,
+                "teacher": self.teacher.name if self.teacher else None,
+                "command": self.context.command,
+            }
+            _write_json(self.folder / RUN_FILE, said)
+        self._log = RunLog(self.folder / "log.jsonl", state.seen_nimg)
+        should_stop = self.context.should_stop
+        return Watchers(self.log, self.checkpoint, self.phase_done, should_stop)
+
+    def log(self, state: TrainingState, scalars: Mapping[str, float]) -> None:
+        """Log an interval's means and tell observers of them."""
+        if not scalars:
+            return
+        self._log.add(state, scalars)
+        run_id = self.plan.run_id
+        self.context.reporter.task_progress(run_id, state.seen_nimg, scalars)
+        self.context.notify(
+            "cmbench_step_finished", run_id=run_id, nimg=state.seen_nimg, scalars=scalars
+        )
+
+    def checkpoint(self, state: TrainingState) -> None:
+        """Write a checkpoint, and remove all but the newest."""
+        settings = self.settings
+        share = settings.batch_size // settings.world.size
+        shard = min(settings.microbatch_size or share, share)
+        meta = {
+            "state": state.meta(),
+            "threads": self.threads,
+            "exports": self.exports,
+            "run": self.plan.run_id,
+            "split": {"processes": settings.world.size, "shard": shard},
+        }
+        # First, and not at a stop: a run that was disturbed has the snapshots of one that was not.
+        if checkpoint_due(state, settings) or state.nimg >= state.phase.images:
+            save_snapshot(self.folder / SNAPSHOTS, state)
+        path = self.folder / "checkpoints" / f"{state.seen_nimg:014d}.safetensors"
+        save_checkpoint(path, state.tensors(), meta)
+        prune_checkpoints(path.parent)
+
+    def phase_done(self, state: TrainingState) -> None:
+        """Write the weights that a phase ends with, if they are a result, and a checkpoint."""
+        last = state.phase_index == len(state.phases) - 1
+        names = {state.phase.export, MAIN if last else None}
+        for name in filter(None, names):
+            path = weights_file(self.folder, name)
+            meta = {
+                "run": self.plan.run_id,
+                "seen_nimg": state.seen_nimg,
+                "phase": state.phase.name,
+            }
+            self.exports[name] = {
+                "sha256": save_checkpoint(path, state.export(), meta),
+                "images_seen": state.seen_nimg,
+                "network_evaluations": state.network_evaluations,
+                "seconds_by_phase": {k: round(v, 3) for k, v in state.seconds.items()},
+            }
+        self.checkpoint(state)
+
+    def finish(self, state: TrainingState) -> Mapping[str, Any]:
+        """Write and return the result of a training that is complete."""
+        result = {
+            "exports": self.exports,
+            "parameters": sum(p.numel() for p in state.modules["model"].parameters()),
+            "images_seen": state.seen_nimg,
+            "threads": self.threads,
+            "world_size": self.settings.world.size,
+            "teacher": self.teacher.name if self.teacher else None,
+        }
+        _write_json(self.folder / RESULT_FILE, result)
+        return result
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps(data, indent=1, sort_keys=True).encode())

@@ -1,0 +1,113 @@
+"""What the loop sees in a logging interval: means, counts, times, and what is not finite."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmbench.errors import NonFiniteError
+from cmbench.plugin.method import Progress
+from cmbench.training.settings import Settings
+from cmbench.training.state import TrainingState
+
+
+class Meter:
+    """Means of what the loop sees, kept on the device between logging intervals."""
+
+    def __init__(self, state: TrainingState, settings: Settings) -> None:
+        self.state, self.settings = state, settings
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._bad_nimg: Tensor | None = None
+        self._started = self._last = self._saved = time.perf_counter()
+        self._steps = 0
+
+    def see_loss(self, loss: Tensor) -> None:
+        """Refuse a non-finite loss (see :meth:`_refuse`) and log it."""
+        self._add("loss", loss)
+        self._refuse("loss", loss)
+
+    def see_gradient(self, norm: Tensor, scale: Tensor | None = None) -> None:
+        """Refuse a non-finite gradient, which a finite loss can have; log its norm."""
+        self._add("grad_norm", norm.detach())
+        self._refuse("gradient", norm.detach())
+        if scale is not None:
+            self._add("loss_scale", scale)
+
+    def _refuse(self, what: str, value: Tensor) -> None:
+        """Raise if ``value`` is not finite: at once on the CPU, at the interval's end on a GPU.
+
+        Asking a GPU at every step would stall it; until the interval's end the position of the
+        first bad value is kept on the device, and no checkpoint is written in between.
+        """
+        if value.device.type == "cpu":
+            if not math.isfinite(value.item()):
+                raise non_finite(self.state, self.state.seen_nimg, what)
+            return
+        if self._bad_nimg is None:
+            self._bad_nimg = torch.full((), -1, dtype=torch.int64, device=value.device)
+        fresh_bad = ~torch.isfinite(value) & (self._bad_nimg < 0)
+        here = torch.full_like(self._bad_nimg, self.state.seen_nimg)
+        self._bad_nimg = torch.where(fresh_bad, here, self._bad_nimg)
+
+    def check_finite(self) -> None:
+        """Raise :class:`NonFiniteError` if any loss or gradient so far was not finite."""
+        if self._bad_nimg is not None and (bad := int(self._bad_nimg.item())) >= 0:
+            raise non_finite(self.state, bad)
+
+    def see_step(self, progress: Progress, nets: Mapping[str, Any]) -> None:
+        """Log what the method logged; count network evaluations and time."""
+        for name, value in progress.scalars.items():
+            self._add(name, value)
+        for net in (*nets.values(), *self.state.observed):
+            self.state.network_evaluations += net.forward_equivalents * self.settings.world.size
+            net.forward_equivalents = 0
+        now = time.perf_counter()
+        name = self.state.phase.name
+        self.state.seconds[name] = self.state.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+        self._steps += 1
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._counts[name] = self._counts.get(name, 0) + 1
+
+    def due(self) -> bool:
+        """Say whether the logging interval is over."""
+        return self._last - self._started >= self.settings.log_seconds
+
+    def long_unsaved(self) -> bool:
+        """Say whether the last checkpoint, or the start, was too long ago."""
+        return self._last - self._saved >= self.settings.checkpoint_seconds
+
+    def saved(self) -> None:
+        """Count from now on: a checkpoint has just been written."""
+        self._saved = time.perf_counter()
+
+    def take(self) -> dict[str, float]:
+        """Return the interval's means and start the next one."""
+        self.check_finite()
+        if not self._steps:
+            return {}
+        elapsed = max(time.perf_counter() - self._started, 1e-9)
+        means = {name: float(v) / self._counts[name] for name, v in self._sums.items()}
+        means["images_per_s"] = self._steps * self.settings.batch_size / elapsed
+        self._sums, self._counts, self._steps = {}, {}, 0
+        self._started = time.perf_counter()
+        return means
+
+
+def non_finite(
+    state: TrainingState, nimg: int, what: str = "loss or its gradient"
+) -> NonFiniteError:
+    """Return the error that stops a run whose loss or gradient is NaN or infinite."""
+    return NonFiniteError(
+        f"training phase {state.phase.name!r}",
+        f"the {what} is not finite at {nimg} images seen",
+        remedy="the last good checkpoint is kept; lower optimizer.lr or set optimizer.grad_clip",
+    )

@@ -1,0 +1,44 @@
+"""What the loop is given: training images, settings, and who is called between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cmbench.plugin.method import Batch
+from cmbench.training.distributed import World
+from cmbench.training.state import TrainingState
+
+
+class Feed(Protocol):
+    """Training images by their position in the stream."""
+
+    def batch(self, start: int, count: int, seed: int) -> Batch:
+        """Return images ``start … start + count - 1`` of the stream that ``seed`` names."""
+
+
+@dataclass
+class Settings:
+    """How a run is trained, apart from what its method says."""
+
+    seed: int
+    batch_size: int
+    microbatch_size: int | None = None
+    precision: str = "fp32"
+    compile: bool = False
+    checkpoint_nimg: int = 0
+    #: also after so long without one: what a kill or a lost process can cost
+    checkpoint_seconds: float = 1800.0
+    log_seconds: float = 1.0
+    world: World = field(default_factory=World)
+
+
+@dataclass
+class Watchers:
+    """What the caller wants to happen between steps."""
+
+    log: Callable[[TrainingState, Mapping[str, float]], None] = lambda state, scalars: None
+    checkpoint: Callable[[TrainingState], None] = lambda state: None
+    phase_done: Callable[[TrainingState], None] = lambda state: None
+    should_stop: Callable[[], str | None] = lambda: None
