@@ -12,7 +12,7 @@ from cmbench.cli.common import takes
 from cmbench.cli.console import make_reporter
 from cmbench.data.custom import custom_path, custom_target, is_custom, resolve_dataset, slug
 from cmbench.data.locations import DATA_VARIABLE, DataLocations
-from cmbench.data.preparation.run import Progress, Request
+from cmbench.data.preparation.run import Request
 from cmbench.data.preparation.run import prepare as prepare_dataset
 from cmbench.data.rules import RULES, Rule
 from cmbench.data.sources.base import describe_passed_over
@@ -241,8 +241,7 @@ def check(
             f"{target!r} is not prepared in {folder}",
             remedy=f"run `cmbench prepare {target} --source PATH`",
         )
-    show: Progress = ReporterProgress(spec.name)
-    return verify_dataset(folder, show)
+    return verify_dataset(folder, ReporterProgress(spec.name))
 
 
 def describe(manifest: DatasetManifest, locations: DataLocations, done: bool) -> list[str]:

@@ -66,9 +66,6 @@ class Dataset(ABC):
         1/2, drawn from the seed and the position.
         """
 
-    def prefetch(self, start: int, count: int, seed: int) -> None:  # noqa: B027
-        """Announce a batch that :meth:`batch` will be asked for next. By default nothing."""
-
     @abstractmethod
     def reference_images(self, batch_size: int = 500) -> Iterator[Tensor]:
         """Yield the protocol's reference set in a fixed order, uint8 (float32 if not quantised)."""
@@ -107,7 +104,7 @@ class Dataset(ABC):
     def exact_flow_map(
         self, noise: Tensor, labels: Tensor | None = None, *, sigma_max: float = 80.0
     ) -> Tensor | None:
-        """Return the exact PF-ODE sample of unit ``noise`` (shape and dtype kept).
+        """Return the exact PF-ODE sample ``[N, C, H, W]`` of unit ``noise``, in its dtype.
 
         The ODE starts at ``sigma_max * noise`` and ends at noise level zero; with ``labels`` it is
         that of the class. None where there is no closed form, which is every dataset of pictures.
@@ -138,6 +135,3 @@ def load_dataset(
             remedy="fix the plugin that registers it",
         )
     return dataset
-
-
-__all__ = ["DataLocations", "Dataset", "DatasetBatch", "load_dataset"]

@@ -31,7 +31,7 @@ def read_digits() -> tuple[Pixels, Labels]:
 
 
 def content_hash(pixels: Pixels, labels: Labels) -> str:
-    """Return the SHA-256 of the image bytes followed by the labels, one byte each."""
+    """Return the SHA-256 of image bytes ``[N, 1, 8, 8]``, then labels ``[N]``, one byte each."""
     return hashlib.sha256(pixels.tobytes() + labels.astype(np.uint8).tobytes()).hexdigest()
 
 

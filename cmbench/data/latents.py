@@ -39,7 +39,7 @@ def standardise(raw: Tensor) -> Tensor:
 
 
 def unstandardise(latents: Tensor) -> Tensor:
-    """Invert :func:`standardise`."""
+    """Return raw latents ``[N, 4, H, W]``: the inverse of :func:`standardise`."""
     return latents * (_channels(RAW_STD, latents) / FINAL_STD) + _channels(RAW_MEAN, latents)
 
 

@@ -110,7 +110,7 @@ def unreadable(who: str, name: str, error: Exception) -> UserError:
     return UserError(who, f"image {name!r} {problem}", allowed=allowed, remedy=remedy)
 
 
-class Picture(NamedTuple):
+class OpenedPicture(NamedTuple):
     """A picture of mode ``L`` or ``RGB``, and what was odd about its file.
 
     ``lossy`` names the lossy format of the file, "" if it is lossless. Pillow may decode the
@@ -122,7 +122,7 @@ class Picture(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def open_picture(data: bytes, channels: int, *, upright: bool = True) -> Picture:
+def open_picture(data: bytes, channels: int, *, upright: bool = True) -> OpenedPicture:
     """Open an encoded picture by the rule above.
 
     Args:
@@ -138,9 +138,9 @@ def open_picture(data: bytes, channels: int, *, upright: bool = True) -> Picture
     image, mode = _open(data), MODES[channels]
     if image.mode == mode and _ODD.isdisjoint(image.info):  # nearly all pictures end here
         if image.format == "JPEG":
-            return Picture(image, "JPEG")
+            return OpenedPicture(image, "JPEG")
         if image.format == "PNG" and _is_plain_png(image, data):
-            return Picture(image, "")
+            return OpenedPicture(image, "")
     _check_frames_and_depth(image, data)
     lossy, turn = _lossy_format(image, data), _orientation(image, data)
     notes = [_FIRST] if "mp" in image.info else []
@@ -153,7 +153,7 @@ def open_picture(data: bytes, channels: int, *, upright: bool = True) -> Picture
             image = image.transpose(_TURNS[turn])
     if image.mode != mode:
         image = _to_rgb(image, notes) if mode == "RGB" else _to_grey(image, notes)
-    return Picture(image, lossy, tuple(notes))
+    return OpenedPicture(image, lossy, tuple(notes))
 
 
 def decode_picture(data: bytes, channels: int) -> tuple[Pixels, tuple[str, ...]]:

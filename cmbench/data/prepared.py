@@ -104,11 +104,6 @@ class PreparedDataset(ArrayDataset):
             rest.append(self._labels.index_select(0, part.indices))
         return (images, *(t.pin_memory() if pinned else t for t in rest))
 
-    def prefetch(self, start: int, count: int, seed: int) -> None:
-        """Announce a batch that :meth:`batch` will be asked for; only streaming cares."""
-        if self._ahead is not None:
-            self._ahead.announce(Key(start, count, seed))
-
     def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> DatasetBatch:
         """See :meth:`Dataset.batch`; ``indices`` are positions in the dataset."""
         if self._ahead is None:
@@ -127,6 +122,3 @@ def fits_on(device: torch.device, nbytes: int) -> bool:
 def build(spec: DatasetSpec, locations: DataLocations) -> PreparedDataset:
     """Return a prepared dataset; raises ``MissingError`` with the command that prepares it."""
     return PreparedDataset(spec, open_prepared(spec, locations))
-
-
-__all__ = ["PreparedDataset", "build", "check_fits", "open_prepared"]

@@ -87,7 +87,7 @@ def content_hash(shape: tuple[int, ...], dtype: str, blocks: list[str], labels: 
 
 
 def labels_hash(labels: npt.NDArray[np.int32] | None) -> str:
-    """Return the SHA-256 of int32 little-endian labels, or "" without labels."""
+    """Return the SHA-256 of labels ``[N]`` as int32, little-endian; "" without labels."""
     return "" if labels is None else hashlib.sha256(labels.astype("<i4").tobytes()).hexdigest()
 
 

@@ -82,7 +82,7 @@ class ArrayDataset(Dataset):
         return DatasetBatch(images, labels, part.indices)
 
     def gather(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
-        """Copy images, as stored, from the host's array into one tensor (``out`` if given).
+        """Copy the images of ``indices [n]``, as stored, to ``out`` or a new ``[n, C, H, W]``.
 
         numpy's ``take`` is a memory copy a row, whatever the thread count is set to.
         """

@@ -38,8 +38,8 @@ class Staged(NamedTuple):
 class ReadAhead:
     """Calls ``read(key)`` in a thread for the batches that will be wanted next.
 
-    What comes next is what was announced by :meth:`announce`, or else the same step onwards as
-    between the last two batches. A wrong guess costs a wasted read and nothing else.
+    The next batch is expected as far onwards as the last one was from the one before. A wrong
+    guess costs a wasted read and nothing else.
     """
 
     def __init__(self, read: Callable[[Key], tuple[Tensor, ...]], device: torch.device) -> None:

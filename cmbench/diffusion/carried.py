@@ -1,8 +1,7 @@
 """The derivative of a consistency function along a trajectory, from its network's own tangent.
 
 ``f = c_skip x + c_out F(c_in x, c_noise)``. A network that carries tangents gives ``F`` (graded)
-and ``dF`` (detached) in one pass; the scalings' derivatives are closed forms. Arbitrary functions
-go through :func:`cmbench.diffusion.tangent.consistency_tangent`.
+and ``dF`` (detached) in one pass; the scalings' derivatives are closed forms.
 """
 
 from __future__ import annotations
@@ -28,9 +27,10 @@ def boundary_consistency_tangent(
     sigma_min: float,
     labels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``f`` (graded) and ``d_sigma f + (d_x f) slope`` (detached) in the EDM frame.
+    """Return ``f`` (graded) and ``d_sigma f + (d_x f) slope`` (detached), ``[N, C, H, W]``.
 
-    Scalings are those of :func:`cmbench.diffusion.preconditioning.boundary_scalings`; with
+    EDM frame, ``sigma [N]``. Scalings are those of
+    :func:`cmbench.diffusion.preconditioning.boundary_scalings`; with
     ``v = sigma^2 + sd^2`` and ``g = sigma - sigma_min`` their derivatives are
     ``c_in' = -sigma v^(-3/2)``, ``c_noise' = 1 / (4 sigma)``, ``c_skip' = -2 g c_skip^2 / sd^2``,
     ``c_out' = sd (v^(-1/2) - g sigma v^(-3/2))``.

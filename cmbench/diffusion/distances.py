@@ -12,22 +12,22 @@ from torch import Tensor
 
 
 def squared_l2_sum(a: Tensor, b: Tensor) -> Tensor:
-    """Return ``||a - b||^2``, summed over pixels."""
+    """Return ``||a - b||^2`` ``[N]``, summed over pixels."""
     return (a - b).flatten(1).square().sum(dim=1)
 
 
 def l2_mean(a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean over pixels of ``(a - b)^2`` (Song et al. 2023, Sec. 3, as released)."""
+    """Return the mean over pixels of ``(a - b)^2``, ``[N]`` (Song et al. 2023, as released)."""
     return (a - b).flatten(1).square().mean(dim=1)
 
 
 def l1_mean(a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean over pixels of ``|a - b|`` (Song et al. 2023, Sec. 3, as released)."""
+    """Return the mean over pixels of ``|a - b|``, ``[N]`` (Song et al. 2023, as released)."""
     return (a - b).flatten(1).abs().mean(dim=1)
 
 
 def l2_norm(a: Tensor, b: Tensor) -> Tensor:
-    """Return the vector norm ``||a - b||``, with gradient zero (not NaN) where ``a = b``.
+    """Return the vector norm ``||a - b||`` ``[N]``; its gradient is zero, not NaN, at ``a = b``.
 
     Geng et al. 2024 (arXiv:2406.14548) train with this distance; the root's derivative is infinite
     at zero, where zero is a subgradient of the norm.
@@ -40,7 +40,7 @@ def l2_norm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pseudo_huber(a: Tensor, b: Tensor, c: float) -> Tensor:
-    """Return ``sqrt(||a - b||^2 + c^2) - c`` on the *per-image* vector norm, ``c >= 0``.
+    """Return ``sqrt(||a - b||^2 + c^2) - c`` ``[N]`` on the *per-image* vector norm, ``c >= 0``.
 
     Song & Dhariwal 2023 (arXiv:2310.14189), Sec. 3.3. Not the per-pixel loss of the same name.
     Written as ``s / (sqrt(s + c^2) + c)``, which does not cancel at small distances. At ``c = 0``

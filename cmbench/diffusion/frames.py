@@ -13,7 +13,7 @@ VP             ``x_vp = alpha x0 + beta eps``         ``eps`` or ``v = alpha eps
 =============  =====================================  ===========================================
 
 Sources: EDM, Karras et al. 2022 (arXiv:2206.00364); TrigFlow, Lu & Song 2024 (arXiv:2410.11081),
-Sec. 3 and App. B.2.
+Sec. 3 and App. B.2 (bare section numbers below are of the latter).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def quarter_log_sigma(t: Tensor, sigma_data: float) -> Tensor:
 
 
 def edm_to_trig(x_sigma: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
-    """Return ``(x_t, t)`` of an EDM pair: ``x_t = cos(t) x_sigma`` (2410.11081, App. B.2).
+    """Return images ``x_t = cos(t) x_sigma`` and angles ``t [N]`` of an EDM pair (App. B.2).
 
     The cosine is computed as ``sd / sqrt(sigma^2 + sd^2)``, which keeps full relative precision at
     large ``sigma`` where ``cos(arctan(.))`` cancels.
@@ -76,7 +76,7 @@ def edm_to_trig(x_sigma: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tens
 
 
 def trig_to_edm(x_t: Tensor, t: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
-    """Return ``(x_sigma, sigma)`` of a TrigFlow pair: ``x_sigma = x_t / cos(t)``."""
+    """Return images ``x_sigma = x_t / cos(t)`` and ``sigma [N]`` of a TrigFlow pair."""
     return x_t / append_dims(torch.cos(t), x_t), t_to_sigma(t, sigma_data)
 
 
@@ -84,7 +84,7 @@ def trig_to_edm(x_t: Tensor, t: Tensor, sigma_data: float) -> tuple[Tensor, Tens
 
 
 def denoised_to_velocity(x_t: Tensor, t: Tensor, denoised: Tensor) -> Tensor:
-    """Return ``sd F = (cos(t) x_t - D) / sin(t)`` (2410.11081, Sec. 3); ``t`` in (0, pi/2].
+    """Return images ``sd F = (cos(t) x_t - D) / sin(t)`` (Sec. 3); ``t [N]`` in (0, pi/2].
 
     The quotient cancels at small ``t``; with the raw network at hand use
     :meth:`cmbench.diffusion.models.EDMModel.velocity`, which does not divide.
@@ -94,7 +94,7 @@ def denoised_to_velocity(x_t: Tensor, t: Tensor, denoised: Tensor) -> Tensor:
 
 
 def velocity_to_denoised(x_t: Tensor, t: Tensor, velocity: Tensor) -> Tensor:
-    """Return ``D = cos(t) x_t - sin(t) sd F`` (2410.11081, Sec. 3)."""
+    """Return images ``D = cos(t) x_t - sin(t) sd F`` (Sec. 3); ``t [N]``."""
     t = append_dims(t, x_t)
     return torch.cos(t) * x_t - torch.sin(t) * velocity
 
@@ -102,7 +102,7 @@ def velocity_to_denoised(x_t: Tensor, t: Tensor, velocity: Tensor) -> Tensor:
 def predictions_to_velocity(
     t: Tensor, denoised: Tensor, epsilon: Tensor, sigma_data: float
 ) -> Tensor:
-    """Return ``sd F = cos(t) sd eps - sin(t) D`` from both predictions (2410.11081, App. B.2)."""
+    """Return images ``sd F = cos(t) sd eps - sin(t) D``; ``t [N]`` (2410.11081, App. B.2)."""
     t = append_dims(t, denoised)
     return torch.cos(t) * sigma_data * epsilon - torch.sin(t) * denoised
 
@@ -114,13 +114,13 @@ def predictions_to_velocity(
 
 
 def edm_to_vp(x_sigma: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``(x_vp, alpha, beta)`` with ``alpha^2 + beta^2 = 1`` of an EDM pair."""
+    """Return images ``x_vp`` and ``alpha``, ``beta`` ``[N]`` (``alpha^2 + beta^2 = 1``)."""
     alpha = 1 / torch.sqrt(1 + sigma**2)
     return append_dims(alpha, x_sigma) * x_sigma, alpha, sigma * alpha
 
 
 def vp_time_to_sigma(tau: Tensor) -> Tensor:
-    """Return ``sigma(tau) = sqrt(exp(19.9 tau^2 / 2 + 0.1 tau) - 1)`` of the linear VP SDE.
+    """Return ``sigma(tau) = sqrt(exp(19.9 tau^2 / 2 + 0.1 tau) - 1)``, ``[N]``: the linear VP SDE.
 
     ``tau`` in [0, 1]; Song et al. 2021, App. C, as sigma of Karras et al. 2022, Table 1.
     """
@@ -129,7 +129,7 @@ def vp_time_to_sigma(tau: Tensor) -> Tensor:
 
 
 def sigma_to_vp_time(sigma: Tensor) -> Tensor:
-    """Return the VP time of a noise level, the inverse of :func:`vp_time_to_sigma`."""
+    """Return the VP time ``[N]`` of noise levels: the inverse of :func:`vp_time_to_sigma`."""
     slope = VP_BETA_MAX - VP_BETA_MIN
     log_term = torch.log1p(sigma**2)
     # The root of slope/2 tau^2 + beta_min tau = log_term, in the form that does not cancel.

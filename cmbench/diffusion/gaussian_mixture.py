@@ -175,7 +175,7 @@ class GaussianMixture:
         return denoised, shrunk
 
     def score(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return ``grad log p(x; sigma)``, shaped as ``x``."""
+        """Return ``grad log p(x; sigma)``, ``[N, *shape]``."""
         return -self._posterior(x, sigma, labels)[1].reshape(x.shape).to(x.dtype)
 
     def predictions(

@@ -215,12 +215,12 @@ def halving_stages(start_steps: int, end_steps: int = 1) -> tuple[int, ...]:
 
 
 def lognormal_sigmas(unit_normal: Tensor, p_mean: float, p_std: float) -> Tensor:
-    """Return ``sigma = exp(p_mean + p_std n)`` (Karras et al. 2022, Table 1)."""
+    """Return ``sigma = exp(p_mean + p_std n)``, shaped as ``n`` (Karras et al. 2022, Table 1)."""
     return torch.exp(unit_normal * p_std + p_mean)
 
 
 def lognormal_times(unit_normal: Tensor, p_mean: float, p_std: float, sigma_data: float) -> Tensor:
-    """Return the TrigFlow angle ``arctan(e^tau / sd)``, ``tau ~ N(p_mean, p_std^2)``.
+    """Return angles ``arctan(e^tau / sd)``, ``tau ~ N(p_mean, p_std^2)``, shaped as the normal.
 
     Lu & Song 2024 (arXiv:2410.11081), Algorithm 1.
     """
@@ -268,7 +268,7 @@ def choose_bin(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
 
 def sigmoid_gap_ratio(t: Tensor, k: float = 8.0, b: float = 1.0) -> Tensor:
-    """Return ``n(t) = 1 + k sigmoid(-b t)`` (Geng et al. 2024, arXiv:2406.14548, Sec. 3)."""
+    """Return ``1 + k sigmoid(-b t)``, shaped as ``t`` (Geng et al. 2024, arXiv:2406.14548)."""
     return 1 + k * torch.sigmoid(-b * t)
 
 

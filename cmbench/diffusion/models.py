@@ -41,11 +41,11 @@ class DiffusionModel(Protocol):
         ...
 
     def denoise(self, x_sigma: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return ``D(x_sigma, sigma)``, the estimate of clean data (EDM frame)."""
+        """Return ``D(x_sigma, sigma [N])``, clean images ``[N, C, H, W]`` (EDM frame)."""
         ...
 
     def velocity(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return ``dx_t/dt = sd F`` of the PF-ODE (TrigFlow frame)."""
+        """Return ``dx_t/dt = sd F`` ``[N, C, H, W]`` of the PF-ODE (TrigFlow frame); ``t [N]``."""
         ...
 
 
@@ -59,14 +59,14 @@ class EDMModel:
     def denoise(
         self, x_sigma: Tensor, sigma: Tensor, labels: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        """Return the denoised images at noise level ``sigma`` >= 0."""
+        """Return the denoised images ``[N, C, H, W]`` at noise levels ``sigma [N]`` >= 0."""
         scalings = edm_scalings(sigma, self.sigma_data)
         return precondition(self.network, x_sigma, scalings, labels, **kwargs)
 
     def velocity(
         self, x_t: Tensor, t: Tensor, labels: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        """Return ``sd F`` at angle ``t`` without dividing by ``sin t``.
+        """Return ``sd F`` ``[N, C, H, W]`` at angles ``t [N]`` without dividing by ``sin t``.
 
         EDM's scalings put into ``(cos t x_t - D) / (sd sin t)`` leave the raw network at the same
         input with the opposite sign: ``F_trig(x_t / sd, t) = -F_raw(x_t / sd, ln(sd tan t) / 4)``.
@@ -89,7 +89,7 @@ class TrigFlowModel:
     output_sign: float = 1.0
 
     def raw(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Return ``F(x_t / sd, c_noise(t))``, of unit variance."""
+        """Return ``F(x_t / sd, c_noise(t))`` ``[N, C, H, W]``, of unit variance; ``t [N]``."""
         noise = t if self.noise_embedding == "t" else quarter_log_sigma(t, self.sigma_data)
         raw = self.network(x_t / self.sigma_data, noise, labels, **kwargs)
         return raw if self.output_sign == 1.0 else self.output_sign * raw
@@ -97,13 +97,13 @@ class TrigFlowModel:
     def velocity(
         self, x_t: Tensor, t: Tensor, labels: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        """Return ``sd F`` at angle ``t``."""
+        """Return ``sd F`` ``[N, C, H, W]`` at angles ``t [N]``."""
         return self.sigma_data * self.raw(x_t, t, labels, **kwargs)
 
     def denoise(
         self, x_sigma: Tensor, sigma: Tensor, labels: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        """Return ``cos(t) x_t - sin(t) sd F`` at ``t = arctan(sigma / sd)``."""
+        """Return ``cos(t) x_t - sin(t) sd F`` ``[N, C, H, W]`` at ``t = arctan(sigma / sd)``."""
         x_t, t = edm_to_trig(x_sigma, sigma, self.sigma_data)
         return velocity_to_denoised(x_t, t, self.velocity(x_t, t, labels, **kwargs))
 
@@ -142,7 +142,7 @@ class EDMConsistency:
     def __call__(
         self, x_sigma: Tensor, sigma: Tensor, labels: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        """Return the estimated origin of the ODE trajectory through ``(x_sigma, sigma)``."""
+        """Return the estimated origin ``[N, C, H, W]`` of the trajectory through ``x_sigma``."""
         scalings = boundary_scalings(sigma, self.sigma_data, self.sigma_min)
         return precondition(self.network, x_sigma, scalings, labels, **kwargs)
 
@@ -162,6 +162,6 @@ class TrigFlowConsistency:
     def __call__(
         self, x_t: Tensor, t: Tensor, labels: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        """Return ``cos(t) x_t - sin(t) sd F(x_t / sd, c_noise(t))``."""
+        """Return ``cos(t) x_t - sin(t) sd F(x_t / sd, c_noise(t))`` ``[N, C, H, W]``; ``t [N]``."""
         model = TrigFlowModel(self.network, self.sigma_data, self.noise_embedding, self.output_sign)
         return velocity_to_denoised(x_t, t, model.velocity(x_t, t, labels, **kwargs))

@@ -30,7 +30,7 @@ class Scalings:
 
 
 def edm_scalings(sigma: Tensor, sigma_data: float) -> Scalings:
-    """Return EDM's scalings (Karras et al. 2022, arXiv:2206.00364, Table 1 and Eq. 7).
+    """Return EDM's scalings ``[N]`` (Karras et al. 2022, arXiv:2206.00364, Table 1 and Eq. 7).
 
     ``sigma = 0`` is allowed: there ``c_skip = 1``, ``c_out = 0`` and ``c_noise`` is floored to a
     finite value, so that ``D(x, 0) = x`` exactly.
@@ -46,7 +46,7 @@ def edm_scalings(sigma: Tensor, sigma_data: float) -> Scalings:
 
 
 def boundary_scalings(sigma: Tensor, sigma_data: float, sigma_min: float) -> Scalings:
-    """Return the scalings of a consistency function with ``f(x, sigma_min) = x`` bitwise.
+    """Return scalings ``[N]`` of a consistency function with ``f(x, sigma_min) = x`` bitwise.
 
     ``c_skip = sd^2 / ((sigma - sigma_min)^2 + sd^2)``,
     ``c_out = sd (sigma - sigma_min) / sqrt(sigma^2 + sd^2)``; ``c_in`` and ``c_noise`` are EDM's
@@ -72,7 +72,7 @@ def precondition(
     labels: Tensor | None = None,
     **network_arguments: Any,
 ) -> Tensor:
-    """Return ``c_skip x + c_out network(c_in x, c_noise, labels)``, shaped as ``x``.
+    """Return ``c_skip x + c_out network(c_in x, c_noise, labels)`` ``[N, C, H, W]``.
 
     ``network_arguments`` go to the network as they are (``augment_labels=...``).
     """

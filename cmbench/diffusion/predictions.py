@@ -28,12 +28,12 @@ class DataModel:
     sigma_data: float
 
     def denoise(self, x_sigma: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return ``F(z, ln(sigma) / 4)``."""
+        """Return ``F(z, ln(sigma) / 4)``, clean images ``[N, C, H, W]``; ``sigma [N]``."""
         z, _, _ = edm_to_vp(x_sigma, sigma)
         return self.network(z, _c_noise(sigma), labels)
 
     def velocity(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return ``(cos t x_t - D) / sin t``; ``t`` > 0."""
+        """Return ``(cos t x_t - D) / sin t`` ``[N, C, H, W]``; ``t [N]`` > 0."""
         x_sigma, sigma = trig_to_edm(x_t, t, self.sigma_data)
         return denoised_to_velocity(x_t, t, self.denoise(x_sigma, sigma, labels))
 
@@ -51,13 +51,13 @@ class DataAndNoiseModel:
     sigma_data: float
 
     def denoise(self, x_sigma: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the mixture of the two estimates of the clean image."""
+        """Return the mixture of the two estimates, clean images ``[N, C, H, W]``; ``sigma [N]``."""
         z, alpha, beta = edm_to_vp(x_sigma, sigma)
         x, epsilon = self.network(torch.cat([z, z], 1), _c_noise(sigma), labels).chunk(2, 1)
         a, b = append_dims(alpha, z), append_dims(beta, z)
         return b**2 * x + a * (z - b * epsilon)
 
     def velocity(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return ``(cos t x_t - D) / sin t``; ``t`` > 0."""
+        """Return ``(cos t x_t - D) / sin t`` ``[N, C, H, W]``; ``t [N]`` > 0."""
         x_sigma, sigma = trig_to_edm(x_t, t, self.sigma_data)
         return denoised_to_velocity(x_t, t, self.denoise(x_sigma, sigma, labels))

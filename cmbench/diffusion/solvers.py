@@ -39,7 +39,7 @@ def batch_sigma(sigma: Tensor, x: Tensor) -> Tensor:
 
 
 def ends_at_zero(sigmas: Tensor) -> bool:
-    """Return whether the grid's last noise level is zero."""
+    """Return whether the last noise level of a grid ``[n + 1]`` is zero."""
     return bool(sigmas[-1] == 0)
 
 
@@ -56,33 +56,24 @@ def ddim_step(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor) ->
     return ratio * x + (1 - ratio) * denoised
 
 
-def inverse_ddim(x_next: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """Return the ``D`` whose DDIM step leads from ``x`` to ``x_next``.
-
-    ``(sigma x_next - s x) / (sigma - s)`` (Salimans & Ho 2022, arXiv:2202.00512, App. G, in the EDM
-    frame); it is ``x_next`` at ``s = 0``.
-    """
-    sigma, sigma_next = append_dims(sigma, x), append_dims(sigma_next, x)
-    return (sigma * x_next - sigma_next * x) / (sigma - sigma_next)
-
-
 def two_step_target(
     first: Tensor, second: Tensor, sigma: Tensor, middle: Tensor, end: Tensor
 ) -> Tensor:
     """Return the ``D`` whose one DDIM step meets two of a teacher (arXiv:2202.00512, App. G).
 
     ``first`` and ``second`` are the teacher's predictions at ``sigma`` and ``middle``, images;
-    levels are ``[N]``, ``sigma > middle > end >= 0``. As :func:`inverse_ddim` of the two steps, but
-    x cancels and a mean of the predictions is left; at ``end`` = 0 it is the second.
+    levels are ``[N]``, ``sigma > middle > end >= 0``. The two steps are inverted as one; x cancels
+    and a mean of the predictions is left, which at ``end`` = 0 is the second.
     """
     share = (1 - end / middle) / (1 - end / sigma)
     return torch.lerp(first, second, append_dims(share, first))
 
 
 def trigflow_ddim_step(x_t: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """Return ``cos(t - s) x_t - sin(t - s) sd F`` (Lu & Song 2024, arXiv:2410.11081, Eq. 26).
+    """Return images ``cos(t - s) x_t - sin(t - s) sd F`` (arXiv:2410.11081, Eq. 26).
 
-    The same point as :func:`ddim_step` in the other frame; the paper misprints an index.
+    The same point as :func:`ddim_step` in the other frame; times ``[N]``. The paper misprints an
+    index.
     """
     gap = append_dims(t - t_next, x_t)
     return torch.cos(gap) * x_t - torch.sin(gap) * velocity

@@ -10,7 +10,6 @@ pseudo-objective is from Song et al. (arXiv:2303.01469), Theorem 6 and App. B.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,13 +25,13 @@ TangentNorm = Literal["l2", "rms"]
 
 
 def trigflow_interpolate(x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """Return ``x_t = cos(t) x0 + sin(t) z``; ``z = sd eps`` carries sigma_data (Sec. 3)."""
+    """Return images ``cos(t) x0 + sin(t) z``; ``z = sd eps``, ``t [N]`` (Sec. 3)."""
     t = append_dims(t, x0)
     return torch.cos(t) * x0 + torch.sin(t) * z
 
 
 def trigflow_velocity_target(x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """Return ``dx_t/dt = cos(t) z - sin(t) x0``: the target of ``sd F`` and CT's ODE slope."""
+    """Return images ``cos(t) z - sin(t) x0``, the target of ``sd F`` and CT's slope; ``t [N]``."""
     t = append_dims(t, x0)
     return torch.cos(t) * z - torch.sin(t) * x0
 
@@ -111,7 +110,7 @@ def rearranged_tangent(
 
 
 def discrete_tangent(f_t: Tensor, f_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """Return ``(f(x_t, t) - f(x_s, s)) / sin(t - s)``, the discrete-time tangent (Fig. 5c)."""
+    """Return images ``(f(x_t, t) - f(x_s, s)) / sin(t - s)``; ``t``, ``s [N]`` (Fig. 5c)."""
     return (f_t - f_s) / append_dims(torch.sin(t - s), f_t)
 
 
@@ -123,7 +122,7 @@ def image_norm(g: Tensor, norm: TangentNorm = "l2") -> Tensor:
 
 
 def normalize_tangent(g: Tensor, c: float = 0.1, norm: TangentNorm = "l2") -> Tensor:
-    """Return ``g / (||g|| + c)`` image by image (Sec. 4.2; App. A, line 9).
+    """Return images ``g / (||g|| + c)``, each by its own norm (Sec. 4.2; App. A, line 9).
 
     The paper does not say which norm. ``"l2"`` and ``"rms"`` differ by the root of an image's size
     in scale and in where ``c`` bites, so record which was used. Normalising ends the equality of
@@ -142,25 +141,11 @@ def warmup(step: int, warmup_steps: int) -> float:
     return 1.0 if warmup_steps <= 0 else min(1.0, step / warmup_steps)
 
 
-# --- Jacobian-vector products of any function ------------------------------------------------
-
-#: A function of tensors returning a tensor.
-TensorFunction = Callable[..., Tensor]
-
-
-def forward_mode_jvp(
-    fn: TensorFunction, primals: Sequence[Tensor], tangents: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return ``fn(*primals)`` and its exact derivative along ``tangents`` (``torch.func.jvp``)."""
-    result: tuple[Tensor, Tensor] = torch.func.jvp(fn, tuple(primals), tuple(tangents))[:2]
-    return result
-
-
 # --- the continuous-time pseudo-objective of 2023 (EDM frame) --------------------------------
 
 
 def oracle_ode_slope(x_sigma: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-    """Return ``(x_sigma - x0) / sigma``, the ODE slope from data or from a denoiser's output.
+    """Return images ``(x_sigma - x0) / sigma``: the ODE slope from data or a denoiser's output.
 
     With ``x0`` it is the unbiased estimate of consistency training, with ``D(x_sigma, sigma)`` the
     PF-ODE of distillation (arXiv:2303.01469, Eq. 2 and Theorem 6); ``sigma`` > 0.
@@ -168,32 +153,10 @@ def oracle_ode_slope(x_sigma: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
     return (x_sigma - x0) / append_dims(sigma, x_sigma)
 
 
-def consistency_tangent(
-    consistency: TensorFunction,
-    x_sigma: Tensor,
-    sigma: Tensor,
-    slope: Tensor,
-    labels: Tensor | None = None,
-    *,
-    jvp: Callable[
-        [TensorFunction, Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, Tensor]
-    ] = forward_mode_jvp,
-) -> tuple[Tensor, Tensor]:
-    """Return ``f`` and its total derivative ``d_sigma f + (d_x f) slope`` along a trajectory.
-
-    ``consistency(x, time, labels)`` in any frame, with the slope of that frame (Theorem 6).
-    """
-    return jvp(
-        lambda x, time: consistency(x, time, labels),
-        (x_sigma, sigma),
-        (slope, torch.ones_like(sigma)),
-    )
-
-
 def pseudo_objective(
     output: Tensor, tangent: Tensor, weight: Tensor | float = 1.0, hessian: Tensor | float = 2.0
 ) -> Tensor:
-    """Return ``w f . sg(H df/dsigma)`` per image, summed over values (arXiv:2303.01469, Thm 6).
+    """Return ``w f . sg(H df/dsigma)`` ``[N]``, summed over values (arXiv:2303.01469, Thm 6).
 
     Its value means nothing; its gradient is that of the consistency loss as the grid becomes
     infinitely fine. ``hessian`` is the metric's Hessian at zero distance, where that is a multiple

@@ -1,4 +1,4 @@
-"""Loss weightings over noise levels: ``[N]`` noise levels to ``[N]`` weights."""
+"""Loss weightings over noise levels: ``[N]`` noise levels or angles to ``[N]`` weights."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from torch import Tensor
 
 
 def edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:
-    """Return ``(sigma^2 + sd^2) / (sigma sd)^2`` (Karras et al. 2022, Table 1)."""
+    """Return ``(sigma^2 + sd^2) / (sigma sd)^2``, ``[N]`` (Karras et al. 2022, Table 1)."""
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
 def inverse_gap_weight(sigma_larger: Tensor, sigma_smaller: Tensor) -> Tensor:
-    """Return ``1 / (sigma_{i+1} - sigma_i)`` (Song & Dhariwal 2023, arXiv:2310.14189, Sec. 3.1)."""
+    """Return ``1 / (sigma_{i+1} - sigma_i)``, ``[N]`` (arXiv:2310.14189, Sec. 3.1)."""
     return 1 / (sigma_larger - sigma_smaller)
 
 
 def snr(sigma: Tensor) -> Tensor:
-    """Return the signal-to-noise ratio ``sigma^-2`` of unit-scale data, as the papers define it."""
+    """Return the signal-to-noise ratio ``sigma^-2``, ``[N]``, of data of unit scale."""
     return sigma**-2
 
 
 def truncated_snr_weight(sigma: Tensor) -> Tensor:
-    """Return ``max(sigma^-2, 1)`` (Salimans & Ho 2022, arXiv:2202.00512, Sec. 4)."""
+    """Return ``max(sigma^-2, 1)``, ``[N]`` (Salimans & Ho 2022, arXiv:2202.00512, Sec. 4)."""
     return snr(sigma).clamp_min(1)
 
 
 def snr_plus_one_weight(sigma: Tensor) -> Tensor:
-    """Return ``sigma^-2 + 1``, the squared v-error (arXiv:2202.00512, Sec. 4)."""
+    """Return ``sigma^-2 + 1``, ``[N]``: the squared v-error (arXiv:2202.00512, Sec. 4)."""
     return snr(sigma) + 1
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.networks import ops
-from cmbench.networks.base import Network, check_resolution
+from cmbench.networks.base import check_resolution
 from cmbench.networks.blocks import BlockStyle
 from cmbench.networks.config import ADMConfig
 from cmbench.networks.dual import Value
@@ -23,7 +23,7 @@ from cmbench.networks.layers import (
     Linear,
     PositionalEmbedding,
 )
-from cmbench.networks.unet_body import BodyPlan, UNetBody, styled_blocks
+from cmbench.networks.unet_body import BodyPlan, UNet, UNetBody, concatenate, styled_blocks
 
 _UNIFORM = Init("kaiming-uniform", math.sqrt(1.0 / 3.0))
 _ZERO = Init(gain=0.0)
@@ -69,11 +69,12 @@ class ADMEmbedding(nn.Module):
             return ops.silu(emb)
 
 
-class ADM(Network):
+class ADM(UNet):
     """Adaptive group normalisation, residual blocks that resample, multi-head attention."""
 
     Config: ClassVar[type[ADMConfig]] = ADMConfig
     config: ADMConfig
+    embedding: ADMEmbedding
 
     def __init__(
         self, config: ADMConfig, data_shape: tuple[int, int, int], num_classes: int
@@ -95,23 +96,6 @@ class ADM(Network):
 
         stem = Conv2d(data_shape[0], widths[0], 3, init=_UNIFORM)
         make_block = styled_blocks(style, config.dropout_at)
-        self.body_net = UNetBody(plan, stem, make_block, join=_concatenate)
+        self.body_net = UNetBody(plan, stem, make_block, join=concatenate)
         self.norm_out = GroupNorm(widths[0], min_channels=config.min_group_channels)
         self.conv_out = Conv2d(widths[0], data_shape[0], 3, init=_ZERO)
-
-    def units(self) -> list[nn.Module]:
-        """Return the blocks of the U-Net."""
-        return self.body_net.units()
-
-    def body(
-        self, x: Value, c_noise: Value, labels: Tensor | None, augment_labels: Tensor | None
-    ) -> Value:
-        """Compute F; see :meth:`Network.forward`."""
-        emb = self.embedding(c_noise, labels, augment_labels)
-        h = self.body_net(x, emb, checkpointing=self.gradient_checkpointing)
-        y: Value = self.conv_out(ops.silu(self.norm_out(h)))
-        return y
-
-
-def _concatenate(h: Value, skip: Value) -> Value:
-    return ops.cat([h, skip])

@@ -96,7 +96,7 @@ def _chunk(shape: torch.Size, keys: int, device: torch.device) -> tuple[int, int
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return softmax attention by two products, softmax in at least float32."""
+    """Return :func:`attention` ``[N, heads, tokens, channels]`` by two products and a softmax."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     wide = torch.promote_types(scores.dtype, torch.float32)
     return torch.softmax(scores, -1, dtype=wide).to(v.dtype) @ v

@@ -86,7 +86,7 @@ class Network(nn.Module):
         *,
         tangent_dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return ``(F, dF)``: the output and its derivative along ``(dx, dc_noise)``.
+        """Return ``(F, dF)`` ``[N, C, H, W]``: the output, its derivative along ``(dx, dc_noise)``.
 
         F is bit-equal to :meth:`forward`'s (dropout mask included) and carries the autograd graph;
         dF is computed under no_grad, at about the cost of one further forward.

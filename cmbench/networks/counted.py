@@ -92,7 +92,7 @@ class CountedNetwork:
     def forward_with_tangent(
         self, x: Tensor, c_noise: Tensor, dx: Tensor, dc_noise: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Return ``(F, dF)``: the graded output and its detached directional derivative.
+        """Return ``(F, dF)`` ``[N, C, H, W]``: graded output, detached directional derivative.
 
         Keyword arguments are those of :func:`cmbench.networks.tangent_modes.tangent_of`.
         """

@@ -89,7 +89,7 @@ class Resample(nn.Module):
 
 
 def favour_layout(x: Tensor) -> Tensor:
-    """Return ``x`` in the memory layout that its device convolves fastest.
+    """Return ``x [N, C, H, W]`` in the memory layout that its device convolves fastest.
 
     On the CPU that is channels-last, which oneDNN takes without reordering (about 1.3x on forward
     and backward). On a GPU the caller's layout stands: it depends on precision and compiler.
@@ -98,7 +98,7 @@ def favour_layout(x: Tensor) -> Tensor:
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    """Return a convolution of stride 1; 1x1 on channels-last CPU tensors is a matrix product.
+    """Convolve ``[N, C, H, W]`` at stride 1; 1x1 on channels-last CPU tensors is a product.
 
     (PyTorch sends the latter to a slow im2col kernel.)
     """

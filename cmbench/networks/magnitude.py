@@ -23,7 +23,7 @@ SILU_MAGNITUDE = 0.596
 
 
 def normalize_weight(weight: Tensor) -> Tensor:
-    """Scale each output's weights to unit mean square (Eq. 47): rows of norm sqrt(fan-in)."""
+    """Scale weights ``[out, ...]`` to unit mean square per output (Eq. 47): norm sqrt(fan-in)."""
     dims = tuple(range(1, weight.ndim))
     norm = torch.linalg.vector_norm(weight, dim=dims, keepdim=True)
     y: Tensor = weight / (EPS + norm / math.sqrt(math.prod(weight.shape[1:])))
@@ -44,7 +44,7 @@ class MPConv(nn.Module):
         return convolve(x, weight, None, weight.shape[-1] // 2)
 
     def forward(self, x: Value, gain: Tensor | None = None) -> Value:
-        """Map ``x`` with the normalised weights, times a scalar ``gain`` where given."""
+        """Map ``[N, inputs, ...]`` with normalised weights, times a scalar ``gain`` if given."""
         weight = normalize_weight(self.weight) / math.sqrt(math.prod(self.weight.shape[1:]))
         if gain is not None:
             weight = weight * gain
@@ -90,7 +90,7 @@ class MPPositional(nn.Module):
 
 
 def mp_silu(x: Value) -> Value:
-    """SiLU at unit magnitude (Eq. 81)."""
+    """SiLU at unit magnitude (Eq. 81), shape kept."""
     return ops.scale(ops.silu(x), 1.0 / SILU_MAGNITUDE)
 
 
@@ -101,7 +101,7 @@ def mp_sum(a: Value, b: Value, balance: float) -> Value:
 
 
 def mp_cat(a: Value, b: Value, balance: float) -> Value:
-    """Concatenate with equal shares of magnitude at ``balance`` 0.5 (Eq. 103)."""
+    """Concatenate ``[N, C, …]`` with equal shares of magnitude at ``balance`` 0.5 (Eq. 103)."""
     na, nb = a.shape[1], b.shape[1]
     total = math.sqrt((na + nb) / ((1.0 - balance) ** 2 + balance**2))
     wa, wb = total / math.sqrt(na) * (1.0 - balance), total / math.sqrt(nb) * balance

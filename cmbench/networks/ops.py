@@ -1,5 +1,7 @@
 """Operations on a plain tensor or on a :class:`~cmbench.networks.dual.Dual`.
 
+Elementwise operations keep the shape (``add`` and ``mul`` broadcast); features ``[N, C, ...]``.
+
 Each function runs the primal kernel first, exactly as without a tangent, and the derivative under
 ``no_grad`` after it (primal first also matters under autocast, whose weight cache must be filled
 with the casts that carry gradients).

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmbench.networks import ops
-from cmbench.networks.base import Network, check_resolution
+from cmbench.networks.base import check_resolution
 from cmbench.networks.blocks import BlockStyle
 from cmbench.networks.config import DDPMPPConfig, NCSNPPConfig
 from cmbench.networks.dual import Value
 from cmbench.networks.embedding import NoiseLabelEmbedding
 from cmbench.networks.layers import Conv2d, GroupNorm, Init, Resample
-from cmbench.networks.unet_body import BodyPlan, UNetBody, styled_blocks
+from cmbench.networks.unet_body import BodyPlan, UNet, UNetBody, concatenate, styled_blocks
 
 _NEAR_ZERO = Init(gain=1e-5)
 
@@ -42,7 +42,7 @@ class PyramidStep(nn.Module):
         return ops.linear_map(self._filter, self.conv(x))
 
 
-class DDPMPP(Network):
+class DDPMPP(UNet):
     """DDPM++; with ``pyramid``, Fourier embedding and the wider filter it is NCSN++."""
 
     Config: ClassVar[type[DDPMPPConfig]] = DDPMPPConfig
@@ -71,34 +71,17 @@ class DDPMPP(Network):
             plan,
             Conv2d(data_shape[0], config.channels, 3),
             styled_blocks(style, config.dropout_at),
-            join=_concatenate,
+            join=concatenate,
             pyramid=_pyramid(config, data_shape[0], widths) if config.pyramid else None,
         )
         self.norm_out = GroupNorm(widths[0], eps=style.eps)
         self.conv_out = Conv2d(widths[0], data_shape[0], 3, init=_NEAR_ZERO)
-
-    def units(self) -> list[nn.Module]:
-        """Return the blocks of the U-Net."""
-        return self.body_net.units()
-
-    def body(
-        self, x: Value, c_noise: Value, labels: Tensor | None, augment_labels: Tensor | None
-    ) -> Value:
-        """Compute F; see :meth:`Network.forward`."""
-        emb = self.embedding(c_noise, labels, augment_labels)
-        h = self.body_net(x, emb, checkpointing=self.gradient_checkpointing)
-        y: Value = self.conv_out(ops.silu(self.norm_out(h)))
-        return y
 
 
 class NCSNPP(DDPMPP):
     """NCSN++: the same class with other defaults."""
 
     Config: ClassVar[type[DDPMPPConfig]] = NCSNPPConfig
-
-
-def _concatenate(h: Value, skip: Value) -> Value:
-    return ops.cat([h, skip])
 
 
 def _pyramid(config: DDPMPPConfig, channels: int, widths: tuple[int, ...]) -> nn.ModuleList:

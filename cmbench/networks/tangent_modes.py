@@ -47,7 +47,7 @@ def tangent_of(
     step: float = 1e-2,
     tangent_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``(F, dF)`` with F graded (and bit-equal to a plain call) and dF detached.
+    """Return ``(F, dF)`` ``[N, C, H, W]``: F graded, bit-equal to a plain call; dF detached.
 
     ``mode`` None takes the network's own carried tangents where it has them. ``forward-ad`` runs
     ``torch.func.jvp`` without gradients beside the graded call, ``finite-difference`` two further

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from cmbench.networks import ops
+from cmbench.networks.base import Network
 from cmbench.networks.blocks import BlockStyle, Stage, UNetBlock, run_block
 from cmbench.networks.dual import Value
 from cmbench.networks.layers import ResampleMode, favour_layout
@@ -168,3 +169,30 @@ class UNetBody(nn.Module):
                 h = self.join(h, skips.pop())
                 h = run_block(block, h, emb, checkpointing=checkpointing)
         return h
+
+
+def concatenate(h: Value, skip: Value) -> Value:
+    """Join ``[N, C, H, W]`` and a skip ``[N, S, H, W]`` to ``[N, C + S, H, W]``."""
+    return ops.cat([h, skip])
+
+
+class UNet(Network):
+    """A network of an embedding, a :class:`UNetBody`, and a normalised output convolution."""
+
+    embedding: nn.Module
+    body_net: UNetBody
+    norm_out: nn.Module
+    conv_out: nn.Module
+
+    def units(self) -> list[nn.Module]:
+        """Return the blocks of the U-Net."""
+        return self.body_net.units()
+
+    def body(
+        self, x: Value, c_noise: Value, labels: Tensor | None, augment_labels: Tensor | None
+    ) -> Value:
+        """Compute F; see :meth:`Network.forward`."""
+        emb = self.embedding(c_noise, labels, augment_labels)
+        h = self.body_net(x, emb, checkpointing=self.gradient_checkpointing)
+        y: Value = self.conv_out(ops.silu(self.norm_out(h)))
+        return y

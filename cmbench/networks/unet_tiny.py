@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -31,8 +33,8 @@ class UNetTiny(Network):
         self, config: UNetTinyConfig, data_shape: tuple[int, int, int], num_classes: int
     ) -> None:
         super().__init__(config, data_shape, num_classes)
-        levels = len(config.channel_mult)
-        side = check_resolution("unet-tiny", data_shape, config.patch_size * 2 ** (levels - 1))
+        halvings = len(config.channel_mult) - 1
+        side = check_resolution("unet-tiny", data_shape, config.patch_size * 2**halvings)
         side //= config.patch_size
         in_channels = data_shape[0] * config.patch_size**2
         widths = [config.channels * mult for mult in config.channel_mult]
@@ -41,35 +43,26 @@ class UNetTiny(Network):
             config, num_classes, inputs=config.channels, outputs=style.embedding_dim
         )
 
-        def block(
-            inputs: int, outputs: int, level: int, resample: ResampleMode = "keep"
-        ) -> UNetBlock:
-            attention = side >> level in config.attention_resolutions and resample != "up"
-            return UNetBlock(
-                inputs,
-                outputs,
-                style,
-                dropout=config.dropout,
-                resample=resample,
-                attention=attention,
-            )
-
         self.conv_in = Conv2d(in_channels, widths[0], 3)
+        self._build_levels(widths, partial(_block, config, style, side))
+        self.norm_out = GroupNorm(widths[0], eps=style.eps)
+        self.conv_out = Conv2d(widths[0], in_channels, 3, init=Init(gain=0.0))
+
+    def _build_levels(self, widths: list[int], block: Callable[..., UNetBlock]) -> None:
+        blocks, last = self.config.blocks, len(widths) - 1
         self.encoder = nn.ModuleList()
         for level, width in enumerate(widths):
             first = [block(widths[level - 1], width, level, "down")] if level else []
-            more = [block(width, width, level) for _ in range(config.blocks - len(first))]
+            more = [block(width, width, level) for _ in range(blocks - len(first))]
             self.encoder.append(Stage(first + more))
-        self.middle = Stage([block(widths[-1], widths[-1], levels - 1)])
+        self.middle = Stage([block(widths[-1], widths[-1], last)])
         self.ups = nn.ModuleList()
         self.decoder = nn.ModuleList()
-        for level in reversed(range(levels - 1)):
+        for level in reversed(range(last)):
             width = widths[level]
             self.ups.append(Stage([block(widths[level + 1], width, level, "up")]))
-            more = [block(width, width, level) for _ in range(config.blocks - 1)]
+            more = [block(width, width, level) for _ in range(blocks - 1)]
             self.decoder.append(Stage([block(2 * width, width, level), *more]))
-        self.norm_out = GroupNorm(widths[0], eps=style.eps)
-        self.conv_out = Conv2d(widths[0], in_channels, 3, init=Init(gain=0.0))
 
     def body(
         self, x: Value, c_noise: Value, labels: Tensor | None, augment_labels: Tensor | None
@@ -106,4 +99,19 @@ def _style(config: UNetTinyConfig) -> BlockStyle:
         channels_per_head=config.channels_per_head,
         init_zero=Init(gain=1e-5),
         init_attention=Init(gain=math.sqrt(0.2)),
+    )
+
+
+def _block(
+    config: UNetTinyConfig,
+    style: BlockStyle,
+    side: int,
+    inputs: int,
+    outputs: int,
+    level: int,
+    resample: ResampleMode = "keep",
+) -> UNetBlock:
+    attention = side >> level in config.attention_resolutions and resample != "up"
+    return UNetBlock(
+        inputs, outputs, style, dropout=config.dropout, resample=resample, attention=attention
     )

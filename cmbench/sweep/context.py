@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from cmbench.data.base import DataLocations, Dataset, load_dataset
+from cmbench.data.base import Dataset, load_dataset
 from cmbench.data.custom import resolve_dataset
+from cmbench.data.locations import DataLocations
 from cmbench.errors import MissingError, PluginError, UserError
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.reference import Reference

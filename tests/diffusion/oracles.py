@@ -43,8 +43,51 @@ def consistency_derivative(
     return -cosine * (sigma_data * F - dxt_dt) - sine * (x_t + sigma_data * dF_dt)
 
 
+def inverse_ddim(x_next: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """The ``D`` whose DDIM step leads from ``x`` to ``x_next``.
+
+    ``(sigma x_next - s x) / (sigma - s)`` (Salimans & Ho 2022, arXiv:2202.00512, App. G, in the EDM
+    frame); it is ``x_next`` at ``s = 0``.
+    """
+    sigma, sigma_next = append_dims(sigma, x), append_dims(sigma_next, x)
+    return (sigma * x_next - sigma_next * x) / (sigma - sigma_next)
+
+
+TensorFunction = Callable[..., Tensor]
+Jvp = Callable[[TensorFunction, Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, Tensor]]
+
+
+def forward_mode_jvp(
+    fn: TensorFunction, primals: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """``fn(*primals)`` and its exact derivative along ``tangents``."""
+    result: tuple[Tensor, Tensor] = torch.func.jvp(fn, tuple(primals), tuple(tangents))[:2]
+    return result
+
+
+def consistency_tangent(
+    consistency: TensorFunction,
+    x_sigma: Tensor,
+    sigma: Tensor,
+    slope: Tensor,
+    labels: Tensor | None = None,
+    *,
+    jvp: Jvp = forward_mode_jvp,
+) -> tuple[Tensor, Tensor]:
+    """``f`` and its total derivative ``d_sigma f + (d_x f) slope`` along a trajectory.
+
+    ``consistency(x, time, labels)`` in any frame, with the slope of that frame (Song et al. 2023,
+    arXiv:2303.01469, Theorem 6).
+    """
+    return jvp(
+        lambda x, time: consistency(x, time, labels),
+        (x_sigma, sigma),
+        (slope, torch.ones_like(sigma)),
+    )
+
+
 def central_difference_jvp(
-    fn: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor], h: float
+    fn: TensorFunction, primals: Sequence[Tensor], tangents: Sequence[Tensor], h: float
 ) -> tuple[Tensor, Tensor]:
     """``fn(*primals)`` and ``(fn(p + h v) - fn(p - h v)) / 2h``, of error O(h^2)."""
     ahead = fn(*(p + h * v for p, v in zip(primals, tangents, strict=True)))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import inverse_ddim
 from scipy.integrate import quad
 from torch import Tensor
 
@@ -28,7 +29,6 @@ from cmbench.diffusion.solvers import (
     heun,
     heun_nfe,
     heun_step,
-    inverse_ddim,
     stochastic_heun,
     trigflow_ddim_step,
 )

@@ -9,7 +9,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from oracles import central_difference_jvp, consistency_derivative, gaussian_flow_map
+from oracles import (
+    central_difference_jvp,
+    consistency_derivative,
+    consistency_tangent,
+    forward_mode_jvp,
+    gaussian_flow_map,
+)
 from torch import Tensor
 
 from cmbench.diffusion.distances import pseudo_huber, squared_l2_sum
@@ -31,9 +37,7 @@ from cmbench.diffusion.models import (
 from cmbench.diffusion.solvers import ddim_step, heun_step
 from cmbench.diffusion.tangent import (
     clip_tangent,
-    consistency_tangent,
     discrete_tangent,
-    forward_mode_jvp,
     image_norm,
     jvp_inputs,
     normalize_tangent,

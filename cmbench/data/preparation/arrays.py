@@ -33,7 +33,7 @@ class ArrayBlocks:
         self._rest: Pixels = np.empty((0, *layout.data_shape), np.uint8)
 
     def add(self, images: Pixels) -> Iterator[int]:
-        """Write whole blocks; yield the number of images written after each."""
+        """Write whole blocks of images ``[n, C, H, W]``; yield the number written so far."""
         size = self.layout.block_images
         start = 0
         if len(self._rest):

@@ -11,8 +11,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +19,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cmbench.data.layout import Layout, hash_block
+from cmbench.data.layout import Layout
 from cmbench.data.preparation.decode import BlockDone
 from cmbench.data.store import BLOCKS, IMAGES, LABELS, MANIFEST
+from cmbench.data.verify import ProgressCallback, changed_blocks
 from cmbench.errors import BusyError, UserError
 
 WHO = "cmbench prepare"
@@ -108,24 +108,13 @@ class Partial:
 
     # ---- end -----------------------------------------------------------------------------------
 
-    def verified(
-        self, layout: Layout, count: int, progress: Callable[[str, int, int], None]
-    ) -> list[str]:
+    def verified(self, layout: Layout, count: int, progress: ProgressCallback) -> list[str]:
         """Read every block back and compare it with its hash; return the hashes in order."""
         total = layout.blocks(count)
-        bad = []
-        progress("verifying", 0, count)
-        file = os.open(self.images, os.O_RDONLY)
-        try:
-            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-                found = threads.map(lambda b: hash_block(file, layout, b, count), range(total))
-                for block, digest in enumerate(found):
-                    if digest != self.done[block].sha256:
-                        bad.append(block)
-                    progress("verifying", layout.block_range(block, count)[1], count)
-            os.fsync(file)
-        finally:
-            os.close(file)
+        hashes = [self.done[block].sha256 for block in range(total)]
+        bad = changed_blocks(self.images, layout, count, hashes, progress)
+        with open(self.images, "rb") as file:
+            os.fsync(file.fileno())
         if bad:
             self._forget(bad)
             raise UserError(
@@ -134,7 +123,7 @@ class Partial:
                 remedy="run the same command again, it makes those anew; if this repeats, check "
                 "the disk",
             )
-        return [self.done[block].sha256 for block in range(total)]
+        return hashes
 
     def _forget(self, blocks: list[int]) -> None:
         for block in blocks:

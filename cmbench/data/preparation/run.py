@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -38,6 +38,7 @@ from cmbench.data.store import (
     labels_hash,
     read_manifest,
 )
+from cmbench.data.verify import ProgressCallback, no_progress
 from cmbench.errors import UserError
 from cmbench.plugin.specs import DatasetSpec
 
@@ -46,9 +47,6 @@ _SERIAL_IMAGES = 4096
 #: Archives of at least this many bytes, and folders of at least as many files as above, get their
 #: workers started while they are indexed.
 _LARGE_SOURCE = 8 << 20
-
-#: ``progress(stage, images done, images in all)``; a stage with a total of 0 cannot be counted.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def prepare(
     rule: Rule,
     request: Request,
     locations: DataLocations,
-    progress: Progress = lambda stage, done, total: None,
+    progress: ProgressCallback = no_progress,
 ) -> tuple[DatasetManifest, bool]:
     """Convert ``request.source`` into ``<data_dir>/<spec.name>``.
 
@@ -129,7 +127,7 @@ class Preparation:
     request: Request
     target: Path
     partial: Partial
-    progress: Progress
+    progress: ProgressCallback
 
     def run(self) -> DatasetManifest:
         """Do all of it."""
@@ -340,6 +338,3 @@ class Preparation:
         elif content.remark:
             parts.append(content.remark)
         return "+".join(parts)
-
-
-__all__ = ["Preparation", "Progress", "Request", "prepare"]
