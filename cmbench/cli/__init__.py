@@ -1,1 +1,1 @@
-"""The command line: one small module a verb; parse, call, print."""
+"""The command line: one small module per verb: parse, call, print."""

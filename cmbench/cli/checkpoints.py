@@ -1,4 +1,4 @@
-"""What ``cmbench import`` and ``cmbench parity`` share: options of a checkpoint from elsewhere."""
+"""What ``cmbench import`` and ``cmbench parity`` share: a checkpoint of another project."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def compare_(a: str, b: str, dataset: str | None, workspace_dir: str | None) -> 
 
 
 def table_row(item: RowComparison) -> list[str]:
-    """Return a comparison as the cells of its line."""
+    """Return a comparison as one line of the table."""
     x, y = item.a.rank_measurement, item.b.rank_measurement
     numbers = [f"{m.mean:.5g}" if m else "-" for m in (x, y)]
     difference = item.difference

@@ -1,4 +1,4 @@
-"""Talk to the person who waits: rich bars on a terminal, plain lines elsewhere, all on stderr."""
+"""Progress on stderr: rich bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cmbench.reporter import Reporter
 
 
 def make_reporter(quiet: bool = False) -> Reporter:
-    """Return the reporter that fits where stderr goes."""
+    """Return the reporter for a terminal or for a log."""
     if quiet:
         return Reporter()
     return RichReporter() if sys.stderr.isatty() else PlainReporter()
 
 
 class PlainReporter(Reporter):
-    """One line now and then: for logs and pipes."""
+    """One line every few seconds, for logs and pipes."""
 
     def __init__(self, every_s: float = 10.0) -> None:
         self.every_s = every_s
@@ -37,7 +37,7 @@ class PlainReporter(Reporter):
         click.echo(f"warning: {text}", err=True)
 
     def task_started(self, task: str, title: str, total: int, done: int = 0) -> None:
-        """Say what begins."""
+        """Print what begins."""
         self._titles[task] = (title, total)
         self._spoken[task] = time.monotonic()
         self._began[task] = (time.monotonic(), done)
@@ -63,7 +63,7 @@ class PlainReporter(Reporter):
 
 
 class RichReporter(Reporter):
-    """Progress bars with loss, images/s and the time that is left."""
+    """Progress bars with loss, images/s and the remaining time."""
 
     def __init__(self) -> None:
         from rich.console import Console

@@ -173,7 +173,7 @@ class EvalOptions(ContextOptions):
 @context_options
 @takes(EvalOptions)
 def eval_(options: EvalOptions) -> None:
-    """Score SAMPLES that any generator made.
+    """Score SAMPLES of any generator.
 
     SAMPLES is a folder of images, a .zip, .npz or .npy, a run of this harness (its id, folder or a
     checkpoint), a diffusers pipeline, or a Python generator as module:function: called with sample

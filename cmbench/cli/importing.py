@@ -50,7 +50,7 @@ class ImportOptions(CheckpointOptions):
 @workspace_option
 @takes(ImportOptions)
 def import_(options: ImportOptions) -> None:
-    """Read a checkpoint from elsewhere, without running anything of its own.
+    """Read a checkpoint of another project, without running any code in it.
 
     FILE is a .pkl of EDM, EDM2, ECT or TCM, a .pt of OpenAI's consistency models, a diffusers
     U-Net folder, OpenAI's JAX checkpoint_N, or .safetensors under official names.
@@ -86,10 +86,10 @@ def default_name(path: Path) -> str:
 
 
 def keep(found: ImportedNetwork, target: Path, *, force: bool, ours: bool) -> str:
-    """Write weights and manifest and return the hash; another checkpoint there is kept.
+    """Write weights and manifest and return the hash; never replace another checkpoint.
 
-    ``ours``: the target is in the workspace, where weights without a manifest are what an import
-    left that was stopped. Elsewhere they are a file of the user's, the checkpoint itself perhaps.
+    ``ours``: the target is in the workspace, where weights without a manifest are left by an import
+    that was stopped. Elsewhere they are a file of the user, perhaps the checkpoint itself.
     """
     from cmbench.training.checkpoint import load_checkpoint
 
@@ -97,7 +97,7 @@ def keep(found: ImportedNetwork, target: Path, *, force: bool, ours: bool) -> st
     if target.exists() and not (manifest.exists() or force or ours):
         raise UserError(
             "cmbench import",
-            f"{target} is there already, and was not imported",
+            f"{target} already exists and was not imported",
             allowed="a new file",
             remedy="choose one with --to, or replace it with --force",
         )
@@ -107,16 +107,16 @@ def keep(found: ImportedNetwork, target: Path, *, force: bool, ours: bool) -> st
             return there.sha256
         raise UserError(
             "cmbench import",
-            f"{target} holds another checkpoint or other facts about it",
+            f"{target} is another checkpoint or has other facts about it",
             allowed="a new name",
             remedy="choose one with --to, or replace it with --force",
         )
-    manifest.unlink(missing_ok=True)  # without it the old file is none, whenever this stops
+    manifest.unlink(missing_ok=True)  # without it the old file does not count, if this stops now
     return found.save(target)
 
 
 def describe(found: ImportedNetwork) -> list[str]:
-    """Return what was recognised as lines for a person."""
+    """Return what was recognised, as lines of text."""
     import torch
 
     from cmbench.importers.imported import build_network
@@ -127,7 +127,7 @@ def describe(found: ImportedNetwork) -> list[str]:
     said = [str(found.description[key]) for key in ("class", "part") if key in found.description]
     options = ", ".join(f"{k} {_plain(v)}" for k, v in found.options.items())
     words = {"edm": "edm (a denoiser)", "boundary": "boundary (a consistency function)"}.get(
-        found.parameterization, "not told: say it with --parameterization before it is used"
+        found.parameterization, "unknown: give it with --parameterization before using the network"
     )
     constants = [
         f"{name} {value:g}"
@@ -144,7 +144,7 @@ def describe(found: ImportedNetwork) -> list[str]:
     ]
     if found.assumed:
         assumed = ", ".join(f"{k} {_plain(v)}" for k, v in found.assumed.items())
-        lines.append(f"assumed          {assumed} (shapes do not tell)")
+        lines.append(f"assumed          {assumed} (not determined by the shapes)")
     return [printable(line) for line in lines]  # names come from the file
 
 

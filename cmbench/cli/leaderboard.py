@@ -41,14 +41,14 @@ def _folder(given: Path | None) -> Path:
 @leaderboard.command()
 @_FOLDER
 def validate(folder: Path | None) -> int:
-    """Check every published row; exit 2 with file, line and field of each problem."""
+    """Check every published row; exits 2 and prints file, line and field of each problem."""
     found = _folder(folder)
     problems = 0
     folders = boards.board_folders(found)
     if not folders:
         raise UserError(
             "leaderboard",
-            f"{found} holds no board",
+            f"{found} has no board",
             allowed="<dataset>/board.toml",
             remedy="give the folder of the boards",
         )

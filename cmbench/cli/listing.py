@@ -1,4 +1,4 @@
-"""``cmbench list``: what there is, from the specs alone (no torch)."""
+"""``cmbench list``: what plugins register, from the specs alone (no torch)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 
 
 def rows_of(kind: str, manager: PluginManager) -> list[dict[str, Any]]:
-    """Return the rows of one kind as plain data, with the plugin that brings each."""
+    """Return the rows of one kind as plain data, with the plugin that registers each."""
     if kind == "recipes":
         from cmbench.sweep.recipes import recipe_names  # only this kind reads TOML
 
@@ -57,7 +57,7 @@ def rows_of(kind: str, manager: PluginManager) -> list[dict[str, Any]]:
 
 
 def _own_datasets(registered: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of datasets that were prepared here from images of the user's own."""
+    """Return the rows of datasets that were prepared here from the user's own images."""
     from cmbench.data.locations import DataLocations
 
     locations = DataLocations()

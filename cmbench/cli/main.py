@@ -18,27 +18,27 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("cmbench.cli.report:report", "Render records as pages, Markdown, CSV and LaTeX."),
     "compare": ("cmbench.cli.compare:compare_", "Compare two methods, paired over seeds."),
     "leaderboard": ("cmbench.cli.leaderboard:leaderboard", "Published rows: list, show, validate."),
-    "merge": ("cmbench.cli.merge:merge_", "Bring other workspaces' records into this one."),
+    "merge": ("cmbench.cli.merge:merge_", "Copy other workspaces' records into this one."),
     "verify": ("cmbench.cli.verify:verify", "Check records: hashes, samples, numbers."),
     "submit": ("cmbench.cli.submit:submit", "Pack records so that others can verify them."),
     "export": ("cmbench.cli.export:export", "Write rows as CSV, Parquet, LaTeX or JSON."),
     "prepare": ("cmbench.cli.prepare:prepare", "Convert a dataset into the prepared format."),
-    "import": ("cmbench.cli.importing:import_", "Read a checkpoint from elsewhere."),
+    "import": ("cmbench.cli.importing:import_", "Read a checkpoint of another project."),
     "parity": ("cmbench.cli.parity:parity", "Compare an import with the official outputs."),
-    "eval": ("cmbench.cli.eval:eval_", "Score samples that any generator made."),
+    "eval": ("cmbench.cli.eval:eval_", "Score samples of any generator."),
     "refs": ("cmbench.cli.refs:refs", "List, show, import and compare reference statistics."),
-    "status": ("cmbench.cli.status:status", "Show what the workspace holds and what is missing."),
+    "status": ("cmbench.cli.status:status", "Show runs, checkpoints and records of the workspace."),
     "show": ("cmbench.cli.show:show", "Show one record."),
     "list": ("cmbench.cli.listing:list_", "List methods, datasets, metrics, networks, recipes."),
     "plugins": ("cmbench.cli.plugins:plugins", "List plugins with their status and errors."),
     "env": ("cmbench.cli.env:env", "Show versions, hardware and paths."),
-    "completion": ("cmbench.cli.completion:completion", "Print shell completion set-up."),
+    "completion": ("cmbench.cli.completion:completion", "Print the shell completion script."),
 }
 
 EPILOG = """\b
 Exit codes: 0 done; 1 some cells failed (their records say why); 2 bad usage or input;
-3 a run broke down; 4 a path, data, weights or hardware missing; 5 busy; 75 stopped, start again;
-130 interrupted. compare: 0, 1, 4 are its verdict (compare --help).
+3 a run failed; 4 a path, data, weights or hardware is missing; 5 busy; 75 stopped: repeat the
+command to continue; 130 interrupted. For compare, 0, 1 and 4 are its verdict (compare --help).
 
 \b
 Examples:
@@ -67,7 +67,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the verb; name the nearest one if there is none of that name."""
+        """Find the verb; suggest the nearest one if it does not exist."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
@@ -116,7 +116,7 @@ def print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -
 def cli(ctx: click.Context, debug: bool) -> None:
     """Measure few-step image generators on equal terms.
 
-    Results go to stdout, talk to stderr.
+    Results go to stdout, progress and messages to stderr.
     """
     ctx.ensure_object(dict)["debug"] = debug
 

@@ -58,7 +58,7 @@ class ParityOptions(CheckpointOptions):
 @click.option("--float64", "double", is_flag=True, help="Compute in double precision.")
 @takes(ParityOptions)
 def parity(options: ParityOptions) -> int:
-    """Compare an original checkpoint, as read here, with the official code's outputs.
+    """Compare a checkpoint, as read here, with the outputs of the official code.
 
     docs/parity.md has the procedure and what to run in the official repositories.
 
@@ -91,11 +91,11 @@ def parity(options: ParityOptions) -> int:
 
 
 def require_one_task(options: ParityOptions) -> None:
-    """Raise ``UserError`` unless there is a checkpoint and one thing to do with it."""
+    """Raise ``UserError`` unless the checkpoint exists and one task is given."""
     if (options.reference is None) == (options.inputs is None):
         raise UserError(
             "cmbench parity",
-            "nothing to do" if options.inputs is None else "two things to do",
+            "neither option given" if options.inputs is None else "both options given",
             allowed="--inputs or --reference",
             remedy="give one of them",
         )

@@ -39,7 +39,7 @@ class ReporterProgress:
         self.stage = ""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show where the preparation is."""
+        """Show the progress of the preparation."""
         if stage != self.stage:
             self.finish()
             self.stage = stage
@@ -145,7 +145,7 @@ def prepare(options: PrepareOptions) -> None:
 def convert(
     options: PrepareOptions, registered: Mapping[str, DatasetSpec], locations: DataLocations
 ) -> None:
-    """Prepare a dataset and say what is there now."""
+    """Prepare a dataset and print what was made."""
     spec, rule, path = find_target(options, registered)
     request = Request(
         path,
@@ -207,7 +207,7 @@ def find_target(
 
 
 def require_no_own_settings(options: PrepareOptions) -> None:
-    """Raise ``UserError`` for a setting of own images where the dataset decides it."""
+    """Raise ``UserError`` for a setting that only own images take."""
     for option, given in (
         ("--transform", options.transform),
         ("--resolution", options.resolution),
@@ -265,7 +265,7 @@ def describe(manifest: DatasetManifest, locations: DataLocations, done: bool) ->
 
 
 def list_targets(registered: Mapping[str, DatasetSpec], locations: DataLocations) -> None:
-    """Print what can be prepared and what is."""
+    """Print what can be prepared and the state of each."""
     click.echo(f"prepared datasets are in {locations.data_dir}")
     for name, spec in registered.items():
         if spec.embedded:

@@ -1,4 +1,4 @@
-"""Which records a verb is about: those of datasets, or one that the user names."""
+"""Finding records: those of datasets, or one that the user names."""
 
 from __future__ import annotations
 

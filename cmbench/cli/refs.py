@@ -1,4 +1,4 @@
-"""``cmbench refs``: the references on this machine."""
+"""``cmbench refs``: reference statistics on this machine."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def report(
 ) -> int:
     """Render records as one self-contained HTML page per dataset, Markdown, CSV and LaTeX.
 
-    Prints the files written. Exits 1 if a record could not be read: the page lists it.
+    Prints the files written. Exits 1 if a record could not be read; the page lists it.
     """
     pages = render_workspace(
         Workspace.existing(workspace_dir),

@@ -57,7 +57,7 @@ class RunOptions(ContextOptions):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], plugins: PluginManager) -> RunOptions:
-        """Parse click's values; raise ``UserError`` for one that means nothing."""
+        """Parse click's values; raise ``UserError`` for an invalid one."""
         nfes = parse_numbers(values["nfes"], "--nfe")
         seeds = parse_seeds(values["seeds"])
         tuned = values["sigmas"] == "tuned"
@@ -79,7 +79,7 @@ class RunOptions(ContextOptions):
 def parse_methods(
     text: str | None, checkpoint: str | None, plugins: PluginManager
 ) -> tuple[str, ...]:
-    """Return the methods that are named, or the default one; none where a checkpoint is sampled."""
+    """Return the methods named, or the default one; none if a checkpoint is sampled."""
     if text is None:
         return (plugins.default_method,) if checkpoint is None else ()
     methods = split_names(text)
@@ -156,7 +156,7 @@ def parse_precision(text: str) -> str:
     "--sigmas",
     metavar="S[,S…]",
     default=None,
-    help="Noise levels to evaluate at, descending; or `tuned`: those of tune-times.",
+    help="Descending noise levels, or `tuned` for those that tune-times found.",
 )
 @ema_option
 @click.option(

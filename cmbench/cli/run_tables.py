@@ -69,7 +69,7 @@ def print_plan(context: Context, plan: SweepPlan) -> None:
 
 
 def print_costs(context: Context, runs: Sequence[RunPlan]) -> None:
-    """Print what the runs that are not done cost, in one process; seeds of one recipe once."""
+    """Print the cost of the runs to do, in one process; seeds of one recipe once."""
     rows = []
     for run in {run.config_sha256: run for run in reversed(runs)}.values():
         cost = estimate(context, run)

@@ -28,7 +28,7 @@ def carry_out(options: RunOptions, plugins: PluginManager) -> int:
     if options.split and launch.size == 1:
         raise UserError(
             "--split",
-            "there is one process",
+            "there is only one process",
             allowed="several processes",
             remedy="start with torchrun, see docs/clusters.md, or leave it out",
         )
@@ -59,7 +59,7 @@ def sweep(options: RunOptions, context: Context) -> int:
     """Plan, execute, print; return the exit code."""
     request = make_request(options)
     if context.world.size > 1:
-        context.world.lead(lambda: bool(plan_sweep(context, request)))  # bad input: said once
+        context.world.lead(lambda: bool(plan_sweep(context, request)))  # bad input is reported once
     plan = plan_sweep(context, request)
     for line in plan.refused if context.world.leads else ():
         click.echo(f"error: {line}", err=True)
@@ -105,7 +105,7 @@ def make_request(options: RunOptions) -> SweepRequest:
 
 
 def warn_of_few(context: Context, request: SweepRequest) -> None:
-    """Say that a sweep with fewer samples than the protocol's is never ranked with full ones."""
+    """Warn that a sweep with fewer samples than the protocol's is never ranked with full ones."""
     asked = request.sampling.num_samples
     protocol = context.dataset_spec(request.dataset).num_samples
     if asked is not None and asked < protocol:
@@ -115,13 +115,13 @@ def warn_of_few(context: Context, request: SweepRequest) -> None:
 
 
 def warn_of_unsaved(context: Context, request: SweepRequest, plan: SweepPlan) -> None:
-    """Say that images are saved while they are sampled, and finished cells are not sampled."""
+    """Warn that finished cells are not sampled again, so their images cannot be saved."""
     samples = context.workspace.samples
     bare = sum(not samples(cell).is_dir() for cell in plan.done) if request.save_samples else 0
     if bare:
         context.reporter.warn(
-            f"--save-samples: {bare} cell(s) are finished and are not sampled again; their images "
-            "were not kept: choose another --workspace, or delete their records"
+            f"--save-samples: {bare} finished cell(s) have no saved images and are not sampled "
+            "again; choose another --workspace, or delete their records"
         )
 
 
@@ -136,7 +136,7 @@ def print_failed(context: Context, records: Sequence[Record]) -> bool:
     """Print how many cells failed, for each reason; return whether any did."""
     reasons = Counter(r.reason for r in records if r.status == "failed")
     if any(" failed while " in reason for reason in reasons) and not context.debug:
-        click.echo("for the tracebacks of what failed, run again with --debug", err=True)
+        click.echo("run again with --debug for the tracebacks", err=True)
     for reason, count in reasons.items():
         click.echo(f"error: {count} cell(s) failed: {reason}", err=True)
     return bool(reasons)

@@ -33,7 +33,7 @@ def show(cell: str, as_json: bool, workspace_dir: str | None) -> None:
 
 
 def describe(record: Record) -> list[str]:
-    """Return a record as lines for a person."""
+    """Return a record as lines of text."""
     s, t = record.sampling, record.training
     lines = [
         f"cell         {record.cell}",
@@ -88,5 +88,5 @@ def estimate(value: float | None, interval: tuple[float, float] | None) -> str:
 
 
 def rounded(value: float, scale: float) -> str:
-    """Return six digits of ``value``; 0 for what is float64's rounding beside ``scale``."""
+    """Return six digits of ``value``; 0 for what is rounding at the size of ``scale``."""
     return "0" if abs(value) <= 1e-12 * scale else f"{value:.6g}"

@@ -46,24 +46,24 @@ def status(workspace_dir: str | None) -> int:
 
 
 def imported_state(manifest: Path) -> str:
-    """Say what an imported checkpoint is."""
+    """Describe an imported checkpoint."""
     try:
         facts = json.loads(manifest.read_text(encoding="utf-8"))["meta"]["imported"]
         size = "x".join(map(str, facts["data_shape"]))
         classes = f"{facts['num_classes'] or 'no'} classes"
         return f"{facts['network']['name']}, {size}, {classes}, from {facts['source']['name']}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "its manifest cannot be read: import the original file again, with --force"
+        return "its manifest cannot be read; import the original file again with --force"
 
 
 def run_state(folder: Path) -> str:
-    """Say how far a run is."""
+    """Describe how far a run is."""
     try:
         if (folder / "result.json").exists():
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             return f"trained, {result['images_seen']:,} images"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "result.json cannot be read: delete it to finish the run again"
+        return "result.json cannot be read; delete it and run again"
     files = (folder / "checkpoints").glob("*.json")
     seen = [int(path.stem) for path in files if path.stem.isdecimal()]
     return f"unfinished, checkpoint at {max(seen):,} images" if seen else "not started"

@@ -54,7 +54,7 @@ class StudyOptions(ContextOptions):
 def study(options: StudyOptions) -> int:
     """Repeat a comparison: run its arms, then write a table and plots.
 
-    NAME is one of `cmbench study --list`, or a .toml file of yours. Arms that are measured already
+    NAME is one of `cmbench study --list`, or your own .toml file. Arms that are already measured
     are not run again.
 
     \b

@@ -157,9 +157,9 @@ class TuneOptions(ContextOptions):
 def tune_times(options: TuneOptions) -> int:
     """Choose the noise levels of multistep sampling on held-out seeds.
 
-    The run must be trained. Golden sections over ln sigma, one level at a time, by a metric of
-    samples whose seeds no record uses. `cmbench run --sigmas tuned` samples at the levels found;
-    its records say so.
+    The run must be trained. Golden-section search over ln sigma, one level at a time, by a metric
+    of samples whose seeds no record uses. `cmbench run --sigmas tuned` samples at the levels found
+    and marks its records as tuned.
 
     \b
     cmbench run --method M --nfe 1

@@ -1,9 +1,9 @@
-"""Which numbers are printed in bold: the best of their group, ties included.
+"""Which numbers are printed in bold: the best of their group, including ties.
 
 Among measured rows the best mean, and every row whose paired difference from it is not significant
-at 5 %: one comparison a row, without correction. Bold is where to look; what may be claimed is the
-rank's interval, corrected over all pairs, which three seeds can seldom narrow. Reported rows have
-no seeds: bold is the best printed number. Rows of one seed are never bold.
+at 5 %: one comparison per row, without correction. Bold shows where to look; claims need the rank's
+interval, which is corrected over all pairs and which three seeds can seldom narrow. Reported rows
+have no seeds: bold is the best printed number. Rows of one seed are never bold.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Member = tuple[str, MetricSummary]
 def best_values(rows: Iterable[Row]) -> set[tuple[str, str]]:
     """Return ``(row id, metric)`` of the best values among rows of one rank group.
 
-    Rows compare only where the metric's key is equal too. A group in which all tie has no best.
+    Rows compare only if the metric's key is equal too. A group in which all tie has no best.
     """
     groups: dict[tuple[bool, str, str, *Group], list[Member]] = {}
     for row in rows:
-        if row.nfe is None:  # rows of unknown cost have nothing to be the best of
+        if row.nfe is None:  # equal cost cannot be assumed
             continue
         reported = row.kind == REPORTED
         for name, measurement in row.measurements.items():
@@ -49,7 +49,7 @@ def _printed_best(members: Sequence[Member]) -> list[str]:
 
 
 def _unbeaten(members: Sequence[Member]) -> list[str]:
-    """Return the best mean and what cannot be told from it."""
+    """Return the best mean and the rows that do not differ significantly from it."""
     sign = -1 if members[0][1].higher_is_better else 1
     first = min(members, key=lambda member: sign * member[1].mean)
     return [

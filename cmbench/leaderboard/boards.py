@@ -1,4 +1,4 @@
-"""Where boards are found: ``leaderboards/<dataset>/`` with published rows and reference records."""
+"""Finding boards: ``leaderboards/<dataset>/`` with published rows and reference records."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class RowComparison:
 
 
 def select(rows: Iterable[Row], selector: str) -> list[Row]:
-    """Return the measured rows that ``METHOD[:RECIPE[:SAMPLER]]`` or a row id means.
+    """Return the measured rows that ``METHOD[:RECIPE[:SAMPLER]]`` or a row id selects.
 
     Raises:
         UserError: if there is none; lists what there is.
@@ -47,7 +47,7 @@ def select(rows: Iterable[Row], selector: str) -> list[Row]:
         known = sorted({f"{row.method}:{row.recipe.rpartition(':')[2]}" for row in measured})
         raise UserError(
             "compare",
-            f"no measured rows fit {selector!r}",
+            f"no measured rows match {selector!r}",
             allowed=", ".join(known) or "none",
             remedy="give METHOD, METHOD:RECIPE, METHOD:RECIPE:SAMPLER or a row id",
         )
@@ -67,7 +67,7 @@ def compare(a: Sequence[Row], b: Sequence[Row]) -> list[RowComparison]:
             "compare",
             "A and B share no dataset, NFE and conditioning",
             allowed=f"A has {_settings(first)}; B has {_settings(second)}",
-            remedy="measure both at one NFE",
+            remedy="measure both at a common NFE",
         )
     differences = [_difference(x, y) for x, y in shared]
     adjusted = iter(holm([d.p for d, _ in differences if d is not None]))
@@ -84,9 +84,9 @@ def _by_setting(side: str, rows: Sequence[Row]) -> dict[tuple[object, ...], Row]
         if key in found:
             raise UserError(
                 "compare",
-                f"{side} names two rows at NFE {row.nfe_text}: "
+                f"{side} selects two rows at NFE {row.nfe_text}: "
                 f"{_name(found[key])} and {_name(row)}",
-                remedy="name the recipe, the sampler or the row id",
+                remedy="add the recipe or the sampler, or give the row id",
             )
         found[key] = row
     return found

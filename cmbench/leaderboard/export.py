@@ -40,7 +40,7 @@ def _read(folder: Path, table: FlatTable) -> Iterator[tuple[Path, Record]]:
 
 
 def cell_table(folders: Mapping[str, Path]) -> FlatTable:
-    """One line a record, its fields as dotted columns; lists and mappings as JSON text."""
+    """One line per record, its fields as dotted columns; lists and mappings as JSON text."""
     table = FlatTable()
     for folder in folders.values():
         for _, record in _read(folder, table):
@@ -60,7 +60,7 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def row_table(folders: Mapping[str, Path]) -> FlatTable:
-    """One line a row over seeds: mean, interval and raw values of every metric, and the rank."""
+    """One line per row over seeds: mean, interval and raw values of every metric, and the rank."""
     table = FlatTable()
     for folder in folders.values():
         parts = sections(aggregate(_read(folder, table)))

@@ -1,7 +1,7 @@
-"""Beside a measured row stands what was reported for the same method, and the difference.
+"""Joins a measured row with what was reported for the same method, and the difference.
 
-The difference is only formed where the metric keys are equal; elsewhere the reported number is
-shown, both keys are spelled out and the difference is withheld.
+The difference is computed only if the metric keys are equal. Otherwise the reported number and both
+keys are shown, without a difference.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Reported:
     #: Metric and key of the measured row; the key may be empty.
     metric: str
     key: str
-    #: Measured minus reported, where the metric keys are equal.
+    #: Measured minus reported, if the metric keys are equal.
     difference: float | None
-    #: Why there is no difference, in a word for a cell; empty if there is one.
+    #: Why there is no difference, short enough for a table cell; empty if there is one.
     withheld: str = ""
 
     @property

@@ -29,7 +29,7 @@ def find_records(source: Path) -> list[Path]:
     """Return the record files of a workspace, a ``records`` folder or one dataset's folder.
 
     Raises:
-        UserError: if ``source`` is no folder or holds no record.
+        UserError: ``source`` is not a folder or has no records.
     """
     if not source.is_dir():
         raise (UserError if source.exists() else MissingError)(
@@ -41,7 +41,7 @@ def find_records(source: Path) -> list[Path]:
     root = source / "records" if (source / "records").is_dir() else source
     found = sorted([*root.glob("*.json"), *root.glob("*/*.json")])
     if not found:
-        raise UserError("merge", f"{source} holds no records", remedy="check the path")
+        raise UserError("merge", f"{source} has no records", remedy="check the path")
     return found
 
 
@@ -55,7 +55,7 @@ def merge(sources: Sequence[Path], target: Path) -> MergeResult:
     and are returned with the reason.
 
     Raises:
-        UserError: a source that holds no records, or every conflicting cell or artifact by name
+        UserError: a source that has no records, or every conflicting cell or artifact by name
             with the files.
     """
     conflicts: list[str] = []
@@ -74,7 +74,7 @@ def merge(sources: Sequence[Path], target: Path) -> MergeResult:
         raise UserError(
             "merge",
             f"{len(conflicts)} conflicting cell(s): {'; '.join(conflicts)}",
-            remedy="records are immutable: keep one of each and move the other away",
+            remedy="records are immutable: keep one of each pair and move the other away",
         )
     chosen = {key: found for key, found in chosen.items() if key in seen}
     return replace(_write(chosen, there, target), unreadable=tuple(unreadable))
@@ -98,7 +98,7 @@ def _read(path: Path) -> Record:
     if path.stem != record.cell:
         raise UserError(
             f"record {path}",
-            f"is of the cell {record.cell!r}, not of the one it is named after",
+            f"has the cell {record.cell!r}, which is not its name",
             allowed=f"{record.cell}.json",
             remedy="rename the file",
         )
@@ -201,7 +201,7 @@ def _wanted_hashes(kept: Iterable[tuple[Path, Record]], target: Path) -> dict[Pa
 def _conflict(source: Path, goal: Path, sha256: str, wanted: str) -> str:
     """Say why the artifact ``source`` of hash ``sha256`` cannot be copied to ``goal``, or ''."""
     if goal.suffix.lower() == ".json":
-        return "would lie among the records as one of them"
+        return "has the name of a record"
     if wanted != sha256:
         return f"in {source} is another file than other records have"
     if _hash(goal) not in (None, sha256):
@@ -210,7 +210,7 @@ def _conflict(source: Path, goal: Path, sha256: str, wanted: str) -> str:
 
 
 def _inside(folder: Path, file: str) -> Path | None:
-    """Return where ``file`` lies; None for what leaves ``folder`` or is no path at all."""
+    """Return where ``file`` lies; None if it leaves ``folder`` or is not a path."""
     try:
         root = folder.resolve()
         path = (root / file).resolve()
@@ -220,11 +220,11 @@ def _inside(folder: Path, file: str) -> Path | None:
 
 
 def _hash(path: Path) -> str | None:
-    """Return the sha256 of what lies at ``path``; None if nothing does."""
+    """Return the sha256 of the file ``path``; None if it does not exist."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return None
-    except OSError as error:  # a folder, a file where a folder should be
+    except OSError as error:  # a folder, or a file in place of a folder
         return f"unreadable: {error.strerror}"

@@ -1,6 +1,6 @@
 """Published rows: ``leaderboards/<dataset>/published.csv`` and ``board.toml`` beside it.
 
-One line a row, exactly as the source prints it; where sources disagree every row stays, with a
+One line per row, exactly as the source prints it; if sources disagree every row is kept, with a
 note. The CSV's columns are the fields of :class:`PublishedRow`; ``board.toml`` names the tables
 that the rows come from, with the number of rows each must have, and the protocols that their
 numbers were measured under. A board without tables needs no CSV: it only gives its dataset a title
@@ -61,14 +61,14 @@ class PublishedRow(BaseModel):
     joins: Text = Field(description="name of the cmbench method that does the same; may be empty")
     reference: Text = Field(description="authors and year as printed")
     year: Annotated[int, Field(ge=1990, le=2100)] | None = Field(
-        description="empty where the source does not say"
+        description="empty if the source does not say"
     )
     family: Family
     conditioning: Literal["conditional", "unconditional", ""] = Field(
-        description="empty where the source does not say"
+        description="empty if the source does not say"
     )
     nfe: Annotated[str, Field(pattern=r"^[1-9][0-9]*(x[1-9][0-9]*)?$")] = Field(
-        description="network evaluations an image; 63x2 where guidance doubles them"
+        description="network evaluations per image; 63x2 if guidance doubles them"
     )
     fid: Printed
     is_: Printed = Field(alias="is")
@@ -108,7 +108,7 @@ class PublishedRow(BaseModel):
 
     @property
     def parameter_count(self) -> int | None:
-        """Parameters as a number; None where the source does not say."""
+        """Parameters as a number; None if the source does not say."""
         if not self.parameters:
             return None
         return round(float(self.parameters[:-1]) * _SIZES[self.parameters[-1]])

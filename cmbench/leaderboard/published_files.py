@@ -89,7 +89,7 @@ def _read_board(path: Path, problems: list[Problem]) -> Board | None:
 
 
 def _toml_line(path: Path, keys: Sequence[str]) -> int:
-    """Return the line where ``keys`` (or the nearest table above it) stands in a TOML file."""
+    """Return the line of ``keys`` (or of the nearest table above) in a TOML file."""
     best, section = 1, ""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         header = re.match(r"\s*\[([^\[\]]+)\]", line)
@@ -154,7 +154,7 @@ def _check_references(
     problems = []
     if rows and board.rank_metric not in METRICS:
         where = _toml_line(folder / BOARD_FILE, ("rank_metric",))
-        message = f"{board.rank_metric!r} is no column of {ROWS_FILE} ({', '.join(METRICS)})"
+        message = f"{board.rank_metric!r} is not a column of {ROWS_FILE} ({', '.join(METRICS)})"
         problems.append(Problem(folder / BOARD_FILE, where, "rank_metric", message))
     seen: dict[str, int] = {}
     for line, row in rows:
@@ -178,7 +178,7 @@ def _check_references(
                     folder / BOARD_FILE,
                     where,
                     f"tables.{name}.rows",
-                    f"the table has {table.rows} rows, {ROWS_FILE} holds {counts[name]}",
+                    f"the table has {table.rows} rows, {ROWS_FILE} has {counts[name]}",
                 )
             )
     return problems

@@ -1,4 +1,4 @@
-"""Rows: what the seeds of one setting say together.
+"""Rows: the seeds of one setting together.
 
 Records that agree in everything that decides the number, except the seeds, form one row; a row
 keeps every raw value. Published numbers become rows of kind ``reported``.
@@ -55,7 +55,7 @@ class Row:
     #: of the passes that sampled; reported rows do not say
     dtype: str = "float32"
     nfe: int | None = None
-    #: ``63x2`` where guidance doubles the evaluations.
+    #: ``63x2`` if guidance doubles the evaluations.
     nfe_text: str = ""
     parameters: int | None = None
     num_samples: int | None = None
@@ -188,7 +188,7 @@ def _row(identity: str, members: Sequence[tuple[Path, Record]]) -> Row:
 
 
 def _marks(record: Record) -> tuple[str, ...]:
-    """Return what sets a row apart from one made the usual way."""
+    """Return how a row differs from one made the usual way."""
     sampling = record.sampling
     tuned = ("tuned times",) if sampling.tuned is not None else ()
     lower = (sampling.dtype,) if sampling.dtype != "float32" else ()

@@ -1,8 +1,8 @@
-"""Sections: which rows may stand in one ranking, and why the others may not.
+"""Sections: which rows are ranked together, and why the others are not.
 
 Two rows are ranked together only if the key of their rank metric is equal and both have the
-samples that the protocol asks for. Everything else is shown in a section of its own with the
-reason, never merged silently.
+samples that the protocol asks for. All other rows are shown in separate sections with the reason,
+never merged silently.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Is one row better than another? Paired t tests over seeds, with Holm's correction.
+"""Whether one row is better than another: paired t tests over seeds, with Holm's correction.
 
 Cells with one sampling seed start from the same noise, so two rows are compared seed by seed and
 what the noise does to both cancels. Rows that share fewer than two seeds are compared as
 independent ones (Welch's test). Both are two-sided and give what ``scipy.stats.ttest_rel`` and
 ``ttest_ind`` give; importing ``scipy.stats`` takes longer than rendering a page.
 
-A single seed cannot be compared. Differences that are all equal leave no t statistic, and that two
-or three seeds agree to the last digit is no certainty either: their p-value is that of the exact
-sign test, 2^(1-n). Rows that are equal in every seed (a tie) have p = 1.
+A single seed cannot be compared. Differences that are all equal have no t statistic, and two or
+three seeds that agree to the last digit prove little: their p-value is that of the exact sign test,
+2^(1-n). Rows that are equal in every seed (a tie) have p = 1.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _by_sampling_seed(units: Sequence[Unit]) -> dict[int, float]:
 
 
 def compare_units(a: Sequence[Unit], b: Sequence[Unit]) -> Difference | None:
-    """Compare two rows' units; None if either side has too few seeds to say anything."""
+    """Compare two rows' units; None if either side has too few seeds."""
     differences = pair_units(a, b)
     n = pairs = len(differences)
     if pairs > 1:

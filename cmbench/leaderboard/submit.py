@@ -114,7 +114,7 @@ def _add(path: Path, files: dict[str, bytes]) -> SubmittedRecord:
             raise UserError(
                 "submit",
                 f"artifact of {path.name}: {error}",
-                remedy="restore it from where the record was made",
+                remedy="restore the file from the machine that made the record",
             ) from error
         _add_artifact(f"{folder}/{artifact.file}", data, files)
     training = record.training
@@ -143,7 +143,7 @@ def _add_artifact(name: str, data: bytes, files: dict[str, bytes]) -> None:
     if name.lower().endswith(".json"):
         raise UserError(
             "submit",
-            f"artifact {name} would lie among the records as one of them",
+            f"artifact {name} has the name of a record",
             allowed="pictures and curves",
             remedy="leave the record out",
         )
@@ -180,7 +180,7 @@ def _write_zip(target: Path, files: dict[str, bytes]) -> None:
 def unpack(archive: Path, folder: Path) -> list[Path]:
     """Check an archive and extract it into ``folder``; return its record files.
 
-    Nothing is written unless names, sizes and hashes are sound.
+    Nothing is written unless names, sizes and hashes are correct.
 
     Raises:
         UserError: naming what is wrong: not a zip, a name that leaves the folder, too large, a file

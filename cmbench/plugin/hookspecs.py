@@ -34,7 +34,7 @@ class CmbenchHooks:
 
     @hookspec
     def cmbench_register_methods(self) -> Sequence[MethodSpec]:
-        """Return the methods that this plugin brings.
+        """Return the methods of this plugin.
 
         Returns:
             One :class:`~cmbench.plugin.specs.MethodSpec` per method. The name is what users type;
@@ -120,7 +120,7 @@ class CmbenchHooks:
 
     @hookspec
     def cmbench_cell_finished(self, record: Record) -> None:
-        """Observe that a cell left its record.
+        """Observe that the record of a cell was written.
 
         Args:
             record: the immutable record: finished, failed or skipped.

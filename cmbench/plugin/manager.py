@@ -1,4 +1,4 @@
-"""The loader: strict with names, gentle with failures.
+"""The loader of plugins: strict with names, tolerant of failures.
 
 pluggy's own ``load_setuptools_entrypoints`` gives up at the first plugin that cannot be imported,
 drops a second entry point of the same name silently, leaves half-registered hooks behind, and loses
@@ -39,16 +39,16 @@ S = TypeVar("S", bound=Spec)
 
 @dataclass
 class Registry(Generic[S]):
-    """The specs of one kind, by name, each with the plugin that brought it."""
+    """The specs of one kind, by name, each with the plugin that registered it."""
 
     kind: str
     specs: dict[str, S] = field(default_factory=dict)
     owners: dict[str, PluginInfo] = field(default_factory=dict)
-    #: all plugins: a name may be unknown because the one that brings it failed
+    #: all plugins: a name may be unknown because its plugin failed
     plugins: list[PluginInfo] = field(default_factory=list)
 
     def add(self, spec: S, owner: PluginInfo) -> None:
-        """Add a spec; a name that another plugin has taken is an error that names both."""
+        """Add a spec; a name that another plugin uses is an error that names both."""
         if spec.name in self.owners:
             other = self.owners[spec.name]
             raise PluginError(
@@ -70,7 +70,7 @@ class Registry(Generic[S]):
         failed = [f"{i} failed: {i.error}" for i in self.plugins if i.status != "ok"]
         if not failed:
             return error
-        remedy = f"{error.remedy}, or fix what may have brought it: {'; '.join(failed)}"
+        remedy = f"{error.remedy}, or fix its plugin if it is one of these: {'; '.join(failed)}"
         return UserError(who, error.problem, allowed=error.allowed, remedy=remedy)
 
     def load(self, name: str) -> Callable[..., Any]:
@@ -101,7 +101,7 @@ _REGISTRATION: dict[str, tuple[str, type[Any]]] = {
 
 
 class PluginManager:
-    """Everything that plugins bring, in one object that is passed around (no global state)."""
+    """Everything that plugins register, in one object that is passed around (no global state)."""
 
     def __init__(self) -> None:
         self.pluggy = pluggy.PluginManager("cmbench")
@@ -200,9 +200,9 @@ class PluginManager:
                 return name
         raise UserError(
             "--method",
-            "no installed plugin marks a default method",
+            "no installed plugin has a default method",
             allowed=", ".join(sorted(self.methods.specs)) or "none",
-            remedy="name one; see `cmbench plugins` for plugins that failed",
+            remedy="give a method; see `cmbench plugins` for plugins that failed",
         )
 
     # ---- observing -----------------------------------------------------------------------------
@@ -221,7 +221,7 @@ class PluginManager:
                     problems.append(
                         f"plugin {implementation.plugin_name!r}: {hook} raised "
                         f"{type(error).__name__}: {' '.join(str(error).split())} "
-                        "(reported once; the run goes on)"
+                        "(reported once; the run continues)"
                     )
         return problems
 

@@ -1,7 +1,7 @@
-"""The workspace: everything that cmbench makes lies under one folder.
+"""The workspace: the folder of everything that cmbench makes.
 
 ``runs/<dataset>/<run>/`` trainings, ``records/<dataset>/<cell>.json`` records with their artifacts,
-``imported/<name>`` checkpoints from elsewhere,
+``imported/<name>`` checkpoints of other projects,
 ``reports/`` pages, ``cache/`` what can be computed again, ``samples/`` pictures if asked for.
 """
 
@@ -33,14 +33,14 @@ class Workspace:
         """Return what :meth:`choose` does, for commands that only read one.
 
         Raises:
-            MissingError: the workspace that was given is not there. The default one may be missing:
-                nothing has been made yet then.
+            MissingError: the workspace that was given does not exist. The default one may be
+                missing: then nothing has been made yet.
         """
         chosen = cls.choose(given)
         if given and not chosen.root.is_dir():
             raise MissingError(
                 "--workspace",
-                f"there is no workspace {chosen.root}",
+                f"workspace {chosen.root} does not exist",
                 remedy="check the path; `cmbench run --workspace DIR` makes one",
             )
         return chosen
@@ -57,12 +57,12 @@ class Workspace:
 
     @property
     def imported(self) -> Path:
-        """Folder of checkpoints from elsewhere."""
+        """Folder of checkpoints of other projects."""
         return self.root / "imported"
 
     @property
     def all_records(self) -> Path:
-        """Folder with one folder of records a dataset."""
+        """Folder with one folder of records per dataset."""
         return self.root / "records"
 
     def records(self, dataset: str) -> Path:

@@ -44,7 +44,8 @@ def picture(data: bytes, file: str) -> tuple[bytes, bool]:
 
     A grid that names the size of its images (text chunk ``tile``) becomes a strip of its first
     :data:`STRIP_IMAGES` images, one below the other, so that strips of several methods show one
-    seed in one row. Other pictures are shown whole. What is no PNG is refused, whatever its name.
+    seed in one row. Other pictures are shown whole. Raises ``ArtifactError`` for anything that is
+    not a valid PNG, whatever its name.
     """
     if not data.startswith(PNG_MAGIC):
         raise ArtifactError(f"{file} is not a PNG")
@@ -58,7 +59,7 @@ def picture(data: bytes, file: str) -> tuple[bytes, bool]:
                 return data, False
             return _strip(opened, *tile), True
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ArtifactError(f"{file} is no sound PNG: {error}") from error
+        raise ArtifactError(f"{file} is not a valid PNG: {error}") from error
 
 
 def _tile(opened: Image.Image) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""The table as CSV: plain numbers at full precision, one line a row, raw values kept."""
+"""The table as CSV: plain numbers at full precision, one line per row, with the raw values."""
 
 from __future__ import annotations
 

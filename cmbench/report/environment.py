@@ -1,4 +1,4 @@
-"""Jinja environments: strict about names, escaping by default, honest about where it failed.
+"""Jinja environments: strict about names, escaping by default, with errors that name the line.
 
 Three environments share one loader: HTML (autoescaped by Jinja), and Markdown and LaTeX, in which
 every value that a template prints passes through the format's own escape unless it was marked safe.
@@ -154,7 +154,7 @@ class Templates:
         return environment
 
     def asset(self, name: str) -> str:
-        """Return a style sheet or a script, the user's if there is one; it is no template."""
+        """Return a style sheet or a script (not a template); the user's own one comes first."""
         environment = self._environments[".html"]
         return self.loader.get_source(environment, name)[0]
 

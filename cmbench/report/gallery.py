@@ -70,7 +70,7 @@ def build_gallery(rows: Sequence[Row], labels: dict[str, str]) -> Gallery:
     """Embed the pictures of each row's first seed, and the curves of each run once.
 
     ``labels`` names rows by id. Panels come by ascending NFE, rows in the order given. What does
-    not fit the page's budget is left out; its file lies beside the record.
+    not fit the page's budget is left out; its file stays beside the record.
     """
     budget = max(LEAST_BYTES, PAGE_BYTES - ROW_BYTES * len(rows))
     gallery = Gallery(budget * 2 // 3, budget // 3)
@@ -134,8 +134,7 @@ def _add_curve(gallery: Gallery, row: Row, path: Path, record: Record, artifact:
 def series_labels(rows: Iterable[Row]) -> dict[str, str]:
     """Return a name per row id that tells its series apart, without what all series share.
 
-    The method, then recipe, sampler, conditioning and marks (tuned times) where a method comes
-    with several.
+    The method, then recipe, sampler, conditioning and marks (tuned times) if a method has several.
     """
     rows = list(rows)
 

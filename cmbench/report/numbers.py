@@ -1,4 +1,4 @@
-"""How numbers are printed: enough digits to tell rows apart, no more than were measured."""
+"""How numbers are printed: enough digits to distinguish rows, no more than were measured."""
 
 from __future__ import annotations
 

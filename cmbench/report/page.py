@@ -137,8 +137,8 @@ def build_page(
     unreadable: list[tuple[Path, str]] = []
     for path, item in found:
         if isinstance(item, UserError):
-            told = str(item).replace(str(path), path.name)
-            unreadable.append((path, without_paths(told)))
+            reason = str(item).replace(str(path), path.name)
+            unreadable.append((path, without_paths(reason)))
         else:
             records.append((path, item))
     rows = aggregate(records)
@@ -203,12 +203,12 @@ def _floors(rows: Iterable[Row]) -> list[Floor]:
 
 
 def source_table(row: Row) -> str:
-    """Return the filter's word for the table that a reported row was read in."""
+    """Return what the filter calls the table that a reported row was read in."""
     return row.details.get("table", "") or "none: measured"
 
 
 def conditioning_filter(row: Row) -> str:
-    """Return the filter's word for a row's conditioning."""
+    """Return what the filter calls a row's conditioning."""
     return conditioning(row) or "not stated"
 
 

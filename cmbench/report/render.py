@@ -62,7 +62,7 @@ def render(
         if not _NAME.fullmatch(dataset):
             raise UserError(
                 f"dataset {dataset!r}",
-                "is no valid name",
+                "is not a valid name",
                 allowed="letters, digits and . _ + -",
                 remedy="rename the records' folder",
             )
@@ -82,7 +82,7 @@ def render(
 def _write_index(
     summaries: Sequence[Mapping[str, Any]], engine: Templates, out_dir: Path, command: str
 ) -> Path:
-    """Write the index; pages that lie in the folder from earlier are listed too."""
+    """Write the index; earlier pages in the folder are listed too."""
     names = {summary["dataset"] for summary in summaries}
     others = sorted(p.stem for p in out_dir.glob("*.html") if p.stem not in {*names, "index"})
     context = {"pages": summaries, "others": others, "command": without_paths(command)}

@@ -562,7 +562,7 @@ def test_a_folder_that_is_not_there_is_said_so(cmbench: Command) -> None:
 def test_saving_samples_of_finished_cells_is_said_to_do_nothing(cmbench_with_toys: Command) -> None:
     options = (*TOYS, "--nfe", "1", "--save-samples")
     cmbench_with_toys(*TOYS, "--nfe", "1")
-    assert "--save-samples: 1 cell(s) are finished" in cmbench_with_toys(*options).err
+    assert "--save-samples: 1 finished cell(s) have no saved images" in cmbench_with_toys(*options).err
     cmbench_with_toys(*options, "-o", "sigma=3")
     assert cmbench_with_toys(*options, "-o", "sigma=3").err == ""
 
@@ -570,7 +570,7 @@ def test_saving_samples_of_finished_cells_is_said_to_do_nothing(cmbench_with_toy
 def test_a_failure_says_where_and_how_to_see_more(cmbench_with_toys: Command) -> None:
     failed = cmbench_with_toys(*TOYS, "--nfe", "1", "-o", "trouble=sample-raises")
     one_line(failed, 1, "error: 1 cell(s) failed: method 'toy' failed while sampling: ValueError")
-    assert "for the tracebacks of what failed, run again with --debug" in failed.err.splitlines()
+    assert "run again with --debug for the tracebacks" in failed.err.splitlines()
 
 
 def test_a_misspelt_verb_has_a_suggestion_and_numbers_their_name(cmbench: Command) -> None:

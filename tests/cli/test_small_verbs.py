@@ -166,7 +166,7 @@ def test_a_workspace_that_is_not_there_is_said_and_not_made(
 ) -> None:
     done = cmbench(*verb, "-w", str(tmp_path / "nothing"))
     assert (done.code, done.out) == (4, "")
-    assert done.err.startswith(f"error: --workspace: there is no workspace {tmp_path / 'nothing'};")
+    assert done.err.startswith(f"error: --workspace: workspace {tmp_path / 'nothing'} does not exist;")
     assert not (tmp_path / "nothing").exists()
 
 
@@ -183,7 +183,7 @@ def test_status_of_good_and_empty_workspaces_is_exit_0(
 @pytest.mark.parametrize(
     ("file", "text", "found"),
     [
-        ("runs/toys/*/result.json", "{", "result.json cannot be read: delete it to finish the run"),
+        ("runs/toys/*/result.json", "{", "result.json cannot be read; delete it and run again"),
         ("runs/toys/*/result.json", '{"images_seen": "many"}', "result.json cannot be read"),
         ("runs/toys/*/result.json", "[1]", "result.json cannot be read"),
         ("records/toys/*.json", "{", "unreadable  record "),

@@ -69,7 +69,7 @@ def test_a_name_is_taken_once(
     assert cmbench("import", str(first), "--to", "m").code == 0
     before = (workspace.imported / "m.safetensors").read_bytes()
     assert cmbench("import", str(first), "--to", "m").code == 0, "the same again changes nothing"
-    refused(cmbench_quiet(cmbench, str(second), "--to", "m"), "holds another checkpoint", "--force")
+    refused(cmbench_quiet(cmbench, str(second), "--to", "m"), "is another checkpoint", "--force")
     assert (workspace.imported / "m.safetensors").read_bytes() == before
     assert cmbench("import", str(second), "--to", "m", "--force").code == 0
     assert (workspace.imported / "m.safetensors").read_bytes() != before
@@ -102,7 +102,7 @@ def test_a_file_that_was_not_imported_is_kept(
     before = path.read_bytes()
     refused(
         cmbench_quiet(cmbench, str(path), "--to", str(path)),
-        "m.safetensors is there already, and was not imported",
+        "m.safetensors already exists and was not imported",
         "--force",
     )
     assert path.read_bytes() == before
@@ -120,7 +120,7 @@ def test_what_a_file_does_not_say_can_be_said(cmbench: Command, tmp_path: Path) 
     torch.save(load_file(GOLDEN / "openai-adm-cond.weights.safetensors"), path)
     shape = ("--channels-per-head", "16", "--resolution", "16")
     done = cmbench("import", str(path), *shape)
-    assert "not told: say it with --parameterization" in done.out
+    assert "unknown: give it with --parameterization" in done.out
     assert "assumed          time_factor 1000.0 (shapes do not tell)\n" in done.out
     assert "sample it with" not in done.out
     done = cmbench(

@@ -99,7 +99,7 @@ def test_selectors_name_method_recipe_sampler_or_row() -> None:
     assert select(found, "alpha:paper")[0].recipe == "paper"
     assert select(found, "alpha:paper:multistep")[0].recipe == "paper"
     assert select(found, found[0].id[:8]) == [found[0]]
-    with pytest.raises(UserError, match=r"no measured rows fit 'zeta'.*alpha:demo, alpha:paper"):
+    with pytest.raises(UserError, match=r"no measured rows match 'zeta'.*alpha:demo, alpha:paper"):
         select(found, "zeta")
 
 
@@ -109,7 +109,7 @@ def test_ambiguous_and_disjoint_selections_are_refused() -> None:
         + several("alpha", [2.0], recipe="paper")
         + several("beta", [1.0], nfe=4)
     )
-    with pytest.raises(UserError, match=r"A names two rows at NFE 1: alpha:demo:multistep"):
+    with pytest.raises(UserError, match=r"A selects two rows at NFE 1: alpha:demo:multistep"):
         compare(select(found, "alpha"), select(found, "beta"))
     with pytest.raises(UserError, match=r"share no dataset, NFE.*digits NFE 1.*digits NFE 4"):
         compare(select(found, "alpha:demo"), select(found, "beta"))

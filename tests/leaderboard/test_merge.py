@@ -73,7 +73,7 @@ def test_of_two_unfinished_records_the_later_one_is_kept(
 def test_folders_without_records_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a folder"):
         merge([tmp_path / "nope"], tmp_path / "all")
-    with pytest.raises(UserError, match="holds no records"):
+    with pytest.raises(UserError, match="has no records"):
         merge([tmp_path], tmp_path / "all")
 
 
@@ -138,7 +138,7 @@ def test_an_artifact_cannot_replace_another_record(tmp_path: Path) -> None:
     folder = tmp_path / "one" / "digits"
     bad = Artifact(file=f"{victim.cell}.json", sha256="0" * 64)
     on_disk(folder, [record("beta", artifacts={"grid": bad})])
-    with pytest.raises(UserError, match="would lie among the records"):
+    with pytest.raises(UserError, match="has the name of a record"):
         merge([folder], target)
     assert read_record(target / "digits" / f"{victim.cell}.json") == victim
 
@@ -158,4 +158,4 @@ def test_records_named_after_another_cell_are_left_out(tmp_path: Path) -> None:
     path.rename(path.with_name("other.json"))
     result = merge([tmp_path / "one"], tmp_path / "all")
     assert result.added == ()
-    assert "other.json: is of the cell 'digits-alpha" in str(result.unreadable[0])
+    assert "other.json: has the cell 'digits-alpha" in str(result.unreadable[0])

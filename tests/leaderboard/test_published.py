@@ -171,7 +171,7 @@ def test_a_lost_or_repeated_row_is_noticed(board: Path) -> None:
     path.write_text("\n".join(lines[:-1]) + "\n")
     problem = check_published(board)[1][0]
     assert (problem.field, problem.file.name) == ("tables.cm-cat.rows", "board.toml")
-    assert "has 7 rows, published.csv holds 6" in problem.message
+    assert "has 7 rows, published.csv has 6" in problem.message
     assert (board / "board.toml").read_text().splitlines()[problem.line - 1] == "rows = 7"
     path.write_text("\n".join([*lines, lines[-1]]) + "\n")
     assert check_published(board)[1][0].message == "repeats line 8"

@@ -316,7 +316,7 @@ def test_a_factory_that_cannot_be_imported_names_plugin_and_distribution(
 
 def test_without_a_default_method_one_must_be_named(module: Callable[..., str]) -> None:
     manager = loaded(entry("p", module(cmbench_register_methods=methods(GOOD))))
-    with pytest.raises(UserError, match="no installed plugin marks a default method; allowed: "):
+    with pytest.raises(UserError, match="no installed plugin has a default method; allowed: "):
         _ = manager.default_method
 
 
@@ -356,7 +356,7 @@ def test_observers_take_what_they_name_and_are_reported_once() -> None:
     assert said == [
         [
             "plugin 'failing': cmbench_step_finished raised ValueError: no disk "
-            "(reported once; the run goes on)"
+            "(reported once; the run continues)"
         ],
         [],
     ]

@@ -88,7 +88,7 @@ def test_list_and_show(tmp_path: Path) -> None:
 
 def test_leaderboard_needs_a_folder_with_boards(tmp_path: Path) -> None:
     assert "is not a folder" in message(run(leaderboard, "validate", tmp_path / "no"))
-    assert "holds no board" in message(run(leaderboard, "validate", tmp_path))
+    assert "has no board" in message(run(leaderboard, "validate", tmp_path))
 
 
 # ---- compare ------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def test_compare_prints_verdicts_and_its_exit_code_says_who_is_worse(workspace: 
     assert result.return_value == 0
     assert "A is better" in result.stdout
     assert run(compare_, "beta", "alpha", "-w", workspace).return_value == 1
-    assert "no measured rows fit 'zeta'" in message(run(compare_, "zeta", "beta", "-w", workspace))
+    assert "no measured rows match 'zeta'" in message(run(compare_, "zeta", "beta", "-w", workspace))
 
 
 def test_compare_without_anything_comparable_exits_4(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_an_empty_dataset_has_a_page(tmp_path: Path) -> None:
 
 
 def test_a_dataset_name_that_is_no_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"dataset .\.\./x.: is no valid name"):
+    with pytest.raises(UserError, match=r"dataset .\.\./x.: is not a valid name"):
         render({"../x": []}, tmp_path)
 
 

@@ -409,7 +409,7 @@ def test_observers_hear_what_happens_and_cannot_stop_it(toys: Context, listener:
     assert any(line.startswith("step 320 ['grad_norm', 'images_per_s', ") for line in observer.seen)
     assert [w for w in listener.warnings if "watch" in w] == [
         "plugin 'watch': cmbench_step_finished raised OSError: the logger is down "
-        "(reported once; the run goes on)"
+        "(reported once; the run continues)"
     ]
 
 
