@@ -562,7 +562,9 @@ def test_a_folder_that_is_not_there_is_said_so(cmbench: Command) -> None:
 def test_saving_samples_of_finished_cells_is_said_to_do_nothing(cmbench_with_toys: Command) -> None:
     options = (*TOYS, "--nfe", "1", "--save-samples")
     cmbench_with_toys(*TOYS, "--nfe", "1")
-    assert "--save-samples: 1 finished cell(s) have no saved images" in cmbench_with_toys(*options).err
+    assert (
+        "--save-samples: 1 finished cell(s) have no saved images" in cmbench_with_toys(*options).err
+    )
     cmbench_with_toys(*options, "-o", "sigma=3")
     assert cmbench_with_toys(*options, "-o", "sigma=3").err == ""
 

@@ -166,7 +166,9 @@ def test_a_workspace_that_is_not_there_is_said_and_not_made(
 ) -> None:
     done = cmbench(*verb, "-w", str(tmp_path / "nothing"))
     assert (done.code, done.out) == (4, "")
-    assert done.err.startswith(f"error: --workspace: workspace {tmp_path / 'nothing'} does not exist;")
+    assert done.err.startswith(
+        f"error: --workspace: workspace {tmp_path / 'nothing'} does not exist;"
+    )
     assert not (tmp_path / "nothing").exists()
 
 

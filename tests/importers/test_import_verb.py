@@ -121,7 +121,7 @@ def test_what_a_file_does_not_say_can_be_said(cmbench: Command, tmp_path: Path) 
     shape = ("--channels-per-head", "16", "--resolution", "16")
     done = cmbench("import", str(path), *shape)
     assert "unknown: give it with --parameterization" in done.out
-    assert "assumed          time_factor 1000.0 (shapes do not tell)\n" in done.out
+    assert "assumed          time_factor 1000.0 (not determined by the shapes)\n" in done.out
     assert "sample it with" not in done.out
     done = cmbench(
         "import",

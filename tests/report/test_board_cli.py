@@ -99,7 +99,9 @@ def test_compare_prints_verdicts_and_its_exit_code_says_who_is_worse(workspace: 
     assert result.return_value == 0
     assert "A is better" in result.stdout
     assert run(compare_, "beta", "alpha", "-w", workspace).return_value == 1
-    assert "no measured rows match 'zeta'" in message(run(compare_, "zeta", "beta", "-w", workspace))
+    assert "no measured rows match 'zeta'" in message(
+        run(compare_, "zeta", "beta", "-w", workspace)
+    )
 
 
 def test_compare_without_anything_comparable_exits_4(tmp_path: Path) -> None:
