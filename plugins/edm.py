@@ -7,6 +7,9 @@ arXiv:2206.00364. No teacher. One graded network call a training step (3 forward
 (arXiv:2410.11081, Sec. 3), ``||sd F(x_t / sd, t) - v_t||^2`` with ``c_noise = t``: the teacher that
 sCM needs. With sigma_data fixed, the two are the same diffusion model in other coordinates.
 
+``logvar_channels`` adds EDM2's uncertainty weighting (Karras et al. 2024, arXiv:2312.02696, Eq. 14
+to 16): a head beside the network learns the log-variance ``u(sigma)`` of the error.
+
 Samplers: ``heun`` (order 2, any NFE, see :func:`cmbench.diffusion.solvers.heun_nfe`), ``euler``
 (= DDIM, NFE = steps), and the others of :data:`cmbench_plugins._solvers.SOLVERS`.
 """
@@ -25,8 +28,9 @@ from cmbench.diffusion.grids import lognormal_sigmas, sampling_sigmas
 from cmbench.diffusion.models import DiffusionModel, EDMModel, TrigFlowModel
 from cmbench.diffusion.predictions import DataAndNoiseModel, DataModel
 from cmbench.diffusion.tangent import trigflow_interpolate, trigflow_velocity_target
-from cmbench.diffusion.weightings import edm_weight
+from cmbench.diffusion.weightings import adaptive_weighted_loss, edm_weight
 from cmbench.errors import Declined, UserError
+from cmbench.networks.heads import MPLogVariance
 from cmbench.plugin.config import MethodConfig, Positive
 from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Progress, SamplingPlan
 from cmbench_plugins._solvers import ALIASES, SOLVERS
@@ -88,6 +92,11 @@ class EDMConfig(MethodConfig):
     )
     p_mean: float = Field(-1.2, description="mean of ln sigma in training")
     p_std: Positive = Field(1.2, description="standard deviation of ln sigma in training")
+    logvar_channels: int = Field(
+        0,
+        ge=0,
+        description="features of the log-variance head that weights the loss (EDM2: 128; 0: none)",
+    )
     sampler: str = Field("heun", description="solver of the PF-ODE: " + ", ".join(SOLVERS))
     sigma_min: Positive = Field(0.002, description="last noise level before zero")
     sigma_max: Positive = Field(80.0, description="noise level that sampling starts from")
@@ -108,7 +117,7 @@ class EDM(Method):
     config: EDMConfig
 
     def build(self, kit: Kit) -> dict[str, nn.Module]:
-        """One network from random weights."""
+        """One network from random weights, and the head of the log-variance where there is one."""
         c = self.config
         if c.augment > 0 and c.parameterization in ("x", "both"):
             raise UserError(
@@ -117,23 +126,39 @@ class EDM(Method):
                 allowed="edm, trigflow",
                 remedy="set augment=0",
             )
-        return {"model": kit.network(channel_copies=channel_copies(c.parameterization))}
+        model = kit.network(channel_copies=channel_copies(c.parameterization))
+        if not c.logvar_channels:
+            return {"model": model}
+        return {"model": model, "logvar": MPLogVariance(c.logvar_channels)}
+
+    def trained_modules(self, nets: Nets) -> tuple[str, ...]:
+        """The network and the head of the log-variance learn together."""
+        return tuple(nets)
 
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
-        """Weighted denoising error, summed over values (Eq. 8 with the weight of Table 1)."""
+        """Weighted denoising error, summed over values (Eq. 8 with the weight of Table 1).
+
+        With a log-variance head: ``sum over values of error / exp(u) + u`` (EDM2, Eq. 15).
+        """
         x = batch.images
         eps = draws.normal("noise", x)
         n = draws.normal("sigma", x[:, 0, 0, 0])
         sigma = lognormal_sigmas(n, self.config.p_mean, self.config.p_std)
         extra = {} if batch.augment_labels is None else {"augment_labels": batch.augment_labels}
         if self.config.parameterization == "trigflow":
-            return self._trigflow_loss(nets, batch, sigma, eps, extra)
-        x_sigma = x + append_dims(sigma, x) * eps
-        denoised = self.diffusion_model(nets).denoise(x_sigma, sigma, batch.labels, **extra)
-        error = (denoised - x).square().flatten(1).sum(1)
-        return edm_weight(sigma, self.sigma_data) * error
+            error = self._trigflow_error(nets, batch, sigma, eps, extra)
+        else:
+            x_sigma = x + append_dims(sigma, x) * eps
+            denoised = self.diffusion_model(nets).denoise(x_sigma, sigma, batch.labels, **extra)
+            error = (denoised - x).square().flatten(1).sum(1)
+            error = edm_weight(sigma, self.sigma_data) * error
+        if "logvar" not in nets:
+            return error
+        u, dims = nets["logvar"](sigma.log() / 4), x[0].numel()
+        progress.log("logvar", u)
+        return dims * adaptive_weighted_loss(error, -u, dims)
 
-    def _trigflow_loss(
+    def _trigflow_error(
         self, nets: Nets, batch: Batch, sigma: Tensor, eps: Tensor, extra: dict[str, Tensor]
     ) -> Tensor:
         """``||sd F - v_t||^2 / sd^2``: the same weighting of noise levels as EDM's."""

@@ -233,5 +233,6 @@ class EDM2Config(ResolutionDropoutConfig):
         default=0,
         ge=0,
         multiple_of=2,
-        description="features of the log-variance head (count; 0 = none, EDM2 trains with 128)",
+        description="features of the log-variance head that imported weights bring along (count; "
+        "0 = none, EDM2's 128). Training keeps its own beside the network: edm's logvar_channels",
     )

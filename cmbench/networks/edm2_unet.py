@@ -21,6 +21,7 @@ from cmbench.networks.attention import (
 from cmbench.networks.base import Network, check_resolution
 from cmbench.networks.config import EDM2Config
 from cmbench.networks.dual import Value
+from cmbench.networks.heads import MPLogVariance
 from cmbench.networks.layers import ClassEmbedding, Resample, ResampleMode
 from cmbench.networks.magnitude import (
     EPS,
@@ -213,17 +214,3 @@ class EDM2(Network):
         for module in self.modules():
             if isinstance(module, (MPConv, MPClassEmbedding)):
                 module.normalize()
-
-
-class MPLogVariance(nn.Module):
-    """EDM2's log-variance head on its own Fourier features (App. B.6)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.fourier = MPFourier(channels)
-        self.linear = MPConv(channels, 1, 0)
-
-    def forward(self, c_noise: Tensor) -> Tensor:
-        """Map ``[N]`` to ``[N]``."""
-        y: Tensor = self.linear(self.fourier(c_noise))
-        return y.sum(1)  # of one column: not a view, which FSDP's hooks would warn of

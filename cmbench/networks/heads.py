@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from cmbench.networks.layers import Init, Linear, make_embedding
+from cmbench.networks.magnitude import MPConv, MPFourier
 
 
 class LogVarianceHead(nn.Module):
-    """One learned number per noise level: EDM2's log-variance u, or sCM's adaptive weight w.
+    """sCM's adaptive weight w per noise level (arXiv:2410.11081, Sec. 4.2): ``exp(w) loss - w``.
 
-    EDM2 (arXiv:2312.02696, App. B) minimises ``loss / exp(u) + u``; sCM (arXiv:2410.11081,
-    Sec. 4.2) ``exp(w) loss - w``: the same head with ``w = -u``. Starts at zero.
+    The negative of a log-variance such as EDM2's. Starts at zero.
     """
 
     def __init__(
@@ -25,3 +25,24 @@ class LogVarianceHead(nn.Module):
         """Map ``c_noise`` ``[N]`` to ``[N]``."""
         y: Tensor = self.linear(self.embed(c_noise))
         return y[:, 0]
+
+
+class MPLogVariance(nn.Module):
+    """EDM2's log-variance u per noise level (arXiv:2312.02696, App. B.6): ``loss / exp(u) + u``.
+
+    One magnitude-preserving layer on Fourier features of its own; starts at random.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fourier = MPFourier(channels)
+        self.linear = MPConv(channels, 1, 0)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        """Map ``c_noise`` ``[N]`` to ``[N]``."""
+        y: Tensor = self.linear(self.fourier(c_noise))
+        return y.sum(1)  # of one column: not a view, which FSDP's hooks would warn of
+
+    def normalize_weights(self) -> None:
+        """Force the weights to unit mean square, in place, after every optimizer step."""
+        self.linear.normalize()

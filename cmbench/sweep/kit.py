@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,17 @@ from cmbench.seeds import derive_seed
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.validation import validate
+
+
+@contextmanager
+def seeded(*names: int | str) -> Iterator[None]:
+    """Draw torch's random numbers on the CPU from a named seed, then go on where they were."""
+    before = torch.get_rng_state()
+    torch.manual_seed(derive_seed(*names))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 class TrainingKit:
@@ -34,15 +47,10 @@ class TrainingKit:
         name = table.pop("name")
         network_class: Any = self.context.plugins.networks.load(name)
         config = validate(network_class.Config, table, f"network {name!r}")
-        before = torch.get_rng_state()
-        torch.manual_seed(derive_seed(self.plan.seed, "weights", self._built))
+        shape = (channels * channel_copies, height, width)
+        with seeded(self.plan.seed, "weights", self._built):
+            network: nn.Module = network_class(config, shape, self.data.num_classes)
         self._built += 1
-        try:
-            network: nn.Module = network_class(
-                config, (channels * channel_copies, height, width), self.data.num_classes
-            )
-        finally:
-            torch.set_rng_state(before)
         return network
 
     def student_of(

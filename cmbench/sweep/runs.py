@@ -18,7 +18,7 @@ from cmbench.errors import MissingError, UserError
 from cmbench.networks.counted import to_device
 from cmbench.plugin.method import Method, Teacher
 from cmbench.sweep.context import Context
-from cmbench.sweep.kit import TrainingKit
+from cmbench.sweep.kit import TrainingKit, seeded
 from cmbench.sweep.plans import RunPlan
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint
 from cmbench.training.posthoc import asked_width, reconstruct
@@ -108,7 +108,8 @@ def build_modules(
     """Build a run's method and modules, with initial weights from the run's seed."""
     method = plan.method(context)
     kit = TrainingKit(context, plan, method.data, teacher)
-    modules = method.build(kit)
+    with seeded(plan.seed, "modules"):  # what a method builds without the kit, such as heads
+        modules = method.build(kit)
     if "model" not in modules:
         raise UserError(
             f"method {plan.spec.name!r}",

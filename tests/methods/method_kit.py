@@ -20,7 +20,7 @@ from cmbench.plugin.manager import PluginManager, load_plugins
 from cmbench.plugin.method import Batch, DataInfo, Method, Progress, SamplingPlan, Teacher
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.context import Context
-from cmbench.sweep.kit import TrainingKit
+from cmbench.sweep.kit import TrainingKit, seeded
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import build_modules
@@ -121,7 +121,8 @@ def build(
     plan = plan_run(ctx, name, dataset, recipe, 0, table)
     teacher = untrained_teacher(plan)
     method = plan.method(ctx)
-    modules = method.build(TrainingKit(ctx, plan, method.data, teacher))
+    with seeded(plan.seed, "modules"):
+        modules = method.build(TrainingKit(ctx, plan, method.data, teacher))
     stir(modules, 2)
     return Case(plan, method, modules, teacher)
 

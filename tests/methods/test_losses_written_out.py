@@ -21,9 +21,11 @@ from cmbench.networks.config import MLPConfig
 from cmbench.networks.counted import CountedNetwork
 from cmbench.networks.mlp import MLP
 from cmbench.plugin.method import Batch, DataInfo, Progress
+from cmbench.training.loop import project_weights
 from cmbench_plugins.cct import CCT
 from cmbench_plugins.cm import CD, CT
 from cmbench_plugins.ect import ECT
+from cmbench_plugins.edm import EDM
 from cmbench_plugins.ict import ICT
 from cmbench_plugins.pd import PD
 from cmbench_plugins.scm import SCD, SCT
@@ -82,6 +84,48 @@ def huber(a: Tensor, b: Tensor, c: float) -> Tensor:
 
 def near(ours: Tensor, expected: Tensor, rtol: float = 1e-9) -> None:
     torch.testing.assert_close(ours.detach(), expected.detach(), rtol=rtol, atol=1e-14)
+
+
+# --- diffusion -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parameterization", ["edm", "trigflow"])
+def test_edm_with_edm2s_log_variance(parameterization: str) -> None:
+    """``sum over values of w e^2 / exp(u) + u`` (EDM2, Eq. 14 to 16); u one layer of unit norm."""
+    x0, z, n, _ = data()
+    made = make(EDM, logvar_channels=6, parameterization=parameterization, p_mean=-0.8, p_std=1.6)
+    plain = make(EDM, parameterization=parameterization, p_mean=-0.8, p_std=1.6)
+    raw = network()
+    kit: Any = type("Kit", (), {"network": lambda self, **_: nn.Linear(1, 1)})()
+    head: Any = made.build(kit)["logvar"].double()
+    assert "logvar" not in plain.build(kit)
+    nets = {"model": raw, "logvar": CountedNetwork(head)}
+    assert made.trained_modules(nets) == ("model", "logvar")
+
+    sigma = (-0.8 + 1.6 * n).exp()
+    w = head.linear.weight[0]
+    features = math.sqrt(2) * torch.cos(
+        (sigma.log() / 4)[:, None] * head.fourier.freqs + head.fourier.phases
+    )
+    u = features @ (w / (1e-4 * math.sqrt(6) + w.norm()))
+    drawn = FixedDraws({"sigma": n, "noise": z})
+    batch, progress = Batch(x0, None), Progress(1, 1, 1, 1)
+    error = plain.loss({"model": raw}, batch, drawn, progress)
+    if parameterization == "edm":
+        root = (wide(sigma) ** 2 + SD**2).sqrt()
+        inner = raw((x0 + wide(sigma) * z) / root, sigma.log() / 4)
+        target = (x0 - SD**2 / root**2 * (x0 + wide(sigma) * z)) / (wide(sigma) * SD / root)
+        near(error, (inner - target).square().flatten(1).sum(1), 1e-7)
+    loss = made.loss(nets, batch, drawn, progress)
+    near(loss, error / u.exp() + 2 * u, 1e-6)
+    torch.testing.assert_close(progress.scalars["logvar"], u.mean().detach().float())
+    # Both learn, and the head's weights go back to their constraint.
+    loss.sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in head.parameters())
+    with torch.no_grad():
+        head.linear.weight.mul_(3.0)
+    project_weights(head)
+    assert float(head.linear.weight.detach().square().mean()) == pytest.approx(1.0, abs=1e-3)
 
 
 # --- pairs ---------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class Scenario:
 
 
 SCENARIOS = {
-    "loss with a log-variance": Scenario("edm", EDM2 | {"logvar_channels": 8}),
+    "loss with a log-variance": Scenario("edm", EDM2, {"logvar_channels": 8}),
     "tangent": Scenario("sct", DOUBLE),
     "distilled tangent, checkpointed": Scenario("scd", DOUBLE, checkpointing=True),
     "compiled tangent": Scenario("sct", DOUBLE | {"channel_mult": [1]}, compiled=True),

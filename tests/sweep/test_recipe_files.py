@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from toy import ToyConfig
@@ -23,6 +24,7 @@ from cmbench.sweep.recipes import (
     recipe_names,
     recipe_table,
 )
+from cmbench.sweep.runs import build_modules
 from cmbench.sweep.validation import validate
 from cmbench.training.distributed import World
 
@@ -319,3 +321,28 @@ def test_published_recipes_train_the_same_run_on_one_to_eight_gpus(context: Cont
                     seen += 1
                 plan = plan.teacher.run if plan.teacher is not None else None
     assert seen > 20
+
+
+def test_edm2s_recipes_weight_by_uncertainty(context: Context) -> None:
+    """As teachers of a student's architecture too, which says nothing of the head."""
+    for method in ("ect", "sct", "scd"):
+        teacher = plan_run(context, method, "imagenet64", "paper", 0).teacher
+        assert teacher is not None
+        assert teacher.run is not None
+        config = teacher.run.config
+        assert (config.network["name"], getattr(config, "logvar_channels", 0)) == ("edm2", 128)
+
+
+def test_heads_start_from_the_runs_seed_too(context: Context) -> None:
+    """What a method builds without the kit is named by the run's seed, whatever was drawn."""
+
+    def head(seed: int) -> torch.Tensor:
+        torch.rand(3)
+        plan = plan_run(context, "edm", "digits", "smoke", seed, ("logvar_channels=8",))
+        before = torch.get_rng_state()
+        weight = build_modules(context, plan, None)[1]["logvar"].state_dict()["linear.weight"]
+        assert torch.equal(torch.get_rng_state(), before)
+        return weight
+
+    assert torch.equal(head(0), head(0))
+    assert not torch.equal(head(0), head(1))
