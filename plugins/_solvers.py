@@ -51,7 +51,7 @@ def _one_a_step(nfe: int) -> int:
 def _multiples_of(calls: int) -> Callable[[int], int]:
     def steps(nfe: int) -> int:
         if nfe % calls:
-            raise Declined(f"NFE {nfe} is no multiple of {calls}, this solver's calls a step")
+            raise Declined(f"NFE {nfe} is not a multiple of {calls}, this solver's calls per step")
         return nfe // calls
 
     return steps
@@ -59,7 +59,9 @@ def _multiples_of(calls: int) -> Callable[[int], int]:
 
 def _odd(nfe: int) -> int:
     if nfe % 2 == 0:
-        raise Declined(f"NFE {nfe} is even: this solver takes two evaluations a step, the last one")
+        raise Declined(
+            f"NFE {nfe} is even: this solver takes two evaluations per step, one in the last"
+        )
     return (nfe + 1) // 2
 
 

@@ -1,4 +1,4 @@
-"""Datasets without an unknown: Gaussian mixtures with closed-form score and exact flow map.
+"""Analytic datasets: Gaussian mixtures with closed-form score and exact flow map.
 
 The training stream is infinite and never repeats: block ``b`` of it is drawn with the seed
 (seed, "block", b), so an image depends on (seed, position) only.
@@ -29,7 +29,7 @@ REFERENCE_COUNT = 10_000
 
 
 def content_hash(mixture: GaussianMixture) -> str:
-    """Return a hash of the mixture's parameters to nine decimals (alike on every platform)."""
+    """Return a hash of the mixture's parameters to nine decimals (the same on every platform)."""
     values = [
         [round(v, 9) + 0.0 for v in t.double().flatten().tolist()]
         for t in (mixture.means, mixture.stds, mixture.weights)
@@ -78,7 +78,7 @@ class AnalyticDataset(Dataset):
         return self._blocks[key]
 
     def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> DatasetBatch:
-        """See :meth:`Dataset.batch`; ``indices`` are stream positions. Mixtures do not mirror."""
+        """See :meth:`Dataset.batch`; ``indices`` are stream positions. ``xflip`` is refused."""
         if xflip:
             raise ValueError(f"dataset {self.name!r} has no mirror symmetry; set xflip=false")
         images, labels = [], []
@@ -120,5 +120,5 @@ def build_ring(spec: DatasetSpec, locations: DataLocations) -> AnalyticDataset:
 
 
 def build_image_mixture(spec: DatasetSpec, locations: DataLocations) -> AnalyticDataset:
-    """Return ``gmm-8x8``: twenty modes that are 8x8 gratings, two a class."""
+    """Return ``gmm-8x8``: twenty modes that are 8x8 gratings, two per class."""
     return AnalyticDataset(spec, image_mixture(), revision="gratings-20")

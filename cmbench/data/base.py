@@ -36,7 +36,7 @@ class Dataset(ABC):
 
     ``sha256`` identifies the content and ``revision`` its origin and preprocessing; both go into
     every record. ``size`` is the number of training images, None when the stream is infinite.
-    ``class_counts`` is the number of images a class (empty without labels).
+    ``class_counts`` is the number of images per class (empty without labels).
     """
 
     spec: DatasetSpec
@@ -107,25 +107,25 @@ class Dataset(ABC):
         """Return the exact PF-ODE sample ``[N, C, H, W]`` of unit ``noise``, in its dtype.
 
         The ODE starts at ``sigma_max * noise`` and ends at noise level zero; with ``labels`` it is
-        that of the class. None where there is no closed form, which is every dataset of pictures.
+        that of the class. None without a closed form, as for every dataset of pictures.
         """
         return None
 
     def to_pixels(self, images: Tensor) -> Tensor:
-        """Return pictures ``[N, 3, H, W]`` in [-1, 1] for what a generator of this data makes.
+        """Return pictures ``[N, 3, H, W]`` in [-1, 1] of data ``[N, C, H, W]``, as generated.
 
         The identity, unless the data are latents of an autoencoder.
         """
         return images
 
     def require_pixels(self) -> None:  # noqa: B027
-        """Raise ``MissingError`` if :meth:`to_pixels` lacks something; by default nothing."""
+        """Raise ``MissingError`` if something that :meth:`to_pixels` needs is missing."""
 
 
 def load_dataset(
     spec: DatasetSpec, factory: Callable[..., Any], locations: DataLocations | None = None
 ) -> Dataset:
-    """Build the dataset of ``spec`` and check that it is what the spec says."""
+    """Build the dataset of ``spec`` and check that it is a :class:`Dataset`."""
     dataset = factory(spec, locations or DataLocations())
     if not isinstance(dataset, Dataset):
         raise UserError(

@@ -1,7 +1,7 @@
 """The built-in datasets and their protocols, as specs. Imports no torch.
 
 ImageNet at 64x64 is four datasets here, because the papers cropped and shrank it differently and
-their reference sets do not compare: each has its name, and nothing ever mixes them.
+their reference sets differ: each has its own name, and they are never mixed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Datasets that a user brings: ``folder:PATH``, ``zip:PATH``, and whatever was prepared by name.
+"""Datasets of a user: ``folder:PATH``, ``zip:PATH``, and those prepared under a name.
 
 Imports no torch.
 """
@@ -25,9 +25,9 @@ from cmbench.plugin.specs import DatasetSpec
 
 _PREFIXES = ("folder:", "zip:")
 _FACTORY = "cmbench.data.prepared:build"
-#: Labels in a file may be any numbers; networks and counts have room for so many classes.
+#: Labels in a file may be any numbers; more classes than this are refused.
 _MOST_CLASSES = 100_000
-#: Images, spread evenly, that tell whether the data are grey.
+#: Images, spread evenly, that decide whether the data are grey.
 _LOOKED_AT = 64
 
 
@@ -50,7 +50,7 @@ def slug(name: str) -> str:
 
 
 def spec_of(name: str, shape: tuple[int, int, int], num_classes: int) -> DatasetSpec:
-    """Return the spec of a dataset that nobody registered: the papers' protocol."""
+    """Return the spec of a dataset that no plugin registered, with the papers' protocol."""
     return DatasetSpec(
         name=name,
         factory=_FACTORY,
@@ -77,7 +77,7 @@ def resolve_dataset(
 
     Raises:
         MissingError: if ``folder:PATH`` is not prepared, with the command that does it.
-        UserError: if there is no such dataset.
+        UserError: if the dataset does not exist.
     """
     if name in registered:
         return registered[name]
@@ -104,9 +104,9 @@ def resolve_dataset(
 def prepared_here(
     registered: Mapping[str, DatasetSpec], locations: DataLocations
 ) -> list[DatasetSpec]:
-    """Return the specs of datasets that were prepared here and that nobody registered.
+    """Return the specs of datasets that were prepared here and that no plugin registered.
 
-    One whose manifest is damaged is left out: whoever names it is told.
+    Those whose manifest is damaged are left out; using one by name raises.
     """
     found = []
     for path in sorted(locations.data_dir.glob(f"*/{MANIFEST}")):
@@ -121,7 +121,7 @@ def prepared_here(
 def custom_target(
     name: str, source: Path, transform: str, resolution: int | None, split: str
 ) -> tuple[DatasetSpec, Rule]:
-    """Look at a user's images and return what they will be as dataset ``name``.
+    """Return the spec and the rule that a user's images get as dataset ``name``.
 
     The resolution is that of the first image unless a transform changes it; the data are grey if
     all of a sample of the images are.

@@ -19,7 +19,7 @@ from cmbench.errors import MissingError
 from cmbench.plugin.specs import DatasetSpec
 
 REVISION = "uci-1998-test-8x8"
-#: Of images (uint8 ``[1797, 1, 8, 8]``) and labels (uint8): the data never changes unnoticed.
+#: Of images (uint8 ``[1797, 1, 8, 8]``) and labels (uint8): changed data are noticed.
 SHA256 = "a19cb3d96bba7deace8ee5a513a6eb7bad0403d528f00bf4d351b6a7a55baa91"
 
 

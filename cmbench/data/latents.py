@@ -57,7 +57,7 @@ class LatentDataset(PreparedDataset):
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """Means and standard deviations."""
+        """Shape ``(2 C, H, W)`` of means and standard deviations."""
         channels, height, width = self.spec.data_shape
         return (2 * channels, height, width)
 
@@ -96,7 +96,7 @@ class LatentDataset(PreparedDataset):
         return DatasetBatch(read[0], read[2] if len(read) > 2 else None, read[1])
 
     def reference_images(self, batch_size: int = 500) -> Iterator[Tensor]:
-        """Refuse: the reference are the original pictures, not decoded latents."""
+        """Raise ``MissingError``: the reference is the original pictures, not decoded latents."""
         raise MissingError(
             f"dataset {self.name!r}",
             "its reference is the statistics of the original 512x512 images, which are not here",

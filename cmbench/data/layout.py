@@ -1,4 +1,4 @@
-"""Where images lie in a prepared ``images.npy``. Workers import this: numpy and no more."""
+"""The layout of a prepared ``images.npy``. Worker processes import it: it needs only numpy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-#: numpy's header for our shapes, whatever the count: it leaves room for the first axis to grow.
+#: numpy's header for our shapes, for every count: it leaves room for the first axis to grow.
 HEADER_BYTES = 128
 _TARGET_BLOCK_BYTES = 4 << 20
 _MAX_BLOCK_IMAGES = 1024
 
 
 class Layout(NamedTuple):
-    """Shape of one image and its type; what follows from them."""
+    """Shape and type of one image, and the sizes and places that follow from them."""
 
     data_shape: tuple[int, int, int]
     dtype: str = "uint8"
@@ -29,7 +29,7 @@ class Layout(NamedTuple):
 
     @property
     def block_images(self) -> int:
-        """Images a block: about 4 MiB, at most 1,024; part of the format, never an option."""
+        """Images per block: about 4 MiB, at most 1,024; fixed by the format."""
         return max(1, min(_MAX_BLOCK_IMAGES, _TARGET_BLOCK_BYTES // self.image_bytes))
 
     def header(self, count: int) -> bytes:

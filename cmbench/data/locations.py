@@ -1,4 +1,4 @@
-"""Where prepared datasets lie on this machine."""
+"""Where prepared datasets are stored on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays from ``.npy`` and ``.npz`` files of others: never unpickled, never larger than the file.
+"""Arrays from untrusted ``.npy`` and ``.npz`` files: never unpickled, never larger than the file.
 
 numpy allocates what a header claims before it reads a byte, and unpacks every array of a ``.npz``.
 Here a header must agree with the bytes that follow it, and only the arrays asked for are read.
@@ -23,7 +23,7 @@ from cmbench.errors import UserError
 Array = npt.NDArray[Any]
 #: Deflate cannot pack better than 1032 to 1.
 _DEFLATE = 1040
-#: What the readers raise on files that are no arrays, or damaged ones.
+#: What the readers raise for files that are not arrays, or are damaged.
 UNREADABLE = (
     OSError,
     ValueError,
@@ -43,7 +43,7 @@ def npy_from_bytes(data: bytes) -> Array:
     """Return the array of a ``.npy``.
 
     Raises:
-        ValueError: no ``.npy``, an object array, or a header that claims more than there is.
+        ValueError: not a ``.npy``, an object array, or a header that claims more than there is.
     """
     return _read_array(io.BytesIO(data), io.BytesIO(data), len(data))
 
@@ -52,7 +52,7 @@ def npz_names(path: Path) -> tuple[str, ...]:
     """Return the names of the arrays in a ``.npz``; its arrays are not read.
 
     Raises:
-        UserError: no readable ``.npz``.
+        UserError: the ``.npz`` cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:

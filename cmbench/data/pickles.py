@@ -45,7 +45,7 @@ class RefusedName(Exception):
 
 
 class Sealed(type):
-    """Metaclass of stand-ins: a pickle may set attributes of what it names, but not of these."""
+    """Metaclass of stand-ins: their attributes cannot be set by a pickle."""
 
     def __setattr__(cls, name: str, value: object) -> None:
         """Refuse."""
@@ -53,7 +53,7 @@ class Sealed(type):
 
 
 class Function:
-    """A stand-in for a function: can be called, and nothing else can be done to it."""
+    """A stand-in for a function: it can only be called."""
 
     __slots__ = ("_call",)
     _call: Callable[..., Any]
@@ -166,7 +166,7 @@ PLAIN_NAMES: Mapping[str, Callable[..., Any]] = {
 
 
 class RestrictedUnpickler(pickle._Unpickler):
-    """An unpickler whose names come from a table and from nowhere else.
+    """An unpickler that takes names from a table only.
 
     It is pickle's own in Python, not the one in C: there the memo is an array as long as the
     largest index in it, so that five bytes of a file take gigabytes. What a pickle may make from
@@ -178,13 +178,13 @@ class RestrictedUnpickler(pickle._Unpickler):
     append: Callable[[Any], None]
     read: Callable[[int], bytes]
 
-    #: Bytes that calls may be given or make, per byte of the pickle. An honest pickle needs three:
-    #: a storage's bytes, the storage, and the tensor in it.
+    #: Bytes that calls may be given or make, per byte of the pickle. An ordinary pickle needs
+    #: three: a storage's bytes, the storage, and the tensor in it.
     SHARE = 6
     #: What an element of a container counts.
     _ELEMENT = 8
-    #: Tuples in one another: how many in all, each counted wherever it stands, and how deep. As a
-    #: key of a dict such a one is hashed through and through, every time and on the stack of C.
+    #: Nested tuples: how many in all, counting repeats, and how deep. As a key of a dict a tuple
+    #: is hashed recursively, on the stack of C, each time.
     _MOST_TUPLES, _DEEPEST_TUPLE = 100_000, 1_000
 
     def __init__(self, file: BinaryIO, names: Mapping[str, Any] = PLAIN_NAMES) -> None:
@@ -232,7 +232,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         self.measure()
 
     def measure(self) -> None:
-        """Refuse a tuple on top of the stack that is too many tuples in one another."""
+        """Refuse a tuple on top of the stack that nests too many tuples."""
         made = self.stack[-1] if self.stack else None
         inner = [v for v in made if isinstance(v, tuple)] if isinstance(made, tuple) else []
         if not isinstance(made, tuple) or not inner:
@@ -316,8 +316,8 @@ def _unshell(value: Any, done: dict[int, Any]) -> Any:
 def load_plain_pickle(file: BinaryIO | bytes, who: str) -> Any:
     """Read a pickle of plain data and arrays; ``who`` names the file in messages.
 
-    Raises ``UserError`` if it is truncated or corrupt, or names anything that plain data has no
-    need of. Nothing of the file is ever executed.
+    Raises ``UserError`` if it is truncated or corrupt, or names anything that plain data does
+    not need. Nothing of the file is executed.
     """
     stream = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
@@ -329,7 +329,7 @@ def load_plain_pickle(file: BinaryIO | bytes, who: str) -> Any:
 
 
 def refused_error(who: str, refused: RefusedName) -> UserError:
-    """Return the error for a pickle that names something it must not."""
+    """Return the error for a pickle with a refused name."""
     return UserError(
         who,
         f"refused: the pickle asks for {refused.name}",
@@ -339,7 +339,7 @@ def refused_error(who: str, refused: RefusedName) -> UserError:
 
 
 def broken_error(who: str, error: BaseException) -> UserError:
-    """Return the error for a pickle that ends early or makes no sense."""
+    """Return the error for a truncated or corrupt pickle."""
     detail = " ".join(str(error).split())[:120]
     return UserError(
         who,

@@ -103,7 +103,7 @@ def unreadable(who: str, name: str, error: Exception) -> UserError:
         problem, allowed, remedy = error.problem, error.allowed, error.remedy
     else:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        if isinstance(error, UnidentifiedImageError):  # it names our buffer, which tells nothing
+        if isinstance(error, UnidentifiedImageError):  # its text names our buffer
             reason = "no image of a format that is read"
         problem, allowed = f"cannot be decoded ({reason})", f"whole files: {', '.join(FORMATS)}"
         remedy = "replace the file; without it the set is another one"
@@ -111,7 +111,7 @@ def unreadable(who: str, name: str, error: Exception) -> UserError:
 
 
 class OpenedPicture(NamedTuple):
-    """A picture of mode ``L`` or ``RGB``, and what was odd about its file.
+    """A picture of mode ``L`` or ``RGB``, and what is unusual about its file.
 
     ``lossy`` names the lossy format of the file, "" if it is lossless. Pillow may decode the
     picture only when its pixels are asked for, and raise :data:`UNREADABLE` then.
@@ -206,7 +206,7 @@ def _check_frames_and_depth(image: Image.Image, data: bytes) -> None:
         )
     depth = 8
     if image.format == "PNG":
-        depth = data[_DEPTH]  # Pillow reads 16-bit colours as 8-bit, without a word
+        depth = data[_DEPTH]  # Pillow reads 16-bit colours as 8-bit without a warning
     elif image.format == "TIFF":
         depth = max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,)))
     if depth > 8 or image.mode.startswith(("I", "F")):
@@ -236,7 +236,7 @@ def _is_lossless_webp(data: bytes) -> bool:
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 where there is none or it makes no sense."""
+    """Return the EXIF orientation, 1 to 8; 1 if it is missing or invalid."""
     if image.format == "PNG" and _has_exif_chunk(data):
         image.load()  # the chunk may follow the pixels
     if image.format != "TIFF" and _EXIF.isdisjoint(image.info):

@@ -5,11 +5,11 @@ A folder with
 - ``images.npy``: uint8 (or float32 for latents) ``[N, C, H, W]``, an ordinary ``.npy`` file that is
   memory-mapped;
 - ``labels.npy``: int32 ``[N]``, absent where there are no classes;
-- ``blocks.sha256``: one SHA-256 a line for each block of ``block_images`` images, so that a resumed
-  preparation knows what is good and a damaged file is found by place;
+- ``blocks.sha256``: one SHA-256 per block of ``block_images`` images, one per line: a resumed
+  preparation knows which blocks are good, and damage is found by block;
 - ``manifest.json``: :class:`DatasetManifest`.
 
-It is written beside its final place and renamed when it is complete and has been read back.
+It is written next to its final place and renamed when it is complete and has been read back.
 Imports no torch.
 """
 
@@ -68,7 +68,7 @@ class DatasetManifest(BaseModel):
         description="images that were converted, by what they had and what was done",
     )
     lossy: bool = Field(False, description="some images were JPEG or lossy WebP")
-    subset: bool = Field(False, description="fewer images than the dataset has, on request")
+    subset: bool = Field(False, description="fewer images than the dataset has, as asked for")
     source: SourceNote
     tools: dict[str, str] = Field(default_factory=dict, description="versions that decoded")
     created: str
@@ -113,7 +113,7 @@ def _damaged(folder: Path, problem: str, allowed: str = "") -> UserError:
 
 
 def read_manifest(folder: Path) -> DatasetManifest:
-    """Read and validate a manifest; raises ``MissingError`` if there is none."""
+    """Read and validate a manifest; raises ``MissingError`` if it does not exist."""
     path = folder / MANIFEST
     try:
         text = path.read_text(encoding="utf-8")
@@ -174,6 +174,6 @@ def check_content_hash(folder: Path, manifest: DatasetManifest, blocks: list[str
     try:
         found = content_hash(manifest.shape, manifest.dtype, blocks, manifest.labels_sha256)
     except ValueError:
-        raise _damaged(folder, f"{BLOCKS} holds a line that is no SHA-256") from None
+        raise _damaged(folder, f"{BLOCKS} holds a line that is not a SHA-256") from None
     if found != manifest.sha256:
         raise _damaged(folder, f"{BLOCKS} does not match the manifest's sha256")

@@ -1,4 +1,4 @@
-"""Datasets that lie in memory or in a memory map as uint8 ``[N, C, H, W]``."""
+"""Datasets in memory or in a memory map as uint8 ``[N, C, H, W]``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def to_float(pixels: Tensor, flips: Tensor | None = None) -> Tensor:
 
 
 class ArrayDataset(Dataset):
-    """uint8 images that fit where they are: in CPU memory, or resident on the GPU.
+    """uint8 images in CPU memory, in a memory map, or resident on the GPU.
 
     On the device a batch is a gather and a normalisation there, without a synchronisation.
     """
@@ -84,7 +84,7 @@ class ArrayDataset(Dataset):
     def gather(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
         """Copy the images of ``indices [n]``, as stored, to ``out`` or a new ``[n, C, H, W]``.
 
-        numpy's ``take`` is a memory copy a row, whatever the thread count is set to.
+        numpy's ``take`` copies row by row, independently of the thread count.
         """
         if out is None:
             return torch.from_numpy(np.take(self.host_pixels, indices.numpy(), axis=0))

@@ -21,7 +21,7 @@ DEPTH = 3
 
 @dataclass(frozen=True)
 class Key:
-    """Which part of which stream."""
+    """A range of positions of one seed's stream."""
 
     start: int
     count: int
@@ -29,14 +29,14 @@ class Key:
 
 
 class Staged(NamedTuple):
-    """A batch on its way to the device, and what says that it has arrived."""
+    """A batch on its way to the device, and the event of its arrival."""
 
     tensors: tuple[Tensor, ...]
     arrived: Any  #: a ``torch.cuda.Event``, or None
 
 
 class ReadAhead:
-    """Calls ``read(key)`` in a thread for the batches that will be wanted next.
+    """Calls ``read(key)`` in a thread for the batches that are needed next.
 
     The next batch is expected as far onwards as the last one was from the one before. A wrong
     guess costs a wasted read and nothing else.
@@ -52,7 +52,7 @@ class ReadAhead:
         self._event: Callable[[], Any] = cuda.Event
 
     def announce(self, key: Key) -> None:
-        """Start to read a batch; the oldest one that nobody fetched is forgotten."""
+        """Start to read a batch; the oldest one that was not fetched is dropped."""
         if key in self._waiting:
             return
         while len(self._waiting) >= DEPTH:

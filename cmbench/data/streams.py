@@ -1,4 +1,4 @@
-"""The order in which a finite dataset is seen: endless, shuffled anew every epoch, stateless.
+"""The order in which a finite dataset is seen: endless, shuffled again every epoch, stateless.
 
 Image ``k`` of the training stream is ``perm_e[k % size]`` with ``e = k // size``. The permutation
 of epoch ``e`` and the mirror bits depend on names only, so a batch depends on (seed, position) and

@@ -22,7 +22,7 @@ def no_progress(stage: str, done: int, total: int) -> None:
 def changed_blocks(
     path: Path, layout: Layout, count: int, hashes: Sequence[str], progress: ProgressCallback
 ) -> list[int]:
-    """Return the blocks of an images file of ``count`` images whose hashes are not those."""
+    """Return the blocks of an images file of ``count`` images that differ from ``hashes``."""
     changed = []
     progress("verifying", 0, count)
     file = os.open(path, os.O_RDONLY)

@@ -61,7 +61,7 @@ class GaussianMixture:
                 raise UserError(
                     "GaussianMixture",
                     f"component labels {self.labels.tolist()}",
-                    allowed="one label a component, covering 0 … number of classes - 1",
+                    allowed="one label per component, covering 0 … number of classes - 1",
                     remedy="renumber the labels",
                 )
 
@@ -92,7 +92,7 @@ class GaussianMixture:
 
     @cached_property
     def _log_weights(self) -> Tensor:
-        """Log weights ``[n_classes + 1, K]``: one row a class, the last for all of them."""
+        """Log weights ``[n_classes + 1, K]``: one row per class, the last for all of them."""
         log_weights = torch.log_softmax(self.weights.double().log(), 0)
         if self.labels is None:
             return log_weights[None]

@@ -296,8 +296,8 @@ def dpm_solver_singlestep(
         raise UserError(
             "dpm_solver_singlestep",
             f"orders {list(orders)} for {len(sigmas) - 1} steps",
-            allowed="one of 1, 2, 3 a step",
-            remedy="give one order a step",
+            allowed="1, 2 or 3 for each step",
+            remedy="give one order per step",
         )
     last = len(sigmas) - 2
     to_zero = ends_at_zero(sigmas)

@@ -1,4 +1,4 @@
-"""Multistep solvers of the PF-ODE around a denoiser: one evaluation a step, higher order.
+"""Multistep solvers of the PF-ODE around a denoiser: one evaluation per step, higher order.
 
 Signatures and notation as in :mod:`cmbench.diffusion.solvers`. Orders hold for grids uniform in
 ``lambda = -ln sigma`` that end above 0 (:func:`cmbench.diffusion.grids.sampling_log_sigmas`). A

@@ -21,7 +21,7 @@ _LABELS = ("arr_1", "labels", "label", "y")
 
 
 class ArraySamples(SampleSource):
-    """An array of images: uint8, or floats of a range that the user has named."""
+    """An array of images: uint8, or floats in a range that the user gives."""
 
     def __init__(
         self, name: str, images: Array, labels: Array | None, options: ReadOptions, kind: str
@@ -56,7 +56,7 @@ class ArraySamples(SampleSource):
 
     @property
     def kind(self) -> str:
-        """Npz or npy."""
+        """``npz`` or ``npy``."""
         return self._kind
 
     @property
@@ -70,7 +70,7 @@ class ArraySamples(SampleSource):
         return self._images.dtype.kind == "f"
 
     def _layout(self) -> bool:
-        """Return whether channels come last; anything but images is refused."""
+        """Return whether channels come last; raise if the array does not hold images."""
         shape, wanted = self._images.shape, self.options.channels
         who = f"an array of shape {shape}"
         if len(shape) == 3:
@@ -111,9 +111,9 @@ class ArraySamples(SampleSource):
                 )
             raise self.error(
                 f"float pixels from {sample.min():.3g} to {sample.max():.3g}, whose range"
-                " nobody has said",
+                " is not given",
                 allowed="uint8, or floats with --range " + " | ".join(RANGES),
-                remedy="say the range; they are then quantised by the rule you choose",
+                remedy="give the range; they are then quantized by the rule that you choose",
             )
         if self.options.value_range not in RANGES:
             raise self.error(f"range {self.options.value_range!r}", allowed=" | ".join(RANGES))
@@ -160,10 +160,10 @@ class ArraySamples(SampleSource):
         found = float(images.min()), float(images.max())
         if found[0] < low - slack or found[1] > high + slack:
             raise self.error(
-                f"pixels from {found[0]:.3g} to {found[1]:.3g}, said to be in"
+                f"pixels from {found[0]:.3g} to {found[1]:.3g}, given as"
                 f" [{self.options.value_range}]",
                 allowed=" | ".join(RANGES),
-                remedy="say the range that they have, or clip them",
+                remedy="give their range, or clip them",
             )
         return ((images - low) / (high - low) * 2 - 1).float()
 

@@ -41,7 +41,7 @@ class GeneratedSamples(SampleSource):
 
     @property
     def kind(self) -> str:
-        """What it is."""
+        """The kind of this source."""
         return "run"
 
     @property

@@ -64,7 +64,7 @@ class GeneratorSamples(SampleSource):
 
     @property
     def kind(self) -> str:
-        """What it is."""
+        """The kind of this source."""
         return "generator"
 
     @property
@@ -224,5 +224,5 @@ class DiffusersSamples(GeneratorSamples):
 
     @property
     def kind(self) -> str:
-        """What it is."""
+        """The kind of this source."""
         return PIPELINE

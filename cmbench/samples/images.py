@@ -39,7 +39,7 @@ class ImageSamples(SampleSource):
 
     @property
     def kind(self) -> str:
-        """Folder or zip."""
+        """``folder`` or ``zip``."""
         return self._source.kind
 
     @property

@@ -1,4 +1,4 @@
-"""Where samples to be scored come from: one interface, many formats, every oddity said aloud.
+"""Where samples to be scored come from: one interface for many formats.
 
 ====================  =============================================================================
 folder, ``.zip``      PNG (or see :mod:`cmbench.data.pictures`), recursively; EDM's ``dataset.json``
@@ -28,7 +28,7 @@ def open_samples(path: str, options: ReadOptions | None = None) -> SampleSource:
     """Return the source of samples at ``path``, a file, a folder or ``module:function``.
 
     Raises:
-        MissingError: there is nothing at the path.
+        MissingError: the path does not exist.
         UserError: no reader fits it.
     """
     options = options or ReadOptions()

@@ -1,4 +1,4 @@
-"""What a source of samples is: images in batches, a name, and every oddity said aloud."""
+"""What a source of samples is: images in batches, a name, and notes about what is unusual."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cmbench.errors import UserError
 from cmbench.sampling.stream import SampleBatch
 
 _T = TypeVar("_T")
-#: Value ranges that float samples may be said to have.
+#: Value ranges that a user may give for float samples.
 RANGES: dict[str, tuple[float, float]] = {"-1,1": (-1.0, 1.0), "0,1": (0.0, 1.0), "0,255": (0, 255)}
 #: The kind of a diffusers pipeline.
 PIPELINE = "diffusers pipeline"
@@ -21,7 +21,7 @@ PIPELINE = "diffusers pipeline"
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a user may have to say about samples that do not say it themselves.
+    """What a user may have to state about samples.
 
     Args:
         channels: channels that the extractor expects; 3, or 1 for grey data.
@@ -29,7 +29,7 @@ class ReadOptions:
         limit: read at most this many samples.
         protocol_samples: how many to make where there is no limit, for generators.
         seed: of the generator, where samples are made.
-        steps: network evaluations a sample, for diffusers pipelines.
+        steps: network evaluations per sample, for diffusers pipelines.
         device: where a diffusers pipeline runs.
     """
 
@@ -44,7 +44,7 @@ class ReadOptions:
 
 @dataclass
 class SampleSource(ABC):
-    """Samples with a name, a count if it is known, and notes about what was odd in them."""
+    """Samples with a name, a count if it is known, and notes about what is unusual in them."""
 
     name: str
     options: ReadOptions
@@ -53,16 +53,16 @@ class SampleSource(ABC):
     @property
     @abstractmethod
     def kind(self) -> str:
-        """What it is, in a word or two."""
+        """The kind of this source, in a word or two."""
 
     @property
     @abstractmethod
     def count(self) -> int | None:
-        """Number of samples, None where only reading tells."""
+        """Number of samples, None if it is known only after reading."""
 
     @property
     def is_ranged(self) -> bool:
-        """Whether pixels are floats whose range ``value_range`` says."""
+        """Whether pixels are floats in the range ``value_range``."""
         return False
 
     @property

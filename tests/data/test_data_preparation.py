@@ -389,7 +389,9 @@ def test_preparing_again_does_nothing(
     first, _ = prepare(spec, rule, Request(path), locations)
     assert prepare(spec, rule, Request(path), locations) == (first, False)
     other = edm_zip(tmp_path / "b.zip", pictures(6, seed=1), LABELS)
-    with pytest.raises(UserError, match=r"was prepared otherwise, from a.zip; add --force"):
+    with pytest.raises(
+        UserError, match=r"was prepared from a.zip, with other files or settings; add --force"
+    ):
         prepare(spec, rule, Request(other), locations)
     assert verify(locations.folder("tiny")) == first
     replaced, done = prepare(spec, rule, Request(other, force=True), locations)
@@ -441,7 +443,9 @@ def test_a_changed_source_does_not_resume(
     with pytest.raises(Stop):
         prepare(spec, rule, Request(zip_of_2500), locations, interrupt_at(1024))  # type: ignore[arg-type]
     other = edm_zip(tmp_path / "b.zip", pictures(2500, seed=1), [0, 1] * 1250)
-    with pytest.raises(UserError, match=r"begun otherwise \(contents differ\); .*--restart"):
+    with pytest.raises(
+        UserError, match=r"started with other settings \(contents differ\); .*--restart"
+    ):
         prepare(spec, rule, Request(other), locations)
     fresh, _ = prepare(spec, rule, Request(other), DataLocations(tmp_path / "fresh"))
     manifest, _ = prepare(spec, rule, Request(other, restart=True), locations)

@@ -63,9 +63,9 @@ def test_a_zip_without_labels_has_none(tmp_path: Path, table: object) -> None:
     [
         ({}, r"dataset.json has no 'labels'"),
         ([], r"dataset.json has no 'labels'"),
-        ({"labels": [3]}, r"no pairs of name and class"),
+        ({"labels": [3]}, r"not pairs of name and class"),
         ({"labels": [["00000/img00000000.png", 1]]}, r"no label for 5 of 6 images, .*00001.png"),
-        ({"labels": [[f"00000/img{i:08d}.png", [0, 1]] for i in range(6)]}, r"no class number"),
+        ({"labels": [[f"00000/img{i:08d}.png", [0, 1]] for i in range(6)]}, r"not a class number"),
         ({"labels": [[f"00000/img{i:08d}.png", 0.5] for i in range(6)]}, r"label 0.5 of"),
     ],
 )
@@ -418,7 +418,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is empty"), (b"hello there", r"is of no kind that can be read; allowed: a folder")],
+    [(b"", "is empty"), (b"hello there", r"has no format that can be read; allowed: a folder")],
 )
 def test_a_file_of_no_known_kind(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.dat").write_bytes(content)

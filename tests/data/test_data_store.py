@@ -96,7 +96,7 @@ def test_damage_gets_one_clear_line(folder: Path) -> None:
     (folder / BLOCKS).write_text("0" * 64)
     check(r"blocks.sha256 does not match the manifest")
     (folder / BLOCKS).write_text("zzz")
-    check(r"blocks.sha256 holds a line that is no SHA-256")
+    check(r"blocks.sha256 holds a line that is not a SHA-256")
     (folder / MANIFEST).write_text("{")
     check(r"manifest.json: the file: Invalid JSON")
     damage_manifest(folder, shape=[1, 2])

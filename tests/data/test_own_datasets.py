@@ -176,7 +176,7 @@ def test_another_size_is_another_preparation(cmbench: Command, images: Path) -> 
     cut = ("prepare", f"folder:{images}", "--transform", "adm-crop", "--name", "small")
     assert cmbench(*cut, "--resolution", "4").code == 0
     assert "already prepared" in cmbench(*cut, "--resolution", "4").out
-    one_line(cmbench(*cut, "--resolution", "2"), EXIT_USAGE, "was prepared otherwise", "--force")
+    one_line(cmbench(*cut, "--resolution", "2"), EXIT_USAGE, "was prepared from mine", "--force")
 
 
 def test_a_folder_that_cannot_be_made_is_not_called_full(

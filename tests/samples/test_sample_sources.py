@@ -192,7 +192,7 @@ class TestArrays:
     ) -> None:
         values = np.random.RandomState(0).uniform(low, high, (6, 5, 5, 3)).astype(np.float32)
         np.savez(tmp_path / "s.npz", images=values)
-        with pytest.raises(UserError, match=r"float pixels from .* nobody has said.*--range"):
+        with pytest.raises(UserError, match=r"float pixels from .* is not given.*--range"):
             read(tmp_path / "s.npz")
         found, _, notes = read(tmp_path / "s.npz", ReadOptions(value_range=name))
         wanted = (channels_first(values) - low) / (high - low) * 2 - 1
@@ -208,7 +208,7 @@ class TestArrays:
                 read(path, options)
 
         floats = np.random.RandomState(0).uniform(-1, 1, (4, 5, 5, 3))
-        refuse(floats, r"pixels from -.*said to be in \[0,1\]", ReadOptions(value_range="0,1"))
+        refuse(floats, r"pixels from -.*given as \[0,1\]", ReadOptions(value_range="0,1"))
         refuse(floats, "range '0,2'; allowed: -1,1", ReadOptions(value_range="0,2"))
         floats[2, 1, 1, 0] = np.inf
         refuse(floats, "image 2 holds NaN or infinite", ReadOptions(value_range="-1,1"))

@@ -1,4 +1,4 @@
-"""What must hold before a source becomes a dataset of that name."""
+"""Checks of a source before it becomes a dataset."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_missing(source: ArraySource, rule: Rule, *, subset: bool) -> None:
 
 
 def check_count(source: ImageSource, count: int, rule: Rule, *, subset: bool) -> None:
-    """Check that the source holds as many images as the dataset has, or fewer on request."""
+    """Check that the source has the number of images of the dataset; a subset may have fewer."""
     if rule.count is None or count == rule.count or (subset and count < rule.count):
         return
     remedy = f"give --source {rule.hint}"
@@ -53,14 +53,14 @@ def check_labels(
     class_names: Sequence[str],
     names: Sequence[str],
 ) -> Labels | None:
-    """Return the labels as the dataset wants them; raise if they are missing or out of range."""
+    """Return the labels ``[N]``, None without classes; raise if missing or out of range."""
     if not spec.num_classes:
         return None
     if labels is None:
         as_custom = "zip" if source.kind == "zip" else "folder"
         raise source.error(
             f"has no labels, but {spec.name!r} has {spec.num_classes} classes",
-            allowed="a dataset.json with labels, or one folder a class",
+            allowed="a dataset.json with labels, or one folder per class",
             remedy="give the folder that holds the class folders, or an archive with labels; or "
             f"prepare it unlabelled as {as_custom}:PATH",
         )

@@ -127,8 +127,8 @@ class ImageDecoder:
                 "1 or 3; .npy arrays may have others",
                 "prepare the right source",
             )
-        # One tall picture for all of them: parting its channels and getting its bytes costs less
-        # than to do that picture by picture.
+        # One tall picture for all of them: splitting its channels and getting its bytes costs
+        # less than doing that picture by picture.
         tall = Image.new(MODES[self.channels], (self.width, self.height * len(names)))
         for i, (name, data) in enumerate(zip(names, datas)):
             self.place(tall, i * self.height, data, name)
@@ -197,7 +197,7 @@ _writers: dict[Path, BlockWriter] = {}
 
 
 def start_worker() -> None:
-    """Settle this worker's memory; make sure that it dies with its parent, however that ends."""
+    """Set up this worker's memory; make sure that it ends with its parent."""
     # glibc raises its limit for keeping freed memory to the largest block that was ever freed. In a
     # fresh process that limit is low, and every picture's buffers would go back to the system.
     bytes(_KEPT_BYTES)
@@ -213,7 +213,7 @@ def start_worker() -> None:
 
 
 def warm_up() -> None:
-    """Do nothing: the import of this module is what takes time."""
+    """Do nothing: importing this module is what takes time."""
 
 
 def run_block(job: Job, work: BlockWork) -> BlockDone:

@@ -1,6 +1,6 @@
 """A preparation under way: its folder, its journal, and how it ends.
 
-``<dataset>.partial`` lies beside the final folder. The journal keeps the blocks that are done with
+``<dataset>.partial`` lies next to the final folder. The journal keeps the blocks that are done with
 their hashes, so that the same command resumes after a kill; in the end every block is read back
 and compared, and the folder is renamed.
 """
@@ -49,7 +49,7 @@ class Partial:
     # ---- begin or resume -----------------------------------------------------------------------
 
     def open(self, plan: dict[str, Any], *, restart: bool) -> None:
-        """Resume if the plan is the one that was begun; begin otherwise."""
+        """Resume if the plan is that of the unfinished preparation; start otherwise."""
         path = self.folder / _PLAN
         begun = _read_plan(path)
         if begun is not None and not restart:
@@ -57,7 +57,7 @@ class Partial:
             if changed:
                 raise UserError(
                     WHO,
-                    f"{self.folder} holds a preparation that was begun otherwise "
+                    f"{self.folder} holds a preparation that was started with other settings "
                     f"({', '.join(changed)} differ)",
                     remedy="repeat the first command to resume it, or add --restart to discard it",
                 )
@@ -120,7 +120,7 @@ class Partial:
             raise UserError(
                 WHO,
                 f"{len(bad)} of {total} blocks of {self.images} read back differently",
-                remedy="run the same command again, it makes those anew; if this repeats, check "
+                remedy="run the same command again, it makes them again; if this repeats, check "
                 "the disk",
             )
         return hashes
@@ -132,7 +132,7 @@ class Partial:
         (self.folder / _JOURNAL).write_text("".join(lines), encoding="utf-8")
 
     def put_in_place(self, target: Path) -> None:
-        """Rename the finished folder to its final name; an old one goes only then."""
+        """Rename the finished folder to its final name, then remove the one it replaces."""
         for name in (_JOURNAL, _PLAN):
             (self.folder / name).unlink(missing_ok=True)
         for spooled in self.folder.glob(f"{_SPOOL}*"):
@@ -145,7 +145,7 @@ class Partial:
         shutil.rmtree(old, ignore_errors=True)
 
     def discard(self) -> None:
-        """Forget what was begun: the folder goes when the lock is released."""
+        """Give the preparation up: the folder is removed when the lock is released."""
         (self.folder / _PLAN).unlink(missing_ok=True)
 
     def remove_if_empty(self) -> None:
@@ -187,7 +187,7 @@ def locked(target: Path) -> Iterator[Partial]:
 
 @contextmanager
 def os_errors(data_dir: Path) -> Iterator[None]:
-    """Turn what the operating system says into one line."""
+    """Turn errors of the operating system into one line."""
     try:
         yield
     except OSError as error:

@@ -96,7 +96,7 @@ def prepare(
 
     Raises:
         UserError: for every fault of the source, the request or the disk; what was done so far
-            stays, and the same command resumes it.
+            is kept, and the same command resumes it.
     """
     target = locations.folder(spec.name)
     with os_errors(locations.data_dir), locked(target) as partial:
@@ -107,7 +107,7 @@ def prepare(
 
 
 def is_large(path: Path) -> bool:
-    """Return whether a source is worth workers, as far as a glance tells."""
+    """Return whether a source is large enough for workers, without reading its files."""
     if path.is_file():
         return path.stat().st_size >= _LARGE_SOURCE
     seen = 0
@@ -130,7 +130,7 @@ class Preparation:
     progress: ProgressCallback
 
     def run(self) -> DatasetManifest:
-        """Do all of it."""
+        """Prepare the dataset and return its manifest."""
         self.progress("reading the table of contents", 0, 0)
         source = open_source(self.request.source, self.request.split, self.partial.spool)
         check_kind(source, self.spec, self.rule)
@@ -192,7 +192,7 @@ class Preparation:
             self.progress("decoding", done, total)
 
     def missing_blocks(self, job: Job, index: ImageIndex) -> Iterator[BlockWork]:
-        """Yield what is to be done."""
+        """Yield the blocks that are still to be written."""
         for block in range(job.layout.blocks(job.count)):
             if block not in self.partial.done:
                 first, stop = job.layout.block_range(block, job.count)
@@ -213,8 +213,8 @@ class Preparation:
         try:
             count, labels = self.copy_chunks(source)
         except UserError:
-            # A fault of the source: what was copied would only stand in the way of a better one,
-            # and copying again takes no longer than reading.
+            # A fault of the source: the copy would only block a corrected source, and copying
+            # again takes no longer than reading.
             self.partial.discard()
             raise
         return Content(count, labels, (), fingerprint, source.remark)
@@ -224,7 +224,7 @@ class Preparation:
         blocks = ArrayBlocks(self.partial.images, self.layout, self.partial.done, self.partial.add)
         total = source.total or self.rule.count or 0
         labels: list[int] = []
-        self.progress("copying", 0, total)  # read from the start, whatever is written already
+        self.progress("copying", 0, total)  # read from the start, even when resuming
         with blocks:
             for chunk in source.chunks():
                 if chunk.images.shape[1:] != self.layout.data_shape:
@@ -275,7 +275,7 @@ class Preparation:
         if fingerprint:
             raise UserError(
                 WHO,
-                f"{self.target} was prepared otherwise, from {note.name}",
+                f"{self.target} was prepared from {note.name}, with other files or settings",
                 remedy="add --force to replace it",
             )
 
@@ -329,7 +329,7 @@ class Preparation:
         )
 
     def revision(self, source: ImageSource, content: Content) -> str:
-        """Return preprocessing, and whatever makes the content other than the published one's."""
+        """Return the preprocessing, and what distinguishes the content from the published one."""
         parts = ["as-is" if self.transform == "none" else self.transform]
         if source.split not in ("", "train"):
             parts.append(source.split)

@@ -1,7 +1,7 @@
 """Images in zip and tar archives.
 
 A zip is read at random, through a memory map. A tar is read at random too; a compressed one is
-unpacked once into a spool file beside the dataset that is being made.
+unpacked once into a spool file next to the dataset.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ Member = tuple[str, int, int, int, int, int, int]
 LARGEST_IMAGE = 256 << 20
 _TABLE_ROW = 1000
 _REPACK = "repack the archive with `zip -0`"
-#: Bytes that unpacking leaves free on the disk, and how many it writes between two looks at it.
+#: Bytes that unpacking leaves free on the disk, and how many it writes between two checks.
 _SPARE, _STRIDE = 256 << 20, 16 << 20
 
 
 def truncated(source: ImageSource, error: BaseException, name: str = "") -> UserError:
-    """Return the error for an archive (or its file ``name``) that ends early or is none."""
+    """Return the error for an archive (or its file ``name``) that cannot be read to its end."""
     detail = " ".join(str(error).split())[:120]
     what = f"{name} is a truncated" if name else "truncated"
     return source.error(

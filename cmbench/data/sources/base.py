@@ -30,7 +30,7 @@ class Reader(Protocol):
     """Gives the bytes of one image; each worker has its own."""
 
     def read(self, locator: Any) -> bytes:
-        """Return the encoded image that ``locator`` says."""
+        """Return the encoded image at ``locator``."""
 
     def close(self) -> None:
         """Release the file."""
@@ -56,7 +56,7 @@ class ImageIndex:
 
 
 class ImageSource(ABC):
-    """A path with something to read it."""
+    """A path and the reader that fits it."""
 
     kind: ClassVar[str]
 
@@ -150,7 +150,7 @@ class Fingerprint:
         return str(self.digest.hexdigest())
 
 
-#: Names of folders that are parts of a dataset. Beside anything else, `train` is a class.
+#: Names of folders that are parts of a dataset. Next to any other folder, `train` is a class.
 _SPLITS = frozenset({"train", "test", "val", "valid", "validation", "dev"})
 
 
@@ -164,7 +164,7 @@ def why_passed_over(name: str) -> str:
     """Return why a file is not read as an image or an array of one; "" if it is read.
 
     ``name`` is relative to the source, with ``/``. Hidden folders and ``__MACOSX`` hold copies that
-    file managers and notebooks make: what is in them is no image, and they are no classes.
+    file managers and notebooks make: their files are not read, and they are not classes.
     """
     suffix = name[max(name.rfind("."), 0) :].lower()
     if suffix in _READ and not name.startswith(".") and "/." not in name and "__" not in name:
@@ -199,7 +199,7 @@ def labels_from_folders(names: Sequence[str]) -> tuple[list[int], list[str]] | N
     """Return labels and class names if every image lies in one of several top-level folders.
 
     Classes are numbered in the sorted order of their folders, as ImageNet's are. Folders that only
-    split many files (EDM's ``00000/img00000000.png``) are no classes.
+    split many files (EDM's ``00000/img00000000.png``) are not classes.
     """
     tops = [name.partition("/")[0] if "/" in name else "" for name in names]
     classes = sorted(set(tops))
@@ -238,7 +238,7 @@ def labels_from_json(source: ImageSource, data: Any, names: Sequence[str]) -> li
         label_of = {str(name): label for name, label in table}
     except (TypeError, ValueError):
         raise source.error(
-            "its dataset.json has labels that are no pairs of name and class",
+            "its dataset.json has labels that are not pairs of name and class",
             allowed='["00000/img00000000.png", 6]',
             remedy="make it with EDM's dataset tool",
         ) from None
@@ -247,13 +247,13 @@ def labels_from_json(source: ImageSource, data: Any, names: Sequence[str]) -> li
         raise source.error(
             f"its dataset.json has no label for {len(missing)} of {len(names)} images, "
             f"the first being {missing[0]!r}",
-            remedy="make the archive and its labels in one go",
+            remedy="make the archive and its labels again, together",
         )
     labels = [label_of[name] for name in names]
     for name, label in zip(names, labels):
         if type(label) is not int:
             raise source.error(
-                f"label {label!r} of {name!r} in its dataset.json is no class number",
+                f"label {label!r} of {name!r} in its dataset.json is not a class number",
                 allowed="integers from 0",
                 remedy="one-hot or continuous labels are not supported",
             )

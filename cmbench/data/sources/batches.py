@@ -20,7 +20,7 @@ from cmbench.data.pickles import load_plain_pickle
 from cmbench.data.sources.archives import TRUNCATED, open_packed, truncated
 from cmbench.data.sources.base import ArraySource, Chunk, Fingerprint
 
-#: MD5 of the batches as A. Krizhevsky published them (the check sums of his page's archive).
+#: MD5 of the batches in the archive that A. Krizhevsky published.
 _CIFAR_MD5 = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -45,7 +45,7 @@ class BatchSource(ArraySource):
             raise self.error(
                 f"{name} holds {found}",
                 allowed="data, labels",
-                remedy="give --source the archive as it was published",
+                remedy="give --source the published archive",
             )
         data, row = np.asarray(batch["data"]), 3 * self.size * self.size
         if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != row:
@@ -59,7 +59,7 @@ class BatchSource(ArraySource):
             raise self.error(
                 f"{name} holds {labels.dtype} labels of shape {labels.shape}",
                 allowed=f"{len(data)} class numbers",
-                remedy="give --source the archive as it was published",
+                remedy="give --source the published archive",
             )
         first = self.first_label
         outside = np.flatnonzero((labels < first) | (labels >= first + self.classes))
@@ -67,7 +67,7 @@ class BatchSource(ArraySource):
             raise self.error(
                 f"{name} holds label {labels[outside[0]]} (of its image {outside[0]})",
                 allowed=f"{first} … {first + self.classes - 1}",
-                remedy="give --source the archive as it was published",
+                remedy="give --source the published archive",
             )
         images = data.reshape(-1, 3, self.size, self.size)
         return Chunk(images, labels.astype(np.int64) - first)
@@ -190,7 +190,7 @@ class ImageNetBatchSource(BatchSource):
         return _IMAGENET_BATCH.fullmatch(path.name) is not None
 
     def _count(self) -> int | None:
-        """Return the number of images, where headers tell it."""
+        """Return the number of images, None if the headers do not give it."""
         total = 0
         for path in self.files:
             if path.suffix != ".npz":

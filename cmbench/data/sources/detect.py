@@ -1,4 +1,4 @@
-"""Which reader a path wants."""
+"""Which reader a path needs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _open_file(path: Path, split: str, spool: Path | None) -> ImageSource:
         return CifarPythonSource(path, split) if python else TarSource(path, split, spool)
     raise UserError(
         "--source",
-        f"{path} is of no kind that can be read",
+        f"{path} has no format that can be read",
         allowed="a folder, .zip, .tar(.gz|.xz|.bz2), an LMDB, CIFAR-10 or ImageNet batches",
         remedy="unpack it and give the folder",
     )

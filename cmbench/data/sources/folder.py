@@ -1,4 +1,4 @@
-"""Images in a folder: class folders, EDM's folder with ``dataset.json``, or a flat pile."""
+"""Images in a folder: class folders, EDM's folder with ``dataset.json``, or a flat folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cmbench.errors import UserError, first_names
 
 
 def read_json(path: Path, who: str) -> Any:
-    """Read a JSON file; raise ``UserError`` if it is none."""
+    """Read a JSON file; raise ``UserError`` if it is not one."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -86,7 +86,7 @@ class FolderReader:
             os.close(file)
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing: no file is kept open."""
 
 
 class FolderSource(EncodedSource):

@@ -8,7 +8,7 @@ from typing import Any
 from cmbench.data.sources.base import EncodedSource, Fingerprint, ImageIndex
 from cmbench.errors import MissingError
 
-#: Pages that a whole database may lack at its end: those that its last change took and gave back.
+#: Pages that may be missing at the end of an intact database: its last change freed them.
 _LOOSE_PAGES = 16
 
 
@@ -77,7 +77,7 @@ class LmdbSource(EncodedSource):
         return ImageIndex(names, keys, None, fingerprint=fingerprint.value)
 
     def _require_whole(self, environment: Any) -> None:
-        """Raise if the file is shorter than its pages: to read those would kill the process."""
+        """Raise if the file is shorter than its pages: reading those would end the process."""
         file = self.path / "data.mdb" if self.path.is_dir() else self.path
         wanted = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
         found = file.stat().st_size
