@@ -200,7 +200,7 @@ def facts(reference: Reference) -> dict[str, Any]:
         "divisor": reference.moments.divisor,
         "features": None if reference.features is None else len(reference.features),
         "spatial": reference.spatial is not None,
-        "floor": asdict(reference.floor) if reference.floor else None,
+        "floor": asdict(reference.floors) if reference.floors else None,
     }
 
 

@@ -112,13 +112,9 @@ def _metric(
     return MetricSpec(name, title, higher, needs, factory, reference, version=VERSION, **facts)
 
 
-_UNIT = "data standard deviations"
 _LOGITS: dict[str, Any] = {"needs": ("logits",)}
-_FLOW: dict[str, Any] = {
-    "needs": ("flow map",),
-    "unit": "data standard deviations",
-    "higher": False,
-}
+_FLOW: dict[str, Any] = {"needs": ("flow map",), "higher": False}
+_FLOW["unit"] = "data standard deviations"
 
 METRICS: tuple[MetricSpec, ...] = (
     _distance("fid", "Fréchet Inception distance", "fid"),

@@ -44,7 +44,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Floor:
+class Floors:
     """What splits of the real images say about each other.
 
     Args:
@@ -66,7 +66,7 @@ class Floor:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Floor | None:
+    def from_json(cls, text: str) -> Floors | None:
         """Return what :meth:`to_json` wrote; None for anything else (an older file's floor)."""
         try:
             facts = json.loads(text)

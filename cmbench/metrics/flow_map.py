@@ -13,7 +13,6 @@ from cmbench.errors import NonFiniteError, UserError
 from cmbench.metrics.metric import MetricData
 from cmbench.metrics.values import Estimate, normal_interval
 
-_DETAIL = {"unit": "data standard deviations"}
 #: ``exact(noise, labels)`` returns the exact images for unit noise, or None without a closed form.
 ExactFlowMap = Callable[[Tensor, Tensor | None], Tensor | None]
 
@@ -73,11 +72,11 @@ def mean_error(data: MetricData) -> Estimate:
     found: FlowMapError = data["flow map"]
     error = found.standard_error
     if not math.isfinite(error):  # of one image
-        return Estimate(found.mean, detail=_DETAIL)
-    return Estimate(found.mean, error, normal_interval(found.mean, error), _DETAIL)
+        return Estimate(found.mean)
+    return Estimate(found.mean, error, normal_interval(found.mean, error))
 
 
 def largest_error(data: MetricData) -> Estimate:
     """Return the largest error of an image, in standard deviations of the data."""
     found: FlowMapError = data["flow map"]
-    return Estimate(found.maximum, detail=_DETAIL)
+    return Estimate(found.maximum)

@@ -147,7 +147,7 @@ def half_split_infinity(
 
 def pooled_distance(data: MetricData) -> Estimate:
     """Return the distance of pooled features: FID and its relatives."""
-    floor = data.floor.of_distance if data.floor is not None else None
+    floor = data.floors.of_distance if data.floors is not None else None
     return _estimate(data.features, data.real_moments, floor)
 
 

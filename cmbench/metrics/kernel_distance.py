@@ -10,7 +10,7 @@ decomposition.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,14 +26,6 @@ BLOCK = 2048
 def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
     """Return (xᵀy / D + 1)³ for all pairs, ``[N, M]``."""
     return (x @ y.T / x.shape[1] + 1) ** 3
-
-
-@dataclass(frozen=True)
-class KernelDistance:
-    """Unbiased squared MMD (may be slightly negative) and its standard error."""
-
-    value: float
-    standard_error: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +86,10 @@ def kernel_distance(
     *,
     block: int = BLOCK,
     reference_self: SelfKernel | None = None,
-) -> KernelDistance:
-    """Return the exact unbiased squared MMD between ``[N, D]`` and ``[M, D]``, float64.
+) -> tuple[float, float]:
+    """Return the exact unbiased squared MMD of ``[N, D]`` and ``[M, D]``, and its standard error.
+
+    Computed in float64; the distance may be slightly negative.
 
     Args:
         samples: features of generated images.
@@ -122,7 +116,7 @@ def kernel_distance(
     within = 2 * xx.residual / (n * (n - 1)) + 2 * yy.residual / (m * (m - 1))
     across = 4 * residual_xy / (n * m)
     variance = max(variance + within + across, (within + across) / 2)
-    return KernelDistance(xx.mean + yy.mean - 2 * cross, math.sqrt(variance))
+    return xx.mean + yy.mean - 2 * cross, math.sqrt(variance)
 
 
 def _cross_kernel(x: Tensor, y: Tensor, block: int) -> tuple[Tensor, Tensor, float]:
@@ -146,10 +140,10 @@ def _projection_variance(own: SelfKernel, cross: Tensor, cross_noise: float) -> 
 def metric(data: MetricData) -> Estimate:
     """Return the kernel distance of pooled features: KID on the Inception network."""
     samples, real = data.features, data.real_features
-    found = kernel_distance(samples, real, reference_self=data.prepared("kernel"))
-    detail: dict[str, Json] = asdict(found) | {"estimator": "exact U-statistic, cubic kernel"}
-    if data.floor is not None:
-        detail["floor"] = data.floor.of_unbiased(len(samples), len(real))
-    interval = normal_interval(found.value, found.standard_error)
+    value, error = kernel_distance(samples, real, reference_self=data.prepared("kernel"))
+    detail: dict[str, Json] = {"value": value, "standard_error": error}
+    detail["estimator"] = "exact U-statistic, cubic kernel"
+    if data.floors is not None:
+        detail["floor"] = data.floors.of_unbiased(len(samples), len(real))
     facts = ("u-statistic", "float64")
-    return Estimate(found.value, found.standard_error, interval, detail, facts)
+    return Estimate(value, error, normal_interval(value, error), detail, facts)

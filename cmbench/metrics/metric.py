@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cmbench.errors import PluginError, UserError
 from cmbench.metrics.catalog import all_metrics
-from cmbench.metrics.floor import Floor
+from cmbench.metrics.floor import Floors
 from cmbench.metrics.statistics import Moments
 from cmbench.metrics.values import Estimate
 from cmbench.plugin.manager import PluginManager
@@ -58,7 +58,7 @@ class MetricData:
     ``flow map``              errors of the samples against the dataset's exact flow map
     ========================= ==================================================================
 
-    Rows are in the order of sample numbers. ``floor`` is what a perfect generator would score and
+    Rows are in the order of sample numbers. ``floors`` says what a perfect generator scores and
     ``real_score`` the inception score of the real images; both are None where not known.
     """
 
@@ -76,12 +76,12 @@ class MetricData:
         parts: Mapping[str, Any],
         *,
         prepared: Mapping[str, Any] | None = None,
-        floor: Floor | None = None,
+        floors: Floors | None = None,
         real_score: float | None = None,
         results: dict[Any, Any] | None = None,
     ) -> None:
         self._spec, self._parts, self._prepared = spec, parts, prepared or {}
-        self.floor, self.real_score = floor, real_score
+        self.floors, self.real_score = floors, real_score
         self._results = {} if results is None else results
 
     def __getitem__(self, need: str) -> Any:

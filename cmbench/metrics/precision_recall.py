@@ -195,7 +195,7 @@ def _estimate(
     interval: tuple[float, float] | None = None,
 ) -> Estimate:
     detail: dict[str, Json] = {"k": NEIGHBOURS, "dtype": "float32, centred"}
-    if data.floor is not None:
+    if data.floors is not None:
         counts = len(data.features), len(data.real_features)
-        detail["floor"] = data.floor.of_share(name, *counts, NEIGHBOURS)
+        detail["floor"] = data.floors.of_share(name, *counts, NEIGHBOURS)
     return Estimate(value, error, interval, detail, (f"k={NEIGHBOURS}", "float32"))

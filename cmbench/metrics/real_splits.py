@@ -1,4 +1,4 @@
-"""Random splits of the real images: what :class:`cmbench.metrics.floor.Floor` is made of."""
+"""Random splits of the real images: what :class:`cmbench.metrics.floor.Floors` is made of."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from cmbench.metrics.floor import Floor, Share
+from cmbench.metrics.floor import Floors, Share
 from cmbench.metrics.frechet import distance_of_rows
 from cmbench.metrics.precision_recall import NEIGHBOURS, reference_radii, share_inside_others
 from cmbench.seeds import derive_seed
@@ -25,8 +25,8 @@ SMALLEST_SUBSET, LARGEST_SUBSET = 32, 5_000
 FEWEST = 10
 
 
-def measure_floor(features: Tensor, radii: Tensor) -> Floor:
-    """Return the floor of real images.
+def measure_floors(features: Tensor, radii: Tensor) -> Floors:
+    """Return the floors of real images.
 
     Args:
         features: of the real images, ``[M, D]``, M >= 10.
@@ -38,7 +38,7 @@ def measure_floor(features: Tensor, radii: Tensor) -> Floor:
         [distance_of_rows(*_halves(features, half, split)) for split in range(splits)],
         dtype=torch.float64,
     )
-    return Floor(
+    return Floors(
         splits=splits,
         half=half,
         distance=float(distances.mean()),

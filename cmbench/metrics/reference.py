@@ -20,12 +20,12 @@ from torch import Tensor
 from cmbench.errors import UserError
 from cmbench.metrics.census import Census, CensusTaker
 from cmbench.metrics.extractor import Extractor
-from cmbench.metrics.floor import Floor
+from cmbench.metrics.floor import Floors
 from cmbench.metrics.inception_score import InceptionScore, inception_score
 from cmbench.metrics.kernel_distance import SelfKernel, self_kernel
 from cmbench.metrics.precision_recall import NEIGHBOURS, reference_radii
 from cmbench.metrics.quantize import quantize
-from cmbench.metrics.real_splits import FEWEST, measure_floor
+from cmbench.metrics.real_splits import FEWEST, measure_floors
 from cmbench.metrics.statistics import FeatureStatistics, Moments, moments_of
 
 #: Part of every metric key through the reference's digest: raise it only if the numbers change.
@@ -78,7 +78,7 @@ class Reference:
     spatial: Moments | None = None
     score: InceptionScore | None = None
     census: Census | None = None
-    floor: Floor | None = None
+    floors: Floors | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -128,7 +128,7 @@ class Reference:
             reference = replace(reference, score=score)
         if spatial is not None:
             reference = replace(reference, spatial=spatial.moments())
-        return replace(reference, census=census.result()).with_floor()
+        return replace(reference, census=census.result()).with_floors()
 
     @classmethod
     def of_features(cls, key: ReferenceKey, rows: Tensor) -> Reference:
@@ -144,11 +144,11 @@ class Reference:
             kernel=self_kernel(rows) if len(rows) >= 4 else None,
         )
 
-    def with_floor(self) -> Reference:
+    def with_floors(self) -> Reference:
         """Return a copy with the floor, which takes a while; itself where images are too few."""
         if self.features is None or self.radii is None or len(self.features) < FEWEST:
             return self
-        return replace(self, floor=measure_floor(self.features, self.radii))
+        return replace(self, floors=measure_floors(self.features, self.radii))
 
     def require_features(self, metric: str) -> Tensor:
         """Return the features, or raise the error that ``metric`` cannot do without them."""

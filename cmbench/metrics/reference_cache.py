@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from cmbench.errors import UserError
 from cmbench.metrics._files import read_tensors, sha256_tensors, write_tensors
 from cmbench.metrics.census import Census, CensusTaker
 from cmbench.metrics.extractor import Extractor
-from cmbench.metrics.floor import Floor
+from cmbench.metrics.floor import Floors
 from cmbench.metrics.inception_score import InceptionScore
 from cmbench.metrics.kernel_distance import SelfKernel
 from cmbench.metrics.reference import Reference, ReferenceKey
@@ -69,7 +69,7 @@ def cached_reference(
             found = load_reference(path, key)
             # One made without spatial features serves all metrics but theirs.
             if found.spatial is not None or not getattr(extractor, "spatial", False):
-                return _with_floor(found, path)
+                return _with_floors(found, path)
         except UserError as error:
             notes = (f"reference computed again: {error}",)
     reference = replace(Reference.compute(images(), extractor, key), notes=notes)
@@ -77,11 +77,11 @@ def cached_reference(
     return reference
 
 
-def _with_floor(found: Reference, path: Path) -> Reference:
+def _with_floors(found: Reference, path: Path) -> Reference:
     """Add the floor that files of earlier versions lack, and keep it."""
-    if found.floor is None:
-        found = found.with_floor()
-        if found.floor is not None:
+    if found.floors is None:
+        found = found.with_floors()
+        if found.floors is not None:
             save_reference(found, path)
     return found
 
@@ -126,7 +126,7 @@ def save_reference(reference: Reference, path: Path) -> None:
         "key": json.dumps(asdict(reference.key), sort_keys=True),
         "divisor": reference.moments.divisor,
         "score": json.dumps(asdict(reference.score)) if reference.score else "",
-        "floor": reference.floor.to_json() if reference.floor else "",
+        "floor": reference.floors.to_json() if reference.floors else "",
         "sha256": sha256_tensors(tensors),
     }
     write_tensors(path, tensors, metadata)
@@ -159,17 +159,14 @@ def _moments_tensors(prefix: str, moments: Moments) -> dict[str, Tensor]:
     }
 
 
+#: Numbers of a census in the order of the file; files of earlier versions lack the last two.
+_CENSUS_FACTS = ("low", "high", "grey", "flat", "roughness", "blocking")
+
+
 def _census_tensors(census: Census) -> dict[str, Tensor]:
     tensors = {"census_hashes": census.hashes, "census_shape": torch.tensor(census.shape)}
     if census.mean is not None and census.std is not None:
-        facts = [
-            census.low,
-            census.high,
-            census.grey,
-            census.flat,
-            census.roughness,
-            census.blocking,
-        ]
+        facts = [getattr(census, name) for name in _CENSUS_FACTS]
         tensors["census_mean"], tensors["census_std"] = census.mean, census.std
         tensors["census_facts"] = torch.tensor(facts, dtype=torch.float64)
     return tensors
@@ -179,14 +176,11 @@ def _read_census(tensors: dict[str, Tensor]) -> Census | None:
     if "census_hashes" not in tensors:
         return None
     shape = tuple(tensors["census_shape"].int().tolist())
-    if "census_facts" not in tensors:
-        return Census(tensors["census_hashes"], shape=shape)
-    # Files of earlier versions end before the last two.
-    low, high, grey, flat, *texture = tensors["census_facts"].tolist()
-    mean, std = tensors["census_mean"], tensors["census_std"]
-    return Census(
-        tensors["census_hashes"], mean, std, int(low), int(high), grey, flat, shape, *texture
-    )
+    numbers = tensors["census_facts"].tolist() if "census_facts" in tensors else []
+    facts: dict[str, Any] = dict(zip(_CENSUS_FACTS, numbers))
+    facts |= {name: int(facts[name]) for name in ("low", "high") if name in facts}
+    mean, std = tensors.get("census_mean"), tensors.get("census_std")
+    return Census(tensors["census_hashes"], mean, std, shape=shape, **facts)
 
 
 def _assemble(key: ReferenceKey, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Reference:
@@ -212,5 +206,5 @@ def _assemble(key: ReferenceKey, tensors: dict[str, Tensor], metadata: dict[str,
         spatial=moments("spatial_") if "spatial_mean" in tensors else None,
         score=InceptionScore(**json.loads(score)) if score else None,
         census=_read_census(tensors),
-        floor=Floor.from_json(metadata["floor"]),
+        floors=Floors.from_json(metadata["floor"]),
     )

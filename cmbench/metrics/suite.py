@@ -155,7 +155,7 @@ class MetricSuite:
             metric.spec,
             parts,
             prepared={"radii": reference.radii, "kernel": reference.kernel} if reference else {},
-            floor=reference.floor if reference else None,
+            floors=reference.floors if reference else None,
             real_score=score.mean if score else None,
             results=results,
         )
@@ -184,6 +184,8 @@ class MetricSuite:
 
     def _counts(self, metric: Metric, count: int) -> dict[str, Json]:
         detail: dict[str, Json] = {"samples": count}
+        if metric.spec.unit:
+            detail["unit"] = metric.spec.unit
         reference = self.reference
         if reference is not None and not OF_REFERENCE.keys().isdisjoint(metric.needs):
             detail["reference_samples"] = reference.count

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cmbench.metrics._files import read_tensors, write_tensors
 from cmbench.metrics.extractor import PixelExtractor
-from cmbench.metrics.floor import Floor, Share
+from cmbench.metrics.floor import Floors, Share
 from cmbench.metrics.frechet import frechet_distance
 from cmbench.metrics.precision_recall import (
     knn_radii,
@@ -21,7 +21,7 @@ from cmbench.metrics.precision_recall import (
     reference_radii,
     share_inside_others,
 )
-from cmbench.metrics.real_splits import measure_floor
+from cmbench.metrics.real_splits import measure_floors
 from cmbench.metrics.reference import Reference
 from cmbench.metrics.reference_cache import cached_reference, load_reference
 from cmbench.metrics.statistics import moments_of
@@ -35,9 +35,9 @@ def rows(count: int, seed: int) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def floor() -> Floor:
+def floor() -> Floors:
     real = rows(REAL, 0)
-    return measure_floor(real, reference_radii(real))
+    return measure_floors(real, reference_radii(real))
 
 
 def reference_of(points: Tensor, folder: Path | None = None) -> Reference:
@@ -51,7 +51,7 @@ def reference_of(points: Tensor, folder: Path | None = None) -> Reference:
     )
 
 
-def test_the_distance_of_a_perfect_generator(floor: Floor) -> None:
+def test_the_distance_of_a_perfect_generator(floor: Floors) -> None:
     """60 repetitions know the mean to 3 %, splits of one set to 5 %: within 20 %."""
     values = torch.tensor(
         [
@@ -67,7 +67,7 @@ def test_the_distance_of_a_perfect_generator(floor: Floor) -> None:
 
 
 @pytest.mark.parametrize("made", [60, 200, 350, 900])
-def test_the_shares_of_a_perfect_generator(floor: Floor, made: int) -> None:
+def test_the_shares_of_a_perfect_generator(floor: Floors, made: int) -> None:
     """Precision, recall, density, coverage at counts around and between those of the splits."""
     found: dict[str, list[float]] = {}
     for i in range(40):
@@ -83,7 +83,7 @@ def test_the_shares_of_a_perfect_generator(floor: Floor, made: int) -> None:
         assert ceiling["value"] <= 1
 
 
-def test_a_ceiling_says_which_counts_it_is_for(floor: Floor) -> None:
+def test_a_ceiling_says_which_counts_it_is_for(floor: Floors) -> None:
     counts = [share.count for share in floor.inside]
     assert counts == [62, 125, 250, REAL - 1]
 
@@ -99,14 +99,14 @@ def test_a_ceiling_says_which_counts_it_is_for(floor: Floor) -> None:
 
 
 def test_shares_between_two_counts_are_interpolated_in_their_logarithm() -> None:
-    floor = Floor(20, 50, 1.0, 0.1, (Share(50, 0.8, 0.02, 20), Share(200, 0.6, 0.01, 20)))
+    floor = Floors(20, 50, 1.0, 0.1, (Share(50, 0.8, 0.02, 20), Share(200, 0.6, 0.01, 20)))
     found = floor.of_share("recall", 100, 7, 3)
     assert (found["value"], found["std"]) == (pytest.approx(0.7), pytest.approx(0.015))
     assert floor.of_share("recall", 50, 7, 3)["value"] == 0.8
     assert floor.of_share("precision", 7, 200, 3)["value"] == 0.6
 
 
-def test_unbiased_distances_have_none(floor: Floor) -> None:
+def test_unbiased_distances_have_none(floor: Floors) -> None:
     assert floor.of_unbiased(30, 40)["value"] == 0
 
 
@@ -122,8 +122,8 @@ def test_leaving_each_out_is_what_it_says(block: int) -> None:
 
 
 def test_few_real_images_have_no_floor() -> None:
-    assert reference_of(rows(9, 0)).floor is None
-    assert reference_of(rows(10, 0)).floor is not None
+    assert reference_of(rows(9, 0)).floors is None
+    assert reference_of(rows(10, 0)).floors is not None
 
 
 def test_every_metric_of_the_features_carries_it() -> None:
@@ -150,8 +150,8 @@ def test_it_is_kept_in_the_reference_file(tmp_path: Path) -> None:
     points = rows(40, 0)
     fresh = reference_of(points, tmp_path)
     (path,) = tmp_path.iterdir()
-    assert load_reference(path).floor == fresh.floor
-    assert reference_of(points, tmp_path).floor == fresh.floor
+    assert load_reference(path).floors == fresh.floors
+    assert reference_of(points, tmp_path).floors == fresh.floors
 
 
 @pytest.mark.parametrize("earlier", ["", json.dumps({"count": 20, "frechet": 1.0, "kernel": 0.0})])
@@ -161,6 +161,6 @@ def test_a_file_of_an_earlier_version_gets_one(tmp_path: Path, earlier: str) -> 
     (path,) = tmp_path.iterdir()
     tensors, metadata = read_tensors(path, "reference")
     write_tensors(path, tensors, {**metadata, "floor": earlier})
-    assert load_reference(path).floor is None
-    assert reference_of(points, tmp_path).floor == fresh.floor
-    assert load_reference(path).floor == fresh.floor, "it was kept"
+    assert load_reference(path).floors is None
+    assert reference_of(points, tmp_path).floors == fresh.floors
+    assert load_reference(path).floors == fresh.floors, "it was kept"
