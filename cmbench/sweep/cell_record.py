@@ -24,7 +24,8 @@ from cmbench.records.record import (
 from cmbench.sampling import Sampler
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import CellPlan
-from cmbench.sweep.runs import MAIN, TrainedRun
+from cmbench.sweep.run_files import MAIN
+from cmbench.sweep.runs import TrainedRun
 
 
 def now() -> str:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from pathlib import Path
-
-import torch
-
-#: Folders of the harness and of torch.
-_NOT_THEIRS = (Path(__file__).resolve().parents[1], Path(torch.__file__).resolve().parent)
 
 #: How the lines of torch's compiler begin, whatever it was that went wrong inside.
 _OF_THE_COMPILER = ("InductorError", "BackendCompilerFailed", "InternalTorchDynamoError")
@@ -23,8 +19,8 @@ def one_line(text: str, limit: int = 500) -> str:
 def method_failure(method: str, stage: str, error: BaseException) -> str:
     """Return the line for an exception that escaped from a method while it did ``stage``."""
     what = f"{type(error).__name__}: {one_line(str(error))}"
-    place = place_of(error)
-    return f"method {method!r} failed while {stage}: {what}" + (f" ({place})" if place else "")
+    where = where_raised(error)
+    return f"method {method!r} failed while {stage}: {what}" + (f" ({where})" if where else "")
 
 
 def compiler_failure(method: str, stage: str, what: str) -> str | None:
@@ -44,12 +40,14 @@ def compiler_failure(method: str, stage: str, what: str) -> str | None:
     )
 
 
-def place_of(error: BaseException) -> str:
+def where_raised(error: BaseException) -> str:
     """Return ``file.py:line`` where somebody else's code last was, by the file's name only.
 
     Frames of the harness and of torch tell a plugin's author nothing.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    places = [(Path(frame.filename).resolve(), frame.lineno) for frame in frames]
-    theirs = [p for p in places if not any(p[0].is_relative_to(own) for own in _NOT_THEIRS)]
+    lines = [(Path(frame.filename).resolve(), frame.lineno) for frame in frames]
+    loaded = [sys.modules[name].__file__ for name in ("cmbench", "torch") if name in sys.modules]
+    ours = [Path(file).resolve().parent for file in loaded if file]
+    theirs = [p for p in lines if not any(p[0].is_relative_to(own) for own in ours)]
     return f"{theirs[-1][0].name}:{theirs[-1][1]}" if theirs else ""

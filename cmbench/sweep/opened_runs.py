@@ -13,7 +13,8 @@ from cmbench.sweep.cells import CellSamples, open_samples_of
 from cmbench.sweep.context import Context
 from cmbench.sweep.planning import plan_cells, plan_imported_run
 from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
-from cmbench.sweep.runs import MAIN, RUN_FILE, TrainedRun, build_modules, read_result, read_run_file
+from cmbench.sweep.run_files import MAIN, RUN_FILE, read_run_file
+from cmbench.sweep.runs import TrainedRun, build_modules, read_result
 from cmbench.sweep.teachers import saved_plan
 from cmbench.sweep.training_run import obtain_run
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint

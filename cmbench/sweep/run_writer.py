@@ -12,8 +12,8 @@ from cmbench.files import write_atomically
 from cmbench.plugin.method import Teacher
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import RunPlan
+from cmbench.sweep.run_files import MAIN, RESULT_FILE, RUN_FILE, SNAPSHOTS, weights_path
 from cmbench.sweep.run_log import RunLog
-from cmbench.sweep.runs import MAIN, RESULT_FILE, RUN_FILE, SNAPSHOTS, weights_file
 from cmbench.training.checkpoint import prune_checkpoints, save_checkpoint
 from cmbench.training.loop import checkpoint_due
 from cmbench.training.posthoc import save_snapshot
@@ -99,7 +99,7 @@ class RunWriter:
         last = state.phase_index == len(state.phases) - 1
         names = {state.phase.export, MAIN if last else None}
         for name in filter(None, names):
-            path = weights_file(self.folder, name)
+            path = weights_path(self.folder, name)
             meta = {
                 "run": self.plan.run_id,
                 "seen_nimg": state.seen_nimg,

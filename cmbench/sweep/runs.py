@@ -1,12 +1,7 @@
-"""Runs: trained once, resumed if they were interrupted, reused if they are there.
-
-A run's folder holds ``run.json`` (the resolved recipe, written before work starts), checkpoints,
-``log.jsonl``, one ``weights-<variant>`` per result, and ``result.json`` when training is complete.
-"""
+"""Runs on disk as networks: built, and loaded with the weights that a training has left."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +9,15 @@ from typing import Any
 
 from torch import nn
 
-from cmbench.errors import MissingError, UserError
+from cmbench.errors import UserError
 from cmbench.networks.counted import to_device
 from cmbench.plugin.method import Method, Teacher
 from cmbench.sweep.context import Context
 from cmbench.sweep.kit import TrainingKit, seeded
 from cmbench.sweep.plans import RunPlan
+from cmbench.sweep.run_files import MAIN, SNAPSHOTS, read_result_file, weights_path
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint
 from cmbench.training.posthoc import asked_width, reconstruct
-
-#: What a run says of itself, written before work starts.
-RUN_FILE = "run.json"
-#: What a training has led to, written when it is complete.
-RESULT_FILE = "result.json"
-_SAVED = ("run", "method", "dataset", "recipe", "seed", "config", "teacher")
-#: Name of the weights that training ends with.
-MAIN = "final"
-#: Folder of the power-function averages that others are reconstructed from.
-SNAPSHOTS = "snapshots"
 
 
 @dataclass(frozen=True)
@@ -55,51 +41,15 @@ class TrainedRun:
         if self.plan.imported is not None:
             return self.plan.imported.export()
         return load_checkpoint(
-            weights_file(self.folder, name),
+            weights_path(self.folder, name),
             remedy=f"restore the file, or delete {self.folder} to train the run again",
         )
 
 
-def weights_file(folder: Path, name: str) -> Path:
-    """Return where a variant's weights lie."""
-    return folder / f"weights-{name}.safetensors"
-
-
-def read_run_file(folder: Path) -> Mapping[str, Any]:
-    """Return what a run's folder says of the run: its method, resolved recipe, teacher and so on.
-
-    Raises:
-        MissingError: there is no such file, or it cannot be read.
-    """
-    try:
-        saved = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        return {**saved, **{key: saved[key] for key in _SAVED}}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MissingError(
-            f"run {folder}",
-            f"has no readable {RUN_FILE} ({type(error).__name__}: {error})",
-            remedy="name the folder of a finished run",
-        ) from error
-
-
 def read_result(plan: RunPlan, folder: Path) -> TrainedRun | None:
     """Return the finished run in ``folder``, or None if training is not complete."""
-    path = folder / RESULT_FILE
-    if not path.exists():
-        return None
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        result["parameters"], result["images_seen"], int(result["threads"])
-        files = [weights_file(folder, name) for name in result["exports"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"run file {path}",
-            f"cannot be read ({type(error).__name__}: {error})",
-            remedy="delete it to finish the run again from its last checkpoint",
-        ) from error
-    if not all(file.exists() and file.with_suffix(".json").exists() for file in files):
-        return None  # the last checkpoint gives them back
-    return TrainedRun(plan, folder, result)
+    result = read_result_file(folder)
+    return TrainedRun(plan, folder, result) if result is not None else None
 
 
 def build_modules(

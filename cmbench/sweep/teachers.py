@@ -31,15 +31,8 @@ from cmbench.sweep.frozen import frozen_teacher, trained_teacher, untrained_teac
 from cmbench.sweep.imported import ImportedModel, open_imported, require_same_data
 from cmbench.sweep.plans import Builder, PlanRun, RunPlan, TeacherSource, load_method_class
 from cmbench.sweep.recipes import Table, default_recipe, merge, recipe_table, require_told
-from cmbench.sweep.runs import (
-    MAIN,
-    RUN_FILE,
-    TrainedRun,
-    on_device,
-    read_result,
-    read_run_file,
-    weights_file,
-)
+from cmbench.sweep.run_files import MAIN, RUN_FILE, read_run_file, weights_path
+from cmbench.sweep.runs import TrainedRun, on_device, read_result
 from cmbench.sweep.validation import validate
 from cmbench.training.checkpoint import read_manifest
 
@@ -269,7 +262,7 @@ class _FinishedRun(_Given):
         require_same_data(who, info.data_shape, info.num_classes, data, order)
         network, conditional = plan.config.network, plan.config.conditional
         facts = _Facts(who, network, conditional, info.sigma_data, _parameterization(plan))
-        _, sha256 = read_manifest(weights_file(trained.folder, MAIN))
+        _, sha256 = read_manifest(weights_path(trained.folder, MAIN))
         reference = self._require_content(trained, sha256, wanted)
         return replace(self, reference=reference, facts=facts, trained=trained)
 

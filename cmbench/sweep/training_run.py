@@ -1,8 +1,4 @@
-"""Training a run: once, resumed if it was interrupted, reused if it is there.
-
-A run's folder holds ``run.json`` (the resolved recipe, written before work starts), checkpoints,
-``log.jsonl``, one ``weights-<variant>`` per result, and ``result.json`` when training is complete.
-"""
+"""Training a run: once, resumed if it was interrupted, reused if it is there."""
 
 from __future__ import annotations
 
@@ -21,8 +17,9 @@ from cmbench.sweep.context import Context
 from cmbench.sweep.feed import DatasetFeed
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.resuming import Saved, restore, shard_size, threads_of
+from cmbench.sweep.run_files import MAIN
 from cmbench.sweep.run_writer import RunWriter
-from cmbench.sweep.runs import MAIN, TrainedRun, build_modules, read_result
+from cmbench.sweep.runs import TrainedRun, build_modules, read_result
 from cmbench.sweep.threads import use_threads
 from cmbench.training.checkpoint import latest_checkpoint
 from cmbench.training.distributed import SPLIT_FROM
