@@ -28,6 +28,7 @@ from cmbench.data.npy import Array
 from cmbench.errors import MissingError, UserError
 
 FORMAT: Final = 1
+StoredLabels = npt.NDArray[np.int32]
 IMAGES, LABELS, BLOCKS, MANIFEST = "images.npy", "labels.npy", "blocks.sha256", "manifest.json"
 
 
@@ -86,7 +87,7 @@ def content_hash(shape: tuple[int, ...], dtype: str, blocks: list[str], labels: 
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def labels_hash(labels: npt.NDArray[np.int32] | None) -> str:
+def labels_hash(labels: StoredLabels | None) -> str:
     """Return the SHA-256 of labels ``[N]`` as int32, little-endian; "" without labels."""
     return "" if labels is None else hashlib.sha256(labels.astype("<i4").tobytes()).hexdigest()
 
@@ -100,7 +101,7 @@ class Store(NamedTuple):
     folder: Path
     manifest: DatasetManifest
     images: Array
-    labels: npt.NDArray[np.int32] | None
+    labels: StoredLabels | None
 
 
 def _damaged(folder: Path, problem: str, allowed: str = "") -> UserError:

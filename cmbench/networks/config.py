@@ -6,13 +6,54 @@ is left to choose. Numbers of channels count feature maps, probabilities lie in 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Embedding = Literal["positional", "fourier"]
 #: How the noise level and the class act inside a block (see ``blocks.Modulation``).
 Conditioning = Literal["additive", "scale-shift", "double"]
+
+
+#: Fields that several networks have; each gives its own default.
+Width = Annotated[int, Field(ge=8, multiple_of=8, description="base width (channels)")]
+Widths = Annotated[
+    tuple[int, ...], Field(min_length=1, description="width per resolution (multiples of the base)")
+]
+Blocks = Annotated[int, Field(ge=1, description="residual blocks per resolution (count)")]
+DeepBlocks = Annotated[
+    int,
+    Field(ge=1, description="residual blocks per resolution (count; the deep variants double it)"),
+]
+Attention = Annotated[
+    tuple[int, ...], Field(description="resolutions with self-attention (pixels)")
+]
+HeadSize = Annotated[int, Field(ge=1, description="attention head size (channels)")]
+BlockConditioning = Annotated[
+    Conditioning, Field(description="how noise level and class modulate a block")
+]
+EmbeddingWidth = Annotated[
+    int, Field(ge=1, description="width of the embedding (multiples of the base)")
+]
+ChosenEmbedding = Annotated[
+    Embedding,
+    Field(description="noise embedding: positional (smooth, for c_noise = t) or random fourier"),
+]
+FourierScale = Annotated[
+    float,
+    Field(
+        gt=0.0,
+        description="standard deviation of the fourier frequencies (cycles per unit of c_noise)",
+    ),
+]
+NoiseWidth = Annotated[
+    int, Field(ge=1, description="size of the noise embedding (multiples of the base)")
+]
+Pyramid = Annotated[bool, Field(description="add a filtered input pyramid to the encoder (NCSN++)")]
+Taps = Annotated[
+    tuple[int, ...],
+    Field(min_length=2, description="separable resampling filter (unnormalised taps)"),
+]
 
 
 class NetworkConfig(BaseModel):
@@ -37,38 +78,25 @@ class NetworkConfig(BaseModel):
 class EmbeddedConfig(NetworkConfig):
     """A network whose noise embedding can be chosen."""
 
-    embedding: Embedding = Field(
-        default="positional",
-        description="noise embedding: positional (smooth, for c_noise = t) or random fourier",
-    )
-    fourier_scale: float = Field(
-        default=16.0,
-        gt=0.0,
-        description="standard deviation of the fourier frequencies (cycles per unit of c_noise)",
-    )
+    embedding: ChosenEmbedding = "positional"
+    fourier_scale: FourierScale = 16.0
 
 
 class UNetTinyConfig(EmbeddedConfig):
     """A small DDPM++-style U-Net for 8x8 to 32x32 images."""
 
-    channels: int = Field(default=32, ge=8, multiple_of=8, description="base width (channels)")
-    channel_mult: tuple[int, ...] = Field(
-        default=(1,), min_length=1, description="width per resolution (multiples of the base)"
-    )
-    blocks: int = Field(default=2, ge=1, description="residual blocks per resolution (count)")
+    channels: Width = 32
+    channel_mult: Widths = (1,)
+    blocks: Blocks = 2
     patch_size: Literal[1, 2, 4] = Field(
         default=2, description="pixels folded into channels at the input, per side (pixels)"
     )
     attention_resolutions: tuple[int, ...] = Field(
         default=(), description="resolutions with self-attention (pixels, after patching)"
     )
-    channels_per_head: int = Field(default=32, ge=1, description="attention head size (channels)")
-    conditioning: Conditioning = Field(
-        default="scale-shift", description="how noise level and class modulate a block"
-    )
-    embedding_mult: int = Field(
-        default=4, ge=1, description="width of the embedding (multiples of the base)"
-    )
+    channels_per_head: HeadSize = 32
+    conditioning: BlockConditioning = "scale-shift"
+    embedding_mult: EmbeddingWidth = 4
 
 
 class MLPConfig(EmbeddedConfig):
@@ -102,81 +130,40 @@ class ResolutionDropoutConfig(NetworkConfig):
 class UNetConfig(ResolutionDropoutConfig):
     """What the published U-Nets share."""
 
-    channels: int = Field(default=128, ge=8, multiple_of=8, description="base width (channels)")
-    channel_mult: tuple[int, ...] = Field(
-        default=(2, 2, 2), min_length=1, description="width per resolution (multiples of the base)"
-    )
-    blocks: int = Field(
-        default=4,
-        ge=1,
-        description="residual blocks per resolution (count; the deep variants double it)",
-    )
-    attention_resolutions: tuple[int, ...] = Field(
-        default=(16,), description="resolutions with self-attention (pixels)"
-    )
-    embedding_mult: int = Field(
-        default=4, ge=1, description="width of the embedding (multiples of the base)"
-    )
+    channels: Width = 128
+    channel_mult: Widths = (2, 2, 2)
+    blocks: DeepBlocks = 4
+    attention_resolutions: Attention = (16,)
+    embedding_mult: EmbeddingWidth = 4
 
 
 class DDPMPPConfig(UNetConfig, EmbeddedConfig):
     """DDPM++ as in EDM: 55.7M parameters at these defaults on 32x32x3, augment_dim 9."""
 
-    noise_mult: int = Field(
-        default=1, ge=1, description="size of the noise embedding (multiples of the base)"
-    )
-    pyramid: bool = Field(
-        default=False, description="add a filtered input pyramid to the encoder (NCSN++)"
-    )
-    filter_taps: tuple[int, ...] = Field(
-        default=(1, 1), min_length=2, description="separable resampling filter (unnormalised taps)"
-    )
-    conditioning: Conditioning = Field(
-        default="additive", description="how noise level and class modulate a block"
-    )
+    noise_mult: NoiseWidth = 1
+    pyramid: Pyramid = False
+    filter_taps: Taps = (1, 1)
+    conditioning: BlockConditioning = "additive"
 
 
 class NCSNPPConfig(DDPMPPConfig):
     """NCSN++ as in EDM: 56.4M parameters at these defaults on 32x32x3, augment_dim 9."""
 
-    embedding: Embedding = Field(
-        default="fourier",
-        description="noise embedding: positional (smooth, for c_noise = t) or random fourier",
-    )
-    noise_mult: int = Field(
-        default=2, ge=1, description="size of the noise embedding (multiples of the base)"
-    )
-    pyramid: bool = Field(
-        default=True, description="add a filtered input pyramid to the encoder (NCSN++)"
-    )
-    filter_taps: tuple[int, ...] = Field(
-        default=(1, 3, 3, 1),
-        min_length=2,
-        description="separable resampling filter (unnormalised taps)",
-    )
+    embedding: ChosenEmbedding = "fourier"
+    noise_mult: NoiseWidth = 2
+    pyramid: Pyramid = True
+    filter_taps: Taps = (1, 3, 3, 1)
 
 
 class ADMConfig(UNetConfig, EmbeddedConfig):
     """ADM: 295.9M parameters at these defaults on 64x64x3 with 1000 classes."""
 
-    channels: int = Field(default=192, ge=8, multiple_of=8, description="base width (channels)")
-    channel_mult: tuple[int, ...] = Field(
-        default=(1, 2, 3, 4),
-        min_length=1,
-        description="width per resolution (multiples of the base)",
-    )
-    blocks: int = Field(
-        default=3,
-        ge=1,
-        description="residual blocks per resolution (count; the deep variants double it)",
-    )
-    attention_resolutions: tuple[int, ...] = Field(
-        default=(32, 16, 8), description="resolutions with self-attention (pixels)"
-    )
-    channels_per_head: int = Field(default=64, ge=1, description="attention head size (channels)")
-    conditioning: Conditioning = Field(
-        default="scale-shift", description="how noise level and class modulate a block"
-    )
+    channels: Width = 192
+    channel_mult: Widths = (1, 2, 3, 4)
+    blocks: DeepBlocks = 3
+    attention_resolutions: Attention = (32, 16, 8)
+    channels_per_head: HeadSize = 64
+    conditioning: BlockConditioning = "scale-shift"
     time_factor: float = Field(
         default=1.0,
         gt=0.0,
@@ -192,25 +179,15 @@ class EDM2Config(ResolutionDropoutConfig):
     XXL 448 channels.
     """
 
-    channels: int = Field(default=192, ge=8, multiple_of=8, description="base width (channels)")
-    channel_mult: tuple[int, ...] = Field(
-        default=(1, 2, 3, 4),
-        min_length=1,
-        description="width per resolution (multiples of the base)",
-    )
-    blocks: int = Field(default=3, ge=1, description="residual blocks per resolution (count)")
-    attention_resolutions: tuple[int, ...] = Field(
-        default=(16, 8), description="resolutions with self-attention (pixels)"
-    )
-    channels_per_head: int = Field(default=64, ge=1, description="attention head size (channels)")
+    channels: Width = 192
+    channel_mult: Widths = (1, 2, 3, 4)
+    blocks: Blocks = 3
+    attention_resolutions: Attention = (16, 8)
+    channels_per_head: HeadSize = 64
     embedding: Embedding = Field(
         default="fourier", description="noise embedding: random fourier (EDM2) or positional (sCM)"
     )
-    fourier_scale: float = Field(
-        default=1.0,
-        gt=0.0,
-        description="standard deviation of the fourier frequencies (cycles per unit of c_noise)",
-    )
+    fourier_scale: FourierScale = 1.0
     conditioning: Literal["scale", "double"] = Field(
         default="scale", description="how noise level and class modulate a block"
     )

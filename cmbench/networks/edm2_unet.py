@@ -33,7 +33,7 @@ from cmbench.networks.magnitude import (
     mp_sum,
     normalize_weight,
 )
-from cmbench.networks.unet_body import BodyPlan, Part, UNetBody
+from cmbench.networks.unet_body import BodyPlan, Half, UNetBody
 
 
 class MPClassEmbedding(ClassEmbedding):
@@ -85,7 +85,7 @@ class EDM2Block(nn.Module):
         embedding_dim: int,
         *,
         side: int,
-        part: Part,
+        part: Half,
         resample: ResampleMode = "keep",
         attention: bool = False,
     ) -> None:

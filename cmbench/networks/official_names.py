@@ -23,10 +23,10 @@ from cmbench.networks.layers import Conv2d, Resample
 from cmbench.networks.song_unet import DDPMPP, PyramidStep
 from cmbench.networks.unet_body import UNetBody
 
-Family = Literal["edm", "edm2", "openai-adm"]
+OfficialFamily = Literal["edm", "edm2", "openai-adm"]
 #: How an official tensor becomes ours. ``qkv-interleaved``: rows are reordered from (head, channel,
 #: qkv) to (qkv, head, channel); ``constant``: a filter that ours computes.
-Kind = Literal["copy", "transpose", "qkv-interleaved", "constant"]
+TensorMapping = Literal["copy", "transpose", "qkv-interleaved", "constant"]
 
 
 class OfficialTensor(NamedTuple):
@@ -37,11 +37,11 @@ class OfficialTensor(NamedTuple):
 
     official: str
     ours: str
-    kind: Kind = "copy"
+    kind: TensorMapping = "copy"
     heads: int = 1
 
 
-def official_tensors(network: Network, family: Family) -> list[OfficialTensor]:
+def official_tensors(network: Network, family: OfficialFamily) -> list[OfficialTensor]:
     """Return every tensor of the official state dict of that network.
 
     Raises UserError if the family never published such a network.
@@ -61,7 +61,7 @@ def official_tensors(network: Network, family: Family) -> list[OfficialTensor]:
 
 
 def from_official(
-    network: Network, state: Mapping[str, Tensor], family: Family
+    network: Network, state: Mapping[str, Tensor], family: OfficialFamily
 ) -> dict[str, Tensor]:
     """Return our state dict from an official one; names and shapes must agree exactly."""
     own = network.state_dict()
@@ -99,7 +99,7 @@ def _significant(shape: torch.Size) -> tuple[int, ...]:
     return sides
 
 
-def _check_names(wanted: list[str], state: Mapping[str, Tensor], family: Family) -> None:
+def _check_names(wanted: list[str], state: Mapping[str, Tensor], family: OfficialFamily) -> None:
     missing = sorted(set(wanted) - set(state))
     unexpected = sorted(set(state) - set(wanted))
     if missing or unexpected:
@@ -153,7 +153,7 @@ def _edm_conv(official: str, ours: str, module: nn.Module) -> Iterator[OfficialT
 
 
 def _attention(
-    names: tuple[str, str, str], ours: str, module: SelfAttention, kind: Kind
+    names: tuple[str, str, str], ours: str, module: SelfAttention, kind: TensorMapping
 ) -> Iterator[OfficialTensor]:
     norm, qkv, proj = names
     yield from _affine(norm, f"{ours}.norm", module.norm)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cmbench.errors import UserError
-from cmbench.networks.official_names import Family
+from cmbench.networks.official_names import OfficialFamily
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -24,7 +24,7 @@ _HEAD = 64
 class Recognized(NamedTuple):
     """Family of names, catalogue name, options of its config, data shape and number of classes."""
 
-    family: Family
+    family: OfficialFamily
     network: str
     options: dict[str, Any]
     data_shape: tuple[int, int, int]

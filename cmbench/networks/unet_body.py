@@ -15,7 +15,7 @@ from cmbench.networks.blocks import BlockStyle, Stage, UNetBlock, run_block
 from cmbench.networks.dual import Value
 from cmbench.networks.layers import ResampleMode, favour_layout
 
-Part = Literal["encoder", "decoder"]
+Half = Literal["encoder", "decoder"]
 
 
 class BlockFactory(Protocol):
@@ -27,7 +27,7 @@ class BlockFactory(Protocol):
         outputs: int,
         *,
         side: int,
-        part: Part,
+        part: Half,
         resample: ResampleMode = "keep",
         attention: bool = False,
     ) -> nn.Module:
@@ -43,7 +43,7 @@ def styled_blocks(style: BlockStyle, dropout_at: Callable[[int], float]) -> Bloc
         outputs: int,
         *,
         side: int,
-        part: Part,
+        part: Half,
         resample: ResampleMode = "keep",
         attention: bool = False,
     ) -> nn.Module:

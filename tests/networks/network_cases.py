@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmbench.networks.base import Network
 from cmbench.networks.catalog import NETWORKS
-from cmbench.networks.official_names import Family, _to_theirs, official_tensors
+from cmbench.networks.official_names import OfficialFamily, _to_theirs, official_tensors
 from cmbench.plugin.specs import load_object
 
 _SMALL = {"channels": 16, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (8,)}
@@ -67,7 +67,7 @@ def build(case: Case, *, seed: int = 0) -> Network:
     return network
 
 
-def official_state(network: Network, family: Family) -> dict[str, Tensor]:
+def official_state(network: Network, family: OfficialFamily) -> dict[str, Tensor]:
     """The official state dict of a network's weights: the inverse of ``from_official``."""
     own = dict(network.named_parameters()) | dict(network.named_buffers())
     return {
@@ -76,7 +76,7 @@ def official_state(network: Network, family: Family) -> dict[str, Tensor]:
     }
 
 
-def official_shapes(network: Network, family: Family) -> dict[str, tuple[int, ...]]:
+def official_shapes(network: Network, family: OfficialFamily) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape) for name, t in official_state(network, family).items()}
 
 

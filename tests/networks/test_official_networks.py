@@ -17,7 +17,7 @@ from cmbench.networks.adm_unet import ADM
 from cmbench.networks.base import Network, num_parameters
 from cmbench.networks.edm2_unet import EDM2
 from cmbench.networks.mlp import MLP
-from cmbench.networks.official_names import Family, from_official
+from cmbench.networks.official_names import OfficialFamily, from_official
 from cmbench.networks.song_unet import DDPMPP, NCSNPP
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "networks"
@@ -46,7 +46,7 @@ def common_options(facts: dict[str, Any]) -> dict[str, Any]:
     return {ours: facts[theirs] for theirs, ours in names.items() if theirs in facts}
 
 
-def build_official(facts: dict[str, Any]) -> tuple[Network, Family]:
+def build_official(facts: dict[str, Any]) -> tuple[Network, OfficialFamily]:
     """Build the network that a golden file describes in the official code's words."""
     side = facts.get("img_resolution", facts.get("image_size"))
     classes = facts.get("label_dim", facts.get("num_classes"))
@@ -80,7 +80,7 @@ def facts_of(name: str) -> dict[str, Any]:
     return facts
 
 
-def loaded(name: str) -> tuple[Network, Family, dict[str, Tensor]]:
+def loaded(name: str) -> tuple[Network, OfficialFamily, dict[str, Tensor]]:
     network, family = build_official(facts_of(f"{name}.json"))
     weights = load_file(GOLDEN / f"{name}.weights.safetensors")
     network.load_state_dict(from_official(network, weights, family))

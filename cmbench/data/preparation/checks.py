@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from cmbench.data.rules import Rule
 from cmbench.data.sources.base import ArraySource, ImageSource
+from cmbench.data.store import StoredLabels
 from cmbench.errors import first_names
 from cmbench.plugin.specs import DatasetSpec
-
-Labels = npt.NDArray[np.int32]
 
 
 def check_kind(source: ImageSource, spec: DatasetSpec, rule: Rule) -> None:
@@ -52,7 +50,7 @@ def check_labels(
     labels: Sequence[int] | None,
     class_names: Sequence[str],
     names: Sequence[str],
-) -> Labels | None:
+) -> StoredLabels | None:
     """Return the labels ``[N]``, None without classes; raise if missing or out of range."""
     if not spec.num_classes:
         return None

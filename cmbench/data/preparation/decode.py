@@ -33,7 +33,7 @@ _KEPT_BYTES = 24 << 20
 
 
 @dataclass(frozen=True)
-class Job:
+class DecodingJob:
     """What is the same for all blocks of a dataset."""
 
     source: EncodedSource
@@ -65,7 +65,7 @@ class BlockDone(NamedTuple):
 class ImageDecoder:
     """Turns encoded images into rows of a block, and counts what it had to convert."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: DecodingJob) -> None:
         self.layout, self.who = job.layout, job.source.who
         self.lossless, self.upright = job.lossless, job.upright
         self.channels, self.height, self.width = job.layout.data_shape
@@ -143,7 +143,7 @@ class ImageDecoder:
 class BlockWriter:
     """Does the blocks of one job; keeps source and target open between them."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: DecodingJob) -> None:
         self.job = job
         self.reader: Reader = job.source.reader()
         self.file = os.open(job.images, os.O_RDWR)
@@ -216,7 +216,7 @@ def warm_up() -> None:
     """Do nothing: importing this module is what takes time."""
 
 
-def run_block(job: Job, work: BlockWork) -> BlockDone:
+def run_block(job: DecodingJob, work: BlockWork) -> BlockDone:
     """Do one block in a worker."""
     if job.images not in _writers:
         _writers[job.images] = BlockWriter(job)

@@ -12,7 +12,7 @@ from cmbench.data.preparation.decode import (
     BlockDone,
     BlockWork,
     BlockWriter,
-    Job,
+    DecodingJob,
     run_block,
     start_worker,
     warm_up,
@@ -51,7 +51,7 @@ class Workers:
                 self._pool.submit(warm_up)
         return self._pool
 
-    def run(self, job: Job, works: Iterator[BlockWork]) -> Iterator[BlockDone]:
+    def run(self, job: DecodingJob, works: Iterator[BlockWork]) -> Iterator[BlockDone]:
         """Yield the blocks as they get done, in no order."""
         if self.count <= 1:
             yield from run_serially(job, works)
@@ -78,7 +78,7 @@ class Workers:
             ) from None
 
 
-def run_serially(job: Job, works: Iterator[BlockWork]) -> Iterator[BlockDone]:
+def run_serially(job: DecodingJob, works: Iterator[BlockWork]) -> Iterator[BlockDone]:
     """Do the blocks in this process."""
     writer = BlockWriter(job)
     try:

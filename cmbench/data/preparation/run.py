@@ -15,14 +15,8 @@ import numpy as np
 from cmbench.data.layout import Layout
 from cmbench.data.locations import DataLocations
 from cmbench.data.preparation.arrays import ArrayBlocks
-from cmbench.data.preparation.checks import (
-    Labels,
-    check_count,
-    check_kind,
-    check_labels,
-    check_missing,
-)
-from cmbench.data.preparation.decode import BlockWork, Job
+from cmbench.data.preparation.checks import check_count, check_kind, check_labels, check_missing
+from cmbench.data.preparation.decode import BlockWork, DecodingJob
 from cmbench.data.preparation.partial import WHO, Partial, locked, os_errors
 from cmbench.data.preparation.pool import Workers, run_serially
 from cmbench.data.rules import Rule
@@ -34,6 +28,7 @@ from cmbench.data.store import (
     MANIFEST,
     DatasetManifest,
     SourceNote,
+    StoredLabels,
     content_hash,
     labels_hash,
     read_manifest,
@@ -67,7 +62,7 @@ class Content:
     """What the blocks hold, once they are all written."""
 
     count: int
-    labels: Labels | None
+    labels: StoredLabels | None
     class_names: tuple[str, ...]
     fingerprint: str
     remark: str = ""
@@ -162,7 +157,7 @@ class Preparation:
                 self.plan(source, index.fingerprint) | {"count": count}, restart=request.restart
             )
             self.partial.allocate(self.layout, count)
-            job = Job(
+            job = DecodingJob(
                 source,
                 self.layout,
                 self.transform,
@@ -175,7 +170,7 @@ class Preparation:
         names = tuple(index.class_names) if labels is not None else ()
         return Content(count, labels, names, index.fingerprint, passed_over=index.passed_over)
 
-    def write_blocks(self, job: Job, index: ImageIndex, workers: Workers) -> None:
+    def write_blocks(self, job: DecodingJob, index: ImageIndex, workers: Workers) -> None:
         """Write the missing blocks, in workers where that pays."""
         total = job.count
         lengths = {
@@ -191,7 +186,7 @@ class Preparation:
             done += lengths[result.block]
             self.progress("decoding", done, total)
 
-    def missing_blocks(self, job: Job, index: ImageIndex) -> Iterator[BlockWork]:
+    def missing_blocks(self, job: DecodingJob, index: ImageIndex) -> Iterator[BlockWork]:
         """Yield the blocks that are still to be written."""
         for block in range(job.layout.blocks(job.count)):
             if block not in self.partial.done:
@@ -219,7 +214,7 @@ class Preparation:
             raise
         return Content(count, labels, (), fingerprint, source.remark)
 
-    def copy_chunks(self, source: ArraySource) -> tuple[int, Labels | None]:
+    def copy_chunks(self, source: ArraySource) -> tuple[int, StoredLabels | None]:
         """Write the blocks that the journal lacks; return the number of images and the labels."""
         blocks = ArrayBlocks(self.partial.images, self.layout, self.partial.done, self.partial.add)
         total = source.total or self.rule.count or 0

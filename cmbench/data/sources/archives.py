@@ -43,7 +43,7 @@ TRUNCATED = (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, zi
 
 #: A member of a zip: name, offset of its local header, packed size, size, CRC, method, flags. A
 #: plain tuple: one for each image goes to a worker.
-Member = tuple[str, int, int, int, int, int, int]
+ZipMember = tuple[str, int, int, int, int, int, int]
 
 #: Bytes of an encoded image, at most, and of its row in a table of labels.
 LARGEST_IMAGE = 256 << 20
@@ -120,7 +120,7 @@ class ZipReader:
         with open(path, "rb") as file:
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def read(self, locator: Member) -> bytes:
+    def read(self, locator: ZipMember) -> bytes:
         """Return a member's bytes; raise ``UserError`` if they are damaged."""
         name, offset, packed, size, crc, method, _ = locator
         head = self.map[offset : offset + 30]
@@ -171,7 +171,7 @@ class ZipSource(EncodedSource):
             labels, classes = labels_from_folders(names) or (None, [])
         return ImageIndex(names, entries, labels, classes, fingerprint.value, passed_over)
 
-    def _members(self) -> dict[str, Member]:
+    def _members(self) -> dict[str, ZipMember]:
         """Return the files of the archive by name."""
         try:
             with zipfile.ZipFile(self.path) as archive:
@@ -193,7 +193,7 @@ class ZipSource(EncodedSource):
         except NotImplementedError as error:  # a version of the format that zipfile does not know
             raise self.error(f"cannot be read: {error}", remedy=_REPACK) from None
 
-    def _table(self, member: Member, images: int) -> Any:
+    def _table(self, member: ZipMember, images: int) -> Any:
         """Read a table of labels, unless it is far larger than its images need."""
         size = member[3]
         if size > (1 << 20) + _TABLE_ROW * images:
@@ -214,7 +214,7 @@ class ZipSource(EncodedSource):
         finally:
             reader.close()
 
-    def _check(self, member: Member, largest: int) -> None:
+    def _check(self, member: ZipMember, largest: int) -> None:
         name, _, _, size, _, method, flags = member
         if flags & 1 or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise self.error(
