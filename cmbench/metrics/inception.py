@@ -63,39 +63,27 @@ class InceptionExtractor:
     ) -> None:
         if layer not in LAYERS:
             raise UserError("inception extractor", f"layer {layer!r}", allowed=", ".join(LAYERS))
-        chosen = (precision != "float32", channels_last, compiled)
-        asked = [name for name, on in zip(APPROXIMATIONS, chosen, strict=True) if on]
-        if implementation == "library" and asked:
-            raise UserError(
-                "inception extractor",
-                f"{', '.join(asked)} in the library's path",
-                allowed="float32, not compiled",
-                remedy="use implementation='fast'",
-            )
+        asked = _approximations(implementation, precision != "float32", channels_last, compiled)
         path = find_weights("inception", location)
         self.weights_sha256 = sha256_file(path)
         verified = WEIGHTS["inception"].verifies(self.weights_sha256)
         self.name = "inception" if layer == "2048" else f"inception-{layer}"
-        self.short_name = self.name if verified else f"{self.name}-unverified"
-        if self.short_name == "inception":
-            self.short_name = "fid"
+        short_name = self.name if verified else f"{self.name}-unverified"
+        self.short_name = "fid" if short_name == "inception" else short_name
         self.preprocessing = "+".join(["tf1-bilinear", *asked])
         self.approximate, self._channels_last = bool(asked), channels_last
         self.implementation = "+".join([implementation, *asked])
         self.layer, self.spatial = layer, spatial
+        self._layers = ("2048", "logits_unbiased") if layer == "2048" else (layer,)
         self.feature_dim = int(layer)
         self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
         self.device = torch.device("cpu")
-        self.library = load_library_network(path, self._layers())
+        self.library = load_library_network(path, self._layers)
         self.fast = FastInception(self.library) if implementation == "fast" else None
         self._run: Any = self.fast
         #: Relative difference of the features from the library's (of bfloat16: from float32).
-        self.deviation = 0.0
-        self._compiled = compiled
+        self.deviation, self._compiled = 0.0, compiled
         self.to("cpu")
-
-    def _layers(self) -> tuple[str, ...]:
-        return ("2048", "logits_unbiased") if self.layer == "2048" else (self.layer,)
 
     def to(self, device: torch.device | str) -> Self:
         """Move to ``device`` and probe there: another device is another implementation."""
@@ -116,9 +104,8 @@ class InceptionExtractor:
         """
         images = probe_images(count).to(self.device)
         network = copy.deepcopy(self.fast or FastInception(self.library)).to(self.device).double()
-        last = "logits_unbiased" if self.layer == "2048" else self.layer
         with torch.inference_mode():
-            exact = network(to_float255(images).double(), last)[self.layer]
+            exact = network(to_float255(images).double(), self._layers[-1])[self.layer]
         return relative_error(self(images).pool, exact)
 
     def _probe(self) -> None:
@@ -145,8 +132,7 @@ class InceptionExtractor:
 
     def _fast(self, images: Tensor) -> Features:
         pixels = to_float255(images).to(self.dtype)
-        last = "logits_unbiased" if self.layer == "2048" else self.layer
-        found = self._run(pixels, last, spatial=self.spatial)
+        found = self._run(pixels, self._layers[-1], spatial=self.spatial)
         logits = found.get("logits_unbiased")
         spatial = found.get("spatial")
         return Features(
@@ -167,13 +153,26 @@ class InceptionExtractor:
         block = self.library.get_submodule("Mixed_6d.branch1x1")
         handle = block.register_forward_hook(lambda module, given, out: maps.append(out))
         try:
-            found = dict(zip(self._layers(), self.library(images), strict=True))
+            found = dict(zip(self._layers, self.library(images), strict=True))
         finally:
             handle.remove()
         spatial = None
         if self.spatial and maps:
             spatial = maps[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
         return Features(found[self.layer], found.get("logits_unbiased"), spatial)
+
+
+def _approximations(implementation: str, *chosen: bool) -> list[str]:
+    """Return the names of those chosen; raise ``UserError`` for any in the library's path."""
+    asked = [name for name, on in zip(APPROXIMATIONS, chosen, strict=True) if on]
+    if implementation == "library" and asked:
+        raise UserError(
+            "inception extractor",
+            f"{', '.join(asked)} in the library's path",
+            allowed="float32, not compiled",
+            remedy="use implementation='fast'",
+        )
+    return asked
 
 
 def load_library_network(path: Path, layers: tuple[str, ...]) -> nn.Module:
