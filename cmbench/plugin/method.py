@@ -194,7 +194,7 @@ class Method(ABC):
     def sample(
         self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
     ) -> Tensor:
-        """Map unit ``noise`` to images in [-1, 1] with exactly ``plan.nfe`` evaluations an image.
+        """Map unit ``noise`` to images in [-1, 1] with exactly ``plan.nfe`` evaluations per image.
 
         Noise for later steps comes from ``draws.normal("step-1", noise)`` and so on: per-image
         seeds, so that a sample does not depend on the batch it is made in.

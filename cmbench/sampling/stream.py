@@ -81,7 +81,7 @@ class Sampler:
 
     @property
     def nfe_measured(self) -> float:
-        """Network evaluations an image so far."""
+        """Network evaluations per image so far."""
         wrapped = sum(net.evaluations for net in self.nets.values())
         return max(wrapped, self._watched) / max(self._rows, 1)
 
@@ -175,7 +175,7 @@ class Sampler:
         if abs(self.nfe_measured - self.plan.nfe) > 1e-9:
             raise PluginError(
                 f"method {type(self.method).__name__}",
-                f"declares NFE {self.plan.nfe} but {self.nfe_measured:g} network evaluations an "
+                f"declares NFE {self.plan.nfe} but {self.nfe_measured:g} network evaluations per "
                 "image were counted",
                 remedy="correct the method's plan_sampling or sample hook",
             )

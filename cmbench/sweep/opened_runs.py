@@ -77,7 +77,7 @@ def open_run(
     Args:
         context: plugins and device.
         path: the run's folder, one of its ``weights-*.safetensors``, or a training checkpoint.
-        nfe: network evaluations an image; None takes the least of the dataset's protocol that the
+        nfe: network evaluations per image; None takes the least of the dataset's protocol that the
             method does not decline.
         seed: sampling seed.
         options: ``limit`` is the number of samples, the protocol's by default.

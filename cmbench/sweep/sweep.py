@@ -118,7 +118,7 @@ def _require_some(request: SweepRequest, jobs: Sequence[Job]) -> None:
     reasons = {f"{c.run.spec.name} at NFE {c.nfe}: {c.declined}": None for c in cells}
     raise UserError(
         " ".join(given),
-        f"nothing of this sweep can be sampled so: {'; '.join(reasons)}",
+        f"no cell supports these settings: {'; '.join(reasons)}",
         remedy="choose another sampler, noise levels, --nfe or method",
     )
 

@@ -503,9 +503,9 @@ def test_sigterm_and_a_second_process(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("-m", "edm", "--sampler", "foo"), "--sampler foo: nothing of this sweep"),
+        (("-m", "edm", "--sampler", "foo"), "--sampler foo: no cell supports these settings"),
         (("-m", "ict,cd", "--sampler", "foo"), "ict at NFE 1: sampler 'foo'"),
-        (("-m", "edm", "--sigmas", "80", "--nfe", "3"), "--sigmas 80: nothing of this sweep"),
+        (("-m", "edm", "--sigmas", "80", "--nfe", "3"), "--sigmas 80: no cell supports these"),
     ],
 )
 def test_samplers_and_levels_that_no_method_takes_are_refused(

@@ -307,7 +307,7 @@ def test_each_failure_is_a_record_and_one_clear_line(
         "method 'rogue-raises' failed while training: ZeroDivisionError: by nothing ("
     )
     assert "64 of 64 images have NaN or infinite values" in reasons["rogue-nan"]
-    assert "declares NFE 1 but 3 network evaluations an image" in reasons["rogue-lies"]
+    assert "declares NFE 1 but 3 network evaluations per image" in reasons["rogue-lies"]
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert errors == [
         "error: plugin 'acme-rogues' (acme-rogues 1.0): cannot import 'acme_rogues.code:Missing' "

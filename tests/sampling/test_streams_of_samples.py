@@ -183,7 +183,7 @@ def test_a_lie_about_nfe_is_found(trouble: str) -> None:
     with pytest.raises(PluginError) as raised:
         stream.check_nfe()
     assert str(raised.value) == (
-        "method Toy: declares NFE 1 but 2 network evaluations an image were counted; "
+        "method Toy: declares NFE 1 but 2 network evaluations per image were counted; "
         "correct the method's plan_sampling or sample hook"
     )
 
