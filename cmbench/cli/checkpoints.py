@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 
-from cmbench.errors import UserError
-
 if TYPE_CHECKING:
-    from cmbench.importers.imported import ImportedNetwork, Parameterization
+    from cmbench.importers.imported import Parameterization
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,41 +74,3 @@ def checkpoint_options(command: Callable[P, R]) -> Callable[P, R]:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
-
-
-def read(options: CheckpointOptions) -> ImportedNetwork:
-    """Read the checkpoint; constants that the file leaves open come from the options.
-
-    Raises:
-        UserError: the file cannot be read, or an option contradicts it.
-    """
-    from cmbench.importers.read import read_checkpoint
-
-    found = read_checkpoint(
-        options.checkpoint,
-        part=options.part,
-        parameterization=options.parameterization or "",
-        channels_per_head=options.channels_per_head,
-        resolution=options.resolution,
-    )
-    return replace(
-        found,
-        sigma_data=constant("--sigma-data", options.sigma_data, found.sigma_data),
-        sigma_min=constant("--sigma-min", options.sigma_min, found.sigma_min),
-    )
-
-
-def constant(option: str, value: float | None, in_file: float | None) -> float | None:
-    """Return the option's value, or the file's; raise ``UserError`` if the two disagree."""
-    if value is None:
-        return in_file
-    if not math.isfinite(value):
-        raise UserError(
-            option,
-            f"{value:g}",
-            allowed="a finite number",
-            remedy="give the constant that the network was trained with",
-        )
-    if in_file not in (None, value):
-        raise UserError(option, f"{value:g}: the file says {in_file:g}", remedy="leave it out")
-    return value

@@ -4,24 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from cmbench.cli.common import (
-    ContextOptions,
-    WholeNumber,
-    context_options,
-    echo_table,
-    json_option,
-    make_context,
-    split_names,
-    takes,
-)
-
-if TYPE_CHECKING:
-    from cmbench.records.record import Record
-    from cmbench.sweep.scored_record import ScoreRequest
+from cmbench.cli.common import ContextOptions, WholeNumber, context_options, json_option, takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,82 +172,6 @@ def eval_(options: EvalOptions) -> None:
     cmbench eval mymodel:generate --dataset digits --limit 2000 --label mymodel --nfe 1
     cmbench eval cmbench-out/runs/digits/RUN --nfe 2 --reference other-samples/
     """
-    from cmbench.records.record import write_record
-    from cmbench.sweep.scored import score
+    from cmbench.cli.eval_work import carry_out  # imports torch
 
-    context = make_context(options)
-    record = score(context, make_request(options, str(context.device)))
-    for warning in record.warnings:  # printed even when quiet: they decide what a number is worth
-        click.echo(f"warning: {warning}", err=True)
-    if options.as_json:
-        click.echo(record.to_json(), nl=False)
-    else:
-        print_scores(record)
-    if not options.no_record:
-        folder = context.workspace.records(record.dataset.name)
-        path = folder / f"{record.cell}.json"
-        if not path.exists():  # the same samples scored again give the same record
-            write_record(record, folder)
-        click.echo(f"record: {path}", err=options.as_json)
-
-
-def make_request(options: EvalOptions, device: str) -> ScoreRequest:
-    """Return the evaluation that the options ask for."""
-    from cmbench.samples.source import ReadOptions
-    from cmbench.sweep.scored_record import ScoreRequest
-
-    return ScoreRequest(
-        samples=options.samples,
-        dataset=options.dataset,
-        reference=options.reference,
-        metrics=split_names(options.metrics or ""),
-        extractor=options.extractor,
-        weights=options.weights,
-        library=options.library,
-        trust=options.trust_weights,
-        approximations=options.approximations,
-        label=options.label,
-        nfe=options.nfe or 0,
-        seed=options.seed,
-        quantize=options.quantize,
-        read=ReadOptions(
-            value_range=options.value_range,
-            limit=options.limit,
-            seed=options.seed,
-            steps=options.steps,
-            device=device,
-        ),
-        batch_size=options.batch_size,
-        held_out=options.held_out,
-    )
-
-
-def print_scores(record: Record) -> None:
-    """Print one line per metric: value, uncertainty, extrapolation, floor."""
-    from cmbench.leaderboard.details import extrapolation_of, floor_of, interval_of
-
-    rows = []
-    for name, metric in record.metrics.items():
-        floor, infinity = floor_of(metric), extrapolation_of(metric)
-        own = interval_of(metric)
-        rows.append(
-            [
-                name,
-                "-" if metric.value is None else f"{metric.value:.6g}",
-                "-" if metric.standard_error is None else f"{metric.standard_error:.2g}",
-                " … ".join(f"{x:.5g}" for x in own) if own else "-",
-                f"{infinity.value:.5g} ({infinity.low:.5g} … {infinity.high:.5g})"
-                if infinity
-                else "-",
-                floor.number if floor else "-",
-            ]
-        )
-    copied = record.metrics[record.rank_metric].detail.get("memorisation")
-    if copied is not None:
-        click.echo(
-            f"nearest real image: a reference image for {copied['train_share']:.1%} of the samples"
-            f" (50 % expected), distance ratio {copied['distance_ratio']:.3f} (1 expected)"
-        )
-    header = ["metric", "value", "standard error", "95 % interval", "N → ∞", "floor or ceiling"]
-    title = f"{record.method}: {record.sampling.num_samples:,} samples on {record.dataset.name}"
-    echo_table(header, rows, title=title)
+    carry_out(options)

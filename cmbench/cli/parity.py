@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cmbench.cli.checkpoints import CheckpointOptions, checkpoint_options, read
+from cmbench.cli.checkpoints import CheckpointOptions, checkpoint_options
 from cmbench.cli.common import takes
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, MissingError, UserError
 
@@ -69,6 +69,7 @@ def parity(options: ParityOptions) -> int:
     require_one_task(options)
     import torch
 
+    from cmbench.cli.checkpoints_work import read
     from cmbench.importers.parity import TOLERANCE, compare, read_reference, write_inputs
 
     found = read(options)

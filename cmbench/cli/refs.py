@@ -135,7 +135,9 @@ class ImportReferenceOptions:
 @takes(ImportReferenceOptions)
 def import_(options: ImportReferenceOptions) -> None:
     """Import reference statistics of EDM, clean-fid, OpenAI, torch-fidelity or EDM2."""
-    from cmbench.metrics.reference_import import import_reference
+    from cmbench.metrics.inception import InceptionExtractor
+    from cmbench.metrics.reference_import import import_reference, with_reference_images
+    from cmbench.samples.opening import open_samples
 
     reference = import_reference(
         options.file,
@@ -145,18 +147,11 @@ def import_(options: ImportReferenceOptions) -> None:
         entry=options.entry,
     )
     if options.images and reference.key.origin == "openai":
-        reference = _with_images(reference, options.file, options.weights)
+        images = (batch.images for batch in open_samples(str(options.file)).batches(250))
+        extractor = InceptionExtractor(options.weights)
+        reference = with_reference_images(reference, images, extractor)
     path = open_store(options.workspace_dir).add(reference)
     click.echo(f"{reference.key.source}: {path}")
-
-
-def _with_images(reference: Reference, file: Path, weights: Path | None) -> Reference:
-    from cmbench.metrics.inception import InceptionExtractor
-    from cmbench.metrics.reference_import import with_reference_images
-    from cmbench.samples.opening import open_samples
-
-    images = (batch.images for batch in open_samples(str(file)).batches(250))
-    return with_reference_images(reference, images, InceptionExtractor(weights))
 
 
 @refs.command()

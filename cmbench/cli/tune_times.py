@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,25 +12,17 @@ from cmbench.cli.common import (
     WholeNumber,
     batch_size_option,
     context_options,
-    echo_table,
     ema_option,
-    make_context,
     parse_numbers,
     parse_seeds,
     recipe_option,
     sampler_option,
-    stop_asker,
     takes,
     time_limit_option,
 )
-from cmbench.errors import EXIT_OK
 from cmbench.plugin.manager import load_plugins
 from cmbench.seeds import HELD_OUT_FROM
 from cmbench.sweep.recipes import require_once
-
-if TYPE_CHECKING:
-    from cmbench.sweep.context import Context
-    from cmbench.sweep.plans import RunPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,39 +164,6 @@ def tune_times(options: TuneOptions) -> int:
         listed += ","
     seeds = parse_seeds(listed, "--held-out-seeds", held_out=True)
     require_once(options.overrides)
-    from cmbench.sweep.tuned_sigmas import describe
-    from cmbench.sweep.tuning import TuneSettings, check, tune
+    from cmbench.cli.tune_times_work import carry_out  # imports torch
 
-    settings = TuneSettings(
-        seeds,
-        options.samples,
-        options.batch_size,
-        options.metric,
-        options.sampler,
-        options.ema,
-        options.floor_sigma,
-        options.evaluations,
-        options.rounds,
-    )
-    with stop_asker(options.time_limit_s) as should_stop:
-        context = make_context(options, plugins, should_stop)
-        context.workspace.require_writable()
-        run = planned(context, options)
-        for nfe in nfes:  # check all of the input before any of the work
-            check(context, run, nfe, settings)
-        found = []
-        for nfe in nfes:
-            context.reporter.note(f"tuning {run.run_id} at NFE {nfe}")
-            found.append(describe(tune(context, run, nfe, settings)))
-    echo_table(list(found[0]), [list(row.values()) for row in found])
-    return EXIT_OK
-
-
-def planned(context: Context, options: TuneOptions) -> RunPlan:
-    """Return the run to tune on: a training, or an imported checkpoint."""
-    from cmbench.sweep.planning import plan_imported_run, plan_run
-
-    asked = (options.dataset, options.recipe, options.seed, options.overrides)
-    if options.checkpoint is not None:
-        return plan_imported_run(context, options.checkpoint, options.method, *asked)
-    return plan_run(context, options.method or context.plugins.default_method, *asked)
+    return carry_out(options, nfes, seeds, plugins)

@@ -80,6 +80,15 @@ def test_commands_without_tensors_import_no_torch(arguments: tuple[str, ...]) ->
     assert "torch" not in imports(*arguments)
 
 
+def test_no_verb_needs_torch_for_its_help_or_completion() -> None:
+    code = (
+        "import sys, click; from cmbench.cli.main import COMMANDS, cli\n"
+        "for verb in COMMANDS: assert cli.get_command(click.Context(cli), verb), verb\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 # ---- frozen options -----------------------------------------------------------------------------
 
 #: What scripts may rely on. A name may be added here; taking one away breaks somebody.
