@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written to a temporary name, flushed, renamed."""
+"""Files that are whole or absent, and file names as text."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from pathlib import Path
 from cmbench.errors import UserError
 
 
+def readable(name: str) -> str:
+    """Return a file name as text that can be written; bytes outside UTF-8 become ``\\xNN``."""
+    if name.isascii():
+        return name
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` to a temporary name beside ``path``, flush it to disk, rename it."""
+    """Write ``data`` to a temporary name next to ``path``, flush it to disk, rename it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

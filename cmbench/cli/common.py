@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 
 from cmbench.errors import UserError
+from cmbench.files import readable
 from cmbench.seeds import HELD_OUT_FROM
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def command_line() -> str:
             next(words, None)
         elif not word.startswith(("--workspace=", "-w")) and word not in _LOCAL_FLAGS:
             kept.append(word)
-    return shlex.join(["cmbench", *kept])
+    return shlex.join(["cmbench", *map(readable, kept)])
 
 
 def make_context(

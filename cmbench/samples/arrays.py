@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from cmbench.data.npy import Array, npz_names, read_npz
-from cmbench.data.sources.base import readable
 from cmbench.errors import UserError
+from cmbench.files import readable
 from cmbench.samples.source import RANGES, ReadOptions, SampleSource
 from cmbench.sampling.stream import SampleBatch
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.errors import MissingError, NonFiniteError, UserError
+from cmbench.files import readable
 from cmbench.samples.source import PIPELINE, ReadOptions, SampleSource
 from cmbench.sampling.stream import SampleBatch
 from cmbench.seeds import derive_seed
@@ -199,7 +200,7 @@ class DiffusersSamples(GeneratorSamples):
         pipeline.set_progress_bar_config(disable=True)
         if options.device != "cpu":
             pipeline.to(options.device)
-        return cls(str(entry), cls._caller(pipeline, options), options)
+        return cls(readable(str(entry)), cls._caller(pipeline, options), options)
 
     @staticmethod
     def _caller(pipeline: Any, options: ReadOptions) -> Generate:

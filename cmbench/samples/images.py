@@ -12,8 +12,9 @@ import torch
 
 from cmbench.data.pictures import UNREADABLE, Pixels, decode_picture, unreadable
 from cmbench.data.sources.archives import ZipSource
-from cmbench.data.sources.base import EncodedSource, ImageIndex, describe_passed_over, readable
+from cmbench.data.sources.base import EncodedSource, ImageIndex, describe_passed_over
 from cmbench.data.sources.folder import FolderSource
+from cmbench.files import readable
 from cmbench.samples.source import ReadOptions, SampleSource
 from cmbench.sampling.stream import SampleBatch
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from dataset_builders import CLASSES, add_bytes, class_folder, edm_zip, image_tar, pictures
 
+from cmbench.cli.common import command_line
 from cmbench.cli.prepare import describe
 from cmbench.data.locations import DataLocations
 from cmbench.data.preparation.run import Request, prepare
@@ -142,6 +143,12 @@ def test_names_that_are_not_utf_8(
         ) as e:
             list(open_samples(str(path)).batches(4))
         str(e.value).encode()
+
+
+def test_a_command_with_a_name_that_is_not_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records keep the command, and every character of a record can be written."""
+    monkeypatch.setattr("sys.argv", ["cmbench", "eval", os.fsdecode(b"caf\xe9"), "--nfe", "1"])
+    assert command_line() == "cmbench eval 'caf\\xe9' --nfe 1"
 
 
 def test_a_file_of_the_same_size_is_not_the_same(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from cmbench.data.preparation.decode import BlockWork, DecodingJob
 from cmbench.data.preparation.partial import WHO, Partial, locked, os_errors
 from cmbench.data.preparation.pool import Workers, run_serially
 from cmbench.data.rules import Rule
-from cmbench.data.sources.base import ArraySource, EncodedSource, ImageIndex, ImageSource, readable
+from cmbench.data.sources.base import ArraySource, EncodedSource, ImageIndex, ImageSource
 from cmbench.data.sources.detect import open_source
 from cmbench.data.store import (
     BLOCKS,
@@ -35,6 +35,7 @@ from cmbench.data.store import (
 )
 from cmbench.data.verify import ProgressCallback, no_progress
 from cmbench.errors import UserError
+from cmbench.files import readable
 from cmbench.plugin.specs import DatasetSpec
 
 #: Below this many images, starting workers costs more than it saves.

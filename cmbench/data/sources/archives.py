@@ -31,10 +31,10 @@ from cmbench.data.sources.base import (
     default_split,
     labels_from_folders,
     labels_from_json,
-    readable,
     why_passed_over,
 )
 from cmbench.errors import UserError, first_names
+from cmbench.files import readable
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 _OPENERS = {b"\x1f\x8b": gzip.open, b"\xfd7": lzma.open, b"BZ": bz2.open}

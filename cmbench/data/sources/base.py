@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from cmbench.data.pictures import Pixels
 from cmbench.errors import UserError
+from cmbench.files import readable
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 ARRAY_SUFFIX = ".npy"
@@ -186,13 +187,6 @@ def describe_passed_over(counts: Mapping[str, int]) -> str:
     return f"{files:,} file{'s' * (files != 1)} passed over: " + ", ".join(
         f"{count:,} {reason}" for reason, count in reasons
     )
-
-
-def readable(name: str) -> str:
-    """Return a file name as text that can be written; bytes outside UTF-8 become ``\\xNN``."""
-    if name.isascii():
-        return name
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def labels_from_folders(names: Sequence[str]) -> tuple[list[int], list[str]] | None:

@@ -18,10 +18,10 @@ from cmbench.data.sources.base import (
     default_split,
     labels_from_folders,
     labels_from_json,
-    readable,
     why_passed_over,
 )
 from cmbench.errors import UserError, first_names
+from cmbench.files import readable
 
 
 def read_json(path: Path, who: str) -> Any:
