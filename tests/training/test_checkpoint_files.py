@@ -71,6 +71,21 @@ def test_views_shared_and_strided_tensors_are_saved_by_value(tmp_path: Path) -> 
         assert torch.equal(found[name], tensor), name
 
 
+def test_only_what_shares_memory_is_copied() -> None:
+    """A part of a larger tensor would be saved with a file of the whole one's size."""
+    base = torch.arange(12.0)
+    ready = module.unshared({"whole": base, "again": base})
+    assert ready["whole"].data_ptr() == base.data_ptr() != ready["again"].data_ptr()
+    part = module.unshared({"part": base[3:6]})["part"]
+    assert part.untyped_storage().nbytes() == part.nbytes
+
+
+def test_the_manifest_is_what_other_versions_read(tmp_path: Path) -> None:
+    path = save(tmp_path, 5)
+    manifest = json.loads(path.with_suffix(".json").read_text())
+    assert manifest == {"format": 1, "meta": {"nimg": 5}, "sha256": module.file_sha256(path)}
+
+
 def test_a_state_with_buffers_is_saved(tmp_path: Path) -> None:
     """An average holds the network's own buffers: the same memory under two names."""
     norm = torch.nn.BatchNorm1d(3)
@@ -180,6 +195,15 @@ def test_pruning_keeps_the_newest_and_removes_leftovers(tmp_path: Path) -> None:
     prune_checkpoints(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         f"{n:014d}.{kind}" for n in (200, 300) for kind in ("json", "safetensors")
+    ]
+
+
+def test_pruning_passes_over_what_is_gone_already(tmp_path: Path) -> None:
+    paths = [save(tmp_path, nimg) for nimg in (100, 200, 300, 400)]
+    paths[0].unlink()
+    prune_checkpoints(tmp_path, keep=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"{400:014d}.{kind}" for kind in ("json", "safetensors")
     ]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,7 +87,7 @@ def test_power_exponents_of_the_paper() -> None:
     assert power_exponent(0.10) == pytest.approx(6.94, abs=5e-3)
 
 
-@pytest.mark.parametrize("sigma_rel", [0.3, 0.5])
+@pytest.mark.parametrize("sigma_rel", [0.2889, 0.3, 0.5, -0.1])
 def test_widths_without_an_average_are_refused(sigma_rel: float) -> None:
     with pytest.raises(ValueError, match=r"allowed: 0 to 0\.28"):
         power_exponent(sigma_rel)
@@ -213,3 +215,53 @@ def test_a_step_count_stays_on_the_cpu_where_the_parameter_is_a_single_number() 
     assert state["step"].device.type == "cpu"
     assert float(state["step"]) == 7.0
     assert state["exp_avg"].device.type == "meta"
+
+
+def test_a_step_count_stays_with_the_parameter_for_fused_kernels() -> None:
+    """A stand-in: torch builds fused optimizers for devices that it can compute on only."""
+    parameter = nn.Parameter(torch.zeros(2, device="meta"))
+    fused: Any = SimpleNamespace(
+        defaults={"fused": True}, state=defaultdict(dict), param_groups=[{"params": [parameter]}]
+    )
+    load_state_tensors(fused, {"0.step": torch.tensor(7.0), "0.exp_avg": torch.ones(2)})
+    assert fused.state[parameter]["step"].device.type == "meta"
+    assert fused.state[parameter]["exp_avg"].device.type == "meta"
+
+
+def test_loading_forgets_what_was_there_and_moments_take_their_parameters_layout() -> None:
+    parameter = nn.Parameter(torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last))
+    optimizer = make_optimizer(OptimizerConfig(), [parameter])
+    optimizer.state[parameter]["stale"] = torch.ones(1)
+    moment = torch.rand(2, 3, 4, 4)
+    load_state_tensors(optimizer, {"0.step": torch.tensor(7.0), "0.exp_avg": moment})
+    state = optimizer.state[parameter]
+    assert state.keys() == {"step", "exp_avg"}
+    assert state["exp_avg"].stride() == parameter.stride() != moment.stride()
+    assert torch.equal(state["exp_avg"], moment)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "kernel"),
+    [
+        ("adam", torch.optim.Adam, "fused"),
+        ("adamw", torch.optim.AdamW, "fused"),
+        ("radam", torch.optim.RAdam, "foreach"),
+    ],
+)
+def test_optimizers_are_what_their_name_says_with_every_option(
+    name: Any, kind: type[torch.optim.Optimizer], kernel: str
+) -> None:
+    config = OptimizerConfig(name=name, lr=0.3, betas=(0.5, 0.7), eps=1e-3, weight_decay=0.2)
+    weights = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.zeros(()))]
+    made = make_optimizer(config, iter(weights))
+    assert type(made) is kind
+    (group,) = made.param_groups
+    assert group["params"] == weights
+    options = {k: group[k] for k in ("lr", "betas", "eps", "weight_decay", kernel)}
+    assert options == {
+        "lr": 0.3,
+        "betas": (0.5, 0.7),
+        "eps": 1e-3,
+        "weight_decay": 0.2,
+        kernel: True,
+    }

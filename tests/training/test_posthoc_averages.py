@@ -19,18 +19,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from scipy.integrate import quad
+from test_trainer import BATCH, Feed, Given, Net, phase
 from torch import nn
 
 from cmbench.errors import InterruptedRunError, UserError
 from cmbench.plugin.config import EMAConfig
+from cmbench.plugin.method import Phase
 from cmbench.sweep.context import Context
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import TrainedRun, build_modules, load_weights
 from cmbench.sweep.training_run import obtain_run
 from cmbench.training import posthoc
-from cmbench.training.checkpoint import Checkpoint
+from cmbench.training.checkpoint import Checkpoint, load_checkpoint
 from cmbench.training.ema import WeightAverage, power_exponent
+from cmbench.training.loop import Trainer
 from cmbench.training.posthoc import (
     Profile,
     asked_width,
@@ -39,6 +42,8 @@ from cmbench.training.posthoc import (
     inner_products,
     reconstruct,
 )
+from cmbench.training.settings import Settings, Watchers
+from cmbench.training.state import TrainingState
 
 WIDTHS = st.floats(0.03, 0.25)
 
@@ -148,6 +153,7 @@ def test_against_an_average_that_was_tracked(
     [
         ("power-0.08", 0.08),
         ("power-.1", 0.1),
+        ("power-0.28", None),
         ("power-0.3", None),
         ("power-0", None),
         ("raw", None),
@@ -157,6 +163,51 @@ def test_against_an_average_that_was_tracked(
 )
 def test_labels(label: str, width: float | None) -> None:
     assert asked_width(label) == width
+
+
+def test_sums_are_in_float64_and_come_back_in_their_own_dtype() -> None:
+    """In float32, 1e9 - 999999999 is 0 or 64."""
+    averages = [{"w": torch.tensor([1.0]), "half": torch.tensor([1.0]).half()} for _ in range(2)]
+    found = combine(averages, [1e9, -999_999_999.0])
+    assert found["w"].item() == 1.0
+    assert (found["w"].dtype, found["half"].dtype) == (torch.float32, torch.float16)
+    with pytest.raises(ValueError, match="longer"):
+        combine(averages, [1.0])
+
+
+def snapshots_of(folder: Path, *phases: Phase, at: int = 2 * BATCH) -> list[str]:
+    """The names of the snapshots of a training that writes one at ``at`` images, and one before."""
+    state = TrainingState(Given(*phases), {"model": Net()})
+    state.enter(0)
+    posthoc.save_snapshot(folder, state)
+    watchers = Watchers(
+        should_stop=lambda: "told" if state.seen_nimg >= at else None,
+        checkpoint=lambda state: posthoc.save_snapshot(folder, state),
+    )
+    Trainer(state, Feed(), Settings(3, BATCH), watchers).train()
+    return sorted(path.name for path in folder.glob("*.safetensors"))
+
+
+POWER = {"ema": (EMAConfig(sigma_rel=0.1), EMAConfig(decay=0.9))}
+
+
+def test_a_snapshot_holds_power_averages_of_the_last_phase_once_it_has_begun(
+    tmp_path: Path,
+) -> None:
+    whole = phase(images=4 * BATCH, **POWER)
+    assert snapshots_of(tmp_path / "one", whole) == [f"{2 * BATCH:014d}.safetensors"]
+    found = load_checkpoint(tmp_path / "one" / f"{2 * BATCH:014d}.safetensors")
+    assert found.tensors.keys() == {"power-0.1/weight"}
+    assert found.meta == {
+        "nimg": 2 * BATCH,
+        "seen_nimg": 2 * BATCH,
+        "sigma_rel": {"power-0.1": 0.1},
+    }
+    assert snapshots_of(tmp_path / "none", phase(images=4 * BATCH)) == []
+    first = phase(images=4 * BATCH, name="first", **POWER)
+    assert snapshots_of(tmp_path / "first", first, whole) == []
+    later = snapshots_of(tmp_path / "last", first, whole, at=5 * BATCH)
+    assert later == [f"{BATCH:014d}.safetensors"]
 
 
 # ---- through runs --------------------------------------------------------------------------------
@@ -287,7 +338,7 @@ def test_on_the_command_line(cmbench_with_toys: Callable[..., Outcome], tmp_path
     records = [json.loads(p.read_text()) for p in (tmp_path / "w").glob("records/toys/*.json")]
     assert len(records) == 2
     training = {r["training"]["ema"]: r["training"] for r in records}
-    assert "snapshots" not in training["power-0.05"]
+    assert training["power-0.05"]["snapshots"] == {}, "this one was kept"
     files = (tmp_path / "w").glob("runs/toys/*/snapshots/*.safetensors")
     hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
     assert training["power-0.07"]["snapshots"] == hashes
@@ -322,12 +373,12 @@ def test_verify_checks_the_snapshots(
     (record,) = tmp_path.glob("records/toys/*.json")
 
     def verified() -> Outcome:
-        return cmbench_with_toys("verify", str(record), "--samples", "0", *place)
+        return cmbench_with_toys("verify", str(record), "--full", *place)
 
     sound = verified()
     assert sound.code == 0, sound.out
     assert "ok           snapshots: 4 of the hashes that the record holds" in sound.out
-    assert "ok           grid" in sound.out
+    assert "ok           metric fd-pixels" in sound.out
     snapshots = sorted(tmp_path.glob("runs/toys/*/snapshots/*.safetensors"))
     content = snapshots[0].read_bytes()
     snapshots[0].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cmbench.training.distributed import World
 from cmbench.training.randomness import RandomState, StepDraws, replayed, seed_global
+from cmbench.training.resident import resident
 
 LIKE = torch.empty(4, 1, 2, 2)
 
@@ -71,6 +72,60 @@ def test_replayed_randomness_is_drawn_again_and_then_forgotten() -> None:
     with replayed(snapshot):
         assert torch.equal(torch.rand(3), first)
     assert torch.equal(torch.rand(3), second)
+
+
+def test_the_generator_of_a_gpu_is_saved_and_restored_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    states = [torch.tensor([i]) for i in range(3)]
+    calls: list[tuple[str, object, object]] = []
+
+    def get(device: torch.device) -> torch.Tensor:
+        calls.append(("get", device, None))
+        return states[len(calls) - 1]
+
+    monkeypatch.setattr(torch.cuda, "get_rng_state", get)
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, device: calls.append(("set", device, state))
+    )
+    gpu = torch.device("cuda:1")
+    before = torch.get_rng_state()
+    snapshot = RandomState.of(gpu)
+    with replayed(snapshot):
+        assert calls == [("get", gpu, None), ("get", gpu, None), ("set", gpu, states[0])]
+    assert calls[3:] == [("set", gpu, states[1])]
+    assert torch.equal(torch.get_rng_state(), before), "the CPU's is left alone"
+
+
+def test_tables_that_stay_on_a_device_are_made_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the default device is: a copy from page-locked memory need not wait."""
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    made: list[int] = []
+
+    def table(count: int) -> torch.Tensor:
+        made.append(count)
+        return torch.arange(float(count))
+
+    like = torch.empty(1, device="meta")
+    with torch.device("meta"):
+        first = resident(table, 3, like=like, dtype=torch.float64)
+        again = resident(table, 3, like=like, dtype=torch.float64)
+        resident(table, 4, like=like)
+    assert again is first
+    assert made == [3, 4]
+    assert [(t.device.type, t.dtype) for t in pinned] == [
+        ("cpu", torch.float64),
+        ("cpu", torch.float32),
+    ]
+    assert (first.device.type, first.dtype) == ("meta", torch.float64)
+    assert resident(table, 2, like=torch.empty(1)).tolist() == [0.0, 1.0]
+    assert resident(table, 2, like=torch.empty(1), dtype=torch.float16).dtype == torch.float16
 
 
 @given(size=st.integers(1, 8), shard=st.integers(1, 8), per_rank=st.integers(1, 5))

@@ -312,6 +312,39 @@ def test_gradients_are_clipped_to_the_norm_asked_for() -> None:
     assert weight(bound) == pytest.approx(1.0, abs=1e-3)
 
 
+class Normed(Net):
+    """Keeps its weight at one of two levels, as EDM2 keeps its weights' norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalized = 0
+
+    def normalize_weights(self) -> None:
+        assert not torch.is_grad_enabled()
+        self.normalized += 1
+        self.weight.copy_(torch.tensor(2.0))
+
+
+def test_trained_weights_are_put_back_on_their_constraint_after_each_step() -> None:
+    seen: list[float] = []
+
+    def after_step(nets: Mapping[str, nn.Module], progress: Progress) -> None:
+        seen.append(float(nets["model"].weight.detach()))
+
+    def loss(nets: Any, *rest: Any) -> Tensor:
+        return default_loss(nets, *rest) + nets["plain"].weight
+
+    modules = {"model": Normed(), "frozen": Normed(), "plain": Net()}
+    options: dict[str, Any] = {"trains": ("model", "plain"), "ema": (EMAConfig(decay=0.5),)}
+    recipe = phase(loss, 3 * BATCH, after_step=after_step, **options)
+    state = train(recipe, modules=dict(modules))
+    assert seen == [2.0, 2.0, 2.0]
+    assert [m.normalized for m in modules.values() if isinstance(m, Normed)] == [3, 0]
+    assert weight(state, "plain") != 1.0
+    average = float(state.averages[0].average[0])
+    assert average == pytest.approx(2.0 - 0.5**3), "averaged behind it"
+
+
 # ---- not finite ---------------------------------------------------------------------------------
 
 
