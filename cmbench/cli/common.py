@@ -23,6 +23,7 @@ from cmbench.seeds import HELD_OUT_FROM
 
 if TYPE_CHECKING:
     from cmbench.plugin.manager import PluginManager
+    from cmbench.reporter import Reporter
     from cmbench.sweep.context import Context
     from cmbench.training.launch import Launch
 
@@ -230,6 +231,16 @@ def command_line() -> str:
     return shlex.join(["cmbench", *map(readable, kept)])
 
 
+def reporter_for(quiet: bool, plugins: PluginManager) -> Reporter:
+    """Return the reporter; it warns of plugins that failed."""
+    from cmbench.cli.console import make_reporter
+
+    reporter = make_reporter(quiet)
+    for info in plugins.failed:
+        reporter.warn(f"{info}: {info.error}")
+    return reporter
+
+
 def make_context(
     options: ContextOptions,
     plugins: PluginManager | None = None,
@@ -242,7 +253,6 @@ def make_context(
     """
     import torch
 
-    from cmbench.cli.console import make_reporter
     from cmbench.plugin.manager import load_plugins
     from cmbench.records.workspace import Workspace
     from cmbench.reporter import Reporter
@@ -251,9 +261,7 @@ def make_context(
     from cmbench.training.launch import Launch
 
     plugins, launch = plugins or load_plugins(), launch or Launch()
-    reporter = make_reporter(options.quiet) if launch.rank == 0 else Reporter()
-    for info in plugins.failed:
-        reporter.warn(f"{info}: {info.error}")
+    reporter = reporter_for(options.quiet, plugins) if launch.rank == 0 else Reporter()
     device = choose_device(options.device, launch.local_rank if launch.size > 1 else None)
     if device.type == "cuda" and launch.size > 1:
         torch.cuda.set_device(device)

@@ -24,7 +24,7 @@ from cmbench.cli.common import (
     split_names,
     time_limit_option,
 )
-from cmbench.errors import UserError
+from cmbench.errors import EXIT_OK, UserError
 from cmbench.plugin.manager import PluginManager, load_plugins
 from cmbench.sweep.recipes import require_once
 
@@ -202,6 +202,12 @@ def run(**values: Any) -> int:
         if os.environ.get("RANK", "0") != "0":
             return error.exit_code  # every process fails alike; rank 0 prints the error
         raise
+    from cmbench.cli.run_finished import print_finished
+    from cmbench.training.launch import Launch
+
+    launch = Launch.from_environment()
+    if launch.size == 1 and print_finished(options, plugins):
+        return EXIT_OK
     from cmbench.cli.run_work import carry_out  # imports torch: after the cheap checks
 
-    return carry_out(options, plugins)
+    return carry_out(options, plugins, launch)

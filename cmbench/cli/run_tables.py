@@ -1,20 +1,21 @@
-"""What ``cmbench run`` prints: the plan, its cost, the results."""
+"""What ``cmbench run`` prints: plans, results, what was skipped or failed. Imports no torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 
-from cmbench.cli.common import echo_table
+from cmbench.cli.common import debugging, echo_table
 from cmbench.records.record import Record
-from cmbench.sweep.context import Context
-from cmbench.sweep.estimate import estimate
-from cmbench.sweep.kit import TrainingKit
-from cmbench.sweep.plans import RunPlan
-from cmbench.sweep.sweep import SweepPlan, is_trained
+from cmbench.reporter import Reporter
+
+if TYPE_CHECKING:
+    from cmbench.sweep.kept_plans import KeptCell
+    from cmbench.sweep.plans import CellPlan
 
 #: Columns of the table that ends ``cmbench run``; the report has them all.
 SHOWN_METRICS = 4
@@ -45,62 +46,48 @@ def _number(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.4g}"
 
 
-def print_plan(context: Context, plan: SweepPlan) -> None:
-    """Print runs and cells, with parameters, images, and what is already done."""
-    rows = [
-        [
-            run.run_id,
-            _parameters(context, run),
-            f"{_images(context, run):,}",
-            "done" if is_trained(context, run) else _resumable(context, run),
-        ]
-        for run in plan.runs
-    ]
+def print_runs(rows: Iterable[Sequence[str]]) -> None:
+    """Print the runs of a plan."""
     echo_table(["run", "parameters", "images", "state"], rows, title="runs")
     click.echo()
-    print_costs(context, [run for run in plan.runs if not is_trained(context, run)])
-    cells = []
-    for cell in plan.cells:
-        state = "done" if cell.cell in plan.done else "to do"
-        if cell.declined or cell.broken:
-            state = f"declined: {cell.declined}" if cell.declined else f"broken: {cell.broken}"
-        cells.append([cell.cell, str(cell.nfe), str(cell.seed), f"{cell.num_samples:,}", state])
-    echo_table(["cell", "NFE", "seed", "images", "state"], cells, title="cells")
 
 
-def print_costs(context: Context, runs: Sequence[RunPlan]) -> None:
-    """Print the cost of the runs to do, in one process; seeds of one recipe once."""
-    rows = []
-    for run in {run.config_sha256: run for run in reversed(runs)}.values():
-        cost = estimate(context, run)
-        step = cost.flops_per_image
-        rows.append(
-            [
-                run.name,
-                f"{cost.images:,}",
-                "-" if step is None else f"{step * run.config.batch_size:.3g}",
-                "-" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**30:.2f} GiB",
-                "-" if cost.device_hours is None else f"{cost.device_hours:.3g}",
-                cost.note,
-            ]
+def finished_row(run_id: str, result: Mapping[str, Any]) -> list[str]:
+    """Return the row of a run that is finished."""
+    return [run_id, f"{result['parameters']:,}", f"{result['images_seen']:,}", "done"]
+
+
+def print_cells(rows: Iterable[Sequence[str]]) -> None:
+    """Print the cells of a plan."""
+    echo_table(["cell", "NFE", "seed", "images", "state"], rows, title="cells")
+
+
+def cell_row(cell: CellPlan | KeptCell, state: str) -> list[str]:
+    """Return the row of a cell, which is in ``state`` unless its method declines it."""
+    state = f"declined: {cell.declined}" if cell.declined else state
+    return [cell.cell, str(cell.nfe), str(cell.seed), f"{cell.num_samples:,}", state]
+
+
+def warn_of_few(reporter: Reporter, asked: int | None, protocol: int) -> None:
+    """Warn that a sweep with fewer samples than the protocol's is never ranked with full ones."""
+    if asked is not None and asked < protocol:
+        reporter.warn(
+            f"{asked:,} samples instead of the protocol's {protocol:,}: never ranked with full ones"
         )
-    if rows:
-        header = ["run", "images", "FLOPs per step", "peak memory", "device-hours", "measured by"]
-        echo_table(header, reversed(rows), title="cost of each seed (estimates)")
-        click.echo()
 
 
-def _parameters(context: Context, run: RunPlan) -> str:
-    with torch.device("meta"):
-        network = TrainingKit(context, run, run.data_info(context), None).network()
-    return f"{sum(p.numel() for p in network.parameters()):,}"
+def print_skipped(records: Sequence[Record]) -> None:
+    """Print how many cells each method declined, for each of its reasons."""
+    skipped = Counter((r.method, r.reason) for r in records if r.status == "skipped")
+    for (method, reason), count in skipped.items():
+        click.echo(f"skipped: {count} cell(s) of {method}: {reason}", err=True)
 
 
-def _images(context: Context, run: RunPlan) -> int:
-    return round(run.config.duration_kimg * 1000)
-
-
-def _resumable(context: Context, run: RunPlan) -> str:
-    folder = context.workspace.run(run.run_id) / "checkpoints"
-    seen = [int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal()]
-    return f"resume at {max(seen):,} images" if seen else "to train"
+def print_failed(records: Sequence[Record]) -> bool:
+    """Print how many cells failed, for each reason; return whether any did."""
+    reasons = Counter(r.reason for r in records if r.status == "failed")
+    if any(" failed while " in reason for reason in reasons) and not debugging():
+        click.echo("run again with --debug for the tracebacks", err=True)
+    for reason, count in reasons.items():
+        click.echo(f"error: {count} cell(s) failed: {reason}", err=True)
+    return bool(reasons)

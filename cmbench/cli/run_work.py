@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -11,20 +10,20 @@ import click
 from cmbench.cli.common import make_context, stop_asker
 from cmbench.cli.report import render_workspace
 from cmbench.cli.run import RunOptions
-from cmbench.cli.run_tables import print_plan, print_table
+from cmbench.cli.run_finished import key_of
+from cmbench.cli.run_tables import print_failed, print_skipped, print_table, warn_of_few
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, InterruptedRunError, UserError
 from cmbench.plugin.manager import PluginManager
-from cmbench.records.record import Record
 from cmbench.sweep.context import Context
+from cmbench.sweep.kept_plans import keep_plan
 from cmbench.sweep.plans import SampleSettings
 from cmbench.sweep.sweep import SweepPlan, SweepRequest, execute, plan_sweep
 from cmbench.training.distributed import RELAYED, joined
 from cmbench.training.launch import Launch
 
 
-def carry_out(options: RunOptions, plugins: PluginManager) -> int:
+def carry_out(options: RunOptions, plugins: PluginManager, launch: Launch) -> int:
     """Run the sweep in this process, or as one of several that a launcher started."""
-    launch = Launch.from_environment()
     if options.split and launch.size == 1:
         raise UserError(
             "--split",
@@ -63,22 +62,28 @@ def sweep(options: RunOptions, context: Context) -> int:
     plan = plan_sweep(context, request)
     for line in plan.refused if context.world.leads else ():
         click.echo(f"error: {line}", err=True)
-    warn_of_few(context, request)
+    dataset = context.dataset_spec(request.dataset)
+    warn_of_few(context.reporter, options.samples, dataset.num_samples)
     if options.dry_run:
+        from cmbench.cli.run_plan import print_plan
+
         print_plan(context, plan)
+        if all(cell.declined or cell.cell in plan.done for cell in plan.cells):
+            keep(options, context, plan)
         return EXIT_CELLS_FAILED if plan.refused else EXIT_OK
     warn_of_unsaved(context, request, plan)
     executor: Any = context.plugins.executors.load(options.executor)()
     records = execute(context, request, plan, executor)
     if not context.world.leads:
         return EXIT_OK
-    dataset = context.dataset_spec(request.dataset)
+    if all(record.status in ("finished", "skipped") for record in records):
+        keep(options, context, plan)
     print_table(records, dataset.metrics)
     if not options.no_report:
         pages, _ = render_workspace(context.workspace, [dataset.name], context.plugins)
         click.echo(f"report: {pages[0]}")
     print_skipped(records)
-    return EXIT_CELLS_FAILED if print_failed(context, records) or plan.refused else EXIT_OK
+    return EXIT_CELLS_FAILED if print_failed(records) or plan.refused else EXIT_OK
 
 
 def make_request(options: RunOptions) -> SweepRequest:
@@ -104,14 +109,11 @@ def make_request(options: RunOptions) -> SweepRequest:
     )
 
 
-def warn_of_few(context: Context, request: SweepRequest) -> None:
-    """Warn that a sweep with fewer samples than the protocol's is never ranked with full ones."""
-    asked = request.sampling.num_samples
-    protocol = context.dataset_spec(request.dataset).num_samples
-    if asked is not None and asked < protocol:
-        context.reporter.warn(
-            f"{asked:,} samples instead of the protocol's {protocol:,}: never ranked with full ones"
-        )
+def keep(options: RunOptions, context: Context, plan: SweepPlan) -> None:
+    """Keep the plan of a finished sweep; a workspace that cannot be written stays as it is."""
+    if key := key_of(options, context.plugins):
+        with suppress(UserError):
+            keep_plan(context.workspace, key, plan)
 
 
 def warn_of_unsaved(context: Context, request: SweepRequest, plan: SweepPlan) -> None:
@@ -123,20 +125,3 @@ def warn_of_unsaved(context: Context, request: SweepRequest, plan: SweepPlan) ->
             f"--save-samples: {bare} finished cell(s) have no saved images and are not sampled "
             "again; choose another --workspace, or delete their records"
         )
-
-
-def print_skipped(records: Sequence[Record]) -> None:
-    """Print how many cells each method declined, for each of its reasons."""
-    skipped = Counter((r.method, r.reason) for r in records if r.status == "skipped")
-    for (method, reason), count in skipped.items():
-        click.echo(f"skipped: {count} cell(s) of {method}: {reason}", err=True)
-
-
-def print_failed(context: Context, records: Sequence[Record]) -> bool:
-    """Print how many cells failed, for each reason; return whether any did."""
-    reasons = Counter(r.reason for r in records if r.status == "failed")
-    if any(" failed while " in reason for reason in reasons) and not context.debug:
-        click.echo("run again with --debug for the tracebacks", err=True)
-    for reason, count in reasons.items():
-        click.echo(f"error: {count} cell(s) failed: {reason}", err=True)
-    return bool(reasons)

@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -92,6 +92,9 @@ class TeacherSource(ABC):
         run: the run that must be trained first, if the teacher is one.
         run_id: the id of that run, which is part of the student's identity.
     """
+
+    #: whether planning looks at the teacher's weights
+    looks_up: ClassVar[bool] = False
 
     reference: str
     run: RunPlan | None = None

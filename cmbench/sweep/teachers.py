@@ -177,6 +177,8 @@ class _Facts:
 class _Given(TeacherSource):
     """A teacher whose weights are there already: its student follows it."""
 
+    looks_up = True
+
     facts: _Facts | None = field(default=None, compare=False)
 
     @abstractmethod

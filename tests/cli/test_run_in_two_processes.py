@@ -257,8 +257,8 @@ def test_one_process_has_nobody_to_split_with(cmbench_with_toys: Callable[..., O
     refused = cmbench_with_toys(*RUN, "--split")
     assert refused.code == EXIT_USAGE
     assert refused.err.splitlines()[-1] == (
-        "error: --split: there is one process; allowed: several processes; start with torchrun, "
-        "see docs/clusters.md, or leave it out"
+        "error: --split: there is only one process; allowed: several processes; start with "
+        "torchrun, see docs/clusters.md, or leave it out"
     )
 
 

@@ -1,0 +1,74 @@
+"""``cmbench run`` of a sweep that is finished: its records need no tensor. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from cmbench.cli.common import reporter_for
+from cmbench.cli.report import render_workspace
+from cmbench.cli.run import RunOptions
+from cmbench.cli.run_tables import (
+    cell_row,
+    finished_row,
+    print_cells,
+    print_runs,
+    print_skipped,
+    print_table,
+    warn_of_few,
+)
+from cmbench.plugin.manager import PluginManager
+from cmbench.records.workspace import Workspace
+from cmbench.sweep.kept_plans import find_plan, plan_key
+from cmbench.sweep.run_files import read_result_file
+
+#: The options that decide the plan.
+_DECIDES = (
+    "methods",
+    "dataset",
+    "recipe",
+    "nfes",
+    "seeds",
+    "overrides",
+    "samples",
+    "sampler",
+    "sigmas",
+    "ema",
+    "precision",
+)
+
+
+def key_of(options: RunOptions, plugins: PluginManager) -> str | None:
+    """Return the key of the options' plan; None for sweeps whose plans are not kept."""
+    registered = options.dataset in plugins.datasets.specs
+    if options.checkpoint is not None or options.tuned or not registered:
+        return None
+    return plan_key({k: v for k, v in asdict(options).items() if k in _DECIDES}, plugins)
+
+
+def print_finished(options: RunOptions, plugins: PluginManager) -> bool:
+    """Print a finished sweep, or its plan; return whether it is known to be finished."""
+    key, workspace = key_of(options, plugins), Workspace.choose(options.workspace_dir)
+    kept = find_plan(workspace, key) if key is not None else None
+    records = kept.records(workspace) if kept is not None else None
+    # What the machine lacks, or what is still to be written, is for those who carry out.
+    plain = options.device in ("auto", "cpu") and not (options.split or options.save_samples)
+    if kept is None or records is None or not plain:
+        return False
+    plugins.executors.get(options.executor, "cmbench run")
+    results = {run: read_result_file(workspace.run(run)) for run in kept.runs}
+    if options.dry_run and None in results.values():
+        return False
+    spec = plugins.datasets.specs[kept.dataset]
+    warn_of_few(reporter_for(options.quiet, plugins), options.samples, spec.num_samples)
+    if options.dry_run:
+        print_runs(finished_row(run, result) for run, result in results.items() if result)
+        print_cells(cell_row(cell, "done") for cell in kept.cells)
+        return True
+    print_table(records, spec.metrics)
+    if not options.no_report:
+        pages, _ = render_workspace(workspace, [kept.dataset], plugins)
+        click.echo(f"report: {pages[0]}")
+    print_skipped(records)
+    return True

@@ -1,0 +1,44 @@
+"""What ``cmbench run --dry-run`` prints of a sweep that was planned."""
+
+from __future__ import annotations
+
+import torch
+
+from cmbench.cli.run_tables import cell_row, finished_row, print_cells, print_runs
+from cmbench.sweep.context import Context
+from cmbench.sweep.kit import TrainingKit
+from cmbench.sweep.plans import CellPlan, RunPlan
+from cmbench.sweep.run_files import read_result_file
+from cmbench.sweep.sweep import SweepPlan, is_trained
+
+
+def print_plan(context: Context, plan: SweepPlan) -> None:
+    """Print runs and cells, with parameters, images, and what is already done."""
+    print_runs(_run_row(context, run) for run in plan.runs)
+    if to_train := [run for run in plan.runs if not is_trained(context, run)]:
+        from cmbench.cli.run_costs import print_costs  # fake tensors take a second to import
+
+        print_costs(context, to_train)
+    print_cells(cell_row(cell, _state(cell, plan)) for cell in plan.cells)
+
+
+def _run_row(context: Context, run: RunPlan) -> list[str]:
+    folder = context.workspace.run(run.run_id)
+    result = read_result_file(folder) if run.imported is None else None
+    if result is not None:
+        return finished_row(run.run_id, result)
+    with torch.device("meta"):
+        network = TrainingKit(context, run, run.data_info(context), None).network()
+    parameters = sum(p.numel() for p in network.parameters())
+    seen = [int(p.stem) for p in (folder / "checkpoints").glob("*.json") if p.stem.isdecimal()]
+    state = f"resume at {max(seen):,} images" if seen else "to train"
+    if run.imported is not None:
+        state = "done"
+    images = round(run.config.duration_kimg * 1000)
+    return [run.run_id, f"{parameters:,}", f"{images:,}", state]
+
+
+def _state(cell: CellPlan, plan: SweepPlan) -> str:
+    if cell.broken:
+        return f"broken: {cell.broken}"
+    return "done" if cell.cell in plan.done else "to do"
