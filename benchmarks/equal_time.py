@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from cmbench.cli.common import ContextOptions, make_context, stop_asker
+from cmbench.cli.common import make_context, stop_asker
+from cmbench.cli.options import ComputeOptions
 from cmbench.errors import EXIT_OK, UserError
 from cmbench.files import write_atomically
 from cmbench.sweep.context import Context
@@ -173,7 +174,8 @@ def main() -> int:
         budget = Budget(options.out, options.budget_seconds)
         with stop_asker(options.time_limit) as should_stop:
             context = make_context(
-                ContextOptions(workspace_dir=options.workspace, compiled=compiled),
+                ComputeOptions(workspace_dir=options.workspace),
+                compiled=compiled,
                 should_stop=should_stop,
             )
             for name in budget.missing(options.methods.split(",")):

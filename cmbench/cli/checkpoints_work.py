@@ -19,7 +19,7 @@ from cmbench.networks.base import num_parameters
 from cmbench.training.checkpoint import load_checkpoint
 
 
-def read(options: CheckpointOptions) -> ImportedNetwork:
+def read(options: CheckpointOptions, sigma_data: float | None = None) -> ImportedNetwork:
     """Read the checkpoint; constants that the file leaves open come from the options.
 
     Raises:
@@ -34,7 +34,7 @@ def read(options: CheckpointOptions) -> ImportedNetwork:
     )
     return replace(
         found,
-        sigma_data=constant("--sigma-data", options.sigma_data, found.sigma_data),
+        sigma_data=constant("--sigma-data", sigma_data, found.sigma_data),
         sigma_min=constant("--sigma-min", options.sigma_min, found.sigma_min),
     )
 

@@ -1,4 +1,4 @@
-"""What verbs share: options, parsers of their values, the context, stopping, tables."""
+"""What verbs share: parsers of values, the context, stopping, tables."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import wraps
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from cmbench.cli.options import ComputeOptions
 from cmbench.errors import UserError
 from cmbench.files import readable
 from cmbench.seeds import HELD_OUT_FROM
@@ -27,11 +26,9 @@ if TYPE_CHECKING:
     from cmbench.sweep.context import Context
     from cmbench.training.launch import Launch
 
-T = TypeVar("T")
-R = TypeVar("R")
-P = ParamSpec("P")
-
 DEFAULT_DATASET = "digits"
+#: Value of --sigmas: the noise levels that `cmbench tune-times` found.
+TUNED = "tuned"
 #: More seeds in one command are a typing error.
 MAX_SEEDS = 1000
 STOP_SIGNALS = tuple(
@@ -41,108 +38,11 @@ STOP_SIGNALS = tuple(
 _LOCAL_FLAGS = frozenset({"-q", "--quiet", "--debug", "--no-report"})
 
 
-# ---- options ------------------------------------------------------------------------------------
-
-
-class WholeNumber(click.IntRange):
-    """A whole number in a range; errors call it so."""
-
-    name = "whole number"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContextOptions:
-    """The options that :func:`make_context` reads."""
-
-    workspace_dir: str | None = None
-    device: str = "auto"
-    threads: int | None = None
-    quiet: bool = False
-    #: None compiles on CUDA
-    compiled: bool | None = None
-    #: None splits the largest networks, on GPUs
-    split: bool | None = None
-
-
-def takes(kind: Callable[..., T]) -> Callable[[Callable[[T], R]], Callable[..., R]]:
-    """Make one frozen dataclass of click's values: ``verb(options)`` instead of ``verb(**values)``.
-
-    ``kind`` has a field for every option of the verb, of the same name.
-    """
-
-    def decorate(verb: Callable[[T], R]) -> Callable[..., R]:
-        @wraps(verb)
-        def call(**values: Any) -> R:
-            return verb(kind(**values))
-
-        return call
-
-    return decorate
-
-
-workspace_option = click.option(
-    "--workspace",
-    "-w",
-    "workspace_dir",
-    metavar="DIR",
-    default=None,
-    help="Folder of runs, records and reports.  [env: CMBENCH_WORKSPACE; default: cmbench-out]",
-)
-device_option = click.option(
-    "--device", metavar="DEVICE", default="auto", show_default=True, help="cpu, cuda, cuda:1 …"
-)
-threads_option = click.option(
-    "--threads",
-    metavar="N",
-    type=WholeNumber(min=1),
-    default=None,
-    help="CPU threads.  [default: the number of free cores]",
-)
-quiet_option = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-time_limit_option = click.option(
-    "--time-limit",
-    "time_limit_s",
-    metavar="SECONDS",
-    type=click.FloatRange(min=1),
-    default=None,
-    help="Stop after this time with exit code 75; a training saves a checkpoint first.",
-)
-recipe_option = click.option(
-    "--recipe",
-    "-r",
-    metavar="R",
-    default=None,
-    help="Recipe, or FILE.toml:NAME.  [default: demo, else paper]",
-)
-sampler_option = click.option(
-    "--sampler", metavar="NAME", default=None, help="Solver, for methods that have more than one."
-)
-ema_option = click.option(
-    "--ema", metavar="LABEL", default=None, help="Which average of the weights to sample."
-)
-batch_size_option = click.option(
-    "--batch-size",
-    metavar="N",
-    type=WholeNumber(min=1),
-    default=500,
-    show_default=True,
-    help="Images per sampling batch; results do not depend on it.",
-)
-
-
-def context_options(command: Callable[P, R]) -> Callable[P, R]:
-    """Add ``--device``, ``--threads``, ``--quiet`` and ``--workspace`` to a command."""
-    return device_option(threads_option(quiet_option(workspace_option(command))))
-
-
 # ---- values -------------------------------------------------------------------------------------
 
 
-def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+def parse_numbers(text: str, option: str) -> tuple[int, ...]:
     """Return ``1,2,4`` as numbers; raise ``UserError`` for anything else."""
-    if text is None:
-        return None
     try:
         numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
@@ -183,10 +83,10 @@ def parse_seeds(text: str, option: str = "--seeds", *, held_out: bool = False) -
     return tuple(seeds)
 
 
-def parse_sigmas(text: str | None) -> tuple[float, ...] | None:
-    """Return ``80,0.8`` as descending noise levels."""
-    if text is None:
-        return None
+def parse_sigmas(text: str, option: str = "--sigmas") -> tuple[float, ...] | str:
+    """Return ``80,0.8`` as descending noise levels; ``tuned`` stays as it is."""
+    if text == TUNED:
+        return text
     try:
         sigmas = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -194,16 +94,20 @@ def parse_sigmas(text: str | None) -> tuple[float, ...] | None:
     descending = all(a > b for a, b in pairwise(sigmas))
     if not sigmas or not descending or not all(math.isfinite(s) and s > 0 for s in sigmas):
         raise UserError(
-            "--sigmas",
+            option,
             f"{text!r}",
             allowed="descending positive noise levels, for example 80,0.8; or tuned",
         )
     return sigmas
 
 
-def split_names(text: str) -> tuple[str, ...]:
-    """Return the names in ``a, b``, each once."""
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+def parse_names(text: str, option: str) -> tuple[str, ...]:
+    """Return the names in ``a, b``, each once; raise ``UserError`` if there is none."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        listing = f"see `cmbench list {option.strip('-').rstrip('s')}s`"
+        raise UserError(option, f"{text!r}", allowed="names with commas between", remedy=listing)
+    return names
 
 
 # ---- the context --------------------------------------------------------------------------------
@@ -242,10 +146,13 @@ def reporter_for(quiet: bool, plugins: PluginManager) -> Reporter:
 
 
 def make_context(
-    options: ContextOptions,
+    options: ComputeOptions,
     plugins: PluginManager | None = None,
     should_stop: Callable[[], str | None] = lambda: None,
     launch: Launch | None = None,
+    *,
+    compiled: bool | None = None,
+    split: bool | None = None,
 ) -> Context:
     """Choose device, threads and reporter; warn of plugins that failed.
 
@@ -274,8 +181,8 @@ def make_context(
         device,
         threads=threads,
         command=command_line(),
-        compile=device.type == "cuda" if options.compiled is None else options.compiled,
-        split=options.split,
+        compile=device.type == "cuda" if compiled is None else compiled,
+        split=split,
         should_stop=should_stop,
         debug=debugging(),
         device_found=options.device == "auto",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from cmbench.cli.common import echo_table, workspace_option
+from cmbench.cli.common import echo_table
+from cmbench.cli.options import workspace_option
 from cmbench.cli.record_files import Readings, echo_unreadable, record_folders
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_MISSING, EXIT_OK
 from cmbench.leaderboard.compare import RowComparison, compare, select
@@ -16,7 +17,7 @@ from cmbench.records.workspace import Workspace
 @click.command("compare")
 @click.argument("a")
 @click.argument("b")
-@click.option("--dataset", "-d", metavar="D", default=None, help="Only this dataset.")
+@click.option("--dataset", "-d", metavar="D", help="Only this dataset.")
 @workspace_option
 def compare_(a: str, b: str, dataset: str | None, workspace_dir: str | None) -> int:
     """Compare A with B: paired difference over seeds with shared noise, interval, verdict.

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from cmbench.cli.common import json_option, workspace_option
+from cmbench.cli.options import json_option, workspace_option
 from cmbench.data.locations import DataLocations
 from cmbench.records.provenance import environment
 from cmbench.records.workspace import Workspace

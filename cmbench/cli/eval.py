@@ -7,35 +7,101 @@ from pathlib import Path
 
 import click
 
-from cmbench.cli.common import ContextOptions, WholeNumber, context_options, json_option, takes
+from cmbench.cli.common import parse_names
+from cmbench.cli.options import ComputeOptions, Parsed, WholeNumber, argument, flag, option, takes
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions(ContextOptions):
+class EvalOptions(ComputeOptions):
     """What the user asked of `cmbench eval`."""
 
-    samples: str
-    dataset: str | None
-    reference: str | None
-    metrics: str | None
-    extractor: str | None
-    weights: Path | None
-    library: bool
-    trust_weights: bool
-    bf16_extractor: bool
-    channels_last_extractor: bool
-    compile_extractor: bool
-    label: str | None
-    nfe: int | None
-    seed: int
-    limit: int | None
-    steps: int | None
-    value_range: str | None
-    quantize: str | None
-    held_out: str | None
-    batch_size: int
-    as_json: bool
-    no_record: bool
+    samples: str = argument()
+    dataset: str | None = option(
+        "--dataset", "-d", metavar="NAME", help="Compare with this dataset under its protocol."
+    )
+    reference: str | None = option(
+        "--reference",
+        metavar="REF",
+        help="Compare with this instead: images, a statistics file, or a saved reference.",
+    )
+    metrics: tuple[str, ...] | None = option(
+        "--metrics",
+        metavar="M[,M…]",
+        type=Parsed(parse_names),
+        help="For example fid,is,pr,kid,fid-clean.  [default: the protocol's]",
+    )
+    extractor: str | None = option(
+        "--extractor",
+        metavar="NAME",
+        help="Extractor of metrics that name none.  [default: the dataset's]",
+    )
+    weights: Path | None = option(
+        "--weights",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="File of the extractor's weights.  [default: where `cmbench prepare` put it]",
+    )
+    library: bool = flag("--library", help="Run the library's own network and resizer.")
+    trust_weights: bool = flag(
+        "--trust-weights", help="Run a TorchScript file whose hash is not the pinned one."
+    )
+    bf16_extractor: bool = flag(
+        "--bf16-extractor",
+        help="Extract in bfloat16: faster; the metric key changes and the row is not ranked.",
+    )
+    channels_last_extractor: bool = flag(
+        "--channels-last-extractor",
+        help="Extract in that memory layout; the metric key changes and the row is not ranked.",
+    )
+    compile_extractor: bool = flag(
+        "--compile-extractor",
+        help="Compile the extractor; the metric key changes and the row is not ranked.",
+    )
+    label: str | None = option("--label", metavar="NAME", help="Name of the row.")
+    nfe: int | None = option(
+        "--nfe",
+        type=WholeNumber(min=1),
+        metavar="N",
+        help="Network evaluations per sample: recorded in the row; of a run, how many to use.",
+    )
+    seed: int = option(
+        "--seed",
+        type=WholeNumber(min=0),
+        metavar="N",
+        default=0,
+        help="Seed of the generator, recorded in the row.",
+    )
+    limit: int | None = option(
+        "--limit", type=WholeNumber(min=2), metavar="N", help="Score at most N samples."
+    )
+    steps: int | None = option(
+        "--steps",
+        type=WholeNumber(min=1),
+        metavar="N",
+        help="Inference steps of a diffusers pipeline.",
+    )
+    value_range: str | None = option(
+        "--range", metavar="LOW,HIGH", help="Range of float samples: -1,1 or 0,1 or 0,255."
+    )
+    quantize: str | None = option(
+        "--quantize",
+        metavar="RULE",
+        help="Float samples to bytes: round, truncate, none.  [default: the dataset's]",
+    )
+    held_out: str | None = option(
+        "--held-out",
+        metavar="REF",
+        help="Real images not used in training: check whether samples copy the reference.",
+    )
+    batch_size: int = option(
+        "--batch-size",
+        metavar="N",
+        type=WholeNumber(min=1),
+        default=250,
+        help="Images per batch; results do not depend on it.",
+    )
+    as_json: bool = flag("--json", help="Print the record.")
+    no_record: bool = flag("--no-record", help="Print only; write no record.")
 
     @property
     def approximations(self) -> tuple[str, ...]:
@@ -49,114 +115,6 @@ class EvalOptions(ContextOptions):
 
 
 @click.command("eval")
-@click.argument("samples")
-@click.option(
-    "--dataset",
-    "-d",
-    metavar="NAME",
-    default=None,
-    help="Compare with this dataset under its protocol.",
-)
-@click.option(
-    "--reference",
-    metavar="REF",
-    default=None,
-    help="Compare with this instead: images, a statistics file, or a saved reference.",
-)
-@click.option(
-    "--metrics",
-    metavar="M[,M…]",
-    default=None,
-    help="For example fid,is,pr,kid,fid-clean.  [default: the protocol's]",
-)
-@click.option(
-    "--extractor",
-    metavar="NAME",
-    default=None,
-    help="Extractor of metrics that name none.  [default: the dataset's]",
-)
-@click.option(
-    "--weights",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    default=None,
-    help="File of the extractor's weights.  [default: where `cmbench prepare` put it]",
-)
-@click.option("--library", is_flag=True, help="Run the library's own network and resizer.")
-@click.option(
-    "--trust-weights", is_flag=True, help="Run a TorchScript file whose hash is not the pinned one."
-)
-@click.option(
-    "--bf16-extractor",
-    is_flag=True,
-    help="Extract in bfloat16: faster; the metric key changes and the row is not ranked.",
-)
-@click.option(
-    "--channels-last-extractor",
-    is_flag=True,
-    help="Extract in that memory layout; the metric key changes and the row is not ranked.",
-)
-@click.option(
-    "--compile-extractor",
-    is_flag=True,
-    help="Compile the extractor; the metric key changes and the row is not ranked.",
-)
-@click.option("--label", metavar="NAME", default=None, help="Name of the row.")
-@click.option(
-    "--nfe",
-    type=WholeNumber(min=1),
-    metavar="N",
-    default=None,
-    help="Network evaluations per sample: recorded in the row; of a run, how many to use.",
-)
-@click.option(
-    "--seed",
-    type=WholeNumber(min=0),
-    metavar="N",
-    default=0,
-    show_default=True,
-    help="Seed of the generator, recorded in the row.",
-)
-@click.option(
-    "--limit", type=WholeNumber(min=2), metavar="N", default=None, help="Score at most N samples."
-)
-@click.option(
-    "--steps",
-    type=WholeNumber(min=1),
-    metavar="N",
-    default=None,
-    help="Inference steps of a diffusers pipeline.",
-)
-@click.option(
-    "--range",
-    "value_range",
-    metavar="LOW,HIGH",
-    default=None,
-    help="Range of float samples: -1,1 or 0,1 or 0,255.",
-)
-@click.option(
-    "--quantize",
-    metavar="RULE",
-    default=None,
-    help="Float samples to bytes: round, truncate, none.  [default: the dataset's]",
-)
-@click.option(
-    "--held-out",
-    metavar="REF",
-    default=None,
-    help="Real images not used in training: check whether samples copy the reference.",
-)
-@click.option(
-    "--batch-size",
-    metavar="N",
-    type=WholeNumber(min=1),
-    default=250,
-    show_default=True,
-    help="Images per batch; results do not depend on it.",
-)
-@json_option
-@click.option("--no-record", is_flag=True, help="Print only; write no record.")
-@context_options
 @takes(EvalOptions)
 def eval_(options: EvalOptions) -> None:
     """Score SAMPLES of any generator.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cmbench.cli.common import echo_table, make_context, split_names
+from cmbench.cli.common import echo_table, make_context
 from cmbench.cli.eval import EvalOptions
 from cmbench.leaderboard.details import extrapolation_of, floor_of, interval_of
 from cmbench.records.record import Record, write_record
@@ -37,7 +37,7 @@ def make_request(options: EvalOptions, device: str) -> ScoreRequest:
         samples=options.samples,
         dataset=options.dataset,
         reference=options.reference,
-        metrics=split_names(options.metrics or ""),
+        metrics=options.metrics or (),
         extractor=options.extractor,
         weights=options.weights,
         library=options.library,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cmbench.cli.common import workspace_option
+from cmbench.cli.options import workspace_option
 from cmbench.cli.record_files import echo_unreadable, record_folders
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.files import write_atomically

@@ -8,40 +8,32 @@ from pathlib import Path
 
 import click
 
-from cmbench.cli.checkpoints import CheckpointOptions, checkpoint_options
-from cmbench.cli.common import takes, workspace_option
+from cmbench.cli.checkpoints import CheckpointOptions
+from cmbench.cli.options import WorkspaceOptions, flag, option, takes
 
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportOptions(CheckpointOptions):
+class ImportOptions(CheckpointOptions, WorkspaceOptions):
     """What the user asked of `cmbench import`."""
 
-    to: str | None
-    force: bool
-    workspace_dir: str | None
+    to: str | None = option(
+        "--to",
+        "-o",
+        metavar="NAME|PATH",
+        help="Its name in the workspace, or a .safetensors file.  [default: the file's name]",
+    )
+    sigma_data: float | None = option(
+        "--sigma-data",
+        type=click.FloatRange(0, min_open=True),
+        metavar="X",
+        help="Standard deviation of its data, if the file does not say.",
+    )
+    force: bool = flag("--force", help="Replace another checkpoint of that name.")
 
 
 @click.command("import")
-@checkpoint_options
-@click.option(
-    "--to",
-    "-o",
-    "to",
-    metavar="NAME|PATH",
-    default=None,
-    help="Its name in the workspace, or a .safetensors file.  [default: the file's name]",
-)
-@click.option(
-    "--sigma-data",
-    type=click.FloatRange(0, min_open=True),
-    metavar="X",
-    default=None,
-    help="Standard deviation of its data, if the file does not say.",
-)
-@click.option("--force", is_flag=True, help="Replace another checkpoint of that name.")
-@workspace_option
 @takes(ImportOptions)
 def import_(options: ImportOptions) -> None:
     """Read a checkpoint of another project, without running any code in it.
@@ -61,7 +53,7 @@ def import_(options: ImportOptions) -> None:
 
     workspace = Workspace.choose(options.workspace_dir)
     target = path_of(workspace, options.to or default_name(options.checkpoint))
-    found = read(options)
+    found = read(options, options.sigma_data)
     for line in describe(found):
         click.echo(line)
     inside = target.parent == workspace.imported

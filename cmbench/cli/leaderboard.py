@@ -108,7 +108,6 @@ def show(dataset: str, folder: Path | None, nfe: int | None) -> int:
     "--out",
     metavar="DIR",
     default=Path("reports"),
-    show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder to write to.",
 )

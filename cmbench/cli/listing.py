@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cmbench.cli.common import json_option
+from cmbench.cli.options import json_option
 from cmbench.plugin.manager import PluginManager, load_plugins
 
 KINDS = (

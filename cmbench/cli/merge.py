@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cmbench.cli.common import workspace_option
+from cmbench.cli.options import workspace_option
 from cmbench.cli.record_files import echo_unreadable
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK
 from cmbench.leaderboard.merge import merge

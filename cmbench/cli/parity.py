@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from cmbench.cli.checkpoints import CheckpointOptions, checkpoint_options
-from cmbench.cli.common import takes
+from cmbench.cli.checkpoints import CheckpointOptions
+from cmbench.cli.options import flag, option, takes
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, MissingError, UserError
 
 
@@ -16,46 +16,28 @@ from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, MissingError, UserError
 class ParityOptions(CheckpointOptions):
     """What the user asked of `cmbench parity`."""
 
-    reference: Path | None
-    inputs: Path | None
-    seed: int
-    count: int
-    double: bool
+    reference: Path | None = option(
+        "--reference",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="The official code's outputs (.safetensors) to compare with.",
+    )
+    inputs: Path | None = option(
+        "--inputs",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Write seeded inputs for the official code to this file.",
+    )
+    seed: int = option(
+        "--seed", type=click.IntRange(0), metavar="N", default=0, help="Seed of the inputs."
+    )
+    count: int = option(
+        "--count", type=click.IntRange(1), metavar="N", default=8, help="Number of inputs."
+    )
+    double: bool = flag("--float64", help="Compute in double precision.")
 
 
 @click.command("parity")
-@checkpoint_options
-@click.option(
-    "--reference",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    default=None,
-    help="The official code's outputs (.safetensors) to compare with.",
-)
-@click.option(
-    "--inputs",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    default=None,
-    help="Write seeded inputs for the official code to this file.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    metavar="N",
-    default=0,
-    show_default=True,
-    help="Seed of the inputs.",
-)
-@click.option(
-    "--count",
-    type=click.IntRange(1),
-    metavar="N",
-    default=8,
-    show_default=True,
-    help="Number of inputs.",
-)
-@click.option("--float64", "double", is_flag=True, help="Compute in double precision.")
 @takes(ParityOptions)
 def parity(options: ParityOptions) -> int:
     """Compare a checkpoint, as read here, with the outputs of the official code.

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from cmbench.cli.common import json_option
+from cmbench.cli.options import json_option
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK
 from cmbench.plugin.manager import load_plugins
 

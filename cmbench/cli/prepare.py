@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from cmbench.cli.common import takes
 from cmbench.cli.console import make_reporter
+from cmbench.cli.options import argument, flag, option, takes
 from cmbench.data.custom import custom_path, custom_target, is_custom, resolve_dataset, slug
 from cmbench.data.locations import DATA_VARIABLE, DataLocations
 from cmbench.data.preparation.run import Request
@@ -61,60 +61,50 @@ class ReporterProgress:
 class PrepareOptions:
     """What the user asked of `cmbench prepare`."""
 
-    target: str | None = None
-    source: Path | None = None
-    split: str = ""
-    transform: str | None = None
-    resolution: int | None = None
-    name: str | None = None
-    subset: bool = False
-    workers: int | None = None
-    data_dir: Path | None = None
-    force: bool = False
-    restart: bool = False
-    verify: bool = False
+    target: str | None = argument(required=False)
+    source: Path | None = option(
+        "--source",
+        "--from",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        help="Archive, folder or database to convert, or a file of weights.",
+    )
+    split: str = option(
+        "--split", default="", metavar="NAME", help="Part of the source.  [default: train]"
+    )
+    transform: str | None = option(
+        "--transform",
+        type=click.Choice(list(TRANSFORMS)),
+        help="Crop and resize, for folder:PATH and zip:PATH.",
+    )
+    resolution: int | None = option(
+        "--resolution",
+        type=click.IntRange(1),
+        metavar="PIXELS",
+        help="Side of the images, for folder:PATH and zip:PATH.",
+    )
+    name: str | None = option(
+        "--name", metavar="NAME", help="Name of the dataset, for folder:PATH and zip:PATH."
+    )
+    subset: bool = flag("--subset", help="Accept fewer images than the dataset has.")
+    workers: int | None = option(
+        "--workers",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Worker processes.  [default: the free cores]",
+    )
+    data_dir: Path | None = option(
+        "--data-dir",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help=f"Folder of prepared datasets.  [env: {DATA_VARIABLE}]",
+    )
+    force: bool = flag("--force", help="Replace a dataset that is already prepared.")
+    restart: bool = flag("--restart", help="Discard an interrupted preparation.")
+    verify: bool = flag("--verify", help="Read a prepared dataset back and check its hashes.")
 
 
 @click.command()
-@click.argument("target", required=False)
-@click.option(
-    "--source",
-    "--from",
-    "source",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help="Archive, folder or database to convert, or a file of weights.",
-)
-@click.option("--split", default="", metavar="NAME", help="Part of the source.  [default: train]")
-@click.option(
-    "--transform",
-    type=click.Choice(list(TRANSFORMS)),
-    default=None,
-    help="Crop and resize, for folder:PATH and zip:PATH.",
-)
-@click.option(
-    "--resolution",
-    type=click.IntRange(1),
-    metavar="PIXELS",
-    help="Side of the images, for folder:PATH and zip:PATH.",
-)
-@click.option("--name", metavar="NAME", help="Name of the dataset, for folder:PATH and zip:PATH.")
-@click.option("--subset", is_flag=True, help="Accept fewer images than the dataset has.")
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Worker processes.  [default: the free cores]",
-)
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help=f"Folder of prepared datasets.  [env: {DATA_VARIABLE}]",
-)
-@click.option("--force", is_flag=True, help="Replace a dataset that is already prepared.")
-@click.option("--restart", is_flag=True, help="Discard an interrupted preparation.")
-@click.option("--verify", is_flag=True, help="Read a prepared dataset back and check its hashes.")
 @takes(PrepareOptions)
 def prepare(options: PrepareOptions) -> None:
     """Convert a dataset (or weights) once, so that cmbench can read it fast.
@@ -208,17 +198,17 @@ def find_target(
 
 def require_no_own_settings(options: PrepareOptions) -> None:
     """Raise ``UserError`` for a setting that only own images take."""
-    for option, given in (
+    for name, given in (
         ("--transform", options.transform),
         ("--resolution", options.resolution),
         ("--name", options.name),
     ):
         if given is not None:
             raise UserError(
-                option,
+                name,
                 f"{options.target!r} has its own",
                 allowed="with folder:PATH or zip:PATH",
-                remedy=f"leave {option} out",
+                remedy=f"leave {name} out",
             )
 
 

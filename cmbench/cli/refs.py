@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmbench.cli.common import echo_table, json_option, takes, workspace_option
+from cmbench.cli.common import echo_table
+from cmbench.cli.options import (
+    WorkspaceOptions,
+    argument,
+    json_option,
+    option,
+    takes,
+    workspace_option,
+)
 
 if TYPE_CHECKING:
     from cmbench.metrics.reference import Reference
@@ -82,56 +90,40 @@ def show(name: str, as_json: bool, workspace_dir: str | None) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportReferenceOptions:
+class ImportReferenceOptions(WorkspaceOptions):
     """What the user asked of `cmbench refs import`."""
 
-    file: Path
-    name: str | None
-    extractor: str | None
-    count: int | None
-    entry: str
-    images: bool
-    weights: Path | None
-    workspace_dir: str | None
+    file: Path = argument(type=click.Path(path_type=Path))
+    name: str | None = option(
+        "--name", metavar="NAME", help="Name to import it as.  [default: FILE]"
+    )
+    extractor: str | None = option(
+        "--extractor", metavar="NAME", help="Extractor of the statistics.  [default: by the format]"
+    )
+    count: int | None = option(
+        "--count",
+        type=click.IntRange(min=2),
+        metavar="N",
+        help="Number of images behind the statistics, if known.",
+    )
+    entry: str = option(
+        "--entry", metavar="NAME", default="fid", help="Which statistics of an EDM2 file."
+    )
+    images: bool = option(
+        "--images/--no-images",
+        default=True,
+        help="Extract the images in an OpenAI batch, for precision, recall and KID.",
+    )
+    weights: Path | None = option(
+        "--weights",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="File of the extractor's weights for --images.  "
+        "[default: where `cmbench prepare` put it]",
+    )
 
 
 @refs.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--name", metavar="NAME", default=None, help="Name to import it as.  [default: FILE]")
-@click.option(
-    "--extractor",
-    metavar="NAME",
-    default=None,
-    help="Extractor of the statistics.  [default: by the format]",
-)
-@click.option(
-    "--count",
-    type=click.IntRange(min=2),
-    metavar="N",
-    default=None,
-    help="Number of images behind the statistics, if known.",
-)
-@click.option(
-    "--entry",
-    metavar="NAME",
-    default="fid",
-    show_default=True,
-    help="Which statistics of an EDM2 file.",
-)
-@click.option(
-    "--images/--no-images",
-    default=True,
-    show_default=True,
-    help="Extract the images in an OpenAI batch, for precision, recall and KID.",
-)
-@click.option(
-    "--weights",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    default=None,
-    help="File of the extractor's weights for --images.  [default: where `cmbench prepare` put it]",
-)
-@workspace_option
 @takes(ImportReferenceOptions)
 def import_(options: ImportReferenceOptions) -> None:
     """Import reference statistics of EDM, clean-fid, OpenAI, torch-fidelity or EDM2."""

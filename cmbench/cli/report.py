@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from cmbench.cli.common import command_line, workspace_option
+from cmbench.cli.common import command_line
+from cmbench.cli.options import workspace_option
 from cmbench.cli.record_files import Readings, echo_unreadable, record_folders
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.leaderboard import boards

@@ -32,7 +32,9 @@ def carry_out(options: RunOptions, plugins: PluginManager, launch: Launch) -> in
             remedy="start with torchrun, see docs/clusters.md, or leave it out",
         )
     with stop_asker(options.time_limit_s, patient=launch.size > 1) as should_stop:
-        context = make_context(options, plugins, should_stop, launch)
+        context = make_context(
+            options, plugins, should_stop, launch, compiled=options.compiled, split=options.split
+        )
         if options.dry_run or launch.size == 1:
             return sweep(options, context) if launch.rank == 0 else EXIT_OK
         with joined(launch, context.device) as world:
@@ -87,9 +89,10 @@ def sweep(options: RunOptions, context: Context) -> int:
 
 
 def make_request(options: RunOptions) -> SweepRequest:
-    """Return the sweep that the options ask for."""
+    """Return the sweep that the resolved options ask for."""
+    sigmas = options.sigmas if isinstance(options.sigmas, tuple) else None
     return SweepRequest(
-        options.methods,
+        options.methods or (),
         options.dataset,
         options.recipe,
         options.nfes,
@@ -98,7 +101,7 @@ def make_request(options: RunOptions) -> SweepRequest:
         SampleSettings(
             options.samples,
             options.batch_size,
-            options.sigmas,
+            sigmas,
             options.sampler,
             options.ema,
             precision=options.precision,

@@ -6,7 +6,8 @@ import textwrap
 
 import click
 
-from cmbench.cli.common import printable, workspace_option
+from cmbench.cli.common import printable
+from cmbench.cli.options import workspace_option
 from cmbench.cli.record_files import find_record
 from cmbench.leaderboard.details import extrapolation_of, floor_of, interval_of
 from cmbench.records.record import MetricRecord, Record, read_record

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cmbench.cli.common import workspace_option
+from cmbench.cli.options import workspace_option
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.records.record import read_records
 from cmbench.records.workspace import Workspace

@@ -7,35 +7,28 @@ from pathlib import Path
 
 import click
 
-from cmbench.cli.common import ContextOptions, context_options, echo_table, takes, time_limit_option
+from cmbench.cli.common import echo_table
+from cmbench.cli.options import LongOptions, argument, flag, option, takes
 from cmbench.errors import EXIT_OK, UserError
 from cmbench.plugin.manager import load_plugins
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyOptions(ContextOptions):
+class StudyOptions(LongOptions):
     """What the user asked of `cmbench study`."""
 
-    name: str | None
-    listing: bool
-    output: Path | None
-    no_plot: bool
-    time_limit_s: float | None
+    name: str | None = argument(required=False)
+    listing: bool = flag("--list", help="List the studies.")
+    output: Path | None = option(
+        "--output",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="Folder of the page and its plots.  [default: WORKSPACE/studies]",
+    )
+    no_plot: bool = flag("--no-plot", help="Write tables only; needs no matplotlib.")
 
 
 @click.command("study")
-@click.argument("name", required=False)
-@click.option("--list", "listing", is_flag=True, help="List the studies.")
-@click.option(
-    "--output",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Folder of the page and its plots.  [default: WORKSPACE/studies]",
-)
-@click.option("--no-plot", is_flag=True, help="Write tables only; needs no matplotlib.")
-@time_limit_option
-@context_options
 @takes(StudyOptions)
 def study(options: StudyOptions) -> int:
     """Repeat a comparison: run its arms, then write a table and plots.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cmbench.cli.common import workspace_option
+from cmbench.cli.options import workspace_option
 from cmbench.cli.record_files import find_record
 from cmbench.errors import EXIT_OK
 from cmbench.leaderboard.submit import pack
@@ -19,7 +19,6 @@ from cmbench.records.workspace import Workspace
     "--out",
     metavar="FILE",
     default=Path("submission.zip"),
-    show_default=True,
     type=click.Path(path_type=Path, dir_okay=False),
     help="Archive to write.",
 )

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from cmbench.cli.common import echo_table, make_context, stop_asker
 from cmbench.cli.tune_times import TuneOptions
 from cmbench.errors import EXIT_OK
-from cmbench.plugin.manager import PluginManager
 from cmbench.sweep.context import Context
 from cmbench.sweep.planning import plan_imported_run, plan_run
 from cmbench.sweep.plans import RunPlan
+from cmbench.sweep.recipes import require_once
 from cmbench.sweep.tuned_sigmas import describe
 from cmbench.sweep.tuning import TuneSettings, check, tune
 
 
-def carry_out(
-    options: TuneOptions, nfes: Sequence[int], seeds: Sequence[int], plugins: PluginManager
-) -> int:
+def carry_out(options: TuneOptions) -> int:
     """Search the noise levels for every NFE and print what was found."""
+    require_once(options.overrides)
     settings = TuneSettings(
-        seeds,
+        options.held_out_seeds,
         options.samples,
         options.batch_size,
         options.metric,
@@ -31,13 +28,13 @@ def carry_out(
         options.rounds,
     )
     with stop_asker(options.time_limit_s) as should_stop:
-        context = make_context(options, plugins, should_stop)
+        context = make_context(options, should_stop=should_stop)
         context.workspace.require_writable()
         run = planned(context, options)
-        for nfe in nfes:  # check all of the input before any of the work
+        for nfe in options.nfes:  # check all of the input before any of the work
             check(context, run, nfe, settings)
         found = []
-        for nfe in nfes:
+        for nfe in options.nfes:
             context.reporter.note(f"tuning {run.run_id} at NFE {nfe}")
             found.append(describe(tune(context, run, nfe, settings)))
     echo_table(list(found[0]), [list(row.values()) for row in found])

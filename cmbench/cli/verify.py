@@ -5,12 +5,14 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
 
-from cmbench.cli.common import ContextOptions, device_option, make_context, workspace_option
+from cmbench.cli.common import make_context
+from cmbench.cli.options import ComputeOptions, DeviceOptions, argument, flag, option, takes
 from cmbench.cli.record_files import find_record
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK
 from cmbench.leaderboard.submit import unpack
@@ -19,48 +21,43 @@ from cmbench.records.reproduction import Reproduce
 from cmbench.records.workspace import Workspace
 
 
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(DeviceOptions):
+    """What the user asked of `cmbench verify`."""
+
+    records: tuple[str, ...] = argument(nargs=-1, required=True, metavar="RECORD...")
+    full: bool = flag("--full", help="Sample all images again and compare every metric; slow.")
+    tolerance: float = option(
+        "--tolerance",
+        metavar="SHARE",
+        type=click.FloatRange(min=0),
+        default=DEFAULT_TOLERANCE,
+        help="Relative difference allowed for metrics, with --full.",
+    )
+    no_resample: bool = flag("--no-resample", help="Check hashes only.")
+
+
 @click.command()
-@click.argument("records", nargs=-1, required=True, metavar="RECORD...")
-@click.option(
-    "--full", is_flag=True, help="Sample all images again and compare every metric; slow."
-)
-@click.option(
-    "--tolerance",
-    metavar="SHARE",
-    type=click.FloatRange(min=0),
-    default=DEFAULT_TOLERANCE,
-    show_default=True,
-    help="Relative difference allowed for metrics, with --full.",
-)
-@click.option("--no-resample", is_flag=True, help="Check hashes only.")
-@device_option
-@workspace_option
-def verify(
-    records: tuple[str, ...],
-    full: bool,
-    tolerance: float,
-    no_resample: bool,
-    device: str,
-    workspace_dir: str | None,
-) -> int:
+@takes(VerifyOptions)
+def verify(options: VerifyOptions) -> int:
     """Check records: hashes, then sample the first images again and compare them.
 
     RECORD is a record file, a cell, or an archive of `cmbench submit`. Every part is reported as
     ok (the same bits), reproduced (within the tolerance that the record states, on other hardware
     or another torch), failed, or not checked and why. Exits 1 if a part failed.
     """
-    workspace = Workspace.existing(workspace_dir)
-    reproduce = None if no_resample else make_reproducer(workspace, device)
+    workspace = Workspace.existing(options.workspace_dir)
+    reproduce = None if options.no_resample else make_reproducer(options)
     failed = 0
     with ExitStack() as stack:
-        for name in records:
+        for name in options.records:
             for path in find(workspace, name, stack):
                 checks = verify_record(
                     path,
                     runs=workspace.root / "runs",
                     reproduce=reproduce,
-                    full=full,
-                    tolerance=tolerance,
+                    full=options.full,
+                    tolerance=options.tolerance,
                 )
                 failed += show(path, checks)
     return EXIT_CELLS_FAILED if failed else EXIT_OK
@@ -83,12 +80,12 @@ def _was_zip(path: Path) -> bool:
         return path.suffix == ".zip" or file.read(4) == b"PK\x03\x04"
 
 
-def make_reproducer(workspace: Workspace, device: str) -> Reproduce:
+def make_reproducer(options: VerifyOptions) -> Reproduce:
     """Return what samples images again, in the context of ``cmbench run``."""
     from cmbench.sweep.reproducing import reproducer  # imports torch
 
-    options = ContextOptions(workspace_dir=str(workspace.root), device=device, quiet=True)
-    return reproducer(make_context(options))
+    quiet = ComputeOptions(workspace_dir=options.workspace_dir, device=options.device, quiet=True)
+    return reproducer(make_context(quiet))
 
 
 def show(path: Path, checks: list[Check]) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmbench.cli.common import ContextOptions, make_context
+from cmbench.cli.common import make_context
+from cmbench.cli.options import ComputeOptions
 from cmbench.sweep import sweep
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Local
@@ -86,5 +87,5 @@ def test_a_sweep_warns_before_it_opens_anything(
 def test_the_command_line_knows_how_the_device_was_chosen(
     tmp_path: Path, device: str, found: bool
 ) -> None:
-    context = make_context(ContextOptions(workspace_dir=str(tmp_path), device=device, quiet=True))
+    context = make_context(ComputeOptions(workspace_dir=str(tmp_path), device=device, quiet=True))
     assert context.device_found is found
