@@ -110,7 +110,7 @@ def setting(record: Record) -> dict[str, Any]:
         "images_seen": training.images_seen,
         "nfe": sampling.nfe,
         "sampler": sampling.sampler,
-        "sigmas": sampling.sigmas,
+        "times": sampling.sigmas,  # the name that row ids in links were made with
         "tuned": sampling.tuned is not None,
         "num_samples": sampling.num_samples,
         "dtype": sampling.dtype,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 from record_factory import metric, record
@@ -12,7 +13,7 @@ from cmbench.leaderboard.ranking import Rank, rank_all
 from cmbench.leaderboard.rows import Row, aggregate
 from cmbench.leaderboard.sections import sections
 from cmbench.leaderboard.significance import compare_units
-from cmbench.records.record import Record
+from cmbench.records.record import Record, read_records
 
 
 def rows(records: list[Record]) -> list[Row]:
@@ -175,6 +176,16 @@ def test_records_that_differ_in_anything_but_seeds_do_not_mix() -> None:
     newer = record("alpha", seed=3, value=9.0, sampling={"dtype": "bfloat16"})
     assert sorted(len(r.cells) for r in rows([*base, changed, newer])) == [1, 1, 2]
     assert len(rows(base)[0].cells) == 2
+
+
+def test_row_ids_are_those_of_the_committed_pages() -> None:
+    """Links to a row hold its id, so a renamed field must not change it."""
+    root = Path(__file__).parents[2]
+    cells = read_records(root / "leaderboards" / "digits" / "records")
+    found = aggregate([(path, item) for path, item in cells if isinstance(item, Record)])
+    with (root / "reports" / "digits.csv").open(encoding="utf-8", newline="") as file:
+        shown = {line["id"] for line in csv.DictReader(file)}
+    assert {row.id for row in found} == shown
 
 
 def test_failed_and_skipped_cells_make_no_row() -> None:
