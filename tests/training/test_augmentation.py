@@ -94,6 +94,8 @@ def test_labels_are_zero_exactly_where_nothing_was_done(seed: int, probability: 
     for gate, columns in enumerate(pairs, start=1):
         assert torch.equal(labels[:, columns].abs().sum(1) > 0, done[:, gate])
     assert not (labels[:, Y_FLIP].bool() & ~done[:, 0]).any()
+    turned = draws.uniform("augment-uniform", x.new_empty(32, 5))[:, 4] < 0.5
+    assert torch.equal(labels[:, ACROSS] != 0, done[:, 3] & turned)
     exact = ~done[:, 1:].any(1)
     expected = flip(flip(x, labels[:, X_FLIP], 3), labels[:, Y_FLIP], 2)
     assert torch.equal(images[exact], expected[exact])

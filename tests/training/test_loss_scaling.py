@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from test_trainer import BATCH, Feed, Given, Net, default_loss, phase, train, weight
 from torch import Tensor, nn
 
 from cmbench.errors import NonFiniteError
 from cmbench.plugin.config import OptimizerConfig
 from cmbench.training.loop import Trainer
+from cmbench.training.optimizers import make_optimizer
+from cmbench.training.scaling import LossScaler
 from cmbench.training.settings import Settings, Watchers
 from cmbench.training.state import OtherNetworkError, TrainingState
 
@@ -104,6 +107,37 @@ def test_the_scale_is_logged_and_survives_a_restart() -> None:
     go(again, 10**9)
     assert weight(again) == weight(straight)
     assert again.meta()["loss_scalers"] == straight.meta()["loss_scalers"]
+
+
+def one_step(
+    name: Any, loss_factor: float, monkeypatch: pytest.MonkeyPatch, theirs: float
+) -> tuple[float, float]:
+    """A step of one of two processes on its slice; ``theirs``: whether the other overflowed."""
+
+    def all_reduce(bad: Tensor, op: Any = dist.ReduceOp.SUM) -> None:
+        other = torch.full_like(bad, theirs)
+        bad.copy_(torch.maximum(bad, other) if op == dist.ReduceOp.MAX else bad + other)
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    mine = nn.Parameter(torch.ones(2))
+    optimizer_of_mine = make_optimizer(OptimizerConfig(name=name, lr=0.1), [mine])
+    scaler = LossScaler(torch.device("cpu"), True, several=True)
+    scaler.scaled(mine.sum() * loss_factor).backward()
+    scaler.unscale(optimizer_of_mine)
+    scaler.step(optimizer_of_mine)
+    scale = scaler.scale()
+    assert scale is not None
+    return float(mine.detach()[0]), float(scale)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "radam"])
+def test_a_step_is_skipped_in_every_process_if_one_or_both_overflow(
+    name: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for factor, theirs in ((math.inf, 0.0), (1.0, 1.0), (math.inf, 1.0)):
+        assert one_step(name, factor, monkeypatch, theirs) == (1.0, FIRST_SCALE / 2)
+    moved, scale = one_step(name, 1.0, monkeypatch, 0.0)
+    assert (moved, scale) == (pytest.approx(0.9), FIRST_SCALE)
 
 
 def test_other_precisions_scale_nothing() -> None:

@@ -251,6 +251,21 @@ def test_tensors_go_over_the_devices_backend_and_agreements_over_gloo(
     assert calls == [((backend,), options), {"backend": "gloo", "timeout": PATIENCE}, "left"]
 
 
+def test_the_error_that_ended_a_process_is_told_whatever_leaving_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    group = SimpleNamespace(abort=lambda: gone_with("nothing to abort"))
+    for there in (group, None):
+        monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+        monkeypatch.setattr(dist, "new_group", lambda **_: None)
+        monkeypatch.setattr(dist, "group", SimpleNamespace(WORLD=there))
+        monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("left"))
+        with pytest.raises(OSError, match="no image"), joined(Launch(1, 3), torch.device("cpu")):
+            raise OSError("no image")
+    assert calls == ["left", "left"]
+
+
 def test_one_process_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "init_process_group", gone)
     with joined(Launch(), torch.device("cpu")) as found:

@@ -45,6 +45,14 @@ def test_line_names_the_next_batch(microbatch_size: int | None, line: str) -> No
     )
 
 
+def test_memory_that_runs_out_behind_the_loss_is_explained_too() -> None:
+    def after_step(nets: Any, progress: Any) -> None:
+        exhausted()
+
+    with pytest.raises(BrokenRunError, match="out of memory with 8 images a pass after 0 images"):
+        train(phase(after_step=after_step))
+
+
 @pytest.mark.parametrize(
     ("batch_size", "remedy"), [(5, "add --batch-size 2: nothing else"), (1, "take a device with")]
 )

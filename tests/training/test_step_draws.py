@@ -97,6 +97,21 @@ def test_the_generator_of_a_gpu_is_saved_and_restored_on_it(
     assert torch.equal(torch.get_rng_state(), before), "the CPU's is left alone"
 
 
+def test_numbers_are_made_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[torch.device] = []
+    generator = torch.Generator
+
+    def on(device: torch.device) -> torch.Generator:
+        made.append(device)
+        return generator()  # there is none for the meta device
+
+    monkeypatch.setattr(torch, "Generator", on)
+    like = torch.empty(2, 3, device="meta", dtype=torch.float16)
+    found = StepDraws(1, 0).normal("noise", like)
+    assert made == [like.device]
+    assert (found.device, found.dtype, found.shape) == (like.device, like.dtype, like.shape)
+
+
 def test_tables_that_stay_on_a_device_are_made_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the default device is: a copy from page-locked memory need not wait."""
     pinned: list[torch.Tensor] = []

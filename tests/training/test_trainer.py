@@ -16,6 +16,7 @@ from cmbench.plugin.method import Batch, DataInfo, Kit, Method, Objective, Phase
 from cmbench.training import meter
 from cmbench.training.distributed import World
 from cmbench.training.loop import Trainer
+from cmbench.training.randomness import StepDraws
 from cmbench.training.settings import Settings, Watchers
 from cmbench.training.state import TrainingState
 
@@ -385,6 +386,23 @@ def test_a_number_that_is_not_finite_stops_before_the_optimizer_moves(how: str) 
     assert list(saved) == [8, 16, 24, 32, 40]
     assert weight(state) == saved[40], "the optimizer has not moved"
     assert all(torch.isfinite(a).all() for a in state.averages[0].average)
+
+
+def test_what_a_loss_is_told_of_where_training_is_and_of_its_draws() -> None:
+    """The last step of a phase is begun if images are left, and counts as one."""
+    told: list[Progress] = []
+    drawn: list[Tensor] = []
+
+    def loss(nets: Any, batch: Batch, draws: Any, progress: Progress) -> Tensor:
+        told.append(progress)
+        drawn.append(draws.normal("noise", batch.images))
+        return default_loss(nets, batch, draws, progress)
+
+    train(phase(loss, images=BATCH), phase(loss, images=20), microbatch_size=4)
+    places = [(p.nimg, p.total_nimg, p.step, p.total_steps) for p in told[::2]]
+    assert places == [(0, 8, 0, 1), (0, 20, 0, 3), (8, 20, 1, 3), (16, 20, 2, 3)]
+    for index, noise in enumerate(drawn):
+        assert torch.equal(noise, StepDraws(3, 4 * index).normal("noise", noise))
 
 
 # ---- randomness ---------------------------------------------------------------------------------
