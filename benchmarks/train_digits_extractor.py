@@ -20,8 +20,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional
 
-from cmbench.files import write_atomically
-from cmbench.metrics._files import read_tensors, sha256_file, write_tensors
+from cmbench.files import sha256_file, write_atomically
+from cmbench.metrics._files import read_tensors, write_tensors
 from cmbench.metrics.frechet import frechet_distance
 from cmbench.metrics.quantize import quantize
 from cmbench.metrics.shipped_cnn import SHIPPED, DigitsExtractor, DigitsNetwork

@@ -89,6 +89,11 @@ class Declined(Exception):
     """A method declines a case (an NFE, a dataset) and says why; the reason becomes the record."""
 
 
+def described(error: BaseException, limit: int = 300) -> str:
+    """Return an error's class and text in one line of at most about ``limit`` characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:limit]}"
+
+
 def first_names(names: Sequence[str], most: int) -> str:
     """Return the first ``most`` names in one line, with ``…`` where there are more."""
     return ", ".join([*names[:most], *(["…"] if len(names) > most else [])])

@@ -1,11 +1,103 @@
-"""Files that are whole or absent, and file names as text."""
+"""Files that are whole or absent, read with errors in one line; file names as text."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from cmbench.errors import UserError
+from cmbench.errors import UserError, described
+
+#: What a file that cannot be read, or that holds something else, raises while it is taken apart.
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+
+class FormatError(ValueError):
+    """A file is not of its format; the text continues a message: ``is not JSON (…)``."""
+
+
+@contextmanager
+def reading(who: str, remedy: str, failure: type[UserError] = UserError) -> Iterator[None]:
+    """Turn what a file raises while it is read and taken apart into ``failure``, one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except UNREADABLE as error:
+        raise failure(who, _problem(error), remedy=remedy) from error
+
+
+def _problem(error: BaseException) -> str:
+    if isinstance(error, FormatError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"cannot be read ({error.strerror or error})"
+    if errors := getattr(error, "errors", None):  # pydantic's, which takes long to import
+        first = errors()[0]
+        return f"field {'.'.join(map(str, first['loc']))!r}: {first['msg']}"
+    return f"cannot be read ({described(error)})"
+
+
+def read_json(path: Path, largest: float | None = None) -> Any:
+    """Return what a JSON file holds; see :func:`parse_json`."""
+    return parse_json(path.read_text(encoding="utf-8"), largest)
+
+
+def parse_json(text: str | bytes, largest: float | None = None) -> Any:
+    """Return what a JSON text holds; its integers fit 64 bits, since readers make floats of them.
+
+    ``largest`` refuses NaN, infinities and numbers of a larger magnitude.
+
+    Raises:
+        FormatError: it is not such JSON, or nested too deeply.
+    """
+
+    def integer(digits: str) -> int:
+        if len(digits) > 18 and not (len(digits) <= 20 and -(2**63) <= int(digits) < 2**64):
+            raise ValueError(f"{digits[:40]} is too large: at most 64 bits")
+        return int(digits)
+
+    def number(digits: str) -> float:
+        if largest is not None and not abs(float(digits)) <= largest:
+            raise ValueError(f"{digits[:40]} is too large: at most {largest:g}")
+        return float(digits)
+
+    def constant(name: str) -> float:
+        if largest is not None:
+            raise ValueError(f"{name} is not allowed")
+        return float(name)
+
+    try:
+        data = json.loads(text, parse_int=integer, parse_float=number, parse_constant=constant)
+        if isinstance(text, str) and "\\ud" in text.lower():
+            json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair cannot be printed
+        return data
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"is not JSON ({error})") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a TOML file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        FormatError: it is not TOML, or nested too deeply.
+    """
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError) as error:  # of TOML, or of UTF-8
+        raise FormatError(f"is not valid TOML: {error}") from error
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def readable(name: str) -> str:
@@ -13,6 +105,11 @@ def readable(name: str) -> str:
     if name.isascii():
         return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data as JSON with sorted keys, atomically."""
+    write_atomically(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
 
 
 def write_atomically(path: Path, data: bytes) -> None:

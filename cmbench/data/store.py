@@ -22,10 +22,11 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from cmbench.data.npy import Array
 from cmbench.errors import MissingError, UserError
+from cmbench.files import read_json, reading
 
 FORMAT: Final = 1
 StoredLabels = npt.NDArray[np.int32]
@@ -106,32 +107,25 @@ class Store(NamedTuple):
 
 def _damaged(folder: Path, problem: str, allowed: str = "") -> UserError:
     return UserError(
-        f"prepared dataset {folder}",
-        problem,
-        allowed=allowed,
-        remedy=f"run `cmbench prepare {folder.name} --source … --force` again",
+        f"prepared dataset {folder}", problem, allowed=allowed, remedy=_prepare_again(folder)
     )
+
+
+def _prepare_again(folder: Path) -> str:
+    return f"run `cmbench prepare {folder.name} --source … --force` again"
 
 
 def read_manifest(folder: Path) -> DatasetManifest:
     """Read and validate a manifest; raises ``MissingError`` if it does not exist."""
     path = folder / MANIFEST
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         raise MissingError(
             f"prepared dataset {folder}",
             f"has no {MANIFEST}",
             remedy=f"run `cmbench prepare {folder.name}`",
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise _damaged(folder, f"{MANIFEST} cannot be read: {error}") from None
-    try:
-        return DatasetManifest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "the file"
-        raise _damaged(folder, f"{MANIFEST}: {where}: {first['msg']}") from None
+        )
+    with reading(f"prepared dataset {folder}, {MANIFEST}", _prepare_again(folder)):
+        return DatasetManifest.model_validate(read_json(path))
 
 
 def _load(folder: Path, name: str, shape: tuple[int, ...], dtype: str) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from cmbench.data.pickles import BROKEN
 from cmbench.errors import MissingError, UserError
+from cmbench.files import read_json, reading
 from cmbench.importers.imported import Found
 from cmbench.importers.inert import plain_facts
 from cmbench.importers.torch_file import load_tensors
@@ -42,14 +42,8 @@ def weights_file(folder: Path) -> Path:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"diffusers folder {folder}",
-            f"its config.json cannot be read: {error}",
-            remedy="download it again",
-        ) from None
+    with reading(f"diffusers folder {folder}, config.json", "download it again"):
+        config = read_json(folder / "config.json")
     if not isinstance(config, dict) or "down_block_types" not in config:
         raise UserError(
             f"diffusers folder {folder}",

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from cmbench.errors import UserError
+from cmbench.files import sha256_file
 from cmbench.networks.base import Network
 from cmbench.networks.catalog import NETWORKS
 from cmbench.networks.official_names import from_official
 from cmbench.networks.recognize import Recognized
 from cmbench.plugin.specs import load_object
-from cmbench.training.checkpoint import file_sha256, save_checkpoint
+from cmbench.training.checkpoint import save_checkpoint
 
 #: How the output F of a network is read. ``edm``: as a denoiser's, ``D = c_skip x + c_out F`` with
 #: EDM's scalings. ``boundary``: as a consistency function's, with f(x, sigma_min) = x.
@@ -191,5 +192,5 @@ def to_ours(found: Found, path: Path, weights: Path) -> ImportedNetwork:
         sigma_min=found.sigma_min,
         description=found.description,
         source_name=path.name,
-        source_sha256=file_sha256(weights),
+        source_sha256=sha256_file(weights),
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cmbench.errors import MissingError, UserError
-from cmbench.files import write_atomically
+from cmbench.files import sha256_file, write_atomically
 from cmbench.records.record import Record, read_record
 
 
@@ -222,8 +221,7 @@ def _inside(folder: Path, file: str) -> Path | None:
 def _hash(path: Path) -> str | None:
     """Return the sha256 of the file ``path``; None if it does not exist."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_file(path)
     except FileNotFoundError:
         return None
     except OSError as error:  # a folder, or a file in place of a folder

@@ -17,15 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from cmbench import __version__
 from cmbench.errors import UserError
-from cmbench.files import write_atomically
+from cmbench.files import parse_json, reading, write_atomically
 from cmbench.records.artifacts import ArtifactError, read_artifact
 from cmbench.records.record import Record, read_record
 
 MANIFEST = "manifest.json"
+_AGAIN = "ask for the archive again; `cmbench submit` makes it"
 MAX_FILES = 100_000
 MAX_BYTES = 2 * 1024**3
 #: What a zip can represent first: the same content gives the same bytes.
@@ -212,7 +213,7 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
 
 
 def _bad(who: str, problem: str) -> UserError:
-    return UserError(who, problem, remedy="ask for the archive again; `cmbench submit` makes it")
+    return UserError(who, problem, remedy=_AGAIN)
 
 
 def _read_zip(archive: Path, who: str) -> dict[str, bytes]:
@@ -246,12 +247,8 @@ def _inside(name: str, who: str) -> None:
 def _manifest(files: dict[str, bytes], who: str) -> SubmissionManifest:
     if MANIFEST not in files:
         raise _bad(who, f"has no {MANIFEST}")
-    try:
-        return SubmissionManifest.model_validate_json(files[MANIFEST])
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise _bad(who, f"{MANIFEST} field {where!r}: {first['msg']}") from error
+    with reading(f"{who}, {MANIFEST}", _AGAIN):
+        return SubmissionManifest.model_validate(parse_json(files[MANIFEST]))
 
 
 def _check_complete(manifest: SubmissionManifest, who: str) -> None:

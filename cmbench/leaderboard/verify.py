@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from cmbench.errors import UserError
+from cmbench.files import sha256_file
 from cmbench.records.record import (
     GRID_TILE,
     Artifact,
@@ -115,16 +116,11 @@ def _check_artifact(label: str, path: Path, artifact: Artifact) -> Check:
             return Check(label, "failed", f"{artifact.file} leaves the record's folder")
         if not file.is_file():
             return Check(label, "not checked", f"{artifact.file} is not here")
-        if _file_sha256(file) != artifact.sha256:
+        if sha256_file(file) != artifact.sha256:
             return Check(label, "failed", f"{artifact.file} has another hash")
     except (OSError, ValueError, RuntimeError) as error:  # no path at all, loops of links
         return Check(label, "failed", f"{artifact.file!r} cannot be read ({error})")
     return Check(label, "ok", artifact.sha256)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_checkpoint(record: Record, runs: Path | None) -> Check:
@@ -138,7 +134,7 @@ def _check_checkpoint(record: Record, runs: Path | None) -> Check:
         files = sorted(folder.glob("weights-*.safetensors"))
         if not files:
             return Check("checkpoint", "not checked", f"no weights of {record.training.run} here")
-        hashes = {file.name: _file_sha256(file) for file in files}
+        hashes = {file.name: sha256_file(file) for file in files}
     except (OSError, ValueError, RuntimeError) as error:  # no path at all, loops of links
         return Check("checkpoint", "not checked", f"the run cannot be read: {error}")
     if expected in hashes.values():
@@ -155,7 +151,7 @@ def _check_snapshots(record: Record, runs: Path | None) -> list[Check]:
         folder = None if runs is None else (runs / record.training.run / "snapshots").resolve()
         if folder is None or runs is None or not folder.is_relative_to(runs.resolve()):
             return [Check(label, "not checked", "no folder of runs")]
-        here = {n: _file_sha256(folder / n) for n in expected if (folder / n).is_file()}
+        here = {n: sha256_file(folder / n) for n in expected if (folder / n).is_file()}
     except (OSError, ValueError, RuntimeError) as error:  # no path at all, loops of links
         return [Check(label, "not checked", f"the run cannot be read: {error}")]
     changed = sorted(name for name, found in here.items() if found != expected[name])

@@ -14,12 +14,6 @@ from cmbench.errors import UserError
 from cmbench.files import write_atomically
 
 
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's content as 64 hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def sha256_tensors(tensors: dict[str, Tensor]) -> str:
     """Return the SHA-256 of names, dtypes, shapes and values, whatever the file format."""
     digest = hashlib.sha256()

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.errors import MissingError, UserError, unknown_name
-from cmbench.metrics._files import sha256_file
+from cmbench.files import sha256_file
 from cmbench.metrics.extractor import Features
 from cmbench.metrics.inception import CPU_BLOCK, check_rgb, join, load_library_network
 from cmbench.metrics.inception_fast import FastInception

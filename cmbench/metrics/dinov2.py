@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmbench.errors import MissingError, UserError, unknown_name
-from cmbench.metrics._files import read_state, sha256_file
+from cmbench.files import sha256_file
+from cmbench.metrics._files import read_state
 from cmbench.metrics.extractor import Features
 from cmbench.metrics.inception import check_rgb, join
 from cmbench.metrics.precision import exact_float32, row_blocks

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.errors import UserError
-from cmbench.metrics._files import read_state, sha256_file
+from cmbench.files import sha256_file
+from cmbench.metrics._files import read_state
 from cmbench.metrics.extractor import Features
 from cmbench.metrics.inception_fast import SPATIAL_CHANNELS, FastInception
 from cmbench.metrics.precision import exact_float32, row_blocks

@@ -33,8 +33,7 @@ from torch import Tensor
 from cmbench.data.npy import npz_names, read_npz
 from cmbench.data.pickles import load_plain_pickle
 from cmbench.errors import MissingError, UserError, first_names, unknown_name
-from cmbench.files import write_atomically
-from cmbench.metrics._files import sha256_file
+from cmbench.files import sha256_file, write_atomically
 from cmbench.metrics.census import CensusTaker
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.reference import ANY, Reference, ReferenceKey

@@ -7,7 +7,6 @@ and ``fd-cifar-cnn``: they compare with nothing but themselves and are never cal
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmbench.errors import MissingError, UserError
-from cmbench.metrics._files import read_tensors, sha256_file
+from cmbench.files import read_json, reading, sha256_file
+from cmbench.metrics._files import read_tensors
 from cmbench.metrics.extractor import Features
 from cmbench.metrics.precision import exact_float32
 from cmbench.metrics.quantize import to_float255
@@ -145,8 +145,8 @@ class ShippedExtractor:
                     allowed="the weights and their JSON",
                     remedy=remedy,
                 )
-        expected = str(json.loads(facts.read_text("utf-8")).get("sha256", "none"))
-        found = sha256_file(path)
+        with reading(f"{self.name} extractor, {facts}", remedy):
+            expected, found = str(read_json(facts)["sha256"]), sha256_file(path)
         if found != expected:
             raise UserError(
                 str(path),

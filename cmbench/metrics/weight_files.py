@@ -19,7 +19,7 @@ from platformdirs import user_data_path
 
 from cmbench.data.locations import DataLocations, default_data_dir
 from cmbench.errors import MissingError, UserError, unknown_name
-from cmbench.metrics._files import sha256_file
+from cmbench.files import sha256_file
 
 WEIGHTS_VARIABLE = "CMBENCH_WEIGHTS"
 

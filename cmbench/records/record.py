@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from cmbench.errors import UserError
-from cmbench.files import write_atomically
+from cmbench.files import read_json, reading, write_atomically
 
 #: Version 2 calls the noise levels ``sigmas`` (version 1: ``times``) and keeps ``first_samples``.
 SCHEMA_VERSION = 2
@@ -239,62 +239,20 @@ def write_record(record: Record, folder: Path) -> Path:
 def read_record(path: Path) -> Record:
     """Read and validate a record; raise ``UserError`` naming file and field otherwise."""
     who = f"record {path}"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(who, f"cannot be read ({error})", remedy="check the file") from error
-    try:
-        data = json.loads(
-            text, parse_constant=_refuse_constant, parse_float=_finite_float, parse_int=_bounded_int
-        )
-        if "\\ud" in text.lower():  # half a surrogate pair cannot be printed or written
-            json.dumps(data, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            who,
-            f"is not JSON ({error})",
-            remedy="restore it or delete it to measure the cell again",
-        ) from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if not isinstance(version, int) or version > SCHEMA_VERSION or version < 1:
-        raise UserError(
-            who,
-            f"has schema version {version!r}",
-            allowed=f"1 to {SCHEMA_VERSION}",
-            remedy="update cmbench to read it",
-        )
-    sampling = data.get("sampling")
-    if version == 1 and isinstance(sampling, dict) and "times" in sampling:
-        sampling["sigmas"] = sampling.pop("times")
-    try:
+    with reading(who, "check the file; restore it or delete it to measure the cell again"):
+        data = read_json(path, LARGEST)
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
+            raise UserError(
+                who,
+                f"has schema version {version!r}",
+                allowed=f"1 to {SCHEMA_VERSION}",
+                remedy="update cmbench to read it",
+            )
+        sampling = data.get("sampling")
+        if version == 1 and isinstance(sampling, dict) and "times" in sampling:
+            sampling["sigmas"] = sampling.pop("times")
         return Record.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            who,
-            f"field {where!r}: {first['msg']}",
-            remedy="restore it or delete it to measure the cell again",
-        ) from error
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not allowed")
-
-
-def _finite_float(text: str) -> float:
-    """Return a number that readers may square and sum: at most `LARGEST` in magnitude."""
-    value = float(text)
-    if abs(value) > LARGEST:
-        raise ValueError(f"{text[:40]} is too large: at most {LARGEST:g}")
-    return value
-
-
-def _bounded_int(text: str) -> int:
-    """Return an integer that fits 64 bits, signed or not: readers may make a float of it."""
-    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
-        raise ValueError(f"{text[:40]} is too large: at most 64 bits")
-    return int(text)
 
 
 def read_records(folder: Path) -> Iterator[ReadRecord]:

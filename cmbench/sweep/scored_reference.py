@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cmbench.data.base import Dataset
 from cmbench.errors import UserError
+from cmbench.files import sha256_file
 from cmbench.measure.references import dataset_reference, store_of
-from cmbench.metrics._files import sha256_file
 from cmbench.metrics.census import Census
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.metric import Metric

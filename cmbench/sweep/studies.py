@@ -28,7 +28,6 @@ every value of an option. Arms are ordinary runs and cells: what is measured is 
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from cmbench.errors import UserError, unknown_name
+from cmbench.files import read_toml, reading
 from cmbench.plugin.config import Options
 from cmbench.plugin.manager import PluginManager
 from cmbench.records.studies import Arm, ArmResult, Plot, StudyResult
@@ -138,13 +138,8 @@ def load_study(plugins: PluginManager, name: str) -> Study:
 def read_study(name: str, path: Path) -> Study:
     """Read a study's file; raise ``UserError`` naming the file and the key otherwise."""
     who, remedy = f"study file {path}", "correct the file"
-    try:
-        with path.open("rb") as file:
-            data = tomllib.load(file)
-    except OSError as error:
-        raise UserError(who, f"cannot be read ({error.strerror})", remedy=remedy) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(who, f"is not valid TOML: {error}", remedy=remedy) from error
+    with reading(who, remedy):
+        data = read_toml(path)
     try:
         table = validate(StudyTable, data, who)
     except UserError as error:

@@ -6,17 +6,16 @@ configuration without its seed, so the levels found on one training seed serve a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from cmbench.errors import MissingError, UserError
-from cmbench.files import write_atomically
+from cmbench.files import read_json, reading, write_json
 from cmbench.plugin.method import SamplingPlan
 from cmbench.records.record import Finite, Part
 from cmbench.records.workspace import Workspace
@@ -85,21 +84,14 @@ def tuned_file(workspace: Workspace, run: RunPlan, plan: SamplingPlan) -> Path:
 
 def write_tuned(path: Path, times: TunedSigmas) -> None:
     """Write the levels, atomically; a later search replaces an earlier one."""
-    text = json.dumps(times.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False)
-    write_atomically(path, text.encode() + b"\n")
+    write_json(path, times.model_dump(mode="json"))
 
 
 def read_tuned(path: Path) -> TunedSigmas:
     """Read and validate a file of tuned levels."""
     who, remedy = f"tuned times {path}", "run `cmbench tune-times` again"
-    try:
-        times = TunedSigmas.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(who, f"field {where!r}: {first['msg']}", remedy=remedy) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(who, f"cannot be read ({error})", remedy=remedy) from error
+    with reading(who, remedy):
+        times = TunedSigmas.model_validate(read_json(path))
     levels = times.sigmas
     if levels[-1] <= 0 or any(a <= b for a, b in pairwise(levels)):
         raise UserError(

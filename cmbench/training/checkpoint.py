@@ -7,8 +7,6 @@ whose tensors do not match it, does not exist for a reader. Older ones are remov
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cmbench.errors import UserError
-from cmbench.files import write_atomically
+from cmbench.files import read_json, reading, sha256_file, write_json
 
 FORMAT = 1
 
@@ -32,12 +30,6 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
     sha256: str
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> str:
@@ -53,7 +45,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]
             save_file(unshared(tensors), temporary)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            sha256 = file_sha256(temporary)
+            sha256 = sha256_file(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -64,8 +56,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]
             remedy="free space or choose a writable folder with --workspace, then start again: "
             "training resumes from the last good checkpoint",
         ) from error
-    manifest = {"format": FORMAT, "sha256": sha256, "meta": meta}
-    write_atomically(path.with_suffix(".json"), json.dumps(manifest, sort_keys=True).encode())
+    write_json(path.with_suffix(".json"), {"format": FORMAT, "sha256": sha256, "meta": meta})
     return sha256
 
 
@@ -93,10 +84,8 @@ def load_checkpoint(path: Path, remedy: str = _REMEDY) -> Checkpoint:
     """Read and verify a checkpoint; raise ``UserError`` naming the file if anything is wrong."""
     who = f"checkpoint {path}"
     meta, expected = read_manifest(path, remedy)
-    try:
-        actual = file_sha256(path)
-    except OSError as error:
-        raise UserError(who, f"cannot be read ({error.strerror})", remedy=remedy) from error
+    with reading(who, remedy):
+        actual = sha256_file(path)
     if actual != expected:
         raise UserError(
             who,
@@ -116,11 +105,9 @@ def read_manifest(path: Path, remedy: str = _REMEDY) -> tuple[dict[str, Any], st
         UserError: the manifest cannot be read, or is of another format.
     """
     who = f"checkpoint {path}"
-    try:
-        manifest = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    with reading(f"{who}, manifest", remedy):
+        manifest = read_json(path.with_suffix(".json"))
         expected, meta, version = manifest["sha256"], dict(manifest["meta"]), manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(who, f"its manifest cannot be read ({error})", remedy=remedy) from error
     if version != FORMAT:
         raise UserError(who, f"has format {version!r}", allowed=str(FORMAT), remedy=remedy)
     return meta, expected

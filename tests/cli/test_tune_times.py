@@ -174,7 +174,7 @@ def test_untuned_and_damaged_times_are_refused(trained: Command, workspace: Work
     path.write_text(json.dumps({**data, "more": 1}))
     assert "field 'more'" in failure(trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned")
     path.write_text("{")
-    assert "cannot be read" in failure(trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned")
+    assert "is not JSON" in failure(trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned")
 
 
 def test_the_metric_is_the_first_that_scores_samples(plugins: PluginManager) -> None:

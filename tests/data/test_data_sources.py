@@ -79,7 +79,7 @@ def test_a_dataset_json_that_is_no_json(tmp_path: Path) -> None:
     path = edm_zip(tmp_path / "a.zip", pictures(2), None, table=None)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("dataset.json", "{")
-    with pytest.raises(UserError, match=r"dataset.json cannot be read"):
+    with pytest.raises(UserError, match=r"dataset.json: is not JSON"):
         ZipSource(path).index()
 
 
@@ -174,7 +174,7 @@ def test_a_folder_with_a_table_of_labels(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text('{"labels": [["2.png", 5], ["0.png", 1], ["1.png", 3]]}')
     assert FolderSource(tmp_path).index().labels == [1, 3, 5]
     (tmp_path / "dataset.json").write_text("nonsense")
-    with pytest.raises(UserError, match=r"dataset.json cannot be read"):
+    with pytest.raises(UserError, match=r"dataset.json: is not JSON"):
         FolderSource(tmp_path).index()
 
 

@@ -289,7 +289,7 @@ def test_bad_diffusers_folders(tmp_path: Path) -> None:
     refuse(tmp_path, r"has a config.json but no weights; allowed: diffusion_pytorch_model.safet")
     save_file({"x": torch.zeros(1)}, tmp_path / "diffusion_pytorch_model.safetensors")
     (tmp_path / "config.json").write_text("{")
-    refuse(tmp_path, r"config.json cannot be read")
+    refuse(tmp_path, r"config.json: is not JSON")
     (tmp_path / "config.json").write_text('{"_class_name": "VAE"}')
     refuse(tmp_path, r"config.json describes no U-Net")
     (tmp_path / "config.json").write_text(json.dumps(config | {"downsample_type": "conv"}))

@@ -319,7 +319,7 @@ def test_changed_added_and_missing_files_are_named(
     refused(archive | {"more": b"x"}, "'more' is not in its manifest")
     refused({k: v for k, v in archive.items() if k != cell}, "of its manifest is missing")
     refused({k: v for k, v in archive.items() if k != MANIFEST}, "has no manifest.json")
-    refused(archive | {MANIFEST: b"{}"}, "manifest.json field")
+    refused(archive | {MANIFEST: b"{}"}, "manifest.json: field")
     twice = [*archive.items(), (cell, archive[cell])]
     with pytest.warns(UserWarning, match="Duplicate name"):
         path = zipped(tmp_path / "bad.zip", twice)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 from cmbench.errors import UserError
-from cmbench.files import write_atomically
+from cmbench.files import sha256_file, write_atomically
 from cmbench.training import checkpoint as module
 from cmbench.training.checkpoint import (
     latest_checkpoint,
@@ -43,7 +43,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert found.meta == {"nimg": 5}
     assert found.tensors.keys() == {"a.weight", "b", "nimg"}
     assert torch.equal(found.tensors["a.weight"], TENSORS["a.weight"])
-    assert found.sha256 == module.file_sha256(path)
+    assert found.sha256 == sha256_file(path)
     assert sorted(p.suffix for p in path.parent.iterdir()) == [".json", ".safetensors"]
 
 
@@ -83,7 +83,7 @@ def test_only_what_shares_memory_is_copied() -> None:
 def test_the_manifest_is_what_other_versions_read(tmp_path: Path) -> None:
     path = save(tmp_path, 5)
     manifest = json.loads(path.with_suffix(".json").read_text())
-    assert manifest == {"format": 1, "meta": {"nimg": 5}, "sha256": module.file_sha256(path)}
+    assert manifest == {"format": 1, "meta": {"nimg": 5}, "sha256": sha256_file(path)}
 
 
 def test_a_state_with_buffers_is_saved(tmp_path: Path) -> None:
@@ -113,6 +113,8 @@ def corrupt(path: Path, how: str) -> None:
             manifest.write_text("[]")
         case "deep manifest":
             manifest.write_text("[" * 100_000)
+        case "huge integer":
+            manifest.write_text(manifest.read_text().replace('"format": 1', f'"format": {10**30}'))
         case "no meta":
             manifest.write_text(json.dumps({"format": 1, "sha256": "0"}))
         case "bad meta":
@@ -123,7 +125,7 @@ def corrupt(path: Path, how: str) -> None:
         case "other file":
             path.write_bytes(b"not safetensors")
             data = json.loads(manifest.read_text())
-            manifest.write_text(json.dumps(data | {"sha256": module.file_sha256(path)}))
+            manifest.write_text(json.dumps(data | {"sha256": sha256_file(path)}))
 
 
 HOW = [
@@ -134,6 +136,7 @@ HOW = [
     "empty manifest",
     "list manifest",
     "deep manifest",
+    "huge integer",
     "no meta",
     "bad meta",
     "future format",

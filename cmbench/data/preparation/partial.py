@@ -24,6 +24,7 @@ from cmbench.data.preparation.decode import BlockDone
 from cmbench.data.store import BLOCKS, IMAGES, LABELS, MANIFEST
 from cmbench.data.verify import ProgressCallback, changed_blocks
 from cmbench.errors import BusyError, UserError
+from cmbench.files import read_json
 
 WHO = "cmbench prepare"
 _JOURNAL, _PLAN, _SPOOL = "journal.jsonl", "plan.json", "source.tar"
@@ -157,7 +158,7 @@ class Partial:
 
 def _read_plan(path: Path) -> dict[str, Any] | None:
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = read_json(path)
     except (OSError, ValueError):
         return None
     return plan if isinstance(plan, dict) else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
-import json
 import lzma
 import mmap
 import os
@@ -19,6 +18,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,7 +34,7 @@ from cmbench.data.sources.base import (
     why_passed_over,
 )
 from cmbench.errors import UserError, first_names
-from cmbench.files import readable
+from cmbench.files import parse_json, readable, reading
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 _OPENERS = {b"\x1f\x8b": gzip.open, b"\xfd7": lzma.open, b"BZ": bz2.open}
@@ -203,16 +203,9 @@ class ZipSource(EncodedSource):
                 remedy="make the archive with EDM's dataset tool",
             )
         self._check(member, size)
-        reader = self.reader()
-        try:
-            return json.loads(reader.read(member))
-        except (ValueError, RecursionError) as error:
-            raise self.error(
-                f"its dataset.json cannot be read: {error}",
-                remedy="make the archive with EDM's dataset tool",
-            ) from None
-        finally:
-            reader.close()
+        remedy = "make the archive with EDM's dataset tool"
+        with closing(self.reader()) as reader, reading(f"{self.who}, dataset.json", remedy):
+            return parse_json(reader.read(member))
 
     def _check(self, member: ZipMember, largest: int) -> None:
         name, _, _, size, _, method, flags = member

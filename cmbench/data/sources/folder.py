@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from cmbench.data.sources.base import (
     TABLE,
@@ -20,18 +18,8 @@ from cmbench.data.sources.base import (
     labels_from_json,
     why_passed_over,
 )
-from cmbench.errors import UserError, first_names
-from cmbench.files import readable
-
-
-def read_json(path: Path, who: str) -> Any:
-    """Read a JSON file; raise ``UserError`` if it is not one."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise UserError(
-            who, f"{path.name} cannot be read: {error}", remedy="restore the file or remove it"
-        ) from None
+from cmbench.errors import first_names
+from cmbench.files import read_json, readable, reading
 
 
 def walk(
@@ -131,7 +119,8 @@ class FolderSource(EncodedSource):
             raise self.no_images(passed_over)
         table = self.root / TABLE
         if table.is_file():
-            labels = labels_from_json(self, read_json(table, self.who), names)
+            with reading(f"{self.who}, {TABLE}", "restore the file or remove it"):
+                labels = labels_from_json(self, read_json(table), names)
             return ImageIndex(names, locators, labels, (), fingerprint.value, passed_over)
         labels, classes = labels_from_folders(names) or (None, [])
         return ImageIndex(names, locators, labels, classes, fingerprint.value, passed_over)
