@@ -102,9 +102,9 @@ def test_damage_gets_one_clear_line(folder: Path) -> None:
     damage_manifest(folder, shape=[1, 2])
     check(r"manifest.json: field 'shape")
     damage_manifest(folder, surprise=1)
-    check(r"manifest.json: surprise: Extra inputs")
+    check(r"manifest.json: field 'surprise': Extra inputs")
     damage_manifest(folder, format=2)
-    check(r"manifest.json: format")
+    check(r"manifest.json: field 'format")
     (folder / MANIFEST).unlink()
     with pytest.raises(MissingError, match=r"has no manifest.json; run `cmbench prepare tiny`"):
         open_store(folder)
