@@ -16,9 +16,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cmbench.data.base import Dataset, DatasetBatch
+from cmbench.data.base import Dataset
 from cmbench.data.locations import DataLocations
 from cmbench.diffusion.gaussian_mixture import GaussianMixture, image_mixture, ring_mixture
+from cmbench.plugin.method import Batch
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.seeds import derive_seed
 
@@ -77,7 +78,7 @@ class AnalyticDataset(Dataset):
                 self._blocks.popitem(last=False)
         return self._blocks[key]
 
-    def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> DatasetBatch:
+    def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> Batch:
         """See :meth:`Dataset.batch`; ``indices`` are stream positions. ``xflip`` is refused."""
         if xflip:
             raise ValueError(f"dataset {self.name!r} has no mirror symmetry; set xflip=false")
@@ -92,7 +93,7 @@ class AnalyticDataset(Dataset):
                 labels.append(y[offset:stop])
             position += stop - offset
         indices = torch.arange(start, end, device=self.device)
-        return DatasetBatch(torch.cat(images), torch.cat(labels) if labels else None, indices)
+        return Batch(torch.cat(images), torch.cat(labels) if labels else None, indices=indices)
 
     @property
     def reference_count(self) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Self
 
@@ -18,17 +17,9 @@ from torch import Tensor
 
 from cmbench.data.locations import DataLocations
 from cmbench.errors import UserError
+from cmbench.plugin.method import Batch
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.seeds import derive_seed
-
-
-@dataclass(frozen=True)
-class DatasetBatch:
-    """Images float32 ``[N, C, H, W]``, labels int64 ``[N]`` or None, stream or dataset indices."""
-
-    images: Tensor
-    labels: Tensor | None
-    indices: Tensor
 
 
 class Dataset(ABC):
@@ -59,7 +50,7 @@ class Dataset(ABC):
         self.device = torch.device("cpu")
 
     @abstractmethod
-    def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> DatasetBatch:
+    def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> Batch:
         """Return images ``start … start + count - 1`` of the training stream of ``seed``.
 
         The result depends on (seed, position) only. ``xflip`` mirrors each image with probability

@@ -14,12 +14,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from cmbench.data.base import DatasetBatch
 from cmbench.data.locations import DataLocations
 from cmbench.data.prepared import PreparedDataset, open_prepared
 from cmbench.data.store import Store
 from cmbench.data.streaming import Key
 from cmbench.errors import MissingError
+from cmbench.plugin.method import Batch
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.seeds import derive_seed
 
@@ -84,7 +84,7 @@ class LatentDataset(PreparedDataset):
         pinned = self.device.type == "cuda"
         return tuple(t.pin_memory() if pinned else t for t in tensors)
 
-    def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> DatasetBatch:
+    def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> Batch:
         """See :meth:`Dataset.batch`; ``indices`` are positions in the dataset.
 
         Latents cannot be mirrored (the encoder does not commute with it): encode mirrored images.
@@ -93,7 +93,7 @@ class LatentDataset(PreparedDataset):
             raise ValueError(f"dataset {self.name!r}: latents cannot be mirrored; set xflip=false")
         key = Key(start, count, seed)
         read = self._read(key) if self._ahead is None else self._ahead.fetch(key)
-        return DatasetBatch(read[0], read[2] if len(read) > 2 else None, read[1])
+        return Batch(read[0], read[2] if len(read) > 2 else None, indices=read[1])
 
     def reference_images(self, batch_size: int = 500) -> Iterator[Tensor]:
         """Raise ``MissingError``: the reference is the original pictures, not decoded latents."""

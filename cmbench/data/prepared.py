@@ -9,13 +9,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cmbench.data.base import DatasetBatch
 from cmbench.data.locations import DataLocations
 from cmbench.data.rules import RULES
 from cmbench.data.store import MANIFEST, Store, open_store
 from cmbench.data.stored import ArrayDataset, to_float
 from cmbench.data.streaming import Key, ReadAhead
 from cmbench.errors import MissingError, UserError
+from cmbench.plugin.method import Batch
 from cmbench.plugin.specs import DatasetSpec
 
 #: Share of a GPU's memory that a dataset may take for good; a larger one is streamed.
@@ -104,13 +104,13 @@ class PreparedDataset(ArrayDataset):
             rest.append(self._labels.index_select(0, part.indices))
         return (images, *(t.pin_memory() if pinned else t for t in rest))
 
-    def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> DatasetBatch:
+    def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> Batch:
         """See :meth:`Dataset.batch`; ``indices`` are positions in the dataset."""
         if self._ahead is None:
             return super().batch(start, count, seed, xflip=xflip)
         images, flips, indices, *labels = self._ahead.fetch(Key(start, count, seed))
         floats = to_float(images, flips if xflip else None)
-        return DatasetBatch(floats, labels[0] if labels else None, indices)
+        return Batch(floats, labels[0] if labels else None, indices=indices)
 
 
 def fits_on(device: torch.device, nbytes: int) -> bool:

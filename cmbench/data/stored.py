@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cmbench.data.base import Dataset, DatasetBatch
+from cmbench.data.base import Dataset
 from cmbench.data.pictures import Pixels
 from cmbench.data.streams import ShuffledStream
+from cmbench.plugin.method import Batch
 from cmbench.plugin.specs import DatasetSpec
 
 Labels = npt.NDArray[np.int64]
@@ -70,7 +71,7 @@ class ArrayDataset(Dataset):
         moved._bind(device)
         return moved
 
-    def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> DatasetBatch:
+    def batch(self, start: int, count: int, seed: int, *, xflip: bool = False) -> Batch:
         """See :meth:`Dataset.batch`; ``indices`` are positions in the dataset."""
         part = self._stream.take(start, count, seed)
         if self.device.type == "cpu":
@@ -79,7 +80,7 @@ class ArrayDataset(Dataset):
             pixels = self._pixels.index_select(0, part.indices)
         images = to_float(pixels, part.flips if xflip else None)
         labels = None if self._labels is None else self._labels.index_select(0, part.indices)
-        return DatasetBatch(images, labels, part.indices)
+        return Batch(images, labels, indices=part.indices)
 
     def gather(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
         """Copy the images of ``indices [n]``, as stored, to ``out`` or a new ``[n, C, H, W]``.

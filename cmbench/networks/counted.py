@@ -1,7 +1,7 @@
-"""A network as the loss and the sampler see it: autocast, compiled, counted.
+"""A network as losses and samplers call it: under autocast, compiled, counted.
 
-The raw module keeps its parameters and its names in checkpoints; what the loop hands to a method
-is this thin callable around it, so that a method never has to know how it is run.
+The raw module keeps its parameters and its names in checkpoints. Methods receive this thin wrapper,
+so they need not know about precision and compilation.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from torch import Tensor, nn
 from cmbench.networks.tangent_modes import tangent_of
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-#: Graphs kept of one piece of code: student, target and teacher, graded and not, training and
-#: sampling. Beyond the limit torch would go back to eager mode without a word.
+#: Graphs kept per piece of code: student, target and teacher, with gradients and without, training
+#: and sampling. Beyond the limit torch falls back to eager mode without a warning.
 _GRAPHS = 64
 
 
 def to_device(module: nn.Module, device: torch.device, *, channels_last: bool = False) -> nn.Module:
-    """Move a module to ``device``, its convolutions' weights to channels-last or back from it.
+    """Move a module to ``device``, with its convolutions' weights channels-last or contiguous.
 
-    Tensor cores work on channels-last images; with weights in the same layout nothing is
+    Tensor cores use channels-last images; if the weights have the same layout, nothing is
     transposed between layers.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    # torch's overloads know no memory_format beside a device
+    # torch has no overload with both a device and a memory_format
     return module.to(device).to(memory_format=layout)
 
 
 def memory_layout(module: nn.Module) -> torch.memory_format:
-    """Return the layout that a module's convolutions are in."""
+    """Return the memory layout of a module's convolutions."""
     for parameter in module.parameters():
         if parameter.ndim == 4 and parameter.shape[1] > 1 and parameter.shape[2] > 1:
             last = parameter.is_contiguous(memory_format=torch.channels_last)
@@ -65,7 +65,7 @@ class CountedNetwork:
         self.module = module
         self.precision = precision
         self._layout = memory_layout(module) if layout is None else layout
-        #: images that went through the network
+        #: images that have passed through the network
         self.evaluations = 0
         #: the same in units of a forward pass: a tangent costs one more, a backward pass two more
         self.forward_equivalents = 0
@@ -104,7 +104,7 @@ class CountedNetwork:
         return out.to(x.dtype), tangent.to(x.dtype)
 
     def _laid_out(self, x: Tensor) -> Tensor:
-        # One layout for every call: a compiled graph is made for one set of strides.
+        # One layout for every call: a compiled graph is specific to its strides.
         return x.contiguous(memory_format=self._layout) if x.ndim == 4 else x.contiguous()
 
     def _count(self, images: int, forwards: int) -> None:

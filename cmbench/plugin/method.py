@@ -1,7 +1,7 @@
 """The contract of a method: how a generator is trained and sampled.
 
-A method never owns the training loop, the data, the metrics or the seeds. It says what to build
-from a network (and a teacher), gives a loss that receives its randomness and returns one value per
+A method owns neither the training loop nor the data, the metrics or the seeds. It builds modules
+from a network (and a teacher), has a loss that receives its randomness and returns one value per
 image, and maps noise to images with a stated number of network evaluations.
 
 Shapes: images ``[N, C, H, W]`` float32 in [-1, 1]; labels int64 ``[N]`` or None; unit noise as
@@ -29,22 +29,27 @@ Nets = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What is known of the data that a method models."""
+    """The properties of the data that a method models."""
 
     dataset: str
     data_shape: tuple[int, int, int]
     num_classes: int  #: 0 when unconditional
     sigma_data: float
-    bounded: bool = True  #: whether the data lie in [-1, 1], as images do and mixtures do not
+    bounded: bool = True  #: whether values are in [-1, 1], as for images (not for mixtures)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Training images ``[N, C, H, W]`` with labels ``[N]`` (None when unconditional)."""
+    """Training images ``[N, C, H, W]`` with labels int64 ``[N]`` (None when unconditional).
+
+    ``augment_labels`` ``[N, 9]`` describe how the images were augmented. ``indices`` int64 ``[N]``
+    are their numbers in the dataset, or in the stream if that is infinite.
+    """
 
     images: Tensor
     labels: Tensor | None
     augment_labels: Tensor | None = None
+    indices: Tensor | None = None
 
 
 class Draws(Protocol):
@@ -87,12 +92,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training. Optimizers, their schedules and the averages start anew with it.
+    """A part of training. Each phase has new optimizers, schedules and averages.
 
-    ``start`` runs once when the phase begins (not when it resumes); ``after_step`` after every
+    ``start`` is called once when the phase begins (not when it resumes); ``after_step`` after every
     optimizer step, for what is not learned by gradients (a target network's moving average).
-    ``export`` names the run that the phase's final weights become, for methods whose intermediate
-    results are generators of their own.
+    ``export`` names the variant that the phase's final weights become, for methods whose
+    intermediate results are generators too.
     """
 
     name: str
@@ -114,12 +119,12 @@ class Teacher:
 
 
 class Kit(Protocol):
-    """What the harness hands to :meth:`Method.build`."""
+    """What :meth:`Method.build` receives."""
 
     teacher: Teacher | None
 
     def network(self, *, channel_copies: int = 1, **overrides: Any) -> nn.Module:
-        """Build a network as the recipe says, with named-seed initial weights.
+        """Build a network as in the recipe, with initial weights from a named seed.
 
         ``channel_copies`` multiplies its input and output channels.
         """
@@ -127,7 +132,7 @@ class Kit(Protocol):
     def student_of(
         self, teacher: Teacher, *, channel_copies: int = 1, **overrides: Any
     ) -> nn.Module:
-        """Build a network as the recipe says and copy the teacher's weights into it.
+        """Build a network as in the recipe and copy the teacher's weights into it.
 
         Raises ``UserError`` if the two architectures differ.
         """
@@ -135,10 +140,10 @@ class Kit(Protocol):
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How a method spends an NFE budget.
+    """How a method uses its network evaluations.
 
     ``sigmas`` are the noise levels at which the network is evaluated, descending. ``variant`` is
-    the part of a staged method to load (a phase's ``export``), or empty.
+    the phase's ``export`` to load for a staged method, or empty.
     """
 
     nfe: int
@@ -148,7 +153,7 @@ class SamplingPlan:
 
 
 class Method(ABC):
-    """Base class of all methods. Subclasses live in plugins, one paper a file."""
+    """Base class of all methods. Subclasses are in plugins, one file per paper."""
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
@@ -177,7 +182,7 @@ class Method(ABC):
         return ("model",)
 
     def after_step(self, nets: Nets, progress: Progress) -> None:  # noqa: B027
-        """Update what is not learned by gradients; by default nothing."""
+        """Update what is not learned by gradients; the default does nothing."""
 
     # ---- sample hooks --------------------------------------------------------------------------
 
@@ -185,7 +190,7 @@ class Method(ABC):
     def plan_sampling(
         self, nfe: int, sigmas: Sequence[float] | None = None, sampler: str | None = None
     ) -> SamplingPlan:
-        """Return how ``nfe`` evaluations are spent; raise :class:`Declined` with a reason.
+        """Return how ``nfe`` evaluations are used, or raise :class:`Declined` with a reason.
 
         ``sigmas`` and ``sampler`` override the method's own choice.
         """

@@ -1,4 +1,4 @@
-"""What every part of the bench needs to know: passed around as one object, no global state."""
+"""Plugins, workspace and device as one object that is passed around: no global state."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def choose_device(asked: str = "auto", local_rank: int | None = None) -> torch.d
     the GPU of that number.
 
     Raises:
-        UserError: a device that does not exist, or one GPU named for several processes.
-        MissingError: fewer GPUs than asked for.
+        UserError: the device is unknown, or one GPU is named for several processes.
+        MissingError: there are fewer GPUs.
     """
     if local_rank is not None and asked.startswith("cuda:"):
         raise UserError(
             "--device",
             f"{asked!r} for several processes",
             allowed="auto, cpu, cuda",
-            remedy="name no number: each process takes the GPU of its LOCAL_RANK",
+            remedy="leave the number out: each process uses the GPU of its LOCAL_RANK",
         )
     if local_rank is not None and asked == "auto" and torch.cuda.is_available():
         asked = "cuda"
@@ -62,14 +62,14 @@ def choose_device(asked: str = "auto", local_rank: int | None = None) -> torch.d
 
 
 def _one_gpu_each() -> bool:
-    """Say whether the launcher shows each process one GPU of its own (Slurm's --gpus-per-task)."""
+    """Return whether each process sees only its own GPU (Slurm's --gpus-per-task)."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return named != "" and "," not in named and torch.cuda.device_count() == 1
 
 
 @dataclass
 class Context:
-    """Plugins, workspace, device, and who hears about progress."""
+    """What every part of a sweep needs: plugins, workspace, device, reporter."""
 
     plugins: PluginManager
     workspace: Workspace
@@ -83,9 +83,9 @@ class Context:
     split: bool | None = None
     should_stop: Callable[[], str | None] = lambda: None
     debug: bool = False
-    #: whether the device is what was found here (``--device auto``), not what was asked for
+    #: whether the device was chosen automatically (``--device auto``)
     device_found: bool = False
-    #: this process among those that train together; only its leader writes
+    #: this process among those that train together; only the leader writes
     world: World = field(default_factory=World)
     #: by dataset, opened once: the protocol's extractor with its reference
     references: dict[str, tuple[Extractor, Reference]] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class Context:
                 raise PluginError(
                     f"dataset {name!r}",
                     f"cannot be opened: {type(error).__name__}: {error}",
-                    remedy="see `cmbench --debug` for the traceback",
+                    remedy="run with `cmbench --debug` for the traceback",
                 ) from error
         return self._datasets[name]
 

@@ -1,7 +1,7 @@
-"""What a run will cost, before it is started: no data, no teacher and no GPU are needed.
+"""The cost of a run before it starts; neither data nor a teacher nor a GPU is needed.
 
 FLOPs and memory come from one step on torch's fake tensors, which have shapes and types only. Hours
-come from a few steps on random images on the device at hand, if that takes seconds.
+come from a few steps on random images on the current device, if that takes only seconds.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings
 from cmbench.training.state import TrainingState
 
-#: A calibration takes this many FLOPs a step at most, and on the CPU this much memory.
+#: Limits of the calibration: FLOPs per step, and memory on the CPU.
 _STEP_FLOPS = {"cpu": 1.0e10, "cuda": 5.0e14}
 _CPU_BYTES = 4 * 2**30
-#: Memory of a large GPU, to which plans that need more are told the way.
+#: Memory of a large GPU; plans that need more are shown how to fit.
 _GPU_BYTES = 80 * 2**30
-#: FLOP/s for hours that were not measured: pure arithmetic, printed with the rate.
+#: FLOP/s assumed for hours that were not measured; printed with them.
 _SUPPOSED_RATE = 1e14
-#: GPUs of a usual machine, and the share of a GPU's memory above which splitting is spoken of.
+#: GPUs of a typical machine, and the share of a GPU's memory above which splitting is proposed.
 _NODE, _WORTH_SPLITTING = 8, 0.25
 _WARM_UP, _TIMED = 2, 3
 _FP32_BYTES = 4
@@ -54,11 +54,11 @@ class Cost:
 
 
 def estimate(context: Context, plan: RunPlan) -> Cost:
-    """Estimate a run's cost; what cannot be estimated is None, and the note says why."""
+    """Estimate a run's cost; what cannot be estimated is None, with the reason in the note."""
     images = round(plan.config.duration_kimg * 1000)
     try:
         images, flops, fixed, activations = count(context, plan)
-    except Exception as error:  # an estimate must not stand in the way of a plan
+    except Exception as error:  # a failing estimate must not hide the plan
         return Cost(images, note=f"not counted: {_why(error)}")
     peak = fixed + activations
     advice = _advice(plan, fixed, activations)
@@ -78,7 +78,7 @@ def estimate(context: Context, plan: RunPlan) -> Cost:
 
 
 def _fitting(context: Context, plan: RunPlan, batch: int) -> tuple[int, float]:
-    """Return how many images were calibrated with, halved until they fit, and seconds an image."""
+    """Return the batch of the calibration, halved until it fits, and the seconds per image."""
     while True:
         try:
             return batch, seconds_per_image(context, plan, batch)
@@ -88,22 +88,24 @@ def _fitting(context: Context, plan: RunPlan, batch: int) -> tuple[int, float]:
             )
             if not lacks or batch == 1:
                 raise
-        batch //= 2  # the error, which holds the step's tensors, is gone here
+        batch //= 2  # the error, which keeps the step's tensors alive, is deleted here
         if context.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def _advice(plan: RunPlan, fixed_bytes: float, activation_bytes: float) -> str:
-    """Say which shards of the batch would fit a large GPU, where the whole would not.
+    """Return which shards of the batch would fit a large GPU, if the whole batch does not.
 
-    Where weights, moments and averages take much of it themselves, say what splitting them leaves.
+    If weights, moments and averages need a large part of it, also return what splitting them saves.
     """
     batch = plan.config.batch_size
     shard = min(plan.config.microbatch_size or batch, batch)
     split = ""
     if fixed_bytes > _WORTH_SPLITTING * _GPU_BYTES:
         each = fixed_bytes / _NODE / 2**30
-        split = f"; weights and their like split over {_NODE} GPUs (--split): {each:.1f} GiB each"
+        split = (
+            f"; split over {_NODE} GPUs (--split), weights and averages take {each:.1f} GiB each"
+        )
     if fixed_bytes + activation_bytes <= _GPU_BYTES:
         return split
     room = (_GPU_BYTES - fixed_bytes) * shard / activation_bytes
@@ -121,9 +123,9 @@ def _why(error: Exception) -> str:
 def _too_much(context: Context, flops: float, fixed_bytes: float) -> str:
     device, most = context.device.type, _STEP_FLOPS[context.device.type]
     if flops > most:
-        return f"{flops:.2g} FLOPs an image are too many for a short calibration on {device}"
+        return f"{flops:.2g} FLOPs per image are too many for a short calibration on {device}"
     if device == "cpu" and fixed_bytes > _CPU_BYTES:
-        return f"weights and their averages take {fixed_bytes / 2**30:.1f} GiB"
+        return f"weights and their averages need {fixed_bytes / 2**30:.1f} GiB"
     return ""
 
 
@@ -137,7 +139,7 @@ def _calibration_batch(context: Context, plan: RunPlan, flops: float) -> int:
 
 
 class Blank:
-    """Draws of the right shape; their numbers do not matter, or do not exist."""
+    """Draws of the right shape with arbitrary values, or none on fake tensors."""
 
     def normal(self, name: str, like: Tensor) -> Tensor:
         """Return memory shaped as ``like``."""
@@ -149,12 +151,12 @@ class Blank:
 
 
 class _Saved:
-    """Adds up the bytes that autograd keeps for the backward pass, parameters apart."""
+    """Adds up the bytes that autograd keeps for the backward pass, without parameters."""
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
         parameters = [p for m in modules.values() for p in m.parameters()]
         self._seen = {p.untyped_storage()._cdata for p in parameters}
-        self._kept: list[Tensor] = []  # alive, so that no address is used twice
+        self._kept: list[Tensor] = []  # kept alive, so that no address is used twice
         self.bytes = 0
 
     def __call__(self, tensor: Tensor) -> Tensor:
@@ -167,7 +169,7 @@ class _Saved:
 
 
 def count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
-    """Return images in all, FLOPs an image, bytes of weights and their like, and of activations.
+    """Return total images, FLOPs per image, bytes of weights, moments and averages, of activations.
 
     FLOPs are those of matrix products and convolutions in a step of the first phase, teachers and
     target networks included. Activations are those that autograd keeps for one shard, uncompiled.
@@ -179,7 +181,7 @@ def count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
 def built_in_place(
     context: Context, plan: RunPlan, teacher: Teacher | None
 ) -> tuple[Method, dict[str, nn.Module]]:
-    """Build modules where they are born: fake tensors cannot be moved."""
+    """Build modules without moving them: fake tensors cannot be moved."""
     method = plan.method(context)
     return method, method.build(TrainingKit(context, plan, method.data, teacher))
 
@@ -195,7 +197,7 @@ def _count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
     shard = min(plan.config.microbatch_size or plan.config.batch_size, plan.config.batch_size)
     most = min(shard, 2)
     kept = {n: _counted_step(context, plan, method, modules, phases[0], n) for n in {1, most}}
-    # What a second image adds is kept for each image, the rest (cast weights) once.
+    # What a second image adds is needed per image, the rest (cast weights) once.
     each = kept[most][1] - kept[1][1] if most > 1 else 0
     activations = kept[1][1] + each * (shard - 1)
     fixed = _fixed_bytes(modules, trained, teacher, len(phases[0].ema))
@@ -210,7 +212,7 @@ def _counted_step(
     phase: Phase,
     images: int,
 ) -> tuple[float, int]:
-    """Return FLOPs of a step of so many images, and the bytes that its forward pass keeps."""
+    """Return the FLOPs of a step, and the bytes that are kept for its backward pass."""
     nets = {name: CountedNetwork(m, plan.config.precision) for name, m in modules.items()}
     saved, flops = _Saved(modules), 0.0
     for objective in phase.objectives:

@@ -1,8 +1,8 @@
-"""Training images as a run wants them: with or without labels, mirrored, augmented."""
+"""Training images with the options of a run: labels, mirroring, augmentation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cmbench.data.base import Dataset
 from cmbench.plugin.config import MethodConfig
@@ -24,9 +24,8 @@ class DatasetFeed:
         Augmentations belong to the shard that starts at ``start``, as all draws of a step do.
         """
         drawn = self.dataset.batch(start, count, seed, xflip=self.config.xflip)
-        labels = drawn.labels if self.config.conditional else None
+        batch = drawn if self.config.conditional else replace(drawn, labels=None)
         if self.config.augment == 0:
-            return Batch(drawn.images, labels)
-        draws = StepDraws(seed, start)
-        images, augment_labels = augment(drawn.images, draws, self.config.augment)
-        return Batch(images, labels, augment_labels)
+            return batch
+        images, labels = augment(drawn.images, StepDraws(seed, start), self.config.augment)
+        return replace(batch, images=images, augment_labels=labels)

@@ -28,7 +28,7 @@ def trained_teacher(
 
 
 def untrained_teacher(context: Context, run: RunPlan, student: RunPlan, build: Builder) -> Teacher:
-    """Return a run as a teacher with the weights that it is built with."""
+    """Return a run's networks with their initial weights as a teacher."""
     method, modules = build(context, run, stand_in(context, run, build))
     return frozen_teacher("random", modules, method.diffusion_model, student)
 
@@ -41,7 +41,7 @@ def frozen_teacher(
     *,
     compiled: bool = False,
 ) -> Teacher:
-    """Return modules as a teacher that is not trained, in the student's precision."""
+    """Return modules as a frozen teacher in the student's precision."""
     for module in modules.values():
         module.eval().requires_grad_(False)
     precision = student.config.precision
@@ -50,5 +50,5 @@ def frozen_teacher(
 
 
 def stand_in(context: Context, student: RunPlan, build: Builder) -> Teacher | None:
-    """Return a teacher of the right shapes with random weights; None if there is no teacher."""
+    """Return a teacher of the same shapes with random weights; None if there is no teacher."""
     return student.teacher.stand_in(context, student, build) if student.teacher else None

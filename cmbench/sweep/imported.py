@@ -1,8 +1,8 @@
 """Imported checkpoints of a workspace: found by name, described, built, loaded.
 
-``cmbench import`` leaves ``imported/<name>.safetensors`` with a manifest beside it. Elsewhere such
-a model is written ``import:NAME``, ``import:FILE.safetensors``, or, where a recipe is resolved,
-``import:NAME@HASH``: what a run starts from is decided by content.
+``cmbench import`` leaves ``imported/<name>.safetensors`` with a manifest beside it. Such
+a model is referred to as ``import:NAME``, ``import:FILE.safetensors``, or, in a resolved recipe, as
+``import:NAME@HASH``: the content is part of the identity of runs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DIGITS = 16
 
 
 class Facts(BaseModel):
-    """What a manifest says of an imported model (see ``ImportedNetwork.facts``)."""
+    """The description of an imported model in its manifest (see ``ImportedNetwork.facts``)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -45,7 +45,7 @@ class Facts(BaseModel):
     num_classes: int = Field(ge=0)
     format: str
     assumed: dict[str, Any]
-    #: its name in manifests and records, which identities cover
+    #: the alias is the key in manifests and records, which identities depend on
     parameterization: Parameterization = Field(alias="preconditioning")
     sigma_data: float | None = Field(gt=0)
     sigma_min: float | None = Field(ge=0)
@@ -55,7 +55,7 @@ class Facts(BaseModel):
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """An imported checkpoint: where it lies, its content's hash, and what it is."""
+    """An imported checkpoint: its file, the hash of its content, and its manifest."""
 
     name: str
     path: Path
@@ -64,23 +64,23 @@ class ImportedModel:
 
     @property
     def title(self) -> str:
-        """The reference that names this content and no other."""
+        """The reference to this content: ``import:NAME@HASH``."""
         return f"{PREFIX}{self.name}@{self.sha256[:_DIGITS]}"
 
     @property
     def table(self) -> dict[str, Any]:
-        """What a run's configuration keeps of it."""
+        """What the configuration of a run contains of it."""
         facts = self.facts.model_dump(mode="json", by_alias=True, exclude={"description"})
         return {"name": self.name, "sha256": self.sha256, **facts}
 
     def require_data(self, data: DatasetSpec) -> None:
-        """Raise ``UserError`` unless the model makes what the dataset holds."""
+        """Raise ``UserError`` unless the model makes images and classes of the dataset."""
         facts = self.facts
         who = f"imported checkpoint {self.name}"
         require_same_data(who, facts.data_shape, facts.num_classes, data)
 
     def require_parameterization(self, who: str, allowed: Mapping[str, str]) -> Parameterization:
-        """Return how the network's output is read; raise unless it is in ``allowed``: name, words.
+        """Return the parameterization; raise unless it is a key of ``allowed`` (name: description).
 
         ``who`` begins the message.
         """
@@ -112,7 +112,7 @@ class ImportedModel:
         return network.eval()
 
     def result(self, context: Context, name: str) -> dict[str, Any]:
-        """Return what a finished training would have left, its weights being export ``name``."""
+        """Return the result of a finished run whose export ``name`` is these weights."""
         with torch.device("meta"):
             parameters = num_parameters(self.network(context))
         return {
@@ -133,7 +133,7 @@ class ImportedModel:
         remedy = "import the original file again, with --force"
         found = load_checkpoint(self.path, remedy=remedy)
         if found.sha256 != self.sha256:
-            raise UserError(f"checkpoint {self.path}", "was replaced meanwhile", remedy=remedy)
+            raise UserError(f"checkpoint {self.path}", "was replaced after planning", remedy=remedy)
         return found
 
 
@@ -144,14 +144,14 @@ def require_same_data(
     data: DatasetSpec,
     class_order: str = "",
 ) -> None:
-    """Raise ``UserError`` unless a trained network makes what a dataset holds.
+    """Raise ``UserError`` unless a trained network makes images and classes of a dataset.
 
     Args:
-        who: the network, as messages name it.
-        shape: ``(C, H, W)`` of the images it makes.
-        num_classes: classes it knows, 0 when unconditional.
+        who: the network's name in messages.
+        shape: ``(C, H, W)`` of the network's images.
+        num_classes: the network's classes, 0 when unconditional.
         data: the dataset.
-        class_order: how it numbers them (see :class:`DatasetSpec`).
+        class_order: how the network numbers them (see :class:`DatasetSpec`).
     """
     if shape != data.data_shape:
         ours, theirs = ("x".join(map(str, s)) for s in (shape, data.data_shape))
@@ -164,7 +164,7 @@ def require_same_data(
     if num_classes not in (0, data.num_classes):
         raise UserError(
             who,
-            f"knows {num_classes} classes, dataset {data.name!r} has {data.num_classes}",
+            f"has {num_classes} classes, dataset {data.name!r} has {data.num_classes}",
             allowed="the same classes, or an unconditional checkpoint",
             remedy="choose another dataset or checkpoint",
         )
@@ -227,13 +227,13 @@ def open_imported(workspace: Workspace, text: str) -> ImportedModel:
 
 
 def _missing(workspace: Workspace, text: str, path: Path) -> MissingError:
-    """Return the error for a checkpoint that is not there, or is no import of ours."""
+    """Return the error for a checkpoint that does not exist, or was not imported."""
     inside = path.parent == workspace.imported
     if path.is_file() and not inside:
-        problem = f"has no manifest {path.with_suffix('.json').name} beside it: was not imported"
+        problem = f"has no manifest {path.with_suffix('.json').name} beside it: it was not imported"
         remedy = f"run `cmbench import {text} --to NAME` first, then name NAME"
     else:
-        problem = f"is not in {workspace.imported}" if inside else "is not there"
+        problem = f"is not in {workspace.imported}" if inside else "does not exist"
         target = path.stem if NAME.fullmatch(path.stem) else "NAME"
         remedy = f"run `cmbench import FILE --to {target}` first"
     known = sorted(p.stem for p in workspace.imported.glob("*.json"))

@@ -1,4 +1,4 @@
-"""What the harness hands to a method when it builds its modules."""
+"""The kit that a method builds its modules with."""
 
 from __future__ import annotations
 

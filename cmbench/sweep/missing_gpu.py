@@ -1,4 +1,4 @@
-"""One line before long work starts on the CPU only because no GPU was found."""
+"""A warning before long work starts on the CPU because no GPU was found."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import CellPlan, RunPlan
 
-#: Numbers (pixels x channels) that go into a network in one run or cell. The built-in datasets'
-#: recipes stay five times below, those that were made for a GPU begin at twice as many.
+#: Numbers (pixels x channels) that go into a network in one run or cell. The recipes of the
+#: embedded datasets stay five times below; recipes for GPUs start at twice as many.
 LONG = 1e8
 
 
 def missing_gpu(
     context: Context, runs: Iterable[RunPlan], cells: Iterable[CellPlan], done: Collection[str]
 ) -> str:
-    """Return the line, or "" where the device was named, is a GPU, or the work is short.
+    """Return the warning, or "" if the device was named, is a GPU, or the work is short.
 
     Args:
         context: the device and how it was chosen.
@@ -43,9 +43,9 @@ def missing_gpu(
         else f"torch {torch.__version__} finds no NVIDIA GPU and driver"
     )
     return (
-        f"no GPU: {lacks}, so {what} ({most:.1g} pixel values through a network) goes on on the "
-        "CPU; install a CUDA build of torch on a machine with an NVIDIA GPU, or say --device cpu "
-        "if the CPU is meant"
+        f"no GPU: {lacks}, so {what} ({most:.1g} pixel values through a network) runs on the "
+        "CPU; install a CUDA build of torch on a machine with an NVIDIA GPU, or give --device cpu "
+        "to run on the CPU without this warning"
     )
 
 

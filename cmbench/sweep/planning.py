@@ -1,4 +1,4 @@
-"""From what a user asks for to runs and cells, each with an identity that its content decides."""
+"""Plan runs and cells from a request; the identity of each is a hash of its content."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cmbench.sweep.recipes import (
     merge,
     parse_overrides,
     recipe_table,
-    require_told,
+    require_unchanged,
     sampling_table,
 )
 from cmbench.sweep.teachers import resolve_teacher
@@ -38,7 +38,7 @@ from cmbench.training.distributed import World
 from cmbench.training.posthoc import asked_width
 
 #: Constants that an imported checkpoint may give.
-_TOLD = ("sigma_data", "sigma_min")
+_FIXED = ("sigma_data", "sigma_min")
 
 
 def plan_run(
@@ -63,7 +63,7 @@ def plan_run(
     if round(config.duration_kimg * 1000) < 1:
         raise UserError(
             f"recipe {method}/{dataset}.{recipe}",
-            f"duration_kimg {config.duration_kimg:g} trains on no image",
+            f"duration_kimg {config.duration_kimg:g} is shorter than one image",
             allowed="from 0.001, one image",
             remedy="give it a length with -o duration_kimg=N",
         )
@@ -91,9 +91,9 @@ def plan_imported_run(
     seed: int,
     overrides: Sequence[str] | Mapping[str, Any] = (),
 ) -> RunPlan:
-    """Plan the sampling of an imported checkpoint by a method that can read it.
+    """Plan the sampling of an imported checkpoint by a method that supports it.
 
-    Without ``method`` the first that can is taken. Options of sampling come from ``recipe``, or
+    Without ``method`` the first one that can is used. Options of sampling come from ``recipe``, or
     from the method's ``paper`` recipe for the dataset where there is one; the network, its classes
     and its constants from the checkpoint. ``seed`` is that of sampling.
     """
@@ -104,9 +104,11 @@ def plan_imported_run(
     method_class = load_method_class(context, spec)
     extra = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     if "network" in extra:
-        raise UserError("-o network", "a checkpoint brings its network", remedy="leave it out")
+        raise UserError("-o network", "the network is the checkpoint's", remedy="leave it out")
     facts = model.facts
-    require_told(extra, {k: getattr(facts, k) for k in _TOLD}, f"imported checkpoint {model.name}")
+    fixed = {key: getattr(facts, key) for key in _FIXED}
+    require_unchanged(extra, fixed, f"imported checkpoint {model.name}")
+    fields = method_class.Config.model_fields
     table: dict[str, Any] = {
         **merge(sampling_table(spec, data.name, recipe), extra),
         **spec.samples_imported[parameterization],
@@ -116,11 +118,8 @@ def plan_imported_run(
         "duration_kimg": 0.0,
         "ema": (),
         "augment": 0.0,
+        **{key: value for key, value in fixed.items() if value is not None and key in fields},
     }
-    for key in _TOLD:
-        told = getattr(facts, key)
-        if told is not None and key not in extra and key in method_class.Config.model_fields:
-            table[key] = told
     config = validate(method_class.Config, table, f"imported checkpoint {model.name}")
     config = _with_network_options(context, config)
     return RunPlan(spec, data.name, model.name, seed, config, None, method_class, model)
@@ -165,8 +164,8 @@ def _with_network_options(context: Context, config: MethodConfig) -> MethodConfi
     if config.augment > 0 and full.get("augment_dim") != LABEL_DIM:
         raise UserError(
             "recipe",
-            f"augment {config.augment:g} with a network that is not told of it "
-            f"(network.augment_dim {full.get('augment_dim')}): its samples would be augmented too",
+            f"augment {config.augment:g} with a network that does not receive its labels "
+            f"(network.augment_dim {full.get('augment_dim')}): samples would be augmented",
             allowed=f"network.augment_dim {LABEL_DIM}",
             remedy=f"set network.augment_dim={LABEL_DIM}, or augment=0",
         )
@@ -193,7 +192,7 @@ def _require_same_parameterization(teacher: TeacherSource, student: MethodConfig
 def plan_cells(
     context: Context, run: RunPlan, nfes: Sequence[int], sample_seed: int, settings: SampleSettings
 ) -> list[CellPlan]:
-    """Return the cells of a run's sweep; a method's refusal or failure is part of the plan."""
+    """Return the cells of a run; what its method declines, or fails to plan, is a cell too."""
     spec = context.dataset_spec(run.dataset)
     ema = settings.ema or run.main_average
     known = [RAW, *(e.label for e in run.config.ema)]

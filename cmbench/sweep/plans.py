@@ -1,4 +1,4 @@
-"""Plans of runs and cells: what decides each, and the identities that follow from it."""
+"""Plans of runs and cells, and their identities, which are hashes of their content."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RunPlan:
 
     @property
     def config_sha256(self) -> str:
-        """Hash of the resolved configuration and of the teacher's, if that is a run of its own."""
+        """Hash of the resolved configuration, and of the id of a teacher that is trained first."""
         data = [self.table, self.teacher.run_id if self.teacher else None]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
@@ -65,7 +65,7 @@ class RunPlan:
         return self.config.ema[0].label if self.config.ema else RAW
 
     def data_info(self, context: Context) -> DataInfo:
-        """Return what the method is told of the data that it models."""
+        """Return the properties of the data that the method receives."""
         spec = context.dataset_spec(self.dataset)
         sigma_data = self.config.sigma_data or spec.sigma_data
         classes = spec.num_classes if self.config.conditional else 0
@@ -88,7 +88,7 @@ class TeacherSource(ABC):
     """Where a student's teacher comes from. The kinds are in :mod:`cmbench.sweep.teachers`.
 
     Attributes:
-        reference: what the student's resolved recipe holds. It names the content, not a place.
+        reference: what the student's resolved recipe holds. It names the content, not a path.
         run: the run that must be trained first, if the teacher is one.
         run_id: the id of that run, which is part of the student's identity.
     """

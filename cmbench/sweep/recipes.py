@@ -1,7 +1,7 @@
 """Recipes: named sets of hyper-parameters for one method on one dataset.
 
-A method's recipe file is TOML. ``[base]`` holds what all recipes share; ``[<dataset>.<recipe>]``
-adds to it; ``extends = "other"`` inside a recipe starts from another recipe of the same dataset.
+A method's recipe file is TOML. ``[base]`` has the options that all recipes share, to which
+``[<dataset>.<recipe>]`` adds; ``extends = "other"`` starts from another recipe of the same dataset.
 Overrides (``-o key.sub=value``) come last. Imports neither torch nor pydantic: the result is
 validated by :mod:`cmbench.sweep.validation`.
 """
@@ -72,7 +72,7 @@ def recipe_names(spec: MethodSpec, dataset: str | None = None) -> list[tuple[str
 
 
 def default_recipe(spec: MethodSpec, dataset: str) -> str:
-    """Return ``demo`` where a method has it for the dataset, else ``paper``, else the first."""
+    """Return ``demo`` if a method has it for the dataset, else ``paper``, else the first."""
     names = [name for _, name in recipe_names(spec, dataset)]
     for preferred in ("demo", "paper"):
         if preferred in names:
@@ -85,14 +85,14 @@ def default_recipe(spec: MethodSpec, dataset: str) -> str:
         f"has no recipe for dataset {dataset!r}",
         allowed=", ".join(others) or "none",
         remedy=f"add [{dataset}.NAME] to a recipe file and name it with --recipe FILE:NAME, "
-        "or take another dataset's with --recipe DATASET.NAME",
+        "or use another dataset's with --recipe DATASET.NAME",
     )
 
 
 def recipe_table(spec: MethodSpec, dataset: str, recipe: str) -> Table:
     """Return a recipe's merged table.
 
-    ``recipe`` may be ``FILE.toml:NAME`` for a file of yours, or, on a dataset that has none,
+    ``recipe`` may be ``FILE.toml:NAME`` for a user's file, or, on a dataset without recipes,
     ``DATASET.NAME`` for another dataset's.
     """
     file, colon, name = recipe.rpartition(":")
@@ -107,12 +107,12 @@ def recipe_table(spec: MethodSpec, dataset: str, recipe: str) -> Table:
             raise UserError(
                 f"method {spec.name!r}",
                 "has no recipe file",
-                remedy="give your own with --recipe FILE.toml:NAME",
+                remedy="give a recipe file with --recipe FILE.toml:NAME",
             )
         name, tables = recipe, read_recipe_file(spec.recipes)
         other, dot, rest = name.partition(".")
         if dot and dataset not in tables and other in tables:
-            dataset, name = other, rest  # a dataset without recipes borrows another's
+            dataset, name = other, rest  # a dataset without recipes uses another's
     return _resolve(spec, tables, dataset, name, ())
 
 
@@ -132,10 +132,10 @@ def _no_name(file: str, dataset: str) -> UserError:
 
 
 def sampling_table(spec: MethodSpec, dataset: str, recipe: str | None) -> Table:
-    """Return the options under which an imported checkpoint is sampled.
+    """Return the options for sampling an imported checkpoint.
 
-    Those of ``recipe``, or of ``paper`` where the method has it for the dataset, or what all of the
-    method's recipes share.
+    Those of ``recipe``, or of ``paper`` if the method has it for the dataset, or those that all of
+    the method's recipes share.
     """
     if recipe is not None:
         return recipe_table(spec, dataset, recipe)
@@ -164,7 +164,7 @@ def _resolve(
         raise UserError(
             f"recipe {dataset}.{name}",
             f"extends itself through {parent!r}",
-            remedy="let one of them stand on its own",
+            remedy="remove one of the extends",
         )
     return merge(_resolve(spec, tables, owner, rest, seen), table)
 
@@ -172,8 +172,8 @@ def _resolve(
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Table:
     """Return ``base`` with ``over`` merged in, tables key by key.
 
-    A table whose ``name`` changes (another network or optimizer) replaces the old one whole: the
-    options of one architecture mean nothing to another.
+    A table with another ``name`` (of a network or optimizer) replaces the old one: the options of
+    one architecture do not apply to another.
     """
     out = dict(base)
     for key, value in over.items():
@@ -187,7 +187,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Table:
 
 
 def require_once(pairs: Sequence[str]) -> None:
-    """Raise ``UserError`` if an override is given twice: which of them is meant?"""
+    """Raise ``UserError`` if an override is given twice."""
     given: dict[str, str] = {}
     for pair in pairs:
         key = pair.partition("=")[0].strip()
@@ -201,9 +201,9 @@ def require_once(pairs: Sequence[str]) -> None:
         given[key] = pair
 
 
-def require_told(extra: Mapping[str, Any], told: Mapping[str, Any], who: str) -> None:
-    """Raise ``UserError`` if an override contradicts what ``who``, a checkpoint, says of itself."""
-    for key, value in told.items():
+def require_unchanged(extra: Mapping[str, Any], fixed: Mapping[str, Any], who: str) -> None:
+    """Raise ``UserError`` if an override changes a fixed property of a checkpoint, ``who``."""
+    for key, value in fixed.items():
         if value is not None and extra.get(key, value) != value:
             asked, known = (json.dumps(v) for v in (extra[key], value))
             raise UserError(
@@ -212,7 +212,7 @@ def require_told(extra: Mapping[str, Any], told: Mapping[str, Any], who: str) ->
 
 
 def parse_overrides(pairs: Sequence[str]) -> Table:
-    """Turn ``["optimizer.lr=1e-4", …]`` into a table; values are TOML, or strings as they stand."""
+    """Turn ``["optimizer.lr=1e-4", …]`` into a table; values are TOML or plain strings."""
     table: Table = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -229,7 +229,7 @@ def parse_overrides(pairs: Sequence[str]) -> Table:
 
 
 def parse_value(text: str) -> Any:
-    """Return ``text`` as a TOML value, or as a plain string where it is none."""
+    """Return ``text`` as a TOML value, or as a plain string if it is not TOML."""
     if text in ("null", "none", "None"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a run that goes on takes from its checkpoint: weights, shards, threads."""
+"""What a resumed run takes from its checkpoint: weights, shard size, threads."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cmbench.sweep.threads import resumed_threads
 from cmbench.training.checkpoint import Checkpoint
 from cmbench.training.state import OtherNetworkError, TrainingState
 
-#: What a checkpoint says beside its tensors; None for a run that starts.
+#: The metadata of the checkpoint that a run is resumed from; None for a new run.
 Saved = Mapping[str, Any] | None
 
 
 def threads_of(context: Context, plan: RunPlan, saved: Saved) -> int:
-    """Return this process's threads, and say where a resumed run cannot keep those it had."""
+    """Return the threads of this process; warn if a resumed run cannot keep the number it had."""
     if saved is None:
         return context.threads
     before, split = int(saved["threads"]), saved.get("split")
@@ -26,17 +26,17 @@ def threads_of(context: Context, plan: RunPlan, saved: Saved) -> int:
     threads = resumed_threads(before, context.threads, same_processes=same)
     if same and threads != before:
         context.reporter.warn(
-            f"run {plan.run_id}: had {before} threads, more than there are cores here, and goes on "
-            f"with {threads}: the same result to rounding, not bit for bit"
+            f"run {plan.run_id}: had {before} threads, more than there are cores here, and "
+            f"continues with {threads}: the result is the same up to rounding, not bit for bit"
         )
     return threads
 
 
 def shard_size(context: Context, plan: RunPlan, saved: Saved) -> int | None:
-    """Return the images of a forward pass, and say what another number of processes changes.
+    """Return the images per forward pass; warn about what another number of processes changes.
 
-    A step's randomness belongs to its shards, so a resumed run keeps the shards it had wherever
-    they still divide each process's share.
+    The randomness of a step belongs to its shards, so a resumed run keeps its shard size if that
+    still divides the share of each process.
 
     Raises:
         UserError: the batch does not divide evenly (on every process).
@@ -48,22 +48,22 @@ def shard_size(context: Context, plan: RunPlan, saved: Saved) -> int | None:
     shard = int(before["shard"]) if before is not None else min(wanted or share, share)
     kept = share % shard == 0
     if before is None or before["processes"] == world.size:
-        return shard if kept else wanted  # perhaps those of an earlier number of processes
+        return shard if kept else wanted  # perhaps of an earlier number of processes
     consequence = (
-        f"still in shards of {shard} images: same randomness, same result to rounding"
+        f"still in shards of {shard} images: same randomness, same result up to rounding"
         if kept
-        else f"its shards of {shard} images do not fit a share of {share}: from here on the run "
+        else f"shards of {shard} images do not divide a share of {share}: from here on the run "
         "draws other random numbers of the same distribution"
     )
     context.reporter.warn(
-        f"run {plan.run_id}: was trained by {before['processes']} process(es) and goes on with "
+        f"run {plan.run_id}: was trained by {before['processes']} process(es) and continues with "
         f"{world.size}, {consequence}"
     )
     return shard if kept else wanted
 
 
 def restore(state: TrainingState, checkpoint: Checkpoint, *, compiled: bool) -> None:
-    """Load a checkpoint into freshly built modules, and split them if the run is split."""
+    """Load a checkpoint into new modules, and split them if the run is split."""
     try:
         state.load(checkpoint.tensors, checkpoint.meta["state"], compiled=compiled)
     except OtherNetworkError as error:
@@ -77,7 +77,7 @@ def restore(state: TrainingState, checkpoint: Checkpoint, *, compiled: bool) -> 
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"checkpoint {checkpoint.path}",
-            f"does not fit what the method builds ({type(error).__name__}: {one_line(str(error))})",
+            f"does not match the method's modules ({type(error).__name__}: {one_line(str(error))})",
             allowed="checkpoints of the same plugin version and recipe",
             remedy=f"delete {checkpoint.path.parent.parent} to train the run from the start",
         ) from error

@@ -1,6 +1,6 @@
-"""The files of a run's folder, read. Imports no torch.
+"""Read the files of a run's folder. Imports no torch.
 
-A folder holds ``run.json`` (the resolved recipe, written before work starts), checkpoints,
+A folder holds ``run.json`` (the resolved recipe, written before training starts), checkpoints,
 ``log.jsonl``, one ``weights-<variant>`` per result, and ``result.json`` when training is complete.
 """
 
@@ -13,10 +13,10 @@ from typing import Any
 
 from cmbench.errors import MissingError, UserError
 
-#: What a run says of itself, written before work starts.
+#: The run's description, written before training starts.
 RUN_FILE = "run.json"
 _SAVED = ("run", "method", "dataset", "recipe", "seed", "config", "teacher")
-#: What a training has led to, written when it is complete.
+#: The result, written when training is complete.
 RESULT_FILE = "result.json"
 #: Name of the weights that training ends with.
 MAIN = "final"
@@ -30,7 +30,7 @@ def weights_path(folder: Path, name: str) -> Path:
 
 
 def read_run_file(folder: Path) -> Mapping[str, Any]:
-    """Return what a run's folder says of the run: its method, resolved recipe, teacher and so on.
+    """Return the description in a run's folder: its method, resolved recipe, teacher and so on.
 
     Raises:
         MissingError: there is no such file, or it cannot be read.
@@ -47,7 +47,7 @@ def read_run_file(folder: Path) -> Mapping[str, Any]:
 
 
 def read_result_file(folder: Path) -> Mapping[str, Any] | None:
-    """Return what a finished training has led to, or None if it is not complete.
+    """Return the result of a finished run, or None if training is not complete.
 
     Raises:
         UserError: the file cannot be read.
@@ -66,5 +66,5 @@ def read_result_file(folder: Path) -> Mapping[str, Any] | None:
             remedy="delete it to finish the run again from its last checkpoint",
         ) from error
     if not all(file.exists() and file.with_suffix(".json").exists() for file in files):
-        return None  # the last checkpoint gives them back
+        return None  # they are written again from the last checkpoint
     return result

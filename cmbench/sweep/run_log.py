@@ -1,4 +1,4 @@
-"""The log of a run: ``log.jsonl``, one line a logging interval."""
+"""The log of a run: ``log.jsonl``, one line per logging interval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cmbench.training.state import TrainingState
 
 
 class RunLog:
-    """``log.jsonl``: one line a logging interval; lines past the resumed position are dropped."""
+    """``log.jsonl``: one line per logging interval; later lines are removed when it resumes."""
 
     def __init__(self, path: Path, nimg: int) -> None:
         self.path = path
@@ -39,7 +39,7 @@ class RunLog:
             raise UserError(
                 f"cannot write {self.path}",
                 error.strerror or str(error),
-                remedy="free space, then start again: training resumes from the last checkpoint",
+                remedy="free space, then start the same command again: training resumes",
             ) from error
 
 

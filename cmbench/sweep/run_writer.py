@@ -1,4 +1,4 @@
-"""What a training leaves in its run's folder: recipe, log, checkpoints, weights, result."""
+"""Write the files of a run's folder: description, log, checkpoints, weights, result."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class RunWriter:
     """Writes a run's folder while it trains, in the leading process.
 
     Attributes:
-        context: whose reporter and observers hear of the progress.
+        context: its reporter and observers receive the progress.
         plan: the run.
-        folder: where it is written.
-        settings: of the training.
-        threads: of each process.
-        teacher: its name is written down.
-        exports: the phases' results so far, by name.
+        folder: the run's folder.
+        settings: how it is trained.
+        threads: CPU threads per process.
+        teacher: the frozen teacher, if there is one.
+        exports: the results of finished phases, by name.
     """
 
     context: Context
@@ -44,10 +44,10 @@ class RunWriter:
     exports: dict[str, Any]
 
     def begin(self, state: TrainingState, dataset_sha256: str, *, resumed: bool) -> Watchers:
-        """Write what is trained, unless it is there; return what writes the rest."""
+        """Write the description of a new run; return the callbacks that write the rest."""
         if not resumed:
             plan = self.plan
-            said = {
+            description = {
                 "run": plan.run_id,
                 "method": plan.spec.name,
                 "dataset": plan.dataset,
@@ -59,13 +59,13 @@ class RunWriter:
                 "teacher": self.teacher.name if self.teacher else None,
                 "command": self.context.command,
             }
-            _write_json(self.folder / RUN_FILE, said)
+            _write_json(self.folder / RUN_FILE, description)
         self._log = RunLog(self.folder / "log.jsonl", state.seen_nimg)
         should_stop = self.context.should_stop
         return Watchers(self.log, self.checkpoint, self.phase_done, should_stop)
 
     def log(self, state: TrainingState, scalars: Mapping[str, float]) -> None:
-        """Log an interval's means and tell observers of them."""
+        """Log the means of an interval and pass them to the reporter and the observers."""
         if not scalars:
             return
         self._log.add(state, scalars)
@@ -87,7 +87,7 @@ class RunWriter:
             "run": self.plan.run_id,
             "split": {"processes": settings.world.size, "shard": shard},
         }
-        # First, and not at a stop: a run that was disturbed has the snapshots of one that was not.
+        # Not at a stop: an interrupted run must have the same snapshots as an uninterrupted one.
         if checkpoint_due(state, settings) or state.nimg >= state.phase.images:
             save_snapshot(self.folder / SNAPSHOTS, state)
         path = self.folder / "checkpoints" / f"{state.seen_nimg:014d}.safetensors"
@@ -95,7 +95,7 @@ class RunWriter:
         prune_checkpoints(path.parent)
 
     def phase_done(self, state: TrainingState) -> None:
-        """Write the weights that a phase ends with, if they are a result, and a checkpoint."""
+        """Write the final weights of a phase that is exported, and a checkpoint."""
         last = state.phase_index == len(state.phases) - 1
         names = {state.phase.export, MAIN if last else None}
         for name in filter(None, names):
@@ -114,7 +114,7 @@ class RunWriter:
         self.checkpoint(state)
 
     def finish(self, state: TrainingState) -> Mapping[str, Any]:
-        """Write and return the result of a training that is complete."""
+        """Write and return the result of the finished run."""
         result = {
             "exports": self.exports,
             "parameters": sum(p.numel() for p in state.modules["model"].parameters()),

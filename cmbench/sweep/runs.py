@@ -1,4 +1,4 @@
-"""Runs on disk as networks: built, and loaded with the weights that a training has left."""
+"""Build the networks of runs, and load the weights of finished runs."""
 
 from __future__ import annotations
 

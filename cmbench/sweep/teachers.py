@@ -1,12 +1,12 @@
 """Where a student's teacher comes from: the four forms of a recipe's ``teacher``.
 
 ``METHOD:RECIPE`` is trained first, with the student's architecture. ``run:PATH`` is a finished run
-of this or another workspace and ``import:NAME`` a checkpoint from elsewhere: the student takes
-their architecture. ``analytic`` is the exact model of a dataset with a closed form.
+of this or another workspace and ``import:NAME`` an imported checkpoint: the student has their
+architecture. ``analytic`` is the exact model of a dataset with a closed form.
 
-A resolved recipe names content, not a place: ``run:PATH`` becomes ``run:ID@HASH``, ``import:NAME``
-becomes ``import:NAME@HASH``. Nothing but training asks for the content again, so a finished student
-can be sampled wherever it is.
+A resolved recipe refers to content, not to a path: ``run:PATH`` becomes ``run:ID@HASH``,
+``import:NAME`` becomes ``import:NAME@HASH``. Only training needs the content again: a finished
+student can be sampled without its teacher.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cmbench.sweep.context import Context
 from cmbench.sweep.frozen import frozen_teacher, trained_teacher, untrained_teacher
 from cmbench.sweep.imported import ImportedModel, open_imported, require_same_data
 from cmbench.sweep.plans import Builder, PlanRun, RunPlan, TeacherSource, load_method_class
-from cmbench.sweep.recipes import Table, default_recipe, merge, recipe_table, require_told
+from cmbench.sweep.recipes import Table, default_recipe, merge, recipe_table, require_unchanged
 from cmbench.sweep.run_files import MAIN, RUN_FILE, read_run_file, weights_path
 from cmbench.sweep.runs import TrainedRun, on_device, read_result
 from cmbench.sweep.validation import validate
@@ -40,16 +40,16 @@ _ANALYTIC = "analytic"
 _RUN = "run:"
 #: Students of every seed share one teacher.
 _SEED = 0
-#: What a network has for training only, with the value of one that has none of it.
+#: Network options that act in training only, with the values that switch them off.
 _DROPOUT = {"dropout": 0.0, "dropout_max_resolution": None}
 #: Hexadecimal digits of the content hash in a reference.
 _DIGITS = 16
 
 
 def parse_teacher(text: str | None, run_id: str | None = None) -> TeacherSource | None:
-    """Return the source that a recipe's ``teacher`` means; nothing is looked up yet.
+    """Return the source for a recipe's ``teacher``; nothing is looked up yet.
 
-    ``run_id`` is that of the teacher that ``METHOD:RECIPE`` stood for, where a run says so.
+    ``run_id`` is the id of the run that ``METHOD:RECIPE`` refers to, if it is known.
     """
     if text is None:
         return None
@@ -65,9 +65,9 @@ def parse_teacher(text: str | None, run_id: str | None = None) -> TeacherSource 
 def resolve_teacher(
     context: Context, table: Table, extra: Mapping[str, Any], data: DatasetSpec
 ) -> tuple[TeacherSource | None, Table]:
-    """Return a recipe's teacher, and the recipe with what follows from it for the student.
+    """Return a recipe's teacher, and the recipe with the options that the teacher determines.
 
-    ``extra`` are the user's overrides, which are part of ``table`` already.
+    ``extra`` are the user's overrides, which ``table`` already contains.
     """
     named = table.get("teacher")
     teacher = parse_teacher(named) if isinstance(named, str) else None
@@ -78,7 +78,7 @@ def resolve_teacher(
 
 
 def saved_plan(context: Context, saved: Mapping[str, Any]) -> RunPlan:
-    """Return the plan of a run from what it says of itself: neither recipe nor teacher is needed.
+    """Return the plan of a run from its description: neither recipe nor teacher is needed.
 
     ``saved`` has the entries of ``run.json``: ``method``, ``dataset``, ``recipe``, ``seed``, the
     resolved ``config`` and the ``teacher``'s name.
@@ -153,18 +153,18 @@ class _TrainedFirst(TeacherSource):
         return replace(self, run=run, run_id=run.run_id)
 
     def open(self, context: Context, student: RunPlan) -> Teacher:
-        assert self.run_id is not None, "known once it is planned, or where a run says so"
+        assert self.run_id is not None, "known once it is planned"
         trained = saved_run(context, context.workspace.run(self.run_id))
         return trained_teacher(context, self.run_id, trained, student)[0]
 
     def stand_in(self, context: Context, student: RunPlan, build: Builder) -> Teacher:
-        assert self.run is not None, "costs are those of plans"
+        assert self.run is not None, "only planned runs are estimated"
         return untrained_teacher(context, self.run, student, build)
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What a student takes over from a teacher whose weights are there already."""
+    """The properties of an existing teacher that its student adopts."""
 
     who: str
     network: Mapping[str, Any]
@@ -175,7 +175,7 @@ class _Facts:
 
 @dataclass(frozen=True)
 class _Given(TeacherSource):
-    """A teacher whose weights are there already: its student follows it."""
+    """A teacher that exists already: its student has its architecture."""
 
     looks_up = True
 
@@ -183,22 +183,22 @@ class _Given(TeacherSource):
 
     @abstractmethod
     def found(self, context: Context, data: DatasetSpec) -> _Given:
-        """Return this source with what it names; raise if that cannot teach on ``data``."""
+        """Return this source with its content; raise if that is no teacher for ``data``."""
 
     @property
     def parameterization(self) -> str | None:
         return self.facts.parameterization if self.facts else None
 
     def student_table(self, table: Table, extra: Mapping[str, Any]) -> Table:
-        """Return a recipe with the teacher's content, architecture and conditioning.
+        """Return a recipe with the teacher's reference, architecture and conditioning.
 
-        The student starts from its weights, keeps its own dropout, and may change what an override
-        names. Only for what :meth:`found` has returned.
+        The student keeps its own dropout; overrides of the network are kept too. Only for a source
+        that :meth:`found` has returned.
         """
         facts, own = self.facts, table.get("network")
         assert facts is not None
-        told = {"sigma_data": facts.sigma_data, "conditional": facts.conditional}
-        require_told(extra, told, facts.who)
+        fixed = {"sigma_data": facts.sigma_data, "conditional": facts.conditional}
+        require_unchanged(extra, fixed, facts.who)
         kept = {k: own[k] for k in _DROPOUT if k in own} if isinstance(own, Mapping) else {}
         network = merge({**facts.network, **kept}, extra.get("network", {}))
         followed = {"teacher": self.reference, "network": network, "conditional": facts.conditional}
@@ -217,13 +217,13 @@ class _Imported(_Given):
         model = open_imported(context.workspace, self.reference)
         model.require_parameterization("teacher", {"edm": "a diffusion model"})
         model.require_data(data)
-        told = model.facts
+        given = model.facts
         facts = _Facts(
             f"teacher {model.name}",
-            told.network,
-            told.num_classes > 0,
-            told.sigma_data,
-            told.parameterization,
+            given.network,
+            given.num_classes > 0,
+            given.sigma_data,
+            given.parameterization,
         )
         return replace(self, reference=model.title, facts=facts, model=model)
 
@@ -296,7 +296,7 @@ class _FinishedRun(_Given):
         return saved_run(context, folder), wanted
 
     def _require_content(self, trained: TrainedRun, weights_sha256: str, wanted: str) -> str:
-        """Return the reference that names a run's content; raise unless it has the hash wanted."""
+        """Return the reference to a run's content; raise if its hash is not ``wanted``."""
         saved = read_run_file(trained.folder)
         content = json.dumps([saved["method"], saved["config"], weights_sha256], sort_keys=True)
         digits = hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]
@@ -306,7 +306,7 @@ class _FinishedRun(_Given):
                 f"the run in {trained.folder} has the hash {digits}",
                 allowed=wanted,
                 remedy="name the folder of that run with -o teacher=run:FOLDER, or leave the hash "
-                "out to train a student of this one",
+                "out to train a student of this run",
             )
         return f"{_RUN}{saved['run']}@{digits}"
 
@@ -323,5 +323,5 @@ def _require_diffusion_model(context: Context, spec: MethodSpec) -> None:
 
 
 def _parameterization(run: RunPlan) -> str | None:
-    """Return how the output of a run's network is read, if its method has the choice."""
+    """Return the parameterization of a run's network, if its method has that option."""
     return getattr(run.config, "parameterization", None)

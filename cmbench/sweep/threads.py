@@ -1,9 +1,9 @@
-"""The one place that chooses how many CPU threads torch uses.
+"""How many CPU threads torch uses.
 
 Two torch processes with two OpenMP threads each on two cores run 50 to 100 times slower than with
-one thread each (measured), because spinning threads wait for cores that others hold. So threads are
-chosen from the cores that are really free, recorded with every run, and kept when it resumes: sums
-split over another number of threads round differently.
+one thread each (measured), because spinning threads wait for cores that are in use. So
+there are as many threads as free cores. Their number is recorded with every run and kept when it
+resumes: sums over another number of threads round differently.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def available_cores() -> int:
 
 
 def choose_threads() -> int:
-    """Return the threads for a new run: ``OMP_NUM_THREADS``, or the cores that are free now."""
+    """Return the threads for a new run: ``OMP_NUM_THREADS``, or the number of free cores."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
@@ -41,14 +41,14 @@ def choose_threads() -> int:
 
 
 def resumed_threads(before: int, now: int, *, same_processes: bool) -> int:
-    """Return the threads of a run that goes on: those it had, so that its bits are the same.
+    """Return the threads of a resumed run: as many as before, for a result equal bit for bit.
 
-    With another number of processes the bits change anyway, and what one process had may be far too
-    many, or too few, for each of them. Nor are more threads kept than there are cores.
+    With another number of processes the result differs in rounding anyway, and the old number may
+    be too large or too small for each of them. No more threads are kept than there are cores.
 
     Args:
-        before: threads of each process so far.
-        now: threads that a new run would get in each process.
+        before: threads per process so far.
+        now: threads per process of a new run.
         same_processes: whether there are as many processes as before.
     """
     return before if same_processes and before <= max(available_cores(), now) else now

@@ -1,4 +1,4 @@
-"""Training a run: once, resumed if it was interrupted, reused if it is there."""
+"""Train a run, resume it if it was interrupted, or reuse it if it is finished."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def obtain_run(context: Context, plan: RunPlan) -> TrainedRun:
-    """Return the finished run, training or resuming it (and its teacher) if need be.
+    """Return the finished run, training or resuming it and its teacher if necessary.
 
     Raises:
         BusyError: another process is training it.
@@ -46,7 +46,7 @@ def obtain_run(context: Context, plan: RunPlan) -> TrainedRun:
         return done
     teacher = obtain_teacher(context, plan)
     with ExitStack() as held:
-        # The leader holds the lock for all of them, and all hear of it if it is taken.
+        # The leader holds the lock for all processes; if it is taken, the error is raised in all.
         context.world.lead(lambda: held.enter_context(locked(folder, plan)))
         return _finished(context, plan, folder) or _train(context, plan, folder, teacher)
 
@@ -100,16 +100,16 @@ def obtain_teacher(context: Context, plan: RunPlan) -> Teacher | None:
 
 
 def _train(context: Context, plan: RunPlan, folder: Path, teacher: Teacher | None) -> TrainedRun:
-    """Train or resume a run whose lock the leader holds."""
+    """Train or resume a run; the leader holds its lock."""
     world = context.world
-    world.lead(lambda: bool(context.dataset(plan.dataset)))  # missing data: said once
+    world.lead(lambda: bool(context.dataset(plan.dataset)))  # missing data: reported once
     with world.together():
         dataset = context.dataset(plan.dataset).to(context.device)
         state, saved, threads = _open_state(context, plan, folder, teacher)
     if world.lead(lambda: state.seen_nimg) != state.seen_nimg:
         raise UserError(
             f"run folder {folder}",
-            "looks different to two processes",
+            "differs between two processes",
             allowed="a workspace on a file system that all processes share",
             remedy="choose one with --workspace",
         )
@@ -125,7 +125,7 @@ def _train(context: Context, plan: RunPlan, folder: Path, teacher: Teacher | Non
 
 
 def _watch(context: Context, plan: RunPlan, trainer: Trainer) -> None:
-    """Train to the end under the eyes of observers and reporter.
+    """Train to the end and report the progress.
 
     Raises:
         InterruptedRunError: it was stopped.
@@ -142,23 +142,23 @@ def _watch(context: Context, plan: RunPlan, trainer: Trainer) -> None:
         raise InterruptedRunError(
             f"run {plan.run_id}",
             f"{stopped} after {state.seen_nimg} images; checkpoint saved",
-            remedy="start the same command again to go on",
+            remedy="start the same command again to continue",
         )
 
 
 def _open_state(
     context: Context, plan: RunPlan, folder: Path, teacher: Teacher | None
 ) -> tuple[TrainingState, Saved, int]:
-    """Build a run's state, as its latest good checkpoint has it if there is one.
+    """Build the state of a run and load its latest good checkpoint, if there is one.
 
     Returns:
-        The state, what the checkpoint says beside its tensors (None without one), and the threads
-        that this process uses from now on.
+        The state, the metadata of the checkpoint (None without one), and the number of threads that
+        this process uses from now on.
     """
     checkpoints = folder / "checkpoints"
     latest, warnings = latest_checkpoint(checkpoints) if checkpoints.exists() else (None, [])
     for warning in warnings:
-        context.reporter.warn(f"{warning}; going back to the checkpoint before it")
+        context.reporter.warn(f"{warning}; using the checkpoint before it")
     saved = latest.meta if latest else None
     threads = threads_of(context, plan, saved)
     use_threads(threads)
@@ -173,7 +173,7 @@ def _open_state(
 
 
 def _settings(context: Context, plan: RunPlan, state: TrainingState, saved: Saved) -> Settings:
-    """Return how a run is trained from here on."""
+    """Return the settings of the training that starts or continues here."""
     config = plan.config
     if config.checkpoint_kimg is not None:
         checkpoint_nimg = max(round(config.checkpoint_kimg * 1000), 1)

@@ -18,8 +18,12 @@ _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 def validate(model: type[C], table: Mapping[str, Any], who: str, prefix: str = "") -> C:
-    """Validate a table by its config model; the error names every bad key or value, and says what
-    is valid. ``prefix`` leads to the table from where a user writes its keys (``network.``).
+    """Validate a table by its config model.
+
+    ``prefix`` is what a user writes before the keys of the table (``network.``).
+
+    Raises:
+        UserError: it names every unknown key and invalid value, and what is valid.
     """
     try:
         return model.model_validate(table)
@@ -42,7 +46,7 @@ def validate(model: type[C], table: Mapping[str, Any], who: str, prefix: str = "
             who,
             "; ".join(problems),
             allowed="; ".join([*known, *filter(None, values)]),
-            remedy=close or f"mend the recipe or the -o override of {prefix + places[0]!r}",
+            remedy=close or f"correct the recipe or the -o override of {prefix + places[0]!r}",
         ) from error
 
 
@@ -56,7 +60,7 @@ def _is_short(value: Any) -> bool:
 
 
 def _valid_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
-    """Return the keys that are valid where an unknown one stood."""
+    """Return the valid keys of the table that has an unknown one."""
     owner = _owner(model, location)
     return set(owner.model_fields) if owner else set()
 
@@ -64,7 +68,7 @@ def _valid_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> set[
 def _valid_values(
     model: type[BaseModel], location: tuple[int | str, ...], name: str, message: str
 ) -> str:
-    """Return what a field takes: its constraints and its meaning, or what pydantic says."""
+    """Return the valid values of a field: its constraints and description, or pydantic's words."""
     owner = _owner(model, location)
     field = owner.model_fields.get(str(location[-1])) if owner and location else None
     signs = [
@@ -81,7 +85,7 @@ def _valid_values(
 
 
 def _owner(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """Return the model that the last part of a location belongs to."""
+    """Return the model that has the last part of a location as a field."""
     current: type[BaseModel] | None = model
     for part in location[:-1]:
         if isinstance(part, int):  # a place in a list of tables

@@ -28,15 +28,15 @@ from cmbench.errors import (
 )
 from cmbench.training.launch import Launch
 
-#: Others wait this long for rank 0, which samples and measures alone.
+#: How long the others wait for rank 0, which samples and measures alone.
 PATIENCE = timedelta(days=7)
-#: A process that failed where others wait for its slices waits this long for them to fail too.
+#: How long a failed process waits for others that wait for its slices to fail too.
 SHORT_PATIENCE = timedelta(seconds=60)
-#: Networks of at least so many parameters are split over GPUs unless told otherwise (EDM2-XL is).
+#: Networks with at least this many parameters are split over GPUs by default (EDM2-XL is).
 SPLIT_FROM = 1_000_000_000
-#: Flags of one agreement: its message has the same length wherever a process is.
+#: The most flags of one agreement; all messages have the same length.
 _MOST_FLAGS = 3
-#: The note on an error that the leader has raised, and will print.
+#: The note on an error that the leader has raised and prints.
 RELAYED = "raised by rank 0"
 _ERRORS = {
     error.__name__: error
@@ -53,16 +53,16 @@ _ERRORS = {
 
 
 class LostProcessError(BrokenRunError):
-    """Another process does not answer any more."""
+    """Another process does not answer."""
 
 
 class SharedFailureError(BrokenRunError):
-    """What one process failed of, raised in all of them.
+    """The failure of one process, raised in all of them.
 
     Attributes:
         where: ``rank R of N``.
         what: the error's line, with its class's name unless it is a :class:`UserError`.
-        foreseen: whether it is a :class:`UserError`, whose line says who failed.
+        foreseen: whether it is a :class:`UserError`, which names who failed.
     """
 
     def __init__(self, where: str, what: str, foreseen: bool) -> None:
@@ -72,7 +72,7 @@ class SharedFailureError(BrokenRunError):
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among all."""
+    """This process among all processes of a run."""
 
     rank: int = 0
     size: int = 1
@@ -87,17 +87,17 @@ class World:
     def agree(
         self, *flags: bool, failure: BaseException | None = None, patience: timedelta | None = None
     ) -> tuple[bool, ...]:
-        """Return, for each flag, whether any process has raised it; all wait for each other.
+        """Return for each flag whether any process has set it; all processes wait for each other.
 
         Args:
             flags: at most three.
-            failure: what this process has failed of, if it has. All of them then raise it here,
-                whichever agreement they have come to.
+            failure: the failure of this process, if it has failed. All processes then raise it
+                here, in whichever agreement they are.
             patience: how long to wait for the others; None waits for :data:`PATIENCE`.
 
         Raises:
             SharedFailureError: a process has failed.
-            LostProcessError: another process is gone, or has not come in time.
+            LostProcessError: another process is gone, or did not answer in time.
         """
         if self.size == 1:
             return flags
@@ -127,14 +127,14 @@ class World:
         raise shared from failure
 
     def share(self, failure: BaseException) -> None:
-        """Raise ``failure`` in all processes, or here alone if the others do not come for it.
+        """Raise ``failure`` in all processes, or only here if the others do not answer.
 
-        Where weights are split, a step waits for the other processes' slices: one that fails
-        within a step cannot know that the others will come to an agreement.
+        If weights are split, a step waits for slices of the other processes: a process that fails
+        within a step cannot know whether the others will reach an agreement.
 
         Raises:
-            SharedFailureError: all processes have come.
-            BrokenRunError: they have not; the launcher ends them when this one exits.
+            SharedFailureError: all processes have answered.
+            BrokenRunError: they have not; the launcher ends them when this process exits.
         """
         try:
             self.agree(failure=failure, patience=SHORT_PATIENCE)
@@ -144,13 +144,13 @@ class World:
                 f"rank {self.rank} of {self.size}",
                 f"{type(failure).__name__}: {line[:300]}; the others wait for its slices of the "
                 "weights, or are gone",
-                remedy="see what the other processes said, mend it, and start the same command "
-                "again: training resumes from the last good checkpoint",
+                remedy="see the errors of the other processes, fix them, and start the same "
+                "command again: training resumes from the last good checkpoint",
             ) from failure
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Do the block in every process; what one of them raises there, all raise at its end.
+        """Run the block in every process; an error in one of them is raised in all at its end.
 
         The block must not wait for other processes.
 
@@ -167,9 +167,9 @@ class World:
         self.agree(failure=failure)
 
     def lead(self, work: Callable[[], Any]) -> Any:
-        """Let rank 0 do ``work`` and return its result, JSON-like, on every process.
+        """Call ``work`` on rank 0 and return its result, plain data, on every process.
 
-        What it raises is raised everywhere, so that all go on, or stop, together.
+        An error is raised on every process, so that all continue or stop together.
         """
         if self.size == 1:
             return work()
@@ -178,7 +178,7 @@ class World:
         if self.leads:
             try:
                 message = [("", work())]
-            except BaseException as error:  # told to the others, then raised
+            except BaseException as error:  # sent to the others, then raised
                 failure = error
                 kind = type(error).__name__ if isinstance(error, UserError) else "BrokenRunError"
                 parts = (
@@ -201,7 +201,7 @@ class World:
 
     @contextmanager
     def _contact(self) -> Iterator[None]:
-        """Say in one line that another process is gone."""
+        """Turn an error of communication into one line: another process is gone."""
         try:
             yield
         except RuntimeError as error:
@@ -209,7 +209,7 @@ class World:
             raise LostProcessError(
                 f"rank {self.rank} of {self.size}",
                 f"lost another process ({first[:160]})",
-                remedy="see what that process said, then start the same command again: training "
+                remedy="see the error of that process, then start the same command again: training "
                 "resumes from the last good checkpoint",
             ) from error
 
@@ -245,8 +245,8 @@ class World:
     def flat_gradients(self, parameters: Iterable[nn.Parameter]) -> Tensor | None:
         """Return all gradients in one message for :meth:`sum_gradients`; None in one process.
 
-        A parameter that this process's shards did not use sends zeros. Behind the gradients stands,
-        for each parameter, in how many processes it has one.
+        A parameter that this process's shards did not use sends zeros. After the gradients comes,
+        for each parameter, the number of processes in which it has one.
         """
         parameters = list(parameters)
         if self.size == 1 or not parameters:
@@ -275,7 +275,7 @@ class World:
         parameters = list(parameters)
         with self._contact():
             dist.all_reduce(flat)
-        # The host waits for the device only where this process lacks a gradient.
+        # The host waits for the device only if this process lacks a gradient.
         lacks = any(p.grad is None for p in parameters)
         counts = flat[-len(parameters) :].tolist() if lacks else [1.0] * len(parameters)
         offset = 0
@@ -290,13 +290,13 @@ class World:
 
 @contextmanager
 def joined(launch: Launch, device: torch.device) -> Iterator[World]:
-    """Join the other processes for the block (gloo on the CPU, NCCL on CUDA); leave at its end.
+    """Join the other processes for the block (gloo on the CPU, NCCL on CUDA).
 
-    Where the block raises, what is under way is given up: NCCL would wait for processes that may
-    be gone, or be waiting themselves.
+    If the block raises, pending communication is aborted: NCCL would wait for processes that may be
+    gone or waiting too.
 
     Raises:
-        MissingError: the others cannot be reached.
+        MissingError: the other processes cannot be reached.
     """
     if launch.size == 1:
         yield World()
@@ -310,14 +310,14 @@ def joined(launch: Launch, device: torch.device) -> Iterator[World]:
         raise MissingError(
             f"rank {launch.rank} of {launch.size}",
             f"cannot join the others ({(str(error).splitlines() or [''])[0][:160]})",
-            allowed="MASTER_ADDR and MASTER_PORT of a machine that all can reach",
+            allowed="MASTER_ADDR and MASTER_PORT of a machine that all processes can reach",
             remedy="start with torchrun",
         ) from error
     try:
         yield World(launch.rank, launch.size, dist.new_group(backend="gloo", timeout=PATIENCE))
     except BaseException:
         group = dist.group.WORLD
-        with suppress(RuntimeError):  # the block's error is the one to hear of
+        with suppress(RuntimeError):  # the block's error is the one to raise
             if group is not None:
                 group.abort()
         raise

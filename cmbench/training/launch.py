@@ -1,4 +1,4 @@
-"""What a launcher says about this process in the environment. Imports no torch."""
+"""The environment variables by which a launcher describes this process. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Launch:
         """Read ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` and ``LOCAL_WORLD_SIZE``.
 
         Raises:
-            UserError: they are not whole numbers that fit each other.
+            UserError: they are not whole numbers, or contradict each other.
         """
         values: dict[str, int] = {}
         for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)):

@@ -31,10 +31,10 @@ class Trainer:
     """Trains a state to the end of its last phase.
 
     Args:
-        state: what is trained; its phases say by which losses.
+        state: the modules, with the phases of training.
         feed: training images by their position in the stream.
-        settings: what the method does not say.
-        watchers: who is called between steps.
+        settings: what does not depend on the method.
+        watchers: callbacks between steps.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Trainer:
 
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite. On the CPU the optimizer has not
-                moved; a GPU is asked at the end of the logging interval, and weights may be spoilt
-                by then. No checkpoint is written in between.
+                moved; on a GPU this is checked at the end of the logging interval, when weights may
+                be unusable. No checkpoint is written in between.
             PluginError: the method's loss does not return one value per image.
             SharedFailureError: one of several processes failed.
             BrokenRunError: one of several processes failed, and they cannot go on together.
@@ -73,14 +73,15 @@ class Trainer:
         return None
 
     def should_continue(self) -> bool:
-        """Say whether the current phase has images left to see."""
+        """Return whether the current phase has images left."""
         return self.state.nimg < self.state.phase.images
 
     def step_together(self) -> tuple[bool, bool, str | None]:
         """Make a step; return what all processes agree to do next.
 
-        That is to log, to save because the last checkpoint is old, and why to stop (or None): who
-        logs, stops or fails alone would leave the others waiting.
+        Returns:
+            Whether to log, whether to save because the last checkpoint is old, and why to stop (or
+            None). A process that did one of these alone would leave the others waiting.
         """
         with in_step(self.state):
             failure = self.attempt_step()
@@ -97,21 +98,21 @@ class Trainer:
             self.watchers.log(self.state, scalars)
 
     def checkpoint(self) -> None:
-        """Have a checkpoint written; nobody leaves before it is there."""
+        """Write a checkpoint; no process continues before it is written."""
         self.meter.check_finite()
         with self.state.gathered(), self.settings.world.together():
             self.watchers.checkpoint(self.state)
         self.meter.saved()
 
     def finish_phase(self) -> None:
-        """Report the phase's last interval and have its results written."""
+        """Report the phase's last interval and write its results."""
         scalars = self.meter.take()
         with self.state.gathered(), self.settings.world.together():
             self.watchers.log(self.state, scalars)
             self.watchers.phase_done(self.state)
 
     def attempt_step(self) -> BaseException | None:
-        """Make a step; return what failed in this one of several processes, for all to hear of."""
+        """Make a step; return what failed in this process, if there are others to tell."""
         world = self.settings.world
         try:
             with self.memory_of_step():
@@ -150,7 +151,7 @@ class Trainer:
         state, settings, world = self.state, self.settings, self.settings.world
         total = torch.zeros((), device=state.device)
         whole = state.whole_parameters(objective)
-        # Where weights are split, the block waits for the other processes itself.
+        # If weights are split, the block itself waits for the other processes.
         together = world.together() if state.sharding is None else nullcontext()
         with together, self.memory_of_step():
             for first, count in world.shards(settings.batch_size, settings.microbatch_size):
@@ -169,7 +170,7 @@ class Trainer:
         return world.sum(total)
 
     def optimizer_step(self, index: int, objective: Objective) -> None:
-        """Move the objective's modules by their gradients, at the learning rate of this moment."""
+        """Make the optimizer step of an objective at the current learning rate."""
         state, scaler, optimizer = (
             self.state,
             self.state.scaler(index),
@@ -202,13 +203,13 @@ class Trainer:
 
 @contextmanager
 def in_step(state: TrainingState) -> Iterator[None]:
-    """Make a shared failure the end of these processes, where GPUs wait for each other's slices.
+    """End all processes after a shared failure if GPUs wait for each other's slices.
 
-    There a process hears of another's failure while its own stream still waits for slices that will
-    not come: what it sends for the next run would be taken for them.
+    A process then learns of another's failure while its own stream still waits for slices that will
+    not come, and what it sends for the next run would be taken for them.
 
     Raises:
-        BrokenRunError: instead of :class:`SharedFailureError`; the leader is to say it.
+        BrokenRunError: instead of :class:`SharedFailureError`; the leader prints it.
     """
     try:
         yield
@@ -218,8 +219,8 @@ def in_step(state: TrainingState) -> Iterator[None]:
         broken = BrokenRunError(
             error.where,
             error.what,
-            remedy="all processes end here, because GPUs wait for its slices of the weights; "
-            "started again, training resumes from the last good checkpoint",
+            remedy="all processes end, because GPUs wait for its slices of the weights; start the "
+            "same command again to resume training from the last good checkpoint",
         )
         if not state.sharding.world.leads:
             broken.add_note(RELAYED)
@@ -227,7 +228,7 @@ def in_step(state: TrainingState) -> Iterator[None]:
 
 
 def project_weights(module: nn.Module) -> None:
-    """Put weights back on their constraint, for networks that have one (EDM2's unit norms)."""
+    """Project weights onto their constraint, for networks that have one (EDM2's unit norms)."""
     normalize = getattr(module, "normalize_weights", None)
     if normalize is not None:
         with torch.no_grad():
@@ -241,7 +242,7 @@ def require_one_per_image(state: TrainingState, loss: object, count: int) -> Non
     elif loss.shape != (count,):
         problem = f"its loss returned shape {tuple(loss.shape)} for {count} images"
     elif not loss.requires_grad:
-        problem = "its loss depends on no parameter that is trained"
+        problem = "its loss does not depend on any trained parameter"
     else:
         return
     raise PluginError(
@@ -274,7 +275,7 @@ def counted_networks(state: TrainingState, settings: Settings) -> dict[str, Any]
     state.split(compiled=settings.compile)
     compiled, layout = settings.compile, None
     if state.sharding is not None:
-        # Blocks are compiled already; their weights lie contiguous, their images need not.
+        # Blocks are compiled already; their weights are contiguous, their images need not be.
         compiled = False
         layout = torch.channels_last if state.device.type == "cuda" else None
     return {
@@ -284,6 +285,6 @@ def counted_networks(state: TrainingState, settings: Settings) -> dict[str, Any]
 
 
 def checkpoint_due(state: TrainingState, settings: Settings) -> bool:
-    """Say whether a checkpoint interval has just been completed."""
+    """Return whether a checkpoint interval has just been completed."""
     every = settings.checkpoint_nimg
     return every > 0 and state.nimg // every != (state.nimg - settings.batch_size) // every

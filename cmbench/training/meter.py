@@ -1,4 +1,4 @@
-"""What the loop sees in a logging interval: means, counts, times, and what is not finite."""
+"""Means, counts and times of a logging interval; the check that numbers are finite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cmbench.training.state import TrainingState
 
 
 class Meter:
-    """Means of what the loop sees, kept on the device between logging intervals."""
+    """Means over a logging interval, kept on the device until it ends."""
 
     def __init__(self, state: TrainingState, settings: Settings) -> None:
         self.state, self.settings = state, settings
@@ -28,12 +28,12 @@ class Meter:
         self._steps = 0
 
     def see_loss(self, loss: Tensor) -> None:
-        """Refuse a non-finite loss (see :meth:`_refuse`) and log it."""
+        """Log a loss; raise if it is not finite (see :meth:`_refuse`)."""
         self._add("loss", loss)
         self._refuse("loss", loss)
 
     def see_gradient(self, norm: Tensor, scale: Tensor | None = None) -> None:
-        """Refuse a non-finite gradient, which a finite loss can have; log its norm."""
+        """Log the norm of a gradient; raise if it is not finite, as it can be for a finite loss."""
         self._add("grad_norm", norm.detach())
         self._refuse("gradient", norm.detach())
         if scale is not None:
@@ -42,8 +42,8 @@ class Meter:
     def _refuse(self, what: str, value: Tensor) -> None:
         """Raise if ``value`` is not finite: at once on the CPU, at the interval's end on a GPU.
 
-        Asking a GPU at every step would stall it; until the interval's end the position of the
-        first bad value is kept on the device, and no checkpoint is written in between.
+        Reading a value from a GPU at every step would stall it. The position of the first bad value
+        is kept on the device until the interval ends; no checkpoint is written in between.
         """
         if value.device.type == "cpu":
             if not math.isfinite(value.item()):
@@ -78,15 +78,15 @@ class Meter:
         self._counts[name] = self._counts.get(name, 0) + 1
 
     def due(self) -> bool:
-        """Say whether the logging interval is over."""
+        """Return whether the logging interval is over."""
         return self._last - self._started >= self.settings.log_seconds
 
     def long_unsaved(self) -> bool:
-        """Say whether the last checkpoint, or the start, was too long ago."""
+        """Return whether the last checkpoint, or the start, was too long ago."""
         return self._last - self._saved >= self.settings.checkpoint_seconds
 
     def saved(self) -> None:
-        """Count from now on: a checkpoint has just been written."""
+        """Note that a checkpoint has just been written."""
         self._saved = time.perf_counter()
 
     def take(self) -> dict[str, float]:
@@ -105,7 +105,7 @@ class Meter:
 def non_finite(
     state: TrainingState, nimg: int, what: str = "loss or its gradient"
 ) -> NonFiniteError:
-    """Return the error that stops a run whose loss or gradient is NaN or infinite."""
+    """Return the error for a loss or gradient that is NaN or infinite."""
     return NonFiniteError(
         f"training phase {state.phase.name!r}",
         f"the {what} is not finite at {nimg} images seen",

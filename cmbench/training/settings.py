@@ -1,4 +1,4 @@
-"""What the loop is given: training images, settings, and who is called between steps."""
+"""What the training loop receives: images, settings, and callbacks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Feed(Protocol):
 
 @dataclass
 class Settings:
-    """How a run is trained, apart from what its method says."""
+    """How a run is trained, independent of its method."""
 
     seed: int
     batch_size: int
@@ -28,7 +28,7 @@ class Settings:
     precision: str = "fp32"
     compile: bool = False
     checkpoint_nimg: int = 0
-    #: also after so long without one: what a kill or a lost process can cost
+    #: write one at least this often: the time that a killed process can lose
     checkpoint_seconds: float = 1800.0
     log_seconds: float = 1.0
     world: World = field(default_factory=World)
@@ -36,7 +36,7 @@ class Settings:
 
 @dataclass
 class Watchers:
-    """What the caller wants to happen between steps."""
+    """Callbacks between steps."""
 
     log: Callable[[TrainingState, Mapping[str, float]], None] = lambda state, scalars: None
     checkpoint: Callable[[TrainingState], None] = lambda state: None

@@ -1,4 +1,4 @@
-"""Everything that a training run is at one moment, and how it becomes tensors and back."""
+"""The state of a training run, and its conversion to tensors and back."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class OtherNetworkError(ValueError):
-    """A checkpoint holds other tensors than the modules that were built."""
+    """A checkpoint has other tensors than the modules that were built."""
 
 
 class TrainingState:
     """Modules, optimizers, averages and counters of a run.
 
-    ``phase_index`` and ``nimg`` (images seen in the phase) say where it is; ``seen_nimg`` counts
+    ``phase_index`` and ``nimg`` (images seen in the phase) are its position; ``seen_nimg`` counts
     images over all phases, and every random draw of a step is derived from it.
     """
 
@@ -38,7 +38,7 @@ class TrainingState:
         #: how large networks are split over processes; None keeps them whole
         self.sharding = sharding
         self._split = False
-        #: prepared networks outside ``modules`` whose evaluations count (a teacher's)
+        #: networks outside ``modules`` whose evaluations count (a teacher's)
         self.observed: list[CountedNetwork] = []
         self.phases: Sequence[Phase] = method.phases(modules)
         self._parameters: dict[tuple[str, ...], list[nn.Parameter]] = {}
@@ -63,7 +63,7 @@ class TrainingState:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's parameters are."""
+        """The device of the model's parameters."""
         return next(self.modules["model"].parameters()).device
 
     def split(self, *, compiled: bool = False) -> None:
@@ -73,7 +73,7 @@ class TrainingState:
             self._split = True
 
     def enter(self, index: int, *, resumed: bool = False) -> None:
-        """Begin phase ``index``: fresh optimizers and averages, and the phase's own start."""
+        """Begin phase ``index``: create optimizers and averages, call the phase's start."""
         self.phase_index = index
         phase = self.phase
         if not resumed:
@@ -106,7 +106,7 @@ class TrainingState:
 
     def parameters(self, objective: Objective) -> list[nn.Parameter]:
         """Return the parameters that an objective moves, in a fixed order."""
-        # Walking the modules takes longer than a small network's optimizer: once is enough.
+        # Walking the modules takes longer than a small network's optimizer step, so only once.
         if objective.trains not in self._parameters:
             self._parameters[objective.trains] = [
                 p for name in objective.trains for p in self.modules[name].parameters()
@@ -114,7 +114,7 @@ class TrainingState:
         return self._parameters[objective.trains]
 
     def moved(self, objective: Objective) -> list[nn.Parameter]:
-        """Return the parameters as the optimizer sees them: slices, where they are split."""
+        """Return the parameters that the optimizer receives: slices if they are split."""
         if self.sharding is None:
             return self.parameters(objective)
         if objective.trains not in self._moved:
@@ -122,12 +122,12 @@ class TrainingState:
         return self._moved[objective.trains]
 
     def whole_parameters(self, objective: Objective) -> list[nn.Parameter]:
-        """Return the parameters whose gradients the engine itself must sum over processes."""
+        """Return the parameters whose gradients must be summed over processes here."""
         pairs = zip(self.parameters(objective), self.moved(objective), strict=True)
         return [parameter for parameter, moved in pairs if parameter is moved]
 
     def zero_gradients(self, index: int, objective: Objective) -> None:
-        """Forget an objective's gradients; no backward pass may be to come."""
+        """Delete the gradients of an objective; no backward pass may be pending."""
         self.optimizers[index].zero_grad(set_to_none=True)
         if self.sharding is not None:
             self.sharding.forget_passes(self.modules.values())
@@ -135,7 +135,7 @@ class TrainingState:
                 parameter.grad = None
 
     def slice_gradients(self, objective: Objective) -> None:
-        """Show the optimizer the gradients, once they are summed."""
+        """Give the optimizer its slices of the summed gradients."""
         if self.sharding is not None:
             self.sharding.slice_gradients(self.parameters(objective), self.moved(objective))
 
@@ -150,14 +150,14 @@ class TrainingState:
         return torch.nn.utils.get_total_norm(gradients)
 
     def mixed(self) -> AbstractContextManager[None]:
-        """Allow what methods do to two networks' parameters at once, split or whole."""
+        """Allow operations on the parameters of two networks at once, split or whole."""
         return nullcontext() if self.sharding is None else self.sharding.mixed()
 
     # ---- to tensors and back -------------------------------------------------------------------
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Have :meth:`tensors` and :meth:`export` at hand in the block, where weights are split.
+        """Make :meth:`tensors` and :meth:`export` available in the block if weights are split.
 
         Then all processes must enter it together, and only the leader has the tensors, on the CPU.
         """
@@ -220,7 +220,7 @@ class TrainingState:
         """Restore a state saved by :meth:`tensors` and :meth:`meta`, then :meth:`split` it.
 
         Raises:
-            OtherNetworkError: the tensors are another network's; nothing has been restored.
+            OtherNetworkError: the tensors are of another network; nothing has been restored.
         """
         for name, module in self.modules.items():
             _require_same(name, module, _under(tensors, f"nets.{name}."))
@@ -248,7 +248,7 @@ class TrainingState:
         return self.sharding.slice_of(whole, like)
 
     def export(self) -> dict[str, Tensor]:
-        """Return what sampling needs: each average of the model, and the other modules.
+        """Return what sampling needs: the model and each of its averages.
 
         Keys are ``<average>/<module>.<parameter>``; ``raw`` is the model without averaging.
         """
@@ -267,7 +267,7 @@ def _require_same(name: str, module: nn.Module, found: dict[str, Tensor]) -> Non
     if differing:
         first = differing[0]
         raise OtherNetworkError(
-            f"holds another network as {name!r}: {len(differing)} tensors differ, the first is "
+            f"has another network as {name!r}: {len(differing)} tensors differ, the first is "
             f"{first}, {theirs.get(first, 'missing')} there and {ours.get(first, 'missing')} here"
         )
 

@@ -229,12 +229,12 @@ def test_sigterm_to_one_process_saves_and_asks_for_requeue_then_one_process_goes
     assert (first.code, second.code) == (EXIT_REQUEUE, EXIT_REQUEUE), first.err + second.err
     assert first.err.splitlines()[-1].endswith(
         "stopped by another process after 128 images; checkpoint saved; "
-        "start the same command again to go on"
+        "start the same command again to continue"
     )
     assert second.err == ""
     resumed = cmbench_with_toys(*RUN, *options)
     assert resumed.code == 0, resumed.err
-    assert "was trained by 2 process(es) and goes on with 1, still in shards of 16" in resumed.err
+    assert "was trained by 2 process(es) and continues with 1, still in shards of 16" in resumed.err
     assert_same_weights(alone, workspace)
 
 
@@ -325,7 +325,7 @@ def test_shards_that_two_processes_cannot_keep_are_said(
     assert one.code == EXIT_REQUEUE, one.err
     first, second = together(tmp_path / "second", *options)
     assert (first.code, second.code) == (0, 0), first.err + second.err
-    assert "its shards of 32 images do not fit a share of 16" in first.err
+    assert "shards of 32 images do not divide a share of 16" in first.err
     assert second.err == ""
 
 

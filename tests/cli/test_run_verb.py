@@ -218,7 +218,7 @@ BAD_INPUT = [
     (
         ("-o", "batch_size=0"),
         "error: recipe toy/toys.demo: batch_size: Input should be greater than 0, got 0; ",
-        "mend the recipe or the -o override of 'batch_size'",
+        "correct the recipe or the -o override of 'batch_size'",
     ),
     (
         ("-o", "optimizer.lr=nan"),
@@ -236,7 +236,7 @@ BAD_INPUT = [
         ("-o", "network.width=0"),
         "error: network 'mlp': width: Input should be greater than or "
         "equal to 8, got 0; allowed: network.width >= 8, hidden width (features); ",
-        "mend the recipe or the -o override of 'network.width'",
+        "correct the recipe or the -o override of 'network.width'",
     ),
     (
         ("-o", "optimizer.name=sgd"),
@@ -428,7 +428,7 @@ def test_the_time_limit_saves_and_says_start_again(
         done = cmbench_with_toys(*TOYS, "--quiet")
     line = one_line(done, 75, "error: run toys/toy-demo-s0-")
     assert "stopped by the time limit of 4.5 s after " in line
-    assert line.endswith("checkpoint saved; start the same command again to go on")
+    assert line.endswith("checkpoint saved; start the same command again to continue")
     assert done.out == ""
     again = cmbench_with_toys(*TOYS)
     assert again.code == 0
@@ -531,7 +531,7 @@ def test_fewer_samples_than_the_protocol_are_warned_of(cmbench_with_toys: Comman
 
 def test_training_on_no_image_is_refused(cmbench_with_toys: Command) -> None:
     failed = cmbench_with_toys(*TOYS, "-o", "duration_kimg=0")
-    assert "duration_kimg 0 trains on no image; allowed: from 0.001" in one_line(
+    assert "duration_kimg 0 is shorter than one image; allowed: from 0.001" in one_line(
         failed, 2, "error: recipe toy/toys.demo"
     )
 

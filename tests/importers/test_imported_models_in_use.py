@@ -134,7 +134,7 @@ def test_another_content_is_another_run(patches: Context, tmp_path: Path) -> Non
     bring(patches, tmp_path, golden="edm-ncsnpp-cond")
     second = plan_imported_run(patches, "m", None, "patches", None, 0)
     assert first.run_id != second.run_id
-    with pytest.raises(UserError, match="was replaced meanwhile"):
+    with pytest.raises(UserError, match="was replaced after planning"):
         obtain_run(patches, first).weights()
 
 
@@ -262,14 +262,14 @@ def test_what_cannot_be_used_is_one_line(patches: Context, tmp_path: Path, recip
     never = tmp_path / "never-imported.safetensors"
     with pytest.raises(
         MissingError,
-        match=r"never-imported\.safetensors': is not there; .*"
+        match=r"never-imported\.safetensors': does not exist; .*"
         r"import FILE --to never-imported` first",
     ):
         sample(str(never))
     never.write_bytes(b"")
     with pytest.raises(
         MissingError,
-        match=r"has no manifest never-imported\.json beside it: was "
+        match=r"has no manifest never-imported\.json beside it: it was "
         r"not imported; .*cmbench import .*never-imported\.safetensors --to NAME",
     ):
         sample(str(never))
@@ -292,7 +292,7 @@ def test_what_cannot_be_used_is_one_line(patches: Context, tmp_path: Path, recip
     with pytest.raises(UserError, match=r"teacher: imported checkpoint f has the parameterization"):
         plan_run(patches, "cd", "patches", recipe, 0, ("teacher=import:f",))
     patches.plugins.datasets.specs["patches"] = PATCHES._replace(num_classes=4)
-    with pytest.raises(UserError, match=r"knows 10 classes, dataset 'patches' has 4"):
+    with pytest.raises(UserError, match=r"has 10 classes, dataset 'patches' has 4"):
         sample()
 
 

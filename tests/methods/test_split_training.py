@@ -378,7 +378,7 @@ def test_failures_within_a_step_are_said_by_all() -> None:
         assert in_all[0] == SharedFailureError.__name__
         assert "OSError: image cannot be read" in in_all[1]
         assert on_gpus[0] == BrokenRunError.__name__, "no run can follow in these processes"
-        assert "rank 0 of 2: OSError: image cannot be read; all processes end here" in on_gpus[1]
+        assert "rank 0 of 2: OSError: image cannot be read; all processes end, " in on_gpus[1]
         assert in_one[0] == BrokenRunError.__name__
         assert f"rank {rank} of 2: " in in_one[1]
         assert "start the same command again" in in_one[1]

@@ -153,7 +153,7 @@ def test_published_size_without_data_or_gpu(
     teacher, student = lines[start + 2 : start + 4]
     assert student.startswith("sct-paper-s0-")
     assert " 819,200,000 " in student
-    assert "e+11 FLOPs an image are too many for a short calibration" in student
+    assert "e+11 FLOPs per image are too many for a short calibration" in student
     assert "GiB" in teacher
     assert not (tmp_path / "w").exists()
 
@@ -202,7 +202,9 @@ def test_what_splitting_saves_is_said_where_weights_are_large(
     assert "--split" not in estimate(context, plan).note
     fixed = count(context, plan)[2]
     monkeypatch.setattr(module, "_GPU_BYTES", 3.9 * fixed)
-    said = f"split over 8 GPUs (--split): {fixed / 8 / 2**30:.1f} GiB each"
+    said = (
+        f"split over 8 GPUs (--split), weights and averages take {fixed / 8 / 2**30:.1f} GiB each"
+    )
     assert said in estimate(context, plan).note
 
 

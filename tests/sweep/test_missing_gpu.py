@@ -40,7 +40,7 @@ def test_a_recipe_made_for_a_gpu_is_one_line(found: Context, recipe: str) -> Non
     (line,) = said(found, SweepRequest(("edm",), dataset, recipe))
     assert line.startswith("no GPU: torch ")
     assert f"training {dataset}/edm-{recipe}-s0-" in line
-    assert line.endswith("or say --device cpu if the CPU is meant")
+    assert line.endswith("or give --device cpu to run on the CPU without this warning")
     assert "\n" not in line
 
 

@@ -141,7 +141,7 @@ def test_a_file_of_yours_builds_on_the_methods_own(spec: MethodSpec, tmp_path: P
     assert recipe_table(spec, "sea", f"{own}:mine")["optimizer"]["name"] == "adam"
     bare = MethodSpec("m", "package:M", "M")
     assert recipe_table(bare, "sea", f"{own}:mine") == {"x": 1}
-    with pytest.raises(UserError, match="has no recipe file; give your own with --recipe"):
+    with pytest.raises(UserError, match="has no recipe file; give a recipe file with --recipe"):
         recipe_table(bare, "sea", "mine")
     assert recipe_names(bare) == []
 
@@ -259,7 +259,7 @@ def test_an_unknown_key_names_the_valid_ones_where_it_stood() -> None:
     text = refused(learning_rate=1)
     assert "recipe m/d.r: learning_rate: unknown key; allowed: keys " in text
     assert "allowed: keys augment, batch_size, checkpoint_kimg" in text
-    assert text.endswith("mend the recipe or the -o override of 'learning_rate'")
+    assert text.endswith("correct the recipe or the -o override of 'learning_rate'")
     text = refused(optimizer={"weight_dcay": 1e-3})
     assert "optimizer.weight_dcay: unknown key" in text
     assert text.endswith("did you mean 'weight_decay'?")

@@ -217,7 +217,7 @@ TROUBLES = {
     "nan-gradient": "training phase 'part-0': the gradient is not finite at 0 images seen; ",
     "mean-loss": "method Toy: its loss returned shape () for 32 images; allowed: one value per ",
     "list-loss": "method Toy: its loss returned list for 32 images; allowed: one value per image",
-    "no-gradient": "method Toy: its loss depends on no parameter that is trained; ",
+    "no-gradient": "method Toy: its loss does not depend on any trained parameter; ",
     "no-model": "method 'toy': its build returned ['generator']; allowed: a dict with at least",
     "sample-raises": "method 'toy' failed while sampling: ValueError: sampling broke",
     "nan-images": "method Toy, sample hook: 1 of 64 images have NaN or infinite values (first: ",

@@ -74,7 +74,7 @@ def test_a_corrupt_newest_checkpoint_is_passed_over(
     assert weights(obtain_run(toys, planned(toys))) == reference
     (line,) = listener.warnings
     assert line.startswith(f"checkpoint {newest}: is corrupt: ")
-    assert line.endswith("; going back to the checkpoint before it")
+    assert line.endswith("; using the checkpoint before it")
 
 
 def test_corrupt_checkpoints_are_one_error_whose_remedy_works(
@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_network_is_one_line(toys: Context) -> None:
     with pytest.raises(UserError) as raised:
         obtain_run(toys, planned(toys))
     text = str(raised.value)
-    assert "holds another network as 'model': " in text
+    assert "has another network as 'model': " in text
     assert "the first is " in text
     assert text.endswith(f"delete {folder} to train the run from the start")
     assert "\n" not in text
@@ -179,7 +179,9 @@ def test_a_log_that_cannot_be_written_is_one_line(
         return whole(self, mode, **options)
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(UserError, match=r"log.jsonl: No space left on device; free space, then"):
+    with pytest.raises(
+        UserError, match=r"log.jsonl: No space left on device; free space, then start"
+    ):
         obtain_run(toys, planned(toys))
 
 
@@ -203,8 +205,8 @@ def test_more_threads_than_there_are_cores_are_not_kept(
     assert obtain_run(toys, planned(toys)).result["threads"] == 1
     (said,) = [w for w in listener.warnings if "threads" in w]
     assert said.endswith(
-        "had 64 threads, more than there are cores here, and goes on with 1: "
-        "the same result to rounding, not bit for bit"
+        "had 64 threads, more than there are cores here, and continues with 1: "
+        "the result is the same up to rounding, not bit for bit"
     )
 
 

@@ -239,7 +239,7 @@ def test_the_feed_augments_and_a_run_trains(context: Context) -> None:
 def test_without_the_networks_knowledge_it_would_leak(context: Context) -> None:
     with pytest.raises(
         UserError,
-        match=r"augment 0\.3 with a network that is not told of it .*"
+        match=r"augment 0\.3 with a network that does not receive its labels .*"
         r"set network\.augment_dim=9, or augment=0",
     ):
         plan_run(context, "edm", "digits", "smoke", 0, ("augment=0.3",))

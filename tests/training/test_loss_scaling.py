@@ -173,7 +173,7 @@ class Wider(nn.Module):
     [
         (
             Wider(),
-            r"holds another network as 'model': 1 tensors differ, the first is weight, "
+            r"has another network as 'model': 1 tensors differ, the first is weight, "
             r"\(\) there and \(2,\) here",
         ),
         (nn.Linear(1, 1), r"2 tensors differ, the first is bias, missing there and \(1,\) here"),

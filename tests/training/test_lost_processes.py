@@ -35,7 +35,7 @@ from cmbench.training.state import TrainingState
 
 GROUP = object()
 LOST = (
-    "rank 1 of 3: lost another process (Connection closed by peer); see what that process said, "
+    "rank 1 of 3: lost another process (Connection closed by peer); see the error of that process, "
     "then start the same command again: training resumes from the last good checkpoint"
 )
 
@@ -223,7 +223,7 @@ def test_who_cannot_join_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     assert str(raised.value) == (
         f"rank 1 of 3: cannot join the others ({message}); allowed: MASTER_ADDR and MASTER_PORT "
-        "of a machine that all can reach; start with torchrun"
+        "of a machine that all processes can reach; start with torchrun"
     )
     monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: gone_with(""))
     with (
@@ -319,7 +319,7 @@ def test_where_gpus_wait_a_shared_failure_ends_all_processes(leads: bool) -> Non
     with pytest.raises(BrokenRunError) as raised, in_step(state_of(sharding)):
         raise shared()
     assert type(raised.value) is BrokenRunError
-    assert str(raised.value).startswith("rank 2 of 3: OSError: no image; all processes end here, ")
+    assert str(raised.value).startswith("rank 2 of 3: OSError: no image; all processes end, ")
     assert getattr(raised.value, "__notes__", []) == ([] if leads else [RELAYED])
 
 
@@ -421,7 +421,7 @@ def test_a_shared_failure_of_a_run_ends_processes_whose_gpus_wait(
     state.sharding = SimpleNamespace(  # type: ignore[assignment]
         hosts_wait=False, world=trainer.settings.world
     )
-    with pytest.raises(BrokenRunError, match="all processes end here") as raised:
+    with pytest.raises(BrokenRunError, match="all processes end, ") as raised:
         trainer.train()
     assert type(raised.value) is BrokenRunError
 

@@ -120,7 +120,7 @@ def test_counters_and_images() -> None:
         (lambda *a: default_loss(*a)[:-1], r"shape \(7,\) for 8 images"),
         (lambda *a: default_loss(*a)[:, None], r"shape \(8, 1\) for 8 images"),
         (lambda *a: default_loss(*a).tolist(), "returned list for 8 images"),
-        (lambda *a: default_loss(*a).detach(), "depends on no parameter that is trained"),
+        (lambda *a: default_loss(*a).detach(), "does not depend on any trained parameter"),
     ],
 )
 def test_a_loss_is_one_graded_value_an_image(loss: Loss, found: str) -> None:
