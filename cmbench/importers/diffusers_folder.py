@@ -88,7 +88,7 @@ def unreadable_error(who: str, error: OSError) -> UserError:
 def read_diffusers_folder(folder: Path, resolution: int | None = None) -> Found:
     """Read a U-Net folder whose network is an ADM.
 
-    ``resolution`` is the side of the images where the config does not tell.
+    ``resolution`` is the side of the images if the config does not contain it.
     """
     config, weights = _config(folder), weights_file(folder)
     raw = load_safetensors(weights) if weights.suffix == ".safetensors" else load_tensors(weights)

@@ -24,7 +24,7 @@ from cmbench.networks.recognize import recognize
 _EDM2_CLASS = "Precond"
 #: The class of consistency models of ECT and of TCM; TCM's, unlike ECT's, has no boundary but zero.
 _ECM_CLASS = "ECMPrecond"
-#: The loss that ECT and TCM train with; beside a network it says that it is a consistency model,
+#: The loss that ECT and TCM train with; beside a network it shows that this is a consistency model,
 #: whatever wraps it. An attribute that TCM's has alone.
 _ECM_LOSS, _TCM_ATTRIBUTE = "ECMLoss", "boundary_prob"
 #: The classes that hold the network, and how they read its output.
@@ -53,8 +53,8 @@ def read_edm_pickle(
     head = _channels_per_head(module)
     found = recognize(shapes, **({"channels_per_head": head} if head else {}))
     if head:
-        told = {k: v for k, v in found.assumed.items() if k != "channels_per_head"}
-        found = found._replace(assumed=told)
+        assumed = {k: v for k, v in found.assumed.items() if k != "channels_per_head"}
+        found = found._replace(assumed=assumed)
     state = module.state
     return Found(
         "edm-pickle",
@@ -99,7 +99,7 @@ def _name(described: InertObject) -> str:
 
 
 def _boundary(module: InertObject, loss: InertObject | None) -> float | None:
-    """Return the noise level at which a consistency function is the identity, if the file tells.
+    """Return the noise level where a consistency function is the identity, if the file has it.
 
     EDM's scalings have it at zero: under them a file's ``sigma_min`` is no boundary.
     """
@@ -113,10 +113,10 @@ def _parameterization(
     module: InertObject,
     loss: InertObject | None,
     tensors: Mapping[str, Tensor],
-    told: Parameterization,
+    given: Parameterization,
     path: Path,
 ) -> Parameterization:
-    """Return how the output is read: as ``told``, or as the classes of network and loss say."""
+    """Return how the output is read: as ``given``, or as the classes of network and loss say."""
     name = _name(module)
     if name in _OTHER:
         raise UserError(
@@ -125,8 +125,8 @@ def _parameterization(
             allowed=", ".join(_PARAMETERIZATIONS),
             remedy="it cannot be imported",
         )
-    if told:
-        return told
+    if given:
+        return given
     if name in _PARAMETERIZATIONS and loss is not None and _name(loss) == _ECM_LOSS:
         return "boundary"
     if name == _EDM2_CLASS and not any(tensor.startswith("logvar_") for tensor in tensors):

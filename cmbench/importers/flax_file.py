@@ -79,7 +79,7 @@ def load_tree(path: Path) -> Tree:
 def read_flax_file(path: Path, part: str = "ema", resolution: int | None = None) -> Found:
     """Read the NCSN++ under ``part`` (ema, raw, target) of a JAX checkpoint.
 
-    Parameters do not tell the resolution; it is CIFAR-10's unless ``resolution`` is given.
+    Parameters do not determine the resolution; it is CIFAR-10's unless ``resolution`` is given.
     """
     side = resolution or _SIDE
     tree = load_tree(path)
@@ -182,19 +182,25 @@ class _Numbered:
         ]
 
 
-def _edm_names(tree: Tree, side: int) -> Iterator[tuple[str, Tensor]]:
-    """Walk the network in flax's order of creation and yield EDM's names.
+def _levels_and_blocks(tree: Tree) -> tuple[int, int]:
+    """Return the numbers of resolutions and of blocks per resolution from those of the layers.
 
-    The number of resolutions, blocks and attention layers is read off the counts: each resolution
-    but the first has one pyramid step, and the decoder has one block more than the encoder has.
+    Each resolution except the first has one pyramid step, and the decoder has one block per
+    resolution more than the encoder.
     """
-    take = _Numbered(tree)
     levels = 1 + sum(key.startswith("Downsample_") for key in tree)
     total = sum(key.startswith(f"{_BLOCK}_") for key in tree)
     # blocks * levels + (levels - 1) down, 2 in the middle, (blocks + 1) * levels + (levels - 1) up
     blocks, rest = divmod(total - 2 - levels - 2 * (levels - 1), 2 * levels)
     if rest or blocks < 1 or levels < 2:
         raise ValueError(f"{total} blocks in {levels} resolutions")
+    return levels, blocks
+
+
+def _edm_names(tree: Tree, side: int) -> Iterator[tuple[str, Tensor]]:
+    """Walk the network in flax's order of creation and yield EDM's names."""
+    take = _Numbered(tree)
+    levels, blocks = _levels_and_blocks(tree)
     attention = _attention_levels(tree, levels, blocks)
     model, sides = "model", [side >> level for level in range(levels)]
     yield f"{model}.map_noise.freqs", _tensor(take("GaussianFourierProjection")["W"])

@@ -1,4 +1,4 @@
-"""What a checkpoint from elsewhere becomes: one of our networks with its weights."""
+"""Imported checkpoints: a network of cmbench with the weights of another project."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST_TIMES = 4
 
 @dataclass(frozen=True)
 class Found:
-    """A network in the words of where it comes from, before it is ours."""
+    """A network under the names of its own project, before conversion."""
 
     format: str
     state: Mapping[str, Tensor]
@@ -51,11 +51,11 @@ class ImportedNetwork:
         num_classes: 0 when unconditional.
         state: our state dict, float32.
         format: which reader read it.
-        assumed: options that the file does not tell and the published models have.
+        assumed: options of the published models that the file does not contain.
         parameterization: how the network's output is read, if the file says so.
-        sigma_data: standard deviation of the data that it was trained for, where it tells.
-        sigma_min: boundary of a consistency function, where it tells.
-        description: what else the file said of itself, as plain data.
+        sigma_data: standard deviation of the training data, if the file contains it.
+        sigma_min: boundary of a consistency function, if the file contains it.
+        description: other metadata of the file, as plain data.
         source_name: name of the file or folder.
         source_sha256: of the file with the weights.
     """
@@ -98,7 +98,7 @@ class ImportedNetwork:
             "num_classes": self.num_classes,
             "format": self.format,
             "assumed": dict(self.assumed),
-            # the name that manifests, records and with them identities have
+            # the key in manifests and records, which identities depend on
             "preconditioning": self.parameterization,
             "sigma_data": self.sigma_data,
             "sigma_min": self.sigma_min,
@@ -137,7 +137,7 @@ def _require_proportion(state: Mapping[str, Tensor], path: Path, weights: Path) 
 
 
 def _words(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k} {v}" for k, v in options.items()) or "what its shapes say"
+    return ", ".join(f"{k} {v}" for k, v in options.items()) or "the options of its shapes"
 
 
 def _converted(found: Found, path: Path) -> dict[str, Tensor]:
@@ -159,7 +159,7 @@ def _converted(found: Found, path: Path) -> dict[str, Tensor]:
             f"checkpoint {path}",
             f"its tensors do not fit a {known.network} with {_words(known.assumed)} ({detail})",
             allowed="the published networks' settings",
-            remedy="say what shapes cannot tell: --channels-per-head, --resolution",
+            remedy="give what shapes do not determine: --channels-per-head, --resolution",
         ) from None
 
 

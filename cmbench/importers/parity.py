@@ -107,7 +107,7 @@ def read_reference(path: Path, found: ImportedNetwork) -> dict[str, Tensor]:
 
 
 def _check_labels(labels: Tensor | None, num_classes: int, who: str) -> None:
-    """Raise ``UserError`` for a class that the network does not know, or none at all."""
+    """Raise ``UserError`` for a class that the network does not have, or for no class."""
     if labels is None and num_classes:
         raise UserError(
             who,

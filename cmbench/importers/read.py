@@ -48,8 +48,8 @@ def read_checkpoint(
         path: the file, or a diffusers folder.
         part: which network of a file with several.
         parameterization: how the network's output is read, if the file's own class is not known.
-        channels_per_head: width of an attention head, where shapes cannot tell and it is not 64.
-        resolution: side of the images, where shapes cannot tell.
+        channels_per_head: width of an attention head, if it is not 64 and shapes do not tell.
+        resolution: side of the images, if shapes do not determine it.
 
     Raises:
         MissingError: there is no such file.
@@ -61,9 +61,9 @@ def read_checkpoint(
         )
     try:
         found = _read(path, part, parameterization, channels_per_head, resolution)
-        _check_told(found, channels_per_head, resolution)
-        told = {"channels_per_head": channels_per_head, "resolution": resolution}
-        assumed = {k: v for k, v in found.assumed.items() if told.get(k) is None}
+        _check_given(found, channels_per_head, resolution)
+        given = {"channels_per_head": channels_per_head, "resolution": resolution}
+        assumed = {k: v for k, v in found.assumed.items() if given.get(k) is None}
         known = found.parameterization or parameterization
         return replace(found, assumed=assumed, parameterization=known)
     except MissingError:
@@ -87,19 +87,19 @@ def read_checkpoint(
         ) from None
 
 
-def _check_told(
+def _check_given(
     found: ImportedNetwork, channels_per_head: int | None, resolution: int | None
 ) -> None:
-    """Raise ``UserError`` for a setting that the file itself tells otherwise."""
+    """Raise ``UserError`` for an option that contradicts the file."""
     said = {
         "--channels-per-head": (channels_per_head, found.options.get("channels_per_head")),
         "--resolution": (resolution, found.data_shape[1]),
     }
     for option, (given, there) in said.items():
         if given not in (None, there):
-            told = "has one head" if there is None else f"says {there}"
+            content = "has one head" if there is None else f"says {there}"
             raise UserError(
-                "checkpoint", f"{option} {given}: the file {told}", remedy="leave it out"
+                "checkpoint", f"{option} {given}: the file {content}", remedy="leave it out"
             )
 
 

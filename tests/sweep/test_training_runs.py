@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from cmbench.sweep.run_log import read_log
 from cmbench.sweep.runs import TrainedRun, read_result
 from cmbench.sweep.training_run import obtain_run
 from cmbench.training.checkpoint import load_checkpoint
+from cmbench.training.distributed import World
 
 
 def planned(context: Context, *overrides: str, recipe: str = "demo") -> RunPlan:
@@ -181,6 +183,21 @@ def test_a_log_that_cannot_be_written_is_one_line(
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(
         UserError, match=r"log.jsonl: No space left on device; free space, then start"
+    ):
+        obtain_run(toys, planned(toys))
+
+
+def test_a_folder_that_processes_do_not_share_is_one_line(toys: Context) -> None:
+    class Apart(World):
+        """A process that sees none of the checkpoints that the leader sees."""
+
+        def lead(self, work: Callable[[], Any]) -> Any:
+            found = work()
+            return 96 if found == 0 and not isinstance(found, bool) else found
+
+    toys.world = Apart()
+    with pytest.raises(
+        UserError, match=r"run folder .*: differs between two processes; allowed: a "
     ):
         obtain_run(toys, planned(toys))
 
