@@ -46,8 +46,8 @@ def rule() -> Rule:
 @pytest.fixture(scope="session")
 def cifar10_jpeg() -> Path:
     """The real archive, if it is at hand."""
-    given = os.environ.get("CMBENCH_TEST_CIFAR10_JPEG")
+    given = os.environ.get("CMBENCH_CIFAR10_JPEG")
     path = Path(given) if given else REPOSITORY.parent / "shared/data/cifar10-jpeg.tar.xz"
     if not path.is_file():
-        pytest.skip("cifar10-jpeg.tar.xz is not here; set CMBENCH_TEST_CIFAR10_JPEG to its path")
+        pytest.skip("cifar10-jpeg.tar.xz is not here; set CMBENCH_CIFAR10_JPEG to its path")
     return path
