@@ -46,3 +46,9 @@ class CheckpointOptions:
         metavar="PIXELS",
         help="Side of the images, if the shapes do not determine it.",
     )
+    ignored: tuple[str, ...] = option(
+        "--ignore",
+        metavar="NAME",
+        multiple=True,
+        help="A setting of a pickle that is refused as unknown, and that changes no output.",
+    )

@@ -15,6 +15,7 @@ from cmbench.cli.common import printable
 from cmbench.errors import UserError
 from cmbench.importers.imported import ImportedNetwork, build_network
 from cmbench.importers.read import read_checkpoint
+from cmbench.importers.wrappers import WRAPPERS
 from cmbench.networks.base import num_parameters
 from cmbench.training.checkpoint import load_checkpoint
 
@@ -31,6 +32,7 @@ def read(options: CheckpointOptions, sigma_data: float | None = None) -> Importe
         parameterization=options.parameterization or "",
         channels_per_head=options.channels_per_head,
         resolution=options.resolution,
+        ignored=options.ignored,
     )
     return replace(
         found,
@@ -105,6 +107,11 @@ def describe(found: ImportedNetwork) -> list[str]:
         f"classes          {found.num_classes or 'none (unconditional)'}",
         f"parameterization {', '.join([words, *constants])}",
     ]
+    if found.description.get("stripped"):
+        known = ", ".join(f"{n}. ({WRAPPERS[n]})" for n in found.description["stripped"])
+        lines.append(f"stripped         {known}, from the names of tensors")
+    if found.description.get("ignored"):
+        lines.append(f"ignored          {', '.join(found.description['ignored'])}")
     if found.assumed:
         assumed = ", ".join(f"{k} {_plain(v)}" for k, v in found.assumed.items())
         lines.append(f"assumed          {assumed} (not determined by the shapes)")

@@ -15,6 +15,7 @@ from cmbench.files import read_json, reading
 from cmbench.importers.imported import Found
 from cmbench.importers.inert import plain_facts
 from cmbench.importers.torch_file import load_tensors
+from cmbench.importers.wrappers import unwrapped
 from cmbench.networks.diffusers_names import recognize_diffusers, to_openai_names
 
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -92,10 +93,9 @@ def read_diffusers_folder(folder: Path, resolution: int | None = None) -> Found:
     """
     config, weights = _config(folder), weights_file(folder)
     raw = load_safetensors(weights) if weights.suffix == ".safetensors" else load_tensors(weights)
-    state = to_openai_names(config, raw)
+    plain, wrappers = unwrapped(raw)
+    state = to_openai_names(config, plain)
+    description = {"config": plain_facts(config)} | ({"stripped": wrappers} if wrappers else {})
     return Found(
-        "diffusers",
-        state,
-        recognize_diffusers(config, state, resolution),
-        description={"config": plain_facts(config)},
+        "diffusers", state, recognize_diffusers(config, state, resolution), description=description
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from cmbench.errors import UserError
+from cmbench.importers.edm_settings import with_settings
 from cmbench.importers.imported import Found, Parameterization
 from cmbench.importers.inert import (
     InertObject,
@@ -16,7 +17,6 @@ from cmbench.importers.inert import (
     load_network_pickle,
     plain_facts,
     state_dict,
-    walk,
 )
 from cmbench.networks.recognize import recognize
 
@@ -39,22 +39,22 @@ _OTHER = ("VPPrecond", "VEPrecond", "iDDPMPrecond")
 
 
 def read_edm_pickle(
-    path: Path, part: str = "ema", parameterization: Parameterization = ""
+    path: Path,
+    part: str = "ema",
+    parameterization: Parameterization = "",
+    ignored: Collection[str] = (),
 ) -> Found:
     """Read the network under ``part`` of a pickle.
 
-    ``parameterization`` says how the network's output is read, if its class is not known here.
+    ``parameterization`` says how the network's output is read, if its class is not known here;
+    ``ignored`` names settings that are not known here and change nothing that is computed.
     """
     data = load_network_pickle(path)
     module, loss = _choose(data, part, path), _loss(data)
     tensors = state_dict(module)
     known = _parameterization(module, loss, tensors, parameterization, path)
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    head = _channels_per_head(module)
-    found = recognize(shapes, **({"channels_per_head": head} if head else {}))
-    if head:
-        assumed = {k: v for k, v in found.assumed.items() if k != "channels_per_head"}
-        found = found._replace(assumed=assumed)
+    found = with_settings(recognize(shapes), module, ignored)
     state = module.state
     return Found(
         "edm-pickle",
@@ -67,6 +67,7 @@ def read_edm_pickle(
             "class": module.class_name,
             "part": part,
             "arguments": plain_facts(state.get("_init_kwargs", {})),
+            **({"ignored": sorted(ignored)} if ignored else {}),
         },
     )
 
@@ -145,15 +146,6 @@ def _parameterization(
         allowed=", ".join(_PARAMETERIZATIONS),
         remedy="if it scales like EDM, say so with --parameterization edm or boundary",
     )
-
-
-def _channels_per_head(module: InertObject) -> int | None:
-    """Return the width of an attention head, which blocks with attention remember."""
-    for _, part in walk(module):
-        heads, width = part.state.get("num_heads"), part.state.get("out_channels")
-        if type(heads) is int and type(width) is int and heads > 1 and width % heads == 0:
-            return width // heads
-    return None
 
 
 def _number(value: Any) -> float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from cmbench.errors import UserError
@@ -15,7 +16,7 @@ from cmbench.files import sha256_file
 from cmbench.networks.base import Network
 from cmbench.networks.catalog import NETWORKS
 from cmbench.networks.official_names import from_official
-from cmbench.networks.recognize import Recognized
+from cmbench.networks.recognize import Recognized, with_filters
 from cmbench.plugin.specs import load_object
 from cmbench.training.checkpoint import save_checkpoint
 
@@ -140,12 +141,11 @@ def _words(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{k} {v}" for k, v in options.items()) or "the options of its shapes"
 
 
-def _converted(found: Found, path: Path) -> dict[str, Tensor]:
+def _converted(known: Recognized, theirs: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Return our state dict in float32; raise ``UserError`` unless names and shapes agree."""
-    known = found.recognized
     state = {
         name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor
-        for name, tensor in found.state.items()
+        for name, tensor in theirs.items()
     }
     try:
         with torch.device("meta"):
@@ -153,6 +153,15 @@ def _converted(found: Found, path: Path) -> dict[str, Tensor]:
                 known.network, known.options, known.data_shape, known.num_classes
             )
         return from_official(network, state, known.family)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"checkpoint {path}",
+            f"{option} is {str(first['input'])[:60]} in a {known.network}: {first['msg']}",
+            allowed="the published networks' settings",
+            remedy="this variant of the architecture cannot be imported",
+        ) from None
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:120]
         raise UserError(
@@ -168,9 +177,9 @@ def to_ours(found: Found, path: Path, weights: Path) -> ImportedNetwork:
 
     ``path`` names the source in messages, ``weights`` is the file that is hashed.
     """
-    known = found.recognized
     _require_proportion(found.state, path, weights)
-    ours = _converted(found, path)
+    known = with_filters(found.recognized, found.state)
+    ours = _converted(known, found.state, path)
     bad = [name for name, tensor in ours.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise UserError(

@@ -2,8 +2,8 @@
 
 EDM's ``.pkl`` files (and EDM2's, ECT's, TCM's) pickle whole ``torch.nn.Module`` objects together
 with their source code, which loading is meant to execute. Here nothing is imported and nothing is
-executed: a module becomes an :class:`InertObject`, its source code an unread string, and a name
-that is in no table is refused.
+executed: a module becomes an :class:`InertObject`, its source code an unread string, a bound method
+an :class:`InertAttribute`, and a name that is in no table is refused.
 """
 
 from __future__ import annotations
@@ -64,6 +64,27 @@ class _Dict(dict[str, Any], metaclass=Sealed):
 @lru_cache(maxsize=1024)
 def _layer(name: str) -> type[InertObject]:
     return type("InertLayer", (InertObject,), {"class_name": name})
+
+
+class InertAttribute(metaclass=Sealed):
+    """Stands for an attribute of a described object, such as a bound method. It does nothing.
+
+    A bound method pickles as ``getattr(object, name)``: ECT's loss keeps its schedule so.
+    """
+
+    def __init__(self, owner: InertObject, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __setstate__(self, state: object) -> None:
+        """Refuse: a bound method has no state of its own."""
+        raise RefusedName("a change of an attribute")
+
+
+def _attribute(owner: object, name: object, *more: object) -> InertAttribute:
+    """Record which attribute of which described object a pickle asks for; resolve nothing."""
+    if more or not isinstance(owner, InertObject) or not isinstance(name, str):
+        raise RefusedName("builtins.getattr")
+    return InertAttribute(owner, name)
 
 
 def _persistent(meta: object, *_: object) -> InertObject:
@@ -128,6 +149,7 @@ class _Word(metaclass=Sealed):
 _NAMES: Mapping[str, Callable[..., Any]] = {
     **PLAIN_NAMES,
     "collections.OrderedDict": OrderedDict,
+    **{f"{builtins}.getattr": Function(_attribute) for builtins in ("builtins", "__builtin__")},
     "torch._utils._rebuild_tensor": _TENSOR,
     "torch._utils._rebuild_tensor_v2": _TENSOR,
     "torch._utils._rebuild_parameter": _PARAMETER,
@@ -272,4 +294,6 @@ def _plain(value: Any, depth: int, left: list[int]) -> Any:
         return [_plain(v, depth - 1, left) for v in value[:100] if left[0] > 0]
     if isinstance(value, InertObject):
         return value.class_name
+    if isinstance(value, InertAttribute):
+        return f"{value.owner.class_name}.{value.name}"[:500]
     return type(value).__name__

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from cmbench.data.pickles import BROKEN, RefusedName, broken_error, refused_error
 from cmbench.errors import UserError
-from cmbench.importers.imported import MOST_TIMES, Found
-from cmbench.networks.recognize import recognize
+from cmbench.importers.imported import MOST_TIMES
 
 _REFUSED = re.compile(
     r"GLOBAL ([\w.]+)|[Uu]nsupported (?:global|class|operand)[^\n]*?([\w.]+\.\w+)"
@@ -69,14 +68,3 @@ def _require_stored(path: Path, who: str) -> None:
             allowed=f"up to {MOST_TIMES} times its size",
             remedy="torch does not write such files: get it from its original source",
         )
-
-
-def read_torch_file(
-    path: Path, *, channels_per_head: int | None = None, resolution: int | None = None
-) -> Found:
-    """Read a state dict of an OpenAI (or EDM, EDM2) network."""
-    tensors = load_tensors(path)
-    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    given = {"channels_per_head": channels_per_head} if channels_per_head else {}
-    found = recognize(shapes, resolution=resolution, **given)
-    return Found("torch", tensors, found)

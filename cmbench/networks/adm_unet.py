@@ -92,7 +92,14 @@ class ADM(UNet):
         )
         self.embedding = ADMEmbedding(config, num_classes, style.embedding_dim)
         widths = tuple(config.channels * mult for mult in config.channel_mult)
-        plan = BodyPlan(side, widths[0], widths, config.blocks, config.attention_resolutions)
+        plan = BodyPlan(
+            side,
+            widths[0],
+            widths,
+            config.blocks,
+            config.attention_resolutions,
+            middle_attention=config.middle_attention,
+        )
 
         stem = Conv2d(data_shape[0], widths[0], 3, init=_UNIFORM)
         make_block = styled_blocks(style, config.dropout_at)

@@ -38,7 +38,7 @@ class BlockStyle:
     skip_scale: float = 1.0
     eps: float = 1e-5
     min_group_channels: int = 4
-    taps: tuple[int, ...] = (1, 1)
+    taps: tuple[float, ...] = (1, 1)
     resample_projection: bool = False
     channels_per_head: int | None = None
     init: Init = field(default_factory=Init)

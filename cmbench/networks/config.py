@@ -16,7 +16,7 @@ Conditioning = Literal["additive", "scale-shift", "double"]
 
 
 #: Fields that several networks have; each gives its own default.
-Width = Annotated[int, Field(ge=8, multiple_of=8, description="base width (channels)")]
+Width = Annotated[int, Field(ge=1, description="base width (channels)")]
 Widths = Annotated[
     tuple[int, ...], Field(min_length=1, description="width per resolution (multiples of the base)")
 ]
@@ -27,6 +27,9 @@ DeepBlocks = Annotated[
 ]
 Attention = Annotated[
     tuple[int, ...], Field(description="resolutions with self-attention (pixels)")
+]
+MiddleAttention = Annotated[
+    bool, Field(description="self-attention between encoder and decoder (yes or no)")
 ]
 HeadSize = Annotated[int, Field(ge=1, description="attention head size (channels)")]
 BlockConditioning = Annotated[
@@ -51,7 +54,7 @@ NoiseWidth = Annotated[
 ]
 Pyramid = Annotated[bool, Field(description="add a filtered input pyramid to the encoder (NCSN++)")]
 Taps = Annotated[
-    tuple[int, ...],
+    tuple[float, ...],
     Field(min_length=2, description="separable resampling filter (unnormalised taps)"),
 ]
 
@@ -134,6 +137,7 @@ class UNetConfig(ResolutionDropoutConfig):
     channel_mult: Widths = (2, 2, 2)
     blocks: DeepBlocks = 4
     attention_resolutions: Attention = (16,)
+    middle_attention: MiddleAttention = True
     embedding_mult: EmbeddingWidth = 4
 
 
@@ -203,8 +207,22 @@ class EDM2Config(ResolutionDropoutConfig):
     attention_balance: float = Field(
         default=0.3, ge=0.0, le=1.0, description="share of an attention branch (0 to 1)"
     )
-    clip_activations: float = Field(
-        default=256.0, gt=0.0, description="activations are clipped to this magnitude (units)"
+    clip_activations: float | None = Field(
+        default=256.0,
+        gt=0.0,
+        description="activations are clipped to this magnitude (units; none = not at all)",
+    )
+    middle_attention: MiddleAttention = True
+    filter_taps: Taps = (1, 1)
+    noise_mult: int | None = Field(
+        default=None,
+        ge=1,
+        description="size of the noise embedding (multiples of the base; none = the first width)",
+    )
+    embedding_mult: int | None = Field(
+        default=None,
+        ge=1,
+        description="width of the embedding (multiples of the base; none = the largest width)",
     )
     logvar_channels: int = Field(
         default=0,

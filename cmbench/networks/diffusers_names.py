@@ -34,6 +34,13 @@ _REQUIRED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "time_embedding_type": ("positional", ("positional",)),
     "upsample_type": ("conv", ("resnet",)),
 }
+#: Options that are read, or that change nothing in such a network.
+_READ = {
+    *("attention_head_dim", "attn_norm_num_groups", "block_out_channels", "down_block_types"),
+    *("in_channels", "layers_per_block", "num_class_embeds", "out_channels", "sample_size"),
+    *("time_embedding_dim", "up_block_types"),
+    *("downsample_padding", "dropout", "num_train_timesteps"),
+}
 #: Blocks of a resolution with and without attention.
 _BLOCKS = {
     "down_block_types": ("AttnDownBlock2D", "ResnetDownsampleBlock2D"),
@@ -64,6 +71,9 @@ def check_diffusers_config(config: Mapping[str, Any]) -> None:
         value = config.get(key, default)
         if value not in allowed:
             raise _unsupported(f"{key} = {value!r}", " or ".join(repr(a) for a in allowed))
+    for key, value in config.items():
+        if key not in _REQUIRED and key not in _READ and not key.startswith("_"):
+            raise _unsupported(f"{key} = {value!r}"[:100], "the options of UNet2DModel")
     _check_blocks(config)
     _check_widths(config)
     colours, outputs = config.get("in_channels", 3), config.get("out_channels", 3)

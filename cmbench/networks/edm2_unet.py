@@ -92,7 +92,7 @@ class EDM2Block(nn.Module):
         super().__init__()
         self.config, self.part = config, part
         self.dropout = config.dropout_at(side)
-        self.resample = Resample(resample)
+        self.resample = Resample(resample, config.filter_taps)
         self.skip = MPConv(inputs, outputs, 1) if inputs != outputs else None
         self.conv0 = MPConv(outputs if part == "encoder" else inputs, outputs, 3)
         double = config.conditioning == "double"
@@ -126,7 +126,8 @@ class EDM2Block(nn.Module):
         x = mp_sum(x, h, config.residual_balance)
         if self.attention is not None:
             x = mp_sum(x, self.attention(x), config.attention_balance)
-        return ops.clip(x, config.clip_activations)
+        bound = config.clip_activations
+        return x if bound is None else ops.clip(x, bound)
 
 
 class EDM2(Network):
@@ -149,13 +150,16 @@ class EDM2(Network):
             )
         side = check_resolution("edm2", data_shape, 2 ** (len(config.channel_mult) - 1))
         widths = tuple(config.channels * mult for mult in config.channel_mult)
+        noise_dim = widths[0] if config.noise_mult is None else config.channels * config.noise_mult
         embedding_dim = max(widths)
+        if config.embedding_mult is not None:
+            embedding_dim = config.channels * config.embedding_mult
         self.noise: nn.Module = (
-            MPFourier(config.channels, config.fourier_scale)
+            MPFourier(noise_dim, config.fourier_scale)
             if config.embedding == "fourier"
-            else MPPositional(config.channels)
+            else MPPositional(noise_dim)
         )
-        self.noise_linear = MPConv(config.channels, embedding_dim, 0)
+        self.noise_linear = MPConv(noise_dim, embedding_dim, 0)
         self.label = (
             MPClassEmbedding(num_classes, embedding_dim, config.label_dropout)
             if num_classes
@@ -163,7 +167,14 @@ class EDM2(Network):
         )
 
         make_block = partial(EDM2Block, config=config, embedding_dim=embedding_dim)
-        plan = BodyPlan(side, widths[0], widths, config.blocks, config.attention_resolutions)
+        plan = BodyPlan(
+            side,
+            widths[0],
+            widths,
+            config.blocks,
+            config.attention_resolutions,
+            middle_attention=config.middle_attention,
+        )
         # One constant channel at the input takes the place of biases.
         stem = MPConv(data_shape[0] + 1, widths[0], 3)
         self.body_net = UNetBody(plan, stem, make_block, join=self._join)

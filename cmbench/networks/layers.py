@@ -6,12 +6,14 @@ Shapes: N images, C channels, H x W pixels, E embedding features.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmbench.errors import UserError
 from cmbench.networks import ops
 from cmbench.networks.dual import Value
 
@@ -58,26 +60,34 @@ class Linear(nn.Module):
         return ops.linear(x, self.weight, self.bias)
 
 
+#: Mean pooling down, nearest neighbour up.
+BOX: tuple[float, ...] = (1, 1)
+
+
+def filter_kernel(taps: Sequence[float]) -> Tensor:
+    """Return a separable filter of sum one ``[1, 1, len(taps), len(taps)]``, float32."""
+    row = torch.tensor(taps, dtype=torch.float32)
+    return row.outer(row)[None, None] / row.sum() ** 2
+
+
 class Resample(nn.Module):
     """Halve or double the resolution with a separable filter (EDM's convention).
 
     The taps ``(1, 1)`` are a box: mean pooling down, nearest neighbour up.
     """
 
-    def __init__(self, mode: ResampleMode, taps: tuple[int, ...] = (1, 1)) -> None:
+    def __init__(self, mode: ResampleMode, taps: tuple[float, ...] = BOX) -> None:
         super().__init__()
         self.mode, self.taps = mode, taps
-        row = torch.tensor(taps, dtype=torch.float32)
-        kernel = row.outer(row)[None, None] / row.sum() ** 2
         self.kernel: Tensor
-        self.register_buffer("kernel", kernel, persistent=False)
+        self.register_buffer("kernel", filter_kernel(taps), persistent=False)
 
     def forward(self, x: Value) -> Value:
         """Map ``[N, C, H, W]`` to half or twice the resolution."""
         return x if self.mode == "keep" else ops.linear_map(self._filter, x)
 
     def _filter(self, x: Tensor) -> Tensor:
-        if self.taps == (1, 1):
+        if self.taps == BOX:
             if self.mode == "down":
                 return F.avg_pool2d(x, 2)
             return F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -119,7 +129,7 @@ class Conv2d(nn.Module):
         *,
         bias: bool = True,
         resample: ResampleMode = "keep",
-        taps: tuple[int, ...] = (1, 1),
+        taps: tuple[float, ...] = BOX,
         init: Init = XAVIER,
     ) -> None:
         super().__init__()
@@ -147,6 +157,15 @@ class GroupNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.groups = min(groups, channels // min_channels)
+        if self.groups == 0 or channels % self.groups:
+            raise UserError(
+                "network",
+                f"a width of {channels} channels, which {self.groups} normalisation groups do not "
+                "share",
+                allowed=f"multiples of {min_channels} up to {groups * min_channels}, beyond of "
+                f"{groups}",
+                remedy="choose another base width or channel_mult",
+            )
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))

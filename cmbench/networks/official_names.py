@@ -69,7 +69,7 @@ def from_official(
     _check_names([e.official for e in wanted], state, family)
     result: dict[str, Tensor] = {}
     for entry in wanted:
-        if entry.kind == "constant":
+        if entry.kind == "constant":  # told by the taps, see recognize.with_filters
             continue
         value = _to_ours(state[entry.official], entry)
         target = own[entry.ours]

@@ -7,15 +7,31 @@ override it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from cmbench.errors import UserError
+from cmbench.networks.layers import BOX, filter_kernel
 from cmbench.networks.official_names import OfficialFamily
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+#: What tensors of EDM2's do not tell, at its defaults.
+ASSUMED_EDM2: dict[str, Any] = {
+    "label_balance": 0.5,
+    "concat_balance": 0.5,
+    "residual_balance": 0.3,
+    "attention_balance": 0.3,
+    "clip_activations": 256.0,
+    "filter_taps": BOX,
+}
+#: How rows of q, k and v are ordered in the published consistency models, for the reader's eye.
+_OPENAI_ORDER = {"attention_order": "q, k, v before heads"}
 #: OpenAI's published ADM resolutions by number of levels.
 _OPENAI_SIDES = {4: 64, 5: 128, 6: 256}
 _HEAD = 64
@@ -67,15 +83,18 @@ def _guarded(reader: Any, shapes: Shapes, *args: Any) -> Recognized:
             remedy="download or save the file again",
         ) from None
     except (IndexError, ValueError, TypeError, ZeroDivisionError) as error:
-        raise _unsupported(f"its tensors' shapes make no network ({error})") from None
+        raise unsupported(f"its tensors' shapes make no network ({error})") from None
     return result
 
 
-def _unsupported(what: str) -> UserError:
+def unsupported(
+    what: str, allowed: str = "the published DDPM++, NCSN++, ADM and EDM2 networks"
+) -> UserError:
+    """Return the error for a variant of an architecture that has no counterpart here."""
     return UserError(
         "checkpoint",
         what,
-        allowed="the published DDPM++, NCSN++, ADM and EDM2 networks",
+        allowed=allowed,
         remedy="this variant of the architecture cannot be imported",
     )
 
@@ -99,12 +118,15 @@ def _body(shapes: Shapes, prefix: str, width_of: str, qkv: str) -> tuple[list[in
         blocks += 1
     widths = [shapes[f"{block(side, 0)}{width_of}"][0] for side in sides]
     attention = tuple(side for side in sides if f"{block(side, 0)}{qkv}" in shapes)
-    return widths, {"blocks": blocks, "attention_resolutions": attention}
+    middle = f"{prefix}dec.{sides[-1]}x{sides[-1]}_in0.{qkv}" in shapes
+    options = {"blocks": blocks, "attention_resolutions": attention}
+    # Where a block is narrower than a head, the sources leave its attention out.
+    return widths, options if middle else {**options, "middle_attention": False}
 
 
 def _mult(widths: list[int], channels: int) -> tuple[int, ...]:
     if any(width % channels for width in widths):
-        raise _unsupported(f"widths {widths} are no multiples of {channels} channels")
+        raise unsupported(f"channel_mult: widths {widths} are no multiples of {channels} channels")
     return tuple(width // channels for width in widths)
 
 
@@ -115,15 +137,12 @@ def _input(shapes: Shapes, prefix: str, side: int) -> tuple[int, ...]:
 def _song(shapes: Shapes, channels_per_head: int) -> Recognized:
     prefix = "model."
     if any("aux_skip" in name or "aux_down" in name or "aux_up" in name for name in shapes):
-        raise _unsupported("this SongUNet has a skip encoder or decoder")
+        raise unsupported("encoder_type or decoder_type is 'skip'")
     side = _sides(shapes, prefix)[0]
     channels, colours = _input(shapes, prefix, side)[:2]
     widths, options = _body(shapes, prefix, "conv1.weight", "qkv.weight")
     first = f"{prefix}enc.{side}x{side}_block0."
     pyramid = any("aux_residual" in name for name in shapes)
-    wide = any(
-        name.endswith("resample_filter") and shape[-1] == 4 for name, shape in shapes.items()
-    )
     adaptive = shapes[f"{first}affine.weight"][0] == 2 * widths[0]
     layer0 = shapes[f"{prefix}map_layer0.weight"]
     fourier = f"{prefix}map_noise.freqs" in shapes
@@ -135,7 +154,6 @@ def _song(shapes: Shapes, channels_per_head: int) -> Recognized:
         "embedding_mult": layer0[0] // channels,
         "augment_dim": shapes.get(f"{prefix}map_augment.weight", (0, 0))[1],
         "pyramid": pyramid,
-        "filter_taps": (1, 3, 3, 1) if wide else (1, 1),
         "conditioning": "scale-shift" if adaptive else "additive",
     }
     classes = shapes.get(f"{prefix}map_label.weight", (0, 0))[1]
@@ -165,14 +183,21 @@ def _edm2(shapes: Shapes, channels_per_head: int) -> Recognized:
     prefix = "unet."
     side = _sides(shapes, prefix)[0]
     widths, options = _body(shapes, prefix, "conv_res1.weight", "attn_qkv.weight")
-    channels = shapes[f"{prefix}emb_fourier.freqs"][0]
-    assumed = {"channels_per_head": channels_per_head}
+    embedding, noise = shapes[f"{prefix}emb_noise.weight"]
+    # The base width itself is told by nothing: one that divides all widths makes the same network.
+    odd = [n for n, usual in ((noise, widths[0]), (embedding, max(widths))) if n != usual]
+    channels = math.gcd(*widths, *odd)
+    assumed = {"channels_per_head": channels_per_head} | ASSUMED_EDM2
     options |= {
         "channels": channels,
         "channel_mult": _mult(widths, channels),
         "logvar_channels": shapes.get("logvar_fourier.freqs", (0,))[0],
         **assumed,
     }
+    if noise != widths[0]:
+        options["noise_mult"] = noise // channels
+    if embedding != max(widths):
+        options["embedding_mult"] = embedding // channels
     colours = _input(shapes, prefix, side)[1] - 1  # one constant channel
     classes = shapes.get(f"{prefix}emb_label.weight", (0, 0))[1]
     return Recognized("edm2", "edm2", options, (colours, side, side), classes, assumed)
@@ -204,7 +229,7 @@ def _openai_sizes(shapes: Shapes, resolution: int | None) -> tuple[int, int, int
 
 def _openai(shapes: Shapes, channels_per_head: int, resolution: int | None) -> Recognized:
     if any(".op.weight" in name or ".conv.weight" in name for name in shapes):
-        raise _unsupported("this ADM resamples by convolutions (resblock_updown is off)")
+        raise unsupported("resblock_updown is off: this ADM resamples by convolutions")
     levels, blocks, side = _openai_sizes(shapes, resolution)
     # One stem, then per level the blocks and, but for the last, a block that halves.
     first = [1 + level * (blocks + 1) for level in range(levels)]
@@ -215,7 +240,7 @@ def _openai(shapes: Shapes, channels_per_head: int, resolution: int | None) -> R
     embedding, channels = shapes["time_embed.0.weight"]
     colours = shapes["input_blocks.0.0.weight"][1]
     if shapes["out.2.weight"][0] != colours:
-        raise _unsupported("this ADM predicts variances too (learn_sigma is on)")
+        raise unsupported("learn_sigma is on: this ADM predicts variances too")
     adaptive = shapes["input_blocks.1.0.emb_layers.1.weight"][0] == 2 * widths[0]
     assumed: dict[str, Any] = {"channels_per_head": channels_per_head, "time_factor": 1000.0}
     options = {
@@ -229,6 +254,51 @@ def _openai(shapes: Shapes, channels_per_head: int, resolution: int | None) -> R
         **assumed,
     }
     classes = shapes.get("label_emb.weight", (0, 0))[0]
+    assumed |= _OPENAI_ORDER
     if resolution is None:
         assumed["resolution"] = side
     return Recognized("openai-adm", "adm", options, (colours, side, side), classes, assumed)
+
+
+# --- filters -------------------------------------------------------------------------------------
+
+
+def with_filters(found: Recognized, tensors: Mapping[str, Tensor]) -> Recognized:
+    """Return the network with the taps of its resampling filters, which EDM's keep as buffers.
+
+    Raises UserError, naming the filter, unless it is one of an even number of taps, the same
+    throughout; ADM's are always (1, 1).
+    """
+    kernels = {n: t for n, t in tensors.items() if n.endswith(".resample_filter")}
+    if found.family != "edm" or not kernels:
+        return found
+    first = next(iter(kernels))
+    taps = filter_taps(kernels[first], first)
+    for name, kernel in kernels.items():
+        if filter_taps(kernel, name) != taps:
+            raise unsupported(f"{name} is another filter than {first}", "one resample_filter")
+    if found.network == "adm":
+        if taps != BOX:
+            raise unsupported(f"{first} has the taps {taps}", "(1, 1) in an ADM")
+        return found
+    return found._replace(options={**found.options, "filter_taps": taps})
+
+
+def filter_taps(kernel: Tensor, name: str) -> tuple[float, ...]:
+    """Return the taps of a separable kernel ``[1, 1, n, n]``: small whole numbers where they are.
+
+    Raises UserError, naming ``name``, for any other kernel.
+    """
+    n = kernel.shape[-1]
+    if kernel.shape == (1, 1, n, n) and n % 2 == 0 and bool(kernel.isfinite().all()):
+        row = kernel[0, 0].double().sum(0)
+        smallest = float(row[row != 0].abs().amin()) if bool(row.any()) else 1.0
+        for scale in range(1, 65):
+            whole = row * (scale / smallest)
+            if float((whole - whole.round()).abs().max()) < 1e-4 * scale:
+                row = whole.round()
+                break
+        taps = tuple(int(t) if t == round(t) else float(t) for t in row.tolist())
+        if sum(taps) and torch.allclose(filter_kernel(taps), kernel.float(), atol=1e-6):
+            return taps
+    raise unsupported(f"{name} is no separable filter", "an even number of taps times themselves")

@@ -26,7 +26,7 @@ class PyramidStep(nn.Module):
     The border is padded once, for convolution and filter together.
     """
 
-    def __init__(self, inputs: int, outputs: int, taps: tuple[int, ...]) -> None:
+    def __init__(self, inputs: int, outputs: int, taps: tuple[float, ...]) -> None:
         super().__init__()
         self.conv = Conv2d(inputs, outputs, 3)
         self.conv.padding += (len(taps) - 1) // 2
@@ -64,7 +64,13 @@ class DDPMPP(UNet):
         )
         widths = tuple(config.channels * mult for mult in config.channel_mult)
         plan = BodyPlan(
-            side, config.channels, widths, config.blocks, config.attention_resolutions, True
+            side,
+            config.channels,
+            widths,
+            config.blocks,
+            config.attention_resolutions,
+            last_attention_only=True,
+            middle_attention=config.middle_attention,
         )
 
         self.body_net = UNetBody(

@@ -58,8 +58,9 @@ def styled_blocks(style: BlockStyle, dropout_at: Callable[[int], float]) -> Bloc
 @dataclass(frozen=True)
 class BodyPlan:
     """Sizes: ``side`` of the image in pixels, output channels of the first convolution, widths by
-    resolution, blocks per resolution, resolutions with attention, and whether a decoder resolution
-    has attention in its last block only (Song et al.) or in all of them.
+    resolution, blocks per resolution, resolutions with attention, whether a decoder resolution has
+    attention in its last block only (Song et al.) or in all of them, and whether the first of the
+    middle blocks has attention.
     """
 
     side: int
@@ -68,6 +69,7 @@ class BodyPlan:
     blocks: int
     attention_resolutions: tuple[int, ...]
     last_attention_only: bool = False
+    middle_attention: bool = True
 
 
 class UNetBody(nn.Module):
@@ -91,7 +93,9 @@ class UNetBody(nn.Module):
         side, width = plan.side >> (len(plan.widths) - 1), plan.widths[-1]
         self.middle = Stage(
             [
-                make_block(width, width, side=side, part="decoder", attention=True),
+                make_block(
+                    width, width, side=side, part="decoder", attention=plan.middle_attention
+                ),
                 make_block(width, width, side=side, part="decoder"),
             ]
         )

@@ -43,7 +43,7 @@ def main() -> None:
         HERE / "diffusers-adm-cond.tensors.safetensors",
     )
     config = {k: v for k, v in model.config.items() if k != "_use_default_values"}
-    config["source"] = f"diffusers {diffusers.__version__} UNet2DModel"
+    config["_source"] = f"diffusers {diffusers.__version__} UNet2DModel"
     (HERE / "diffusers-adm-cond.config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 

@@ -77,6 +77,42 @@ def test_a_pickle_that_would_write_a_file(
         assert not flag.exists()
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_attributes_are_recorded_and_never_resolved(
+    tmp_path: Path, weights: dict[str, Tensor], protocol: int
+) -> None:
+    """What a bound method pickles as, ``getattr(object, name)``, and what could be made of it."""
+    network = inert_tree(weights, "EDMPrecond", sigma_data=0.5)
+    described = Persistent("ECMLoss", {"q": 2})
+    attribute = Runs(getattr, described, "__class__")
+    sound = {"ema": network, "loss_fn": Persistent("EDMLoss", {"f": attribute})}
+    assert read_checkpoint(write_pickle(tmp_path / "net.pkl", sound, protocol)).network == "ddpmpp"
+    for hostile in (
+        Runs(getattr, attribute, "__subclasses__"),
+        Runs(getattr, Runs(getattr, described, "__init__"), "__globals__"),
+        Runs(getattr, nn.Linear, "__init__"),
+        Runs(getattr, {"a": 1}, "clear"),
+        Runs(getattr, weights["model.map_layer0.bias"], "data"),
+        Runs(getattr, described, "q", 3),
+        Runs(getattr, described, b"q"),
+        Runs(getattr, getattr, "__self__"),
+    ):
+        path = write_pickle(tmp_path / "bad.pkl", {"ema": network, "extra": hostile}, protocol)
+        refuse(path, r"refused: the pickle asks for [\w.]+; .*it was not executed")
+
+
+def test_a_recorded_attribute_can_neither_be_called_nor_changed(tmp_path: Path) -> None:
+    def written(end: bytes) -> Path:
+        with official_names():
+            start = pickle.dumps(Runs(getattr, Persistent("ECMLoss", {"q": 2}), "t_to_r"), 2)
+        path = tmp_path / "bad.pkl"
+        path.write_bytes(start.removesuffix(b".") + end + b".")
+        return path
+
+    refuse(written(b"(K\x01tR"), "truncated or corrupt pickle .*not callable")
+    refuse(written(b"}X\x05\x00\x00\x00ownerK\x01sb"), "asks for a change of an attribute")
+
+
 def test_source_code_inside_a_pickle_stays_text(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     flag = tmp_path / "owned"
     network = inert_tree(weights, "EDMPrecond", sigma_data=0.5)

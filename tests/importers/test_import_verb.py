@@ -121,7 +121,10 @@ def test_what_a_file_does_not_say_can_be_said(cmbench: Command, tmp_path: Path) 
     shape = ("--channels-per-head", "16", "--resolution", "16")
     done = cmbench("import", str(path), *shape)
     assert "unknown: give it with --parameterization" in done.out
-    assert "assumed          time_factor 1000.0 (not determined by the shapes)\n" in done.out
+    assert (
+        "assumed          time_factor 1000.0, attention_order q, k, v before heads (not determined"
+        in done.out
+    )
     assert "sample it with" not in done.out
     done = cmbench(
         "import",
@@ -202,3 +205,24 @@ def test_a_full_disk_leaves_nothing(
 )
 def test_default_names(file: str, name: str) -> None:
     assert default_name(Path(file)) == name
+
+
+def test_names_of_wrappers_and_ignored_settings_are_printed(
+    cmbench: Command, workspace: Workspace, tmp_path: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    save_file({f"module._orig_mod.{k}": v for k, v in weights.items()}, tmp_path / "w.safetensors")
+    done = cmbench("import", str(tmp_path / "w.safetensors"))
+    assert done.code == 0, done.err
+    said = "module. (DistributedDataParallel), _orig_mod. (torch.compile), from the names of"
+    assert f"\nstripped         {said} tensors\n" in done.out
+    path = write_edm(tmp_path / "net.pkl", weights, twist=3)
+    refused(
+        cmbench("import", str(path)),
+        "'twist' of EDMPrecond (3) is a setting that is not known here",
+        "if it changes nothing that is computed, add --ignore twist",
+    )
+    done = cmbench("import", str(path), "--ignore", "twist")
+    assert done.code == 0, done.err
+    assert "\nignored          twist\n" in done.out
+    manifest = json.loads((workspace.imported / "net.json").read_text())
+    assert manifest["meta"]["imported"]["description"]["ignored"] == ["twist"]

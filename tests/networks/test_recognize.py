@@ -66,9 +66,20 @@ def test_golden_weights_load_into_the_recognised_network(path: Path) -> None:
 def test_assumptions_are_listed() -> None:
     _, shapes = layout(GOLDEN / "openai-adm-imagenet64.layout.json")
     assumed = recognize(shapes).assumed
+    assert assumed.pop("attention_order") == "q, k, v before heads"
     assert assumed == {"channels_per_head": 64, "time_factor": 1000.0, "resolution": 64}
     _, shapes = layout(GOLDEN / "edm-ddpmpp-cifar10.layout.json")
     assert recognize(shapes).assumed == {}
+    _, shapes = layout(GOLDEN / "edm2-s-imagenet64.layout.json")
+    assert recognize(shapes).assumed == {
+        "channels_per_head": 64,
+        "label_balance": 0.5,
+        "concat_balance": 0.5,
+        "residual_balance": 0.3,
+        "attention_balance": 0.3,
+        "clip_activations": 256.0,
+        "filter_taps": (1, 1),
+    }
 
 
 def test_unknown_network() -> None:
@@ -82,15 +93,15 @@ def test_unknown_network() -> None:
 
 def test_missing_tensor_is_named() -> None:
     _, shapes = layout(GOLDEN / "edm2-s-imagenet64.layout.json")
-    del shapes["unet.emb_fourier.freqs"]
-    with pytest.raises(UserError, match=r"tensor 'unet.emb_fourier.freqs' is missing; allowed"):
+    del shapes["unet.emb_noise.weight"]
+    with pytest.raises(UserError, match=r"tensor 'unet.emb_noise.weight' is missing; allowed"):
         recognize(shapes)
 
 
 @pytest.mark.parametrize(
     ("file", "name", "shape", "message"),
     [
-        ("edm-ddpmpp-cifar10", "model.enc.32x32_aux_skip.weight", (3,), "skip encoder or decoder"),
+        ("edm-ddpmpp-cifar10", "model.enc.32x32_aux_skip.weight", (3,), "encoder_type or decoder"),
         ("openai-adm-imagenet64", "input_blocks.4.0.op.weight", (3,), "resamples by convolutions"),
         ("openai-adm-imagenet64", "out.2.weight", (6, 192, 3, 3), "learn_sigma"),
         ("openai-adm-imagenet64", "time_embed.0.weight", (768, 100), "no multiples of 100"),
