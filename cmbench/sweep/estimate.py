@@ -241,8 +241,8 @@ def _random_batch(method: Any, plan: RunPlan, count: int, device: torch.device) 
     images = torch.rand(count, *method.data.data_shape, device=device) * 2 - 1
     classes = method.data.num_classes
     labels = torch.zeros(count, dtype=torch.int64, device=device) if classes else None
-    told = torch.zeros(count, LABEL_DIM, device=device) if plan.config.augment > 0 else None
-    return Batch(images, labels, told)
+    augmented = torch.zeros(count, LABEL_DIM, device=device) if plan.config.augment > 0 else None
+    return Batch(images, labels, augmented)
 
 
 # ---- measured on the device at hand --------------------------------------------------------------

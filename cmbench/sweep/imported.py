@@ -27,7 +27,7 @@ from cmbench.sweep.context import Context
 from cmbench.sweep.validation import validate
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint
 
-PREFIX = "import:"
+_PREFIX = "import:"
 #: A model's name is part of file names and of run ids, as a recipe's is.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")
 _SUFFIX = ".safetensors"
@@ -65,7 +65,7 @@ class ImportedModel:
     @property
     def title(self) -> str:
         """The reference to this content: ``import:NAME@HASH``."""
-        return f"{PREFIX}{self.name}@{self.sha256[:_DIGITS]}"
+        return f"{_PREFIX}{self.name}@{self.sha256[:_DIGITS]}"
 
     @property
     def table(self) -> dict[str, Any]:
@@ -178,6 +178,11 @@ def require_same_data(
         )
 
 
+def is_import(text: str) -> bool:
+    """Return whether ``text`` refers to an imported checkpoint."""
+    return text.startswith(_PREFIX)
+
+
 def path_of(workspace: Workspace, text: str) -> Path:
     """Return the file that ``NAME`` or a path ending in ``.safetensors`` means."""
     if text.endswith(_SUFFIX):
@@ -198,7 +203,7 @@ def open_imported(workspace: Workspace, text: str) -> ImportedModel:
         MissingError: there is none of that name.
         UserError: its manifest is damaged, or it is not the one with that hash.
     """
-    text = text.removeprefix(PREFIX)
+    text = text.removeprefix(_PREFIX)
     wanted = ""
     if not text.endswith(_SUFFIX):
         text, _, wanted = text.partition("@")

@@ -28,7 +28,7 @@ from cmbench.plugin.specs import DatasetSpec
 from cmbench.samples.opening import open_samples
 from cmbench.samples.source import ReadOptions, SampleSource
 from cmbench.sweep.context import Context
-from cmbench.sweep.imported import PREFIX
+from cmbench.sweep.imported import is_import
 from cmbench.sweep.opened_runs import OpenedRun, find_run, open_imported_samples, open_run
 from cmbench.sweep.scored_record import ScoreRequest
 
@@ -150,7 +150,7 @@ def open_source(
     A run of this harness, an imported checkpoint (sampled as ``dataset`` asks), or what others
     made.
     """
-    if given.startswith(PREFIX):
+    if is_import(given):
         opened = open_imported_samples(context, given, dataset, nfe or None, options.seed, options)
         return opened.samples.source, opened
     trained = find_run(context, given)

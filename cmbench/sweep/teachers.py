@@ -25,10 +25,9 @@ from cmbench.errors import MissingError, UserError
 from cmbench.plugin.config import MethodConfig
 from cmbench.plugin.method import Nets, Teacher
 from cmbench.plugin.specs import DatasetSpec, MethodSpec
-from cmbench.sweep import imported
 from cmbench.sweep.context import Context
 from cmbench.sweep.frozen import frozen_teacher, trained_teacher, untrained_teacher
-from cmbench.sweep.imported import ImportedModel, open_imported, require_same_data
+from cmbench.sweep.imported import ImportedModel, is_import, open_imported, require_same_data
 from cmbench.sweep.plans import Builder, PlanRun, RunPlan, TeacherSource, load_method_class
 from cmbench.sweep.recipes import Table, default_recipe, merge, recipe_table, require_unchanged
 from cmbench.sweep.run_files import MAIN, RUN_FILE, read_run_file, weights_path
@@ -57,7 +56,7 @@ def parse_teacher(text: str | None, run_id: str | None = None) -> TeacherSource 
         return _Analytic(text)
     if text.startswith(_RUN):
         return _FinishedRun(text)
-    if text.startswith(imported.PREFIX):
+    if is_import(text):
         return _Imported(text)
     return _TrainedFirst(text, run_id=run_id)
 

@@ -118,10 +118,12 @@ class World:
             foreseen = isinstance(failure, UserError)
             what = str(failure) if foreseen else f"{type(failure).__name__}: {failure}"
             mine = what, foreseen, "".join(traceback.format_exception(failure))
-        told: list[Any] = [None] * self.size
+        failures: list[Any] = [None] * self.size
         with self._contact():
-            dist.all_gather_object(told, mine, group=self.control)
-        rank, (what, foreseen, trace) = next((i, m) for i, m in enumerate(told) if m is not None)
+            dist.all_gather_object(failures, mine, group=self.control)
+        rank, (what, foreseen, trace) = next(
+            (i, m) for i, m in enumerate(failures) if m is not None
+        )
         shared = SharedFailureError(f"rank {rank} of {self.size}", what, foreseen)
         shared.add_note(trace)
         raise shared from failure
