@@ -10,7 +10,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from mutate import EQUIVALENT, body_lines
+from coverage_map import Selection, body_lines, moved_entry, moved_lines
+from mutate import EQUIVALENT
 from mutations import Mutation, mutations, sample
 
 TOOL = Path(__file__).with_name("mutate.py")
@@ -146,6 +147,70 @@ def test_bodies_of_functions_are_found_by_dotted_name() -> None:
     assert body_lines(source, "A") == body_lines(source, "") == body_lines(source, "g") == (0, 0)
 
 
+def test_what_was_recorded_moves_with_the_lines_of_a_module() -> None:
+    old, new = "a\nb\nc\nd\n", "x\na\nb\nC\nd\n"
+    assert moved_lines(old, new) == {1: 2, 2: 3, 4: 5}
+    entry = {"sha256": "0", "tests": {"t": {"seconds": 1.0, "lines": {"m": [1, 3, 4], "n": [1]}}}}
+    assert moved_entry(entry, {"m": moved_lines(old, new)}) == {
+        "sha256": "0",
+        "tests": {"t": {"seconds": 1.0, "lines": {"m": [2, 5]}}},
+    }
+
+
+class Texts:
+    """Plays the tree: files by name."""
+
+    def __init__(self, **texts: str) -> None:
+        self.texts = {name.replace("__", "/") + ".py": text for name, text in texts.items()}
+
+    def source(self, name: str) -> bytes:
+        return self.texts[name].encode()
+
+
+def covering(**tests: tuple[float, list[int]]) -> dict[str, object]:
+    lines = {name: (seconds, ran) for name, (seconds, ran) in tests.items()}
+    return {
+        "tests": {
+            name: {"seconds": seconds, "lines": {"p/part/m.py": ran} if ran else {}}
+            for name, (seconds, ran) in lines.items()
+        }
+    }
+
+
+def test_tests_that_ran_the_line_come_by_folder_and_time() -> None:
+    module = "LIMIT = 3\n\n\ndef f(x, y=1):\n    x += 1\n    return x - y\n"
+    tree = Texts(
+        p__part__m=module,
+        tests__part__test_own="",
+        tests__other__test_far="",
+        tests__other__test_shared="import p.part.m\n@pytest.fixture(scope='module')\nPopen",
+    )
+    files = {
+        "tests/part/test_own.py": covering(slow=(3.0, [5, 6]), fast=(1.0, [5]), none=(0.1, [])),
+        "tests/other/test_far.py": covering(quick=(0.2, [5, 6]), never=(0.1, [])),
+        "tests/other/test_shared.py": covering(one=(0.5, []), two=(0.5, [])),
+    }
+    for file, entry in files.items():
+        entry["tests"] = {f"{file}::{n}": t for n, t in entry["tests"].items()}  # type: ignore[attr-defined]
+    selection = Selection(tree, files)  # type: ignore[arg-type]
+
+    def names(before: str, after: str, cap: float = 60.0) -> tuple[list[str], bool]:
+        found = mutations("p/part/m.py", module.encode())
+        (one,) = [m for m in found if (m.before, m.after) == (before, after)]
+        selected = selection.tests(one, cap)
+        return [test.partition("::")[2] for test in selected.tests], selected.capped
+
+    shared = ["one", "two"]
+    assert names("x += 1", "x -= 1") == (["fast", "slow", "quick", *shared], False)
+    assert names("return x - y", "return x + y") == (["slow", "quick", *shared], False)
+    everything = (["fast", "slow", "quick", *shared], False)
+    assert names("LIMIT = 3", "LIMIT = 4") == everything, "runs once, in whoever imports first"
+    assert names("def f(x, y=1):", "def f(x, y=2):") == everything
+    assert names("x += 1", "x -= 1", cap=4.1) == (["fast", "slow"], True)
+    selection.drop("tests/part/test_own.py::fast")
+    assert names("x += 1", "x -= 1") == (["slow", "quick", *shared], False)
+
+
 def test_each_equivalent_change_has_a_reason() -> None:
     entries = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))["equivalent"]
     changes = [entry["change"] for entry in entries]
@@ -184,6 +249,19 @@ def test_sign():
 def test_slow():
     assert slow(3) == 0
 """
+#: Passes the first time only: what it "notices" is no change's doing.
+FLAKY = """\
+from pathlib import Path
+
+from package.part.module import unseen
+
+
+def test_flaky():
+    unseen(1)
+    mark = Path(__file__).with_name("mark")
+    assert not mark.exists()
+    mark.touch()
+"""
 
 
 @pytest.fixture
@@ -196,6 +274,7 @@ def checkout(tmp_path: Path) -> Path:
         (folder / "__init__.py").write_text("")
     (root / "package" / "part" / "module.py").write_text(MODULE)
     (root / "tests" / "part" / "test_module.py").write_text(TESTS)
+    (root / "tests" / "part" / "test_flaky.py").write_text(FLAKY)
     (root / "pytest.ini").write_text("[pytest]\n")
     subprocess.run(["git", "init", "-q", root], check=True)
     return root
@@ -225,6 +304,8 @@ def test_a_campaign_finds_what_no_test_notices_and_goes_on(checkout: Path, tmp_p
     # On a busy machine the test's own time limit may end it first.
     assert found["slow: x -= 1 => pass"] in ("timeout", "killed")
     assert found["unseen: return x + 1 => return x - 1"] == "survived"
+    flaky = "tests/part/test_flaky.py::test_flaky"
+    assert f"fails without any change, left out: {flaky}" in made.stdout
     assert "-    if x < 0:\n+    if x <= 0:" in made.stdout
     assert {p: p.read_bytes() for p in sorted(checkout.rglob("*.py"))} == before
 
