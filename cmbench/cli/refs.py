@@ -181,7 +181,7 @@ def facts(reference: Reference) -> dict[str, Any]:
     return {
         **asdict(reference.key),
         "digest": reference.key.digest,
-        "sha256": reference.sha256,
+        "sha256": reference.moments.sha256,
         "count": reference.count,
         "dimensions": reference.moments.dim,
         "divisor": reference.moments.divisor,

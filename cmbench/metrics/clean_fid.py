@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from cmbench.errors import MissingError, UserError, unknown_name
 from cmbench.files import sha256_file
-from cmbench.metrics.extractor import Features
-from cmbench.metrics.inception import CPU_BLOCK, check_rgb, join, load_library_network
+from cmbench.metrics.extractor import Features, extract_rgb
+from cmbench.metrics.inception import load_library_network
 from cmbench.metrics.inception_fast import FastInception
-from cmbench.metrics.precision import exact_float32, row_blocks
+from cmbench.metrics.precision import exact_float32
 from cmbench.metrics.probe import check_probe, probe_images, relative_error
 from cmbench.metrics.quantize import to_float255
 from cmbench.metrics.resizers import half_pixel_bilinear, pil_bicubic, tf1_bilinear
@@ -129,12 +129,12 @@ class CleanFidExtractor:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Features:
         """Return the features of RGB images ``[N, 3, H, W]``: uint8, or float in [-1, 1]."""
-        check_rgb("clean-fid extractor", images)
-        pixels = to_float255(images.to(self.device, non_blocking=True))
-        size = CPU_BLOCK if self.device.type == "cpu" else max(len(images), 1)
-        extract = self._library if self.fast is None else self._fast
-        with exact_float32():
-            return join([Features(extract(block)) for block in row_blocks(pixels, size)])
+        features = self._library if self.fast is None else self._fast
+
+        def extract(block: Tensor) -> Features:
+            return Features(features(to_float255(block)))
+
+        return extract_rgb("clean-fid extractor", images, self.device, extract)
 
     def _fast(self, pixels: Tensor) -> Tensor:
         assert self.fast is not None

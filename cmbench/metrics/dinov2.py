@@ -21,9 +21,7 @@ from torch.nn import functional
 from cmbench.errors import MissingError, UserError, unknown_name
 from cmbench.files import sha256_file
 from cmbench.metrics._files import read_state
-from cmbench.metrics.extractor import Features
-from cmbench.metrics.inception import check_rgb, join
-from cmbench.metrics.precision import exact_float32, row_blocks
+from cmbench.metrics.extractor import Features, extract_rgb
 from cmbench.metrics.weight_files import find_weights
 
 SIZE, PATCH = 224, 14
@@ -34,7 +32,6 @@ ARCHITECTURES = {
     "vitl14": ("vit_large_patch14_dinov2", 1024),
 }
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CPU_BLOCK = 8
 
 
 class DinoExtractor:
@@ -83,7 +80,6 @@ class DinoExtractor:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Features:
         """Return the features of RGB images ``[N, 3, H, W]``, uint8."""
-        check_rgb("dinov2 extractor", images)
         if images.dtype != torch.uint8:
             raise UserError(
                 "dinov2 extractor",
@@ -91,16 +87,13 @@ class DinoExtractor:
                 allowed="uint8",
                 remedy="quantise the samples: its resizer is PIL's on bytes",
             )
-        size = CPU_BLOCK if self.device.type == "cpu" else max(len(images), 1)
-        with exact_float32():
-            blocks = row_blocks(images, size)
-            return join([Features(self.network(self._prepared(block))) for block in blocks])
+        return extract_rgb("dinov2 extractor", images, self.device, self._extract)
 
-    def _prepared(self, images: Tensor) -> Tensor:
+    def _extract(self, images: Tensor) -> Features:
         mean = torch.tensor(MEAN, device=self.device)[:, None, None]
         std = torch.tensor(STD, device=self.device)[:, None, None]
-        pixels = RESIZES[self.preprocessing](images.to(self.device)).to(self.device)
-        return (pixels / 255 - mean) / std
+        pixels = RESIZES[self.preprocessing](images).to(self.device)
+        return Features(self.network((pixels / 255 - mean) / std))
 
 
 def edm2(location: Path | str | None = None) -> DinoExtractor:

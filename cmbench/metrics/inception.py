@@ -16,17 +16,15 @@ from torch import Tensor, nn
 from cmbench.errors import UserError
 from cmbench.files import sha256_file
 from cmbench.metrics._files import read_state
-from cmbench.metrics.extractor import Features
+from cmbench.metrics.extractor import Features, extract_rgb
 from cmbench.metrics.inception_fast import SPATIAL_CHANNELS, FastInception
-from cmbench.metrics.precision import exact_float32, row_blocks
+from cmbench.metrics.precision import exact_float32
 from cmbench.metrics.probe import check_probe, check_rounding, probe_images, relative_error
 from cmbench.metrics.quantize import to_float255
 from cmbench.metrics.values import APPROXIMATIONS
 from cmbench.metrics.weight_files import WEIGHTS, find_weights
 
 LAYERS = ("64", "192", "768", "2048")
-#: Images at a time on the CPU: bounds memory whatever the batch; larger ones leave the cache.
-CPU_BLOCK = 8
 
 
 class InceptionExtractor:
@@ -124,12 +122,8 @@ class InceptionExtractor:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Features:
         """Return the features of RGB images ``[N, 3, H, W]``: uint8, or float in [-1, 1]."""
-        check_rgb("inception extractor", images)
-        images = images.to(self.device, non_blocking=True)
-        size = CPU_BLOCK if self.device.type == "cpu" else len(images)
         extract = self._library if self.fast is None else self._fast
-        with exact_float32():
-            return join([extract(block) for block in row_blocks(images, max(size, 1))])
+        return extract_rgb("inception extractor", images, self.device, extract)
 
     def _fast(self, images: Tensor) -> Features:
         pixels = to_float255(images).to(self.dtype)
@@ -195,24 +189,3 @@ def load_library_network(path: Path, layers: tuple[str, ...]) -> nn.Module:
         reason = str(error).splitlines()[0]
         raise UserError(who, reason, allowed=allowed, remedy=remedy) from error
     return network
-
-
-def check_rgb(who: str, images: Tensor) -> None:
-    """Refuse anything but ``[N, 3, H, W]``."""
-    if images.dim() != 4 or images.shape[1] != 3:
-        raise UserError(
-            who,
-            f"images of shape {tuple(images.shape)}",
-            allowed="RGB [N, 3, H, W]",
-            remedy="convert grey images to RGB, and put channels second",
-        )
-
-
-def join(parts: list[Features]) -> Features:
-    """Concatenate batches of features."""
-    first = parts[0]
-    return Features(
-        pool=torch.cat([part.pool for part in parts]),
-        logits=None if first.logits is None else torch.cat([p.logits for p in parts]),  # type: ignore[misc]
-        spatial=None if first.spatial is None else torch.cat([p.spatial for p in parts]),  # type: ignore[misc]
-    )

@@ -20,6 +20,7 @@ from cmbench.metrics.metric import MetricData
 from cmbench.metrics.precision import row_blocks
 from cmbench.metrics.values import Estimate, Json, normal_interval
 
+#: Rows of one block of kernel values: changes memory and speed only.
 BLOCK = 2048
 
 
@@ -53,7 +54,7 @@ class SelfKernel:
         return max(0.0, first_order / (1 - 2 / (self.count - 1)))
 
 
-def self_kernel(features: Tensor, block: int = BLOCK) -> SelfKernel:
+def self_kernel(features: Tensor) -> SelfKernel:
     """Return the kernel sums within one set ``[N, D]``, in float64, N >= 4."""
     count = features.shape[0]
     if count < 4:
@@ -63,7 +64,7 @@ def self_kernel(features: Tensor, block: int = BLOCK) -> SelfKernel:
             allowed="at least 4",
             remedy="evaluate more samples",
         )
-    chunks = row_blocks(features.double(), block)
+    chunks = row_blocks(features.double(), BLOCK)
     sums = [chunk.new_zeros(len(chunk)) for chunk in chunks]
     squares = 0.0
     for i, rows in enumerate(chunks):
@@ -71,21 +72,15 @@ def self_kernel(features: Tensor, block: int = BLOCK) -> SelfKernel:
             values = cubic_kernel(rows, chunks[j])
             if i == j:
                 values.fill_diagonal_(0)
-                sums[i] += values.sum(1)
-                squares += float(values.square().sum())
             else:
-                sums[i] += values.sum(1)
                 sums[j] += values.sum(0)
-                squares += 2 * float(values.square().sum())
+            sums[i] += values.sum(1)
+            squares += (1 if i == j else 2) * float(values.square().sum())
     return SelfKernel(torch.cat(sums) / (count - 1), squares / (count * (count - 1)))
 
 
 def kernel_distance(
-    samples: Tensor,
-    reference: Tensor,
-    *,
-    block: int = BLOCK,
-    reference_self: SelfKernel | None = None,
+    samples: Tensor, reference: Tensor, reference_self: SelfKernel | None = None
 ) -> tuple[float, float]:
     """Return the exact unbiased squared MMD of ``[N, D]`` and ``[M, D]``, and its standard error.
 
@@ -94,7 +89,6 @@ def kernel_distance(
     Args:
         samples: features of generated images.
         reference: features of real images, on the same device.
-        block: rows of one block of kernel values; changes memory and speed only.
         reference_self: :func:`self_kernel` of ``reference``, if known.
 
     The standard error sums the variances of the first-order projections and of the second-order
@@ -104,9 +98,9 @@ def kernel_distance(
     0.95 to 1.08 of the spread, and 91 to 96 % of the 95 % intervals cover.
     """
     x, y = samples.double(), reference.double()
-    xx = self_kernel(x, block)
-    yy = self_kernel(y, block) if reference_self is None else reference_self
-    cross_x, cross_y, cross_square = _cross_kernel(x, y, block)
+    xx = self_kernel(x)
+    yy = self_kernel(y) if reference_self is None else reference_self
+    cross_x, cross_y, cross_square = _cross_kernel(x, y)
     cross = float(cross_x.mean())
     n, m = len(x), len(y)
     residual_xy = max(0.0, cross_square - cross**2 - float(cross_x.var()) - float(cross_y.var()))
@@ -119,14 +113,14 @@ def kernel_distance(
     return xx.mean + yy.mean - 2 * cross, math.sqrt(variance)
 
 
-def _cross_kernel(x: Tensor, y: Tensor, block: int) -> tuple[Tensor, Tensor, float]:
+def _cross_kernel(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:
     """Return row means, column means and mean square of k(x_i, y_j)."""
     rows, columns, squares = x.new_zeros(len(x)), y.new_zeros(len(y)), 0.0
-    for i in range(0, len(x), block):
-        for j in range(0, len(y), block):
-            values = cubic_kernel(x[i : i + block], y[j : j + block])
-            rows[i : i + block] += values.sum(1)
-            columns[j : j + block] += values.sum(0)
+    for i in range(0, len(x), BLOCK):
+        for j in range(0, len(y), BLOCK):
+            values = cubic_kernel(x[i : i + BLOCK], y[j : j + BLOCK])
+            rows[i : i + BLOCK] += values.sum(1)
+            columns[j : j + BLOCK] += values.sum(0)
             squares += float(values.square().sum())
     return rows / len(y), columns / len(x), squares / (len(x) * len(y))
 
@@ -140,7 +134,7 @@ def _projection_variance(own: SelfKernel, cross: Tensor, cross_noise: float) -> 
 def metric(data: MetricData) -> Estimate:
     """Return the kernel distance of pooled features: KID on the Inception network."""
     samples, real = data.features, data.real_features
-    value, error = kernel_distance(samples, real, reference_self=data.prepared("kernel"))
+    value, error = kernel_distance(samples, real, data.prepared("kernel"))
     detail: dict[str, Json] = {"value": value, "standard_error": error}
     detail["estimator"] = "exact U-statistic, cubic kernel"
     if data.floors is not None:

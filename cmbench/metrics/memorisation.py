@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cmbench.errors import UserError
 from cmbench.metrics.precision import exact_float32, row_blocks
-from cmbench.metrics.precision_recall import squared_distances
+from cmbench.metrics.precision_recall import BLOCK, squared_distances
 from cmbench.seeds import derive_seed
 
 #: Standard errors above one half at which the share is called suspicious.
@@ -47,9 +47,7 @@ class Memorisation:
         return self.train_share > 0.5 + SUSPICIOUS * self.standard_error
 
 
-def memorisation(
-    samples: Tensor, train: Tensor, held_out: Tensor, *, block: int = 4096, seed: int = 0
-) -> Memorisation:
+def memorisation(samples: Tensor, train: Tensor, held_out: Tensor) -> Memorisation:
     """Compare the nearest training and held-out neighbours of ``samples`` ``[N, D]``.
 
     ``train`` and ``held_out`` are features of one extractor; the larger set is thinned at random to
@@ -62,11 +60,11 @@ def memorisation(
             allowed="at least 2 of each",
         )
     count = min(len(train), len(held_out))
-    kept, other = _thin(train, count, seed, "train"), _thin(held_out, count, seed, "held out")
+    kept, other = _thin(train, count, "train"), _thin(held_out, count, "held out")
     centre = train.double().mean(0)
     rows = (samples.double() - centre).float()
-    near_train, which = _nearest(rows, (train[kept].double() - centre).float(), block)
-    near_other, _ = _nearest(rows, (held_out[other].double() - centre).float(), block)
+    near_train, which = _nearest(rows, (train[kept].double() - centre).float())
+    near_other, _ = _nearest(rows, (held_out[other].double() - centre).float())
     ratio = (near_train / near_other.clamp_min(1e-30)).sqrt().median()
     ties = (near_train == near_other).double().mean() / 2
     order = near_train.argsort()[:10]
@@ -85,20 +83,20 @@ def _pair(samples: Tensor, train: Tensor, sample: int, image: int) -> tuple[int,
     return sample, image, float(distance)
 
 
-def _thin(rows: Tensor, count: int, seed: int, name: str) -> Tensor:
-    generator = torch.Generator().manual_seed(derive_seed(seed, "memorisation", name))
+def _thin(rows: Tensor, count: int, name: str) -> Tensor:
+    generator = torch.Generator().manual_seed(derive_seed(0, "memorisation", name))
     return torch.randperm(len(rows), generator=generator)[:count].to(rows.device)
 
 
-def _nearest(rows: Tensor, real: Tensor, block: int) -> tuple[Tensor, Tensor]:
+def _nearest(rows: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     """Return the squared distance to the nearest row of ``real``, and its number."""
     distances, numbers = [], []
     with exact_float32():
-        for part in row_blocks(rows, block):
+        for part in row_blocks(rows, BLOCK):
             best = part.new_full((len(part),), torch.inf)
             where = torch.zeros(len(part), dtype=torch.int64, device=part.device)
-            for start in range(0, len(real), block):
-                values, index = squared_distances(part, real[start : start + block]).min(1)
+            for start in range(0, len(real), BLOCK):
+                values, index = squared_distances(part, real[start : start + BLOCK]).min(1)
                 nearer = values < best
                 best = torch.where(nearer, values, best)
                 where = torch.where(nearer, index + start, where)

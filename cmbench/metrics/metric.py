@@ -70,19 +70,10 @@ class MetricData:
     real_moments: Moments
     real_spatial_moments: Moments
 
-    def __init__(
-        self,
-        spec: MetricSpec,
-        parts: Mapping[str, Any],
-        *,
-        prepared: Mapping[str, Any] | None = None,
-        floors: Floors | None = None,
-        real_score: float | None = None,
-        results: dict[Any, Any] | None = None,
-    ) -> None:
-        self._spec, self._parts, self._prepared = spec, parts, prepared or {}
-        self.floors, self.real_score = floors, real_score
-        self._results = {} if results is None else results
+    def __init__(self, spec: MetricSpec, parts: Mapping[str, Any], results: dict[Any, Any]) -> None:
+        self._spec, self._parts, self._results = spec, parts, results
+        self.floors: Floors | None = parts.get("floors")
+        self.real_score: float | None = parts.get("real score")
 
     def __getitem__(self, need: str) -> Any:
         if need not in self._spec.needs:
@@ -102,7 +93,7 @@ class MetricData:
     def prepared(self, name: str) -> Any:
         """Return what is cached of the real features (``"radii"``, ``"kernel"``), or None."""
         self["real features"]
-        return self._prepared.get(name)
+        return self._parts.get(name)
 
     def shared(self, compute: Callable[[MetricData], T]) -> T:
         """Return ``compute(self)``, computed once for all metrics of equal needs."""

@@ -24,6 +24,7 @@ from cmbench.metrics.metric import MetricData
 from cmbench.metrics.precision import exact_float32, row_blocks
 from cmbench.metrics.values import Estimate, Json, share_interval
 
+#: Rows of one block of distances: changes memory and speed, not the result.
 BLOCK = 4096
 #: Neighbours that set a ball's radius.
 NEIGHBOURS = 3
@@ -45,7 +46,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     return product.add_(x.square().sum(1)[:, None]).clamp_(min=0)
 
 
-def knn_radii(features: Tensor, *, k: int = NEIGHBOURS, block: int = BLOCK) -> Tensor:
+def knn_radii(features: Tensor, k: int = NEIGHBOURS) -> Tensor:
     """Return the squared distance of each row to its k-th nearest other row, ``[N]``.
 
     Blocks above the diagonal serve both of their sides, so each distance is computed once.
@@ -61,7 +62,7 @@ def knn_radii(features: Tensor, *, k: int = NEIGHBOURS, block: int = BLOCK) -> T
             allowed=f"more than k = {k}",
             remedy="evaluate more samples",
         )
-    chunks = row_blocks(features, block)
+    chunks = row_blocks(features, BLOCK)
     nearest = [chunk.new_full((len(chunk), k), torch.inf) for chunk in chunks]
     with exact_float32():
         for i, rows in enumerate(chunks):
@@ -69,10 +70,9 @@ def knn_radii(features: Tensor, *, k: int = NEIGHBOURS, block: int = BLOCK) -> T
                 distances = squared_distances(rows, chunks[j])
                 if i == j:
                     distances.fill_diagonal_(torch.inf)
-                    nearest[i] = _keep_nearest(nearest[i], distances, k)
                 else:
-                    nearest[i] = _keep_nearest(nearest[i], distances, k)
                     nearest[j] = _keep_nearest(nearest[j], distances.T, k)
+                nearest[i] = _keep_nearest(nearest[i], distances, k)
     return torch.cat([values[:, -1] for values in nearest])
 
 
@@ -87,7 +87,6 @@ def precision_recall(
     reference: Tensor,
     *,
     k: int = NEIGHBOURS,
-    block: int = BLOCK,
     reference_radii: Tensor | None = None,
 ) -> PrecisionRecall:
     """Return precision, recall, density and coverage of ``samples`` ``[N, D]``.
@@ -96,21 +95,20 @@ def precision_recall(
         samples: features of generated images.
         reference: features ``[M, D]`` of real images, on the same device.
         k: which neighbour sets a ball's radius.
-        block: rows in one block of distances; changes memory and speed, not the result.
         reference_radii: :func:`reference_radii` of ``reference``, if known.
     """
     centre = reference.double().mean(0)
     fake, real = _centred(samples, centre), _centred(reference, centre)
-    real_radii = knn_radii(real, k=k, block=block) if reference_radii is None else reference_radii
-    fake_radii = knn_radii(fake, k=k, block=block)
+    real_radii = knn_radii(real, k) if reference_radii is None else reference_radii
+    fake_radii = knn_radii(fake, k)
     inside_real = torch.zeros(len(fake), dtype=torch.int64, device=fake.device)
     recalled = torch.zeros(len(real), dtype=torch.bool, device=fake.device)
     covered = torch.zeros_like(recalled)
     with exact_float32():
-        for j in range(0, len(real), block):
-            real_rows = slice(j, j + block)
-            for i in range(0, len(fake), block):
-                fake_rows = slice(i, i + block)
+        for j in range(0, len(real), BLOCK):
+            real_rows = slice(j, j + BLOCK)
+            for i in range(0, len(fake), BLOCK):
+                fake_rows = slice(i, i + BLOCK)
                 distances = squared_distances(fake[fake_rows], real[real_rows])
                 in_real_ball = distances <= real_radii[real_rows][None]
                 inside_real[fake_rows] += in_real_ball.sum(1)
@@ -128,20 +126,20 @@ def _centred(features: Tensor, centre: Tensor) -> Tensor:
     return (features.double() - centre).float()
 
 
-def reference_radii(reference: Tensor, *, k: int = NEIGHBOURS, block: int = BLOCK) -> Tensor:
+def reference_radii(reference: Tensor) -> Tensor:
     """Return the squared ball radii of a reference ``[M, D]``, for :func:`precision_recall`."""
-    return knn_radii(_centred(reference, reference.double().mean(0)), k=k, block=block)
+    return knn_radii(_centred(reference, reference.double().mean(0)))
 
 
-def share_inside_others(features: Tensor, radii: Tensor, *, block: int = BLOCK) -> float:
+def share_inside_others(features: Tensor, radii: Tensor) -> float:
     """Return the share of rows ``[N, D]`` that lie in the manifold of the N - 1 others.
 
     ``radii`` are :func:`reference_radii` of the rows. A row lies in another's ball without being
     one of the neighbours that set its radius exactly if it is one of them, so leaving it out
     changes nothing: the share is what N - 1 points recall of, or how precise they call, one more.
     """
-    rows = row_blocks(_centred(features, features.double().mean(0)), block)
-    reach = row_blocks(radii, block)
+    rows = row_blocks(_centred(features, features.double().mean(0)), BLOCK)
+    reach = row_blocks(radii, BLOCK)
     inside = [torch.zeros(len(part), dtype=torch.bool, device=part.device) for part in rows]
     with exact_float32():
         for i in range(len(rows)):

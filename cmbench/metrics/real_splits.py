@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cmbench.metrics.floor import Floors, Share
 from cmbench.metrics.frechet import distance_of_rows
-from cmbench.metrics.precision_recall import NEIGHBOURS, reference_radii, share_inside_others
+from cmbench.metrics.precision_recall import reference_radii, share_inside_others
 from cmbench.seeds import derive_seed
 
 #: Random splits into halves: many where covariances are small and a split costs milliseconds.
@@ -78,7 +78,7 @@ def _subset_shares(features: Tensor, count: int) -> Iterator[float]:
     for subset in range(SUBSETS):
         order = _order(len(features), f"subset of {count}", subset)[: count + 1]
         rows = features[order.to(features.device)]
-        yield share_inside_others(rows, reference_radii(rows, k=NEIGHBOURS))
+        yield share_inside_others(rows, reference_radii(rows))
 
 
 def _order(count: int, name: str, number: int) -> Tensor:

@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -86,11 +85,6 @@ class Reference:
         """Number of real images, None where an imported file does not say."""
         return self.moments.count
 
-    @cached_property
-    def sha256(self) -> str:
-        """Hash of the moments (rounding included, so it may differ between machines)."""
-        return self.moments.sha256
-
     @classmethod
     def compute(
         cls, images: Iterable[Tensor], extractor: Extractor, key: ReferenceKey
@@ -140,7 +134,7 @@ class Reference:
         return replace(
             self,
             features=rows,
-            radii=reference_radii(rows, k=NEIGHBOURS) if len(rows) > NEIGHBOURS else None,
+            radii=reference_radii(rows) if len(rows) > NEIGHBOURS else None,
             kernel=self_kernel(rows) if len(rows) >= 4 else None,
         )
 

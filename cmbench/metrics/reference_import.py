@@ -61,7 +61,7 @@ _CLEAN_FID = re.compile(
 
 
 @dataclass(frozen=True)
-class Found:
+class FileArrays:
     """What a file holds: arrays, and the extractor that its format implies."""
 
     origin: str
@@ -172,8 +172,8 @@ def _matrix(path: Path, name: str, array: Array) -> Array:
 # ---- readers ------------------------------------------------------------------------------------
 
 
-def _read(path: Path, entry: str) -> Found:
-    readers: dict[str, Callable[[Path, str], Found]] = {
+def _read(path: Path, entry: str) -> FileArrays:
+    readers: dict[str, Callable[[Path, str], FileArrays]] = {
         ".npz": _read_npz,
         ".pt": _read_torch,
         ".pth": _read_torch,
@@ -184,25 +184,25 @@ def _read(path: Path, entry: str) -> Found:
     return readers[path.suffix](path, entry)
 
 
-def _read_npz(path: Path, entry: str) -> Found:
+def _read_npz(path: Path, entry: str) -> FileArrays:
     names = npz_names(path)
     arrays = read_npz(path, ("mu", "sigma", "mu_s", "sigma_s", "feats"))
     mode = _CLEAN_FID.fullmatch(path.name.lower())
     clean = f"inception-{mode.group(1).replace('_', '-')}" if mode else ""
     if {"mu_s", "sigma_s", "mu", "sigma"} <= arrays.keys():
         four = ("mu", "sigma", "mu_s", "sigma_s")
-        return Found("openai", "inception", {name: arrays[name] for name in four})
+        return FileArrays("openai", "inception", {name: arrays[name] for name in four})
     if {"mu", "sigma"} <= arrays.keys():
         values = {name: arrays[name] for name in ("mu", "sigma")}
         if clean:
-            return Found("clean-fid", clean, values)
-        return Found("edm", "inception-legacy-tensorflow", values)
+            return FileArrays("clean-fid", clean, values)
+        return FileArrays("edm", "inception-legacy-tensorflow", values)
     if "feats" in arrays:
-        return Found("clean-fid", clean or "inception-clean", {"features": arrays["feats"]})
+        return FileArrays("clean-fid", clean or "inception-clean", {"features": arrays["feats"]})
     raise _other(path, dict.fromkeys(names))
 
 
-def _read_torch(path: Path, entry: str) -> Found:
+def _read_torch(path: Path, entry: str) -> FileArrays:
     from numpy._core.multiarray import _reconstruct  # what a pickled array names
 
     plain: list[Any] = [_reconstruct, np.ndarray, np.dtype, np.dtypes.Float64DType]
@@ -216,14 +216,14 @@ def _read_torch(path: Path, entry: str) -> Found:
             str(path), f"cannot be read: {reason}", allowed=_ALLOWED, remedy="fetch the file again"
         ) from error
     if isinstance(content, Tensor):
-        return Found("torch-fidelity", "inception", {"features": content.numpy()})
+        return FileArrays("torch-fidelity", "inception", {"features": content.numpy()})
     if isinstance(content, dict) and {"mu", "sigma"} <= content.keys():
         arrays = {name: np.asarray(content[name]) for name in ("mu", "sigma")}
-        return Found("torch-fidelity", "inception", arrays)
+        return FileArrays("torch-fidelity", "inception", arrays)
     raise _other(path, content)
 
 
-def _read_pickle(path: Path, entry: str) -> Found:
+def _read_pickle(path: Path, entry: str) -> FileArrays:
     with open(path, "rb") as file:
         content = load_plain_pickle(file, str(path))
     if not isinstance(content, dict):
@@ -238,7 +238,7 @@ def _read_pickle(path: Path, entry: str) -> Found:
             remedy=f"the file has: {', '.join(sorted(map(str, content)))}",
         )
     arrays = {name: np.asarray(values[name]) for name in ("mu", "sigma")}
-    return Found("edm2", extractor, arrays)
+    return FileArrays("edm2", extractor, arrays)
 
 
 def _other(path: Path, content: object) -> UserError:

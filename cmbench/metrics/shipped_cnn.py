@@ -110,11 +110,11 @@ class ShippedExtractor:
         UserError: the file's hash is not the one in the JSON.
     """
 
-    name: ClassVar[str]
-    short_name: ClassVar[str]
+    name: str
+    short_name: str
     preprocessing = "none"
-    image_shape: ClassVar[tuple[int, int, int]]
-    feature_dim: ClassVar[int]
+    image_shape: tuple[int, int, int]
+    feature_dim: int
     network_type: ClassVar[type[nn.Module]]
     #: What makes the weights, for the remedies of errors.
     script: ClassVar[str]

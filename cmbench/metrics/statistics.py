@@ -56,9 +56,9 @@ class Moments:
         """The rank that the covariance can have at most: min(D, count - 1)."""
         return self.dim if self.count is None else max(0, min(self.dim, self.count - 1))
 
-    @property
+    @cached_property
     def sha256(self) -> str:
-        """Hash of mean and covariance."""
+        """Hash of mean and covariance (rounding included, so it may differ between machines)."""
         return sha256_tensors({"mean": self.mean, "cov": self.cov})
 
     @cached_property

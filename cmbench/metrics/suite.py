@@ -136,6 +136,9 @@ class MetricSuite:
         parts: dict[str, Any] = {need: getattr(samples, name) for need, name in OF_SAMPLES.items()}
         if reference is not None:
             parts |= {need: getattr(reference, name) for need, name in OF_REFERENCE.items()}
+            parts |= {"radii": reference.radii, "kernel": reference.kernel}
+            parts["floors"] = reference.floors
+            parts["real score"] = reference.score.mean if reference.score else None
         parts["labels"] = samples.labels
         parts["flow map"] = self._flow.result() if self._flow is not None else None
         results: dict[Any, Any] = {}
@@ -150,16 +153,7 @@ class MetricSuite:
         for need in metric.needs:
             if parts.get(need) is None:
                 raise self._missing(need)
-        reference, score = self.reference, self.reference.score if self.reference else None
-        data = MetricData(
-            metric.spec,
-            parts,
-            prepared={"radii": reference.radii, "kernel": reference.kernel} if reference else {},
-            floors=reference.floors if reference else None,
-            real_score=score.mean if score else None,
-            results=results,
-        )
-        found = metric.evaluate(data)
+        found = metric.evaluate(MetricData(metric.spec, parts, results))
         return MetricValue(
             found.value,
             found.standard_error,

@@ -42,6 +42,18 @@ class WeightsFile:
         """Whether a file with this hash is the published one."""
         return bool(self.sha256) and sha256.startswith(self.sha256)
 
+    def problem(self, path: Path) -> UserError | None:
+        """Return the error for a file with another hash than the published one."""
+        found = sha256_file(path)
+        if not self.sha256 or self.verifies(found):
+            return None
+        return UserError(
+            f"weights {self.name!r}",
+            f"{path.name} has sha256 {found}",
+            allowed=f"{self.sha256}…" if len(self.sha256) < 64 else self.sha256,
+            remedy=f"fetch {self.url} again; nothing was installed",
+        )
+
 
 WEIGHTS: dict[str, WeightsFile] = {
     file.name: file
@@ -134,7 +146,7 @@ def prepare_weights(name: str, source: Path | None = None, folder: Path | None =
     """
     file = weights_file(name)
     target = (folder or weights_folder()) / file.file_name
-    if target.is_file() and source is None and (not file.sha256 or _is_whole(file, target)):
+    if source is None and target.is_file() and file.problem(target) is None:
         return target  # a damaged one is fetched again
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -142,9 +154,12 @@ def prepare_weights(name: str, source: Path | None = None, folder: Path | None =
             fetched = Path(temporary) / file.file_name
             if source is None:
                 _download(file, fetched)
+            elif source.is_file():
+                shutil.copyfile(source, fetched)
             else:
-                _copy(name, source, fetched)
-            _verify(file, fetched)
+                raise MissingError(f"weights {name!r}", f"no file {source}", remedy="check --from")
+            if problem := file.problem(fetched):
+                raise problem
             fetched.replace(target)
     except OSError as error:
         raise UserError(
@@ -153,12 +168,6 @@ def prepare_weights(name: str, source: Path | None = None, folder: Path | None =
             remedy=f"set {WEIGHTS_VARIABLE} to a writable folder with free space",
         ) from error
     return target
-
-
-def _copy(name: str, source: Path, target: Path) -> None:
-    if not source.is_file():
-        raise MissingError(f"weights {name!r}", f"no file {source}", remedy="check --from")
-    shutil.copyfile(source, target)
 
 
 def _download(file: WeightsFile, target: Path) -> None:
@@ -170,21 +179,6 @@ def _download(file: WeightsFile, target: Path) -> None:
             f"cannot download {file.url}: {error}",
             remedy=f"fetch it elsewhere and run `cmbench prepare {file.name} --from FILE`",
         ) from error
-
-
-def _is_whole(file: WeightsFile, path: Path) -> bool:
-    return file.verifies(sha256_file(path))
-
-
-def _verify(file: WeightsFile, path: Path) -> None:
-    found = sha256_file(path)
-    if file.sha256 and not file.verifies(found):
-        raise UserError(
-            f"weights {file.name!r}",
-            f"{path.name} has sha256 {found}",
-            allowed=f"{file.sha256}…" if len(file.sha256) < 64 else file.sha256,
-            remedy=f"fetch {file.url} again; nothing was installed",
-        )
 
 
 def prepare_target(name: str, source: Path | None, locations: DataLocations) -> str:

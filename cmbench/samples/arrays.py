@@ -27,7 +27,8 @@ class ArraySamples(SampleSource):
         self, name: str, images: Array, labels: Array | None, options: ReadOptions, kind: str
     ) -> None:
         super().__init__(name, options)
-        self._images, self._labels, self._kind = images, labels, kind
+        self._images, self._labels, self.kind = images, labels, kind
+        self.is_ranged = images.dtype.kind == "f"
         self._channels_last = self._layout()
         self._check_type()
 
@@ -55,19 +56,9 @@ class ArraySamples(SampleSource):
         return UserError(f"samples {path}", problem, allowed=allowed, remedy="check the file")
 
     @property
-    def kind(self) -> str:
-        """``npz`` or ``npy``."""
-        return self._kind
-
-    @property
     def count(self) -> int:
         """Number of images."""
         return self.limited(len(self._images))
-
-    @property
-    def is_ranged(self) -> bool:
-        """Whether the array holds floats."""
-        return self._images.dtype.kind == "f"
 
     def _layout(self) -> bool:
         """Return whether channels come last; raise if the array does not hold images."""

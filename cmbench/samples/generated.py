@@ -27,6 +27,9 @@ class GeneratedSamples(SampleSource):
         NonFiniteError: while iterating: an image has NaN or infinite values.
     """
 
+    kind = "run"
+    read_ahead = False  # sampling and extraction compute on the same device
+
     def __init__(
         self,
         name: str,
@@ -40,19 +43,9 @@ class GeneratedSamples(SampleSource):
         self._count = count
 
     @property
-    def kind(self) -> str:
-        """The kind of this source."""
-        return "run"
-
-    @property
     def count(self) -> int:
         """Samples to make."""
         return self.limited(self._count)
-
-    @property
-    def read_ahead(self) -> bool:
-        """False: sampling and extraction compute on the same device."""
-        return False
 
     def batches(self, batch_size: int) -> Iterator[SampleBatch]:
         """Yield generated images, float in [-1, 1] (unbounded for data without quantisation)."""

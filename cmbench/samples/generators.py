@@ -33,6 +33,7 @@ _CHECKED = 4
 class GeneratorSamples(SampleSource):
     """Images of a function, checked for range, repeatability and independence of the batch."""
 
+    kind = "generator"
     _interface = "a function of (indices, seed) that returns images"
 
     def __init__(self, name: str, generate: Generate, options: ReadOptions) -> None:
@@ -62,11 +63,6 @@ class GeneratorSamples(SampleSource):
                 f"samples {entry}", f"is a {type(target).__name__}", allowed="a function"
             )
         return cls(entry, target, options)
-
-    @property
-    def kind(self) -> str:
-        """The kind of this source."""
-        return "generator"
 
     @property
     def count(self) -> int:
@@ -174,6 +170,7 @@ class GeneratorSamples(SampleSource):
 class DiffusersSamples(GeneratorSamples):
     """A diffusers pipeline from a folder: nothing is downloaded, safetensors only."""
 
+    kind = PIPELINE
     _interface = "a pipeline that is called without a prompt or a class"
 
     @classmethod
@@ -222,8 +219,3 @@ class DiffusersSamples(GeneratorSamples):
             return images * 2 - 1
 
         return generate
-
-    @property
-    def kind(self) -> str:
-        """The kind of this source."""
-        return PIPELINE

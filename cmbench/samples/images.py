@@ -26,7 +26,7 @@ class ImageSamples(SampleSource):
 
     def __init__(self, source: EncodedSource, index: ImageIndex, options: ReadOptions) -> None:
         super().__init__(readable(str(source.path)), options)
-        self._source, self._index = source, index
+        self._source, self._index, self.kind = source, index, source.kind
         if index.passed_over:
             self.notes.append(describe_passed_over(index.passed_over))
         if source.split:
@@ -37,11 +37,6 @@ class ImageSamples(SampleSource):
         """Read the table of contents; an empty folder is an error."""
         source: EncodedSource = FolderSource(path) if path.is_dir() else ZipSource(path)
         return cls(source, source.index(), options)
-
-    @property
-    def kind(self) -> str:
-        """``folder`` or ``zip``."""
-        return self._source.kind
 
     @property
     def count(self) -> int:

@@ -49,26 +49,17 @@ class SampleSource(ABC):
     name: str
     options: ReadOptions
     notes: list[str] = field(default_factory=list)
-
-    @property
-    @abstractmethod
-    def kind(self) -> str:
-        """The kind of this source, in a word or two."""
+    #: What kind of source it is, in a word or two.
+    kind = ""
+    #: Whether pixels are floats in the range ``value_range``.
+    is_ranged = False
+    #: Whether a thread may make the next batch while this one is measured.
+    read_ahead = True
 
     @property
     @abstractmethod
     def count(self) -> int | None:
         """Number of samples, None if it is known only after reading."""
-
-    @property
-    def is_ranged(self) -> bool:
-        """Whether pixels are floats in the range ``value_range``."""
-        return False
-
-    @property
-    def read_ahead(self) -> bool:
-        """Whether a thread may make the next batch while this one is measured."""
-        return True
 
     @abstractmethod
     def batches(self, batch_size: int) -> Iterator[SampleBatch]:

@@ -61,7 +61,7 @@ class Protocol:
             revision=self.dataset.revision,
             sha256=self.dataset.sha256,
             reference_count=self.reference.count,
-            reference_sha256=self.reference.sha256,
+            reference_sha256=self.reference.moments.sha256,
             extractor=self.extractor.name,
             extractor_sha256=self.extractor.weights_sha256,
         )

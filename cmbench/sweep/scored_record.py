@@ -224,7 +224,7 @@ def _dataset_record(scored: Scored) -> DatasetRecord:
         revision=dataset.revision if dataset else "",
         sha256=dataset.sha256 if dataset else "",
         reference_count=reference.count if reference else None,
-        reference_sha256=reference.sha256 if reference else "",
+        reference_sha256=reference.moments.sha256 if reference else "",
         extractor=first.extractor.name,
         extractor_sha256=first.extractor.weights_sha256,
     )

@@ -11,6 +11,7 @@ import torch
 from metric_kit import metrics
 from torch import Tensor
 
+from cmbench.metrics import precision_recall as blocks
 from cmbench.metrics._files import read_tensors, write_tensors
 from cmbench.metrics.extractor import PixelExtractor
 from cmbench.metrics.floor import Floors, Share
@@ -111,14 +112,15 @@ def test_unbiased_distances_have_none(floor: Floors) -> None:
 
 
 @pytest.mark.parametrize("block", [4, 9, 64])
-def test_leaving_each_out_is_what_it_says(block: int) -> None:
+def test_leaving_each_out_is_what_it_says(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", block)
     points = rows(40, 5)
     inside = 0
     for i in range(40):
         others = torch.cat([points[:i], points[i + 1 :]])
         inside += bool(((others - points[i]).norm(dim=1) <= knn_radii(others).sqrt()).any())
-    radii = reference_radii(points, block=block)
-    assert share_inside_others(points, radii, block=block) == inside / 40
+    radii = reference_radii(points)
+    assert share_inside_others(points, radii) == inside / 40
 
 
 def test_few_real_images_have_no_floor() -> None:

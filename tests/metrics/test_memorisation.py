@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cmbench.errors import UserError
+from cmbench.metrics import memorisation as module
 from cmbench.metrics.memorisation import memorisation
 
 
@@ -19,10 +20,11 @@ def test_fresh_samples_are_not_suspected() -> None:
     assert 0.9 < found.distance_ratio < 1.1
 
 
-def test_copies_of_training_images_are() -> None:
+def test_copies_of_training_images_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", 37)
     train = rows(400, 1)
     samples = torch.cat([rows(200, 0), train[:100] + 1e-3])
-    found = memorisation(samples, train, rows(400, 2), block=37)
+    found = memorisation(samples, train, rows(400, 2))
     assert found.suspicious
     assert found.train_share > 0.6
     for sample, image, distance in found.nearest:

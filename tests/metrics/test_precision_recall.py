@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cmbench.errors import UserError
+from cmbench.metrics import precision_recall as module
 from cmbench.metrics.precision_recall import precision_recall, reference_radii
 
 
@@ -38,7 +39,9 @@ def by_definition(fake: Tensor, real: Tensor, k: int) -> tuple[float, float, flo
 )
 def test_blocks_change_nothing(n: int, m: int, k: int, block: int, seed: int) -> None:
     fake, real = rows(n, 6, seed, 1.2, 0.3), rows(m, 6, seed + 100)
-    result = precision_recall(fake, real, k=k, block=block)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BLOCK", block)
+        result = precision_recall(fake, real, k=k)
     found = (result.precision, result.recall, result.density, result.coverage)
     assert found == pytest.approx(by_definition(fake, real, k), abs=1e-12)
 
