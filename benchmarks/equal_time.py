@@ -30,12 +30,12 @@ from cmbench.cli.options import ComputeOptions
 from cmbench.errors import EXIT_OK, UserError
 from cmbench.files import write_atomically
 from cmbench.sweep.context import Context
-from cmbench.sweep.feed import DatasetFeed
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import build_modules
 from cmbench.sweep.threads import use_threads
 from cmbench.sweep.training_run import obtain_teacher
+from cmbench.training.augment import DatasetFeed
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings
 from cmbench.training.state import TrainingState

@@ -43,10 +43,10 @@ from cmbench.records.provenance import environment
 from cmbench.records.workspace import Workspace
 from cmbench.sampling import Sampler
 from cmbench.sweep.context import Context
-from cmbench.sweep.feed import DatasetFeed
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.recipes import merge
 from cmbench.sweep.runs import build_modules
+from cmbench.training.augment import DatasetFeed
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings
 from cmbench.training.state import TrainingState

@@ -22,9 +22,9 @@ from cmbench.plugin.manager import load_plugins
 from cmbench.plugin.method import Teacher
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.context import Context
-from cmbench.sweep.feed import DatasetFeed
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.runs import build_modules
+from cmbench.training.augment import DatasetFeed
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings
 from cmbench.training.state import TrainingState

@@ -6,9 +6,9 @@ import torch
 
 from cmbench.cli.run_tables import cell_row, finished_row, print_cells, print_runs
 from cmbench.sweep.context import Context
-from cmbench.sweep.kit import TrainingKit
 from cmbench.sweep.plans import CellPlan, RunPlan
 from cmbench.sweep.run_files import read_result_file
+from cmbench.sweep.runs import TrainingKit
 from cmbench.sweep.sweep import SweepPlan, is_trained
 
 

@@ -69,13 +69,19 @@ class FirstImages:
 
 
 class PixelDigest:
-    """SHA-256 of all images in order: identifies a set of samples."""
+    """SHA-256 of all images in order, which identifies a set of them.
 
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
+    ``typed`` puts the shape and type of an image first.
+    """
+
+    def __init__(self, *, typed: bool = False) -> None:
+        self._digest, self._typed = hashlib.sha256(), typed
 
     def __call__(self, batch: SampleBatch) -> None:
         """Add a batch."""
+        if self._typed:
+            self._digest.update(f"{tuple(batch.images.shape[1:])}:{batch.images.dtype};".encode())
+            self._typed = False
         self._digest.update(batch.images.contiguous().cpu().numpy().tobytes())
 
     @property

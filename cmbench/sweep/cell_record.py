@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from cmbench.data.base import Dataset
+from cmbench.metrics.extractor import Extractor
+from cmbench.metrics.reference import Reference
 from cmbench.metrics.values import MetricValue
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.records.provenance import environment
@@ -31,6 +34,21 @@ from cmbench.sweep.runs import TrainedRun
 def now() -> str:
     """Return the time of a record: UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def dataset_record(
+    name: str, dataset: Dataset | None, reference: Reference | None, extractor: Extractor
+) -> DatasetRecord:
+    """Return what samples were compared with."""
+    return DatasetRecord(
+        name=name,
+        revision=dataset.revision if dataset else "",
+        sha256=dataset.sha256 if dataset else "",
+        reference_count=reference.count if reference else None,
+        reference_sha256=reference.moments.sha256 if reference else "",
+        extractor=extractor.name,
+        extractor_sha256=extractor.weights_sha256,
+    )
 
 
 def metric_record(context: Context, name: str, value: MetricValue) -> MetricRecord:
@@ -62,7 +80,11 @@ def _finite(value: Any) -> Any:
 
 
 def base_record(
-    context: Context, cell: CellPlan, status: Status, trained: TrainedRun | None, reason: str = ""
+    context: Context,
+    cell: CellPlan,
+    status: Status,
+    trained: TrainedRun | None = None,
+    reason: str = "",
 ) -> Record:
     """Return the record of a cell before anything is known of its samples.
 
@@ -146,15 +168,3 @@ def sampling_record(cell: CellPlan, spec: DatasetSpec, sampler: Sampler | None) 
         seconds=seconds,
         images_per_s=cell.num_samples / seconds if seconds else None,
     )
-
-
-def failed_record(
-    context: Context, cell: CellPlan, reason: str, trained: TrainedRun | None = None
-) -> Record:
-    """Return the record of a cell that failed."""
-    return base_record(context, cell, "failed", trained, reason)
-
-
-def skipped_record(context: Context, cell: CellPlan) -> Record:
-    """Return the record of a cell that its method declines."""
-    return base_record(context, cell, "skipped", None, cell.declined)

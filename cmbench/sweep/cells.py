@@ -23,7 +23,7 @@ from cmbench.sweep.cell_record import base_record, metric_record, sampling_recor
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import CellPlan
 from cmbench.sweep.protocol import open_protocol
-from cmbench.sweep.run_log import read_log
+from cmbench.sweep.run_files import read_log
 from cmbench.sweep.runs import TrainedRun, build_modules, load_weights
 from cmbench.sweep.threads import use_threads
 from cmbench.training.checkpoint import Checkpoint
@@ -36,11 +36,14 @@ CURVE_POINTS = 200
 
 @dataclass(frozen=True)
 class CellSamples:
-    """The samples of a cell and where their weights come from.
+    """The samples of a cell, and the run and weights that they are made with.
 
     ``snapshots`` are the SHA-256 by file that a reconstructed average was made from.
     """
 
+    trained: TrainedRun
+    cell: CellPlan
+    weights_sha256: str
     source: GeneratedSamples
     sampler: Sampler
     snapshots: Mapping[str, str]
@@ -79,7 +82,7 @@ def open_samples_of(
     )
     name = trained.plan.run_id
     source = GeneratedSamples(name, sampler, dataset.to_pixels, cell.num_samples, options)
-    return CellSamples(source, sampler, snapshots)
+    return CellSamples(trained, cell, weights.sha256, source, sampler, snapshots)
 
 
 def measure_cell(

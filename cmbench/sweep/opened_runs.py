@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from cmbench.errors import MissingError, UserError
+from cmbench.networks.base import num_parameters
 from cmbench.samples.source import ReadOptions
 from cmbench.sweep.cells import CellSamples, open_samples_of
 from cmbench.sweep.context import Context
 from cmbench.sweep.planning import plan_cells, plan_imported_run
 from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
 from cmbench.sweep.run_files import MAIN, RUN_FILE, read_run_file
+from cmbench.sweep.run_writer import export_facts
 from cmbench.sweep.runs import TrainedRun, build_modules, read_result
 from cmbench.sweep.teachers import saved_plan
-from cmbench.sweep.training_run import obtain_run
+from cmbench.sweep.training_run import obtain_run, restore
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint
 from cmbench.training.state import TrainingState
 
 _WEIGHTS = "weights-"
-
-
-@dataclass(frozen=True)
-class OpenedRun:
-    """Samples of a run of this harness, with what its record says of the generator.
-
-    With the seed of the run's own cell, and its number of samples, the images are those of that
-    cell.
-    """
-
-    trained: TrainedRun
-    cell: CellPlan
-    weights: Checkpoint
-    samples: CellSamples
-
-    @classmethod
-    def of(
-        cls,
-        context: Context,
-        trained: TrainedRun,
-        cell: CellPlan,
-        weights: Checkpoint,
-        options: ReadOptions,
-    ) -> OpenedRun:
-        """Load the weights."""
-        samples = open_samples_of(context, trained, cell, weights, options)
-        return cls(trained, cell, weights, samples)
 
 
 def find_run(context: Context, given: str) -> Path | None:
@@ -69,18 +43,17 @@ def run_dataset(path: Path) -> str:
     return str(read_run_file(_folder_of(path) or path)["dataset"])
 
 
-def open_run(
-    context: Context, path: Path, nfe: int | None, seed: int, options: ReadOptions
-) -> OpenedRun:
+def open_run(context: Context, path: Path, nfe: int | None, options: ReadOptions) -> CellSamples:
     """Return the samples of the run at ``path`` (see :func:`find_run`).
+
+    With the seed of the run's own cell, and its number of samples, they are those of that cell.
 
     Args:
         context: plugins and device.
         path: the run's folder, one of its ``weights-*.safetensors``, or a training checkpoint.
         nfe: network evaluations per image; None takes the least of the dataset's protocol that the
             method does not decline.
-        seed: sampling seed.
-        options: ``limit`` is the number of samples, the protocol's by default.
+        options: seed, and ``limit``, the number of samples (the protocol's by default).
 
     Raises:
         MissingError: the run is not finished, or has no readable ``run.json``.
@@ -88,10 +61,10 @@ def open_run(
     """
     folder = _folder_of(path) or path
     plan = saved_plan(context, read_run_file(folder))
-    cell = _choose_cell(context, plan, nfe, seed, options)
+    cell = _choose_cell(context, plan, nfe, options)
     if path.parent.name == "checkpoints":
         trained, weights = _from_checkpoint(context, plan, folder, path)
-        return OpenedRun.of(context, trained, cell, weights, options)
+        return open_samples_of(context, trained, cell, weights, options)
     found = read_result(plan, folder)
     if found is None:
         raise MissingError(
@@ -99,21 +72,13 @@ def open_run(
             "is not finished",
             remedy="finish it with `cmbench run`, or name one of its checkpoints",
         )
-    named = path.stem.removeprefix(_WEIGHTS) if path != folder else ""
-    assert cell.sampling is not None
-    return OpenedRun.of(
-        context, found, cell, found.weights(named or cell.sampling.variant), options
-    )
+    named = found.weights(path.stem.removeprefix(_WEIGHTS)) if path != folder else None
+    return open_samples_of(context, found, cell, named, options)
 
 
 def open_imported_samples(
-    context: Context,
-    given: str,
-    dataset: str | None,
-    nfe: int | None,
-    seed: int,
-    options: ReadOptions,
-) -> OpenedRun:
+    context: Context, given: str, dataset: str | None, nfe: int | None, options: ReadOptions
+) -> CellSamples:
     """Return the samples of an imported checkpoint, as ``cmbench run --checkpoint`` makes them.
 
     Raises:
@@ -127,11 +92,9 @@ def open_imported_samples(
             allowed="--dataset NAME",
             remedy="name the dataset that it was trained on",
         )
-    plan = plan_imported_run(context, given, None, dataset, None, seed)
-    cell = _choose_cell(context, plan, nfe, seed, options)
-    assert cell.sampling is not None
-    trained = obtain_run(context, plan)
-    return OpenedRun.of(context, trained, cell, trained.weights(cell.sampling.variant), options)
+    plan = plan_imported_run(context, given, None, dataset, None, options.seed)
+    cell = _choose_cell(context, plan, nfe, options)
+    return open_samples_of(context, obtain_run(context, plan), cell, options=options)
 
 
 def _folder_of(path: Path) -> Path | None:
@@ -145,12 +108,12 @@ def _folder_of(path: Path) -> Path | None:
 
 
 def _choose_cell(
-    context: Context, plan: RunPlan, nfe: int | None, seed: int, options: ReadOptions
+    context: Context, plan: RunPlan, nfe: int | None, options: ReadOptions
 ) -> CellPlan:
     """Return the cell at ``nfe``, or the first of the protocol that can be sampled."""
     spec = context.dataset_spec(plan.dataset)
     settings = SampleSettings(num_samples=options.limit)
-    cells = plan_cells(context, plan, [nfe] if nfe else sorted(spec.nfe), seed, settings)
+    cells = plan_cells(context, plan, [nfe] if nfe else sorted(spec.nfe), options.seed, settings)
     for cell in cells:
         if cell.sampling is not None:
             return cell
@@ -168,28 +131,14 @@ def _from_checkpoint(
     """Return the weights that a training checkpoint would export, and what is known of it."""
     checkpoint = load_checkpoint(path)
     method, modules = build_modules(context, plan, None)
-    try:
-        state = TrainingState(method, modules)
-        with torch.no_grad():
-            state.load(checkpoint.tensors, checkpoint.meta["state"])
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"checkpoint {path}",
-            f"does not fit what the method builds ({type(error).__name__})",
-            allowed="checkpoints of the same plugin version and recipe",
-            remedy="score the finished run instead",
-        ) from error
-    made = {
-        "sha256": checkpoint.sha256,
-        "images_seen": state.seen_nimg,
-        "network_evaluations": state.network_evaluations,
-        "seconds_by_phase": state.seconds,
-    }
+    state = TrainingState(method, modules)
+    with torch.no_grad():
+        restore(state, checkpoint, remedy="score the finished run instead")
     result = {
-        "exports": {MAIN: made},
+        "exports": {MAIN: export_facts(state, checkpoint.sha256)},
         "images_seen": state.seen_nimg,
         "threads": int(checkpoint.meta.get("threads", context.threads)),
-        "parameters": sum(p.numel() for p in modules["model"].parameters()),
+        "parameters": num_parameters(modules["model"]),
     }
     weights = Checkpoint(path, state.export(), {}, checkpoint.sha256)
     return TrainedRun(plan, folder, result), weights

@@ -18,6 +18,7 @@ from cmbench.metrics.reference import Reference
 from cmbench.metrics.suite import MetricSuite, check_metric
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.records.record import DatasetRecord
+from cmbench.sweep.cell_record import dataset_record
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import CellPlan
 
@@ -56,15 +57,7 @@ class Protocol:
     @property
     def record(self) -> DatasetRecord:
         """What a record keeps of it."""
-        return DatasetRecord(
-            name=self.spec.name,
-            revision=self.dataset.revision,
-            sha256=self.dataset.sha256,
-            reference_count=self.reference.count,
-            reference_sha256=self.reference.moments.sha256,
-            extractor=self.extractor.name,
-            extractor_sha256=self.extractor.weights_sha256,
-        )
+        return dataset_record(self.spec.name, self.dataset, self.reference, self.extractor)
 
 
 def open_protocol(context: Context, name: str) -> Protocol:

@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cmbench.errors import MissingError, UserError
+from cmbench.errors import MissingError
+from cmbench.files import read_json, reading
 
 #: The run's description, written before training starts.
 RUN_FILE = "run.json"
 _SAVED = ("run", "method", "dataset", "recipe", "seed", "config", "teacher")
 #: The result, written when training is complete.
 RESULT_FILE = "result.json"
+#: The log, one JSON object per line and logging interval.
+LOG_FILE = "log.jsonl"
 #: Name of the weights that training ends with.
 MAIN = "final"
 #: Folder of the power-function averages that others are reconstructed from.
@@ -35,15 +38,9 @@ def read_run_file(folder: Path) -> Mapping[str, Any]:
     Raises:
         MissingError: there is no such file, or it cannot be read.
     """
-    try:
-        saved = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    with reading(f"run {folder}, {RUN_FILE}", "name the folder of a finished run", MissingError):
+        saved = read_json(folder / RUN_FILE)
         return {**saved, **{key: saved[key] for key in _SAVED}}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MissingError(
-            f"run {folder}",
-            f"has no readable {RUN_FILE} ({type(error).__name__}: {error})",
-            remedy="name the folder of a finished run",
-        ) from error
 
 
 def read_result_file(folder: Path) -> Mapping[str, Any] | None:
@@ -55,16 +52,27 @@ def read_result_file(folder: Path) -> Mapping[str, Any] | None:
     path = folder / RESULT_FILE
     if not path.exists():
         return None
-    try:
-        result: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    with reading(f"run file {path}", "delete it to finish the run again from its last checkpoint"):
+        result: Mapping[str, Any] = read_json(path)
         result["parameters"], result["images_seen"], int(result["threads"])
         files = [weights_path(folder, name) for name in result["exports"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"run file {path}",
-            f"cannot be read ({type(error).__name__}: {error})",
-            remedy="delete it to finish the run again from its last checkpoint",
-        ) from error
     if not all(file.exists() and file.with_suffix(".json").exists() for file in files):
         return None  # they are written again from the last checkpoint
     return result
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Return the logged rows of a run, without lines that were cut off by a kill."""
+    try:
+        text = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    rows = []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("nimg"), int):
+            rows.append(row)
+    return rows

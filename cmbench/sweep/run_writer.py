@@ -8,12 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmbench.files import write_atomically
+from cmbench.errors import UserError
+from cmbench.files import write_atomically, write_json
+from cmbench.networks.base import num_parameters
 from cmbench.plugin.method import Teacher
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import RunPlan
-from cmbench.sweep.run_files import MAIN, RESULT_FILE, RUN_FILE, SNAPSHOTS, weights_path
-from cmbench.sweep.run_log import RunLog
+from cmbench.sweep.run_files import (
+    LOG_FILE,
+    MAIN,
+    RESULT_FILE,
+    RUN_FILE,
+    SNAPSHOTS,
+    read_log,
+    weights_path,
+)
 from cmbench.training.checkpoint import prune_checkpoints, save_checkpoint
 from cmbench.training.loop import checkpoint_due
 from cmbench.training.posthoc import save_snapshot
@@ -59,8 +68,10 @@ class RunWriter:
                 "teacher": self.teacher.name if self.teacher else None,
                 "command": self.context.command,
             }
-            _write_json(self.folder / RUN_FILE, description)
-        self._log = RunLog(self.folder / "log.jsonl", state.seen_nimg)
+            write_json(self.folder / RUN_FILE, description)
+        kept = [row for row in read_log(self.folder) if row["nimg"] <= state.seen_nimg]
+        lines = "".join(f"{json.dumps(row)}\n" for row in kept)
+        write_atomically(self.folder / LOG_FILE, lines.encode())
         should_stop = self.context.should_stop
         return Watchers(self.log, self.checkpoint, self.phase_done, should_stop)
 
@@ -68,7 +79,18 @@ class RunWriter:
         """Log the means of an interval and pass them to the reporter and the observers."""
         if not scalars:
             return
-        self._log.add(state, scalars)
+        row = {"nimg": state.seen_nimg, "phase": state.phase.name} | {
+            k: float(f"{v:.6g}") for k, v in scalars.items()
+        }
+        try:
+            with (self.folder / LOG_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.folder / LOG_FILE}",
+                error.strerror or str(error),
+                remedy="free space, then start the same command again: training resumes",
+            ) from error
         run_id = self.plan.run_id
         self.context.reporter.task_progress(run_id, state.seen_nimg, scalars)
         self.context.notify(
@@ -105,27 +127,28 @@ class RunWriter:
                 "seen_nimg": state.seen_nimg,
                 "phase": state.phase.name,
             }
-            self.exports[name] = {
-                "sha256": save_checkpoint(path, state.export(), meta),
-                "images_seen": state.seen_nimg,
-                "network_evaluations": state.network_evaluations,
-                "seconds_by_phase": {k: round(v, 3) for k, v in state.seconds.items()},
-            }
+            self.exports[name] = export_facts(state, save_checkpoint(path, state.export(), meta))
         self.checkpoint(state)
 
     def finish(self, state: TrainingState) -> Mapping[str, Any]:
         """Write and return the result of the finished run."""
         result = {
             "exports": self.exports,
-            "parameters": sum(p.numel() for p in state.modules["model"].parameters()),
+            "parameters": num_parameters(state.modules["model"]),
             "images_seen": state.seen_nimg,
             "threads": self.threads,
             "world_size": self.settings.world.size,
             "teacher": self.teacher.name if self.teacher else None,
         }
-        _write_json(self.folder / RESULT_FILE, result)
+        write_json(self.folder / RESULT_FILE, result)
         return result
 
 
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    write_atomically(path, json.dumps(data, indent=1, sort_keys=True).encode())
+def export_facts(state: TrainingState, sha256: str) -> dict[str, Any]:
+    """Return what a result says of exported weights with this hash."""
+    return {
+        "sha256": sha256,
+        "images_seen": state.seen_nimg,
+        "network_evaluations": state.network_evaluations,
+        "seconds_by_phase": {k: round(v, 3) for k, v in state.seconds.items()},
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ from cmbench.data.base import Dataset
 from cmbench.errors import MissingError, UserError, unknown_name
 from cmbench.measure.evaluation import plan_metrics
 from cmbench.measure.extractors import load_extractor
-from cmbench.measure.loop import measure
+from cmbench.measure.loop import Observer, measure
 from cmbench.measure.observers import PixelDigest, progress_of
 from cmbench.metrics.catalog import all_metrics
 from cmbench.metrics.extractor import Extractor
@@ -58,27 +57,23 @@ def score(context: Context, request: ScoreRequest) -> Record:
     ]
     unseen = None
     if request.held_out is not None:
-        unseen = real.of_images(request.held_out, next(iter(extractors.values())))
         require_features(suites[0].reference)
-    began, digest = time.perf_counter(), PixelDigest()
+        unseen = real.of_images(request.held_out, next(iter(extractors.values())))
+    digest, total = PixelDigest(), source.count or 0
     with (
         sampling_memory_explained(context.device, request.batch_size),
-        progress_of(context.reporter, f"score {source.name}", source.count or 0) as progress,
+        progress_of(context.reporter, f"score {source.name}", total) as progress,
     ):
+        watched: list[Observer] = [digest, progress]
         found = measure(
-            source,
-            suites,
-            batch_size=request.batch_size,
-            data_shape=size,
-            observers=[digest, progress],
+            source, suites, batch_size=request.batch_size, data_shape=size, observers=watched
         )
-    seconds = time.perf_counter() - began
     if found.stored and request.quantize is None:
         rule = STORED
     copied = None if unseen is None else check_memorised(suites[0], unseen)
     notes = tuple(f"reference: {note}" for note in dict.fromkeys(real.notes))
     scored = Scored(
-        spec, dataset, source, opened, suites, found, digest.sha256, rule, seconds, notes, copied
+        spec, dataset, source, opened, suites, found, digest.sha256, rule, notes, copied
     )
     return record_of(context, request, scored)
 
@@ -219,7 +214,8 @@ def channels_of(spec: DatasetSpec | None, extractors: dict[str, Extractor]) -> i
     """Return the channels that samples should have: the dataset's, or the extractor's."""
     if spec is not None:
         return 3 if spec.latent else spec.data_shape[0]
-    return 1 if set(extractors) == {"digits-cnn"} else 3
+    channels = {getattr(x, "image_shape", (3,))[0] for x in extractors.values()}
+    return int(channels.pop()) if len(channels) == 1 else 3
 
 
 def dataset_of(context: Context, request: ScoreRequest, spec: DatasetSpec | None) -> Dataset | None:

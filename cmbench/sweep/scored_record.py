@@ -22,9 +22,9 @@ from cmbench.records.record import (
     read_records,
 )
 from cmbench.samples.source import ReadOptions, SampleSource
-from cmbench.sweep.cell_record import base_record, metric_record, now
+from cmbench.sweep.cell_record import base_record, dataset_record, metric_record, now
+from cmbench.sweep.cells import CellSamples
 from cmbench.sweep.context import Context
-from cmbench.sweep.opened_runs import OpenedRun
 
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 
@@ -66,13 +66,12 @@ class Scored:
     dataset: Dataset | None
     source: SampleSource
     #: The run that makes the samples, if one of this harness does.
-    opened: OpenedRun | None
+    opened: CellSamples | None
     suites: list[MetricSuite]
     found: Measurement
     #: Of the pixels in order: identifies the samples.
     sha256: str
     rule: str
-    seconds: float
     #: What was odd about the real images.
     notes: tuple[str, ...] = ()
     memorised: Memorisation | None = None
@@ -152,19 +151,19 @@ def looks_warning(context: Context, record: Record) -> list[str]:
 
 
 def _run_record(
-    context: Context, request: ScoreRequest, scored: Scored, opened: OpenedRun
+    context: Context, request: ScoreRequest, scored: Scored, opened: CellSamples
 ) -> Record:
     """Return the record of samples that a run of this harness made."""
     base = base_record(context, opened.cell, "finished", opened.trained)
     sampling = {
-        "nfe_measured": opened.samples.sampler.nfe_measured,
+        "nfe_measured": opened.sampler.nfe_measured,
         "num_samples": scored.found.count,
         "protocol_samples": scored.protocol,
         "batch_size": request.batch_size,
         "quantize": scored.rule,
-        "seconds": scored.seconds,
+        "seconds": scored.found.seconds,
     }
-    training = {"checkpoint_sha256": opened.weights.sha256}
+    training = {"checkpoint_sha256": opened.weights_sha256}
     return base.model_copy(
         update={
             "method": as_name(request.label or base.method),
@@ -208,26 +207,18 @@ def _bare_record(context: Context, request: ScoreRequest, scored: Scored) -> Rec
             batch_size=request.batch_size,
             quantize=scored.rule,
             labels=f"counts by class: {kept_labels}" if kept_labels else "",
-            seconds=scored.seconds,
+            seconds=found.seconds,
         ),
         environment=environment(context.threads, context.gpu),
     )
 
 
 def _dataset_record(scored: Scored) -> DatasetRecord:
-    first, dataset = scored.suites[0], scored.dataset
-    reference = first.reference
+    first, reference = scored.suites[0], scored.suites[0].reference
     assert first.extractor is not None
     other = as_name(reference.key.source if reference else "none")
-    return DatasetRecord(
-        name=scored.spec.name if scored.spec else other,
-        revision=dataset.revision if dataset else "",
-        sha256=dataset.sha256 if dataset else "",
-        reference_count=reference.count if reference else None,
-        reference_sha256=reference.moments.sha256 if reference else "",
-        extractor=first.extractor.name,
-        extractor_sha256=first.extractor.weights_sha256,
-    )
+    name = scored.spec.name if scored.spec else other
+    return dataset_record(name, scored.dataset, reference, first.extractor)
 
 
 def as_name(text: str) -> str:

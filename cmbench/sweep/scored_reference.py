@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from cmbench.data.base import Dataset
 from cmbench.errors import UserError
 from cmbench.files import sha256_file
+from cmbench.measure.observers import PixelDigest
 from cmbench.measure.references import dataset_reference, store_of
 from cmbench.metrics.census import Census
 from cmbench.metrics.extractor import Extractor
@@ -27,9 +27,10 @@ from cmbench.metrics.reference_import import holds_images, import_reference, wit
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.samples.opening import open_samples
 from cmbench.samples.source import ReadOptions, SampleSource
+from cmbench.sweep.cells import CellSamples
 from cmbench.sweep.context import Context
 from cmbench.sweep.imported import is_import
-from cmbench.sweep.opened_runs import OpenedRun, find_run, open_imported_samples, open_run
+from cmbench.sweep.opened_runs import find_run, open_imported_samples, open_run
 from cmbench.sweep.scored_record import ScoreRequest
 
 _STATISTICS = {".safetensors", ".pt", ".pkl"}
@@ -144,29 +145,25 @@ class RealImages:
 
 def open_source(
     context: Context, given: str, options: ReadOptions, nfe: int = 0, dataset: str | None = None
-) -> tuple[SampleSource, OpenedRun | None]:
+) -> tuple[SampleSource, CellSamples | None]:
     """Return the samples that ``given`` means, and the run that makes them, if one does.
 
     A run of this harness, an imported checkpoint (sampled as ``dataset`` asks), or what others
     made.
     """
     if is_import(given):
-        opened = open_imported_samples(context, given, dataset, nfe or None, options.seed, options)
-        return opened.samples.source, opened
+        opened = open_imported_samples(context, given, dataset, nfe or None, options)
+        return opened.source, opened
     trained = find_run(context, given)
     if trained is None:
         return open_samples(given, options), None
-    opened = open_run(context, trained, nfe or None, options.seed, options)
-    return opened.samples.source, opened
+    opened = open_run(context, trained, nfe or None, options)
+    return opened.source, opened
 
 
 def content_hash(source: SampleSource, batch_size: int) -> str:
     """Return a hash of a source's shape, type and pixels in order."""
-    digest, head = hashlib.sha256(), ""
+    digest = PixelDigest(typed=True)
     for batch in source.batches(batch_size):
-        images = batch.images
-        if not head:
-            head = f"{tuple(images.shape[1:])}:{images.dtype};"
-            digest.update(head.encode())
-        digest.update(images.contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()
+        digest(batch)
+    return digest.sha256

@@ -10,7 +10,7 @@ from typing import Any
 
 from cmbench.errors import BusyError, InterruptedRunError, NonFiniteError, PluginError, UserError
 from cmbench.records.record import Record, read_record, write_record
-from cmbench.sweep.cell_record import failed_record, skipped_record
+from cmbench.sweep.cell_record import base_record
 from cmbench.sweep.cells import measure_cell
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Executor, Job
@@ -19,7 +19,8 @@ from cmbench.sweep.missing_gpu import missing_gpu
 from cmbench.sweep.planning import plan_cells, plan_imported_run, plan_run
 from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
 from cmbench.sweep.protocol import require_metrics
-from cmbench.sweep.runs import TrainedRun, read_result
+from cmbench.sweep.run_files import read_result_file
+from cmbench.sweep.runs import TrainedRun
 from cmbench.sweep.training_run import obtain_run
 from cmbench.sweep.tuned_sigmas import with_tuned_sigmas
 from cmbench.training.distributed import SharedFailureError
@@ -198,9 +199,9 @@ def outcomes(context: Context, request: SweepRequest, cells: Job) -> Iterator[Re
     for cell in cells:
         if cell.broken:
             context.reporter.warn(f"{cell.cell}: {cell.broken}")
-            yield failed_record(context, cell, cell.broken)
+            yield base_record(context, cell, "failed", reason=cell.broken)
         elif cell.sampling is None:
-            yield skipped_record(context, cell)
+            yield base_record(context, cell, "skipped", reason=cell.declined)
     if not wanted:
         return
     try:
@@ -212,7 +213,7 @@ def outcomes(context: Context, request: SweepRequest, cells: Job) -> Iterator[Re
             raise  # perhaps in this process only: the launcher ends the others
         reason = reason_of(context, wanted[0].run, "training", error)
         context.reporter.warn(reason)
-        yield from (failed_record(context, cell, reason) for cell in wanted)
+        yield from (base_record(context, cell, "failed", reason=reason) for cell in wanted)
     else:
         for cell in wanted:
             yield from measured(context, request, trained, cell)
@@ -237,7 +238,7 @@ def attempt(context: Context, request: SweepRequest, trained: TrainedRun, cell: 
     except (Exception, SystemExit) as error:
         reason = reason_of(context, cell.run, "sampling", error)
     context.reporter.warn(f"{cell.cell}: {reason}")
-    return failed_record(context, cell, reason, trained)
+    return base_record(context, cell, "failed", trained, reason)
 
 
 def reason_of(context: Context, run: RunPlan, stage: str, error: Exception | SystemExit) -> str:
@@ -275,4 +276,4 @@ def is_trained(context: Context, run: RunPlan) -> bool:
     """Say whether a run is complete."""
     if run.imported is not None:
         return True
-    return read_result(run, context.workspace.run(run.run_id)) is not None
+    return read_result_file(context.workspace.run(run.run_id)) is not None

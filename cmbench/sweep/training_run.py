@@ -11,24 +11,28 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from cmbench.errors import BusyError, InterruptedRunError, UserError
+from cmbench.networks.base import num_parameters
 from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Teacher
 from cmbench.sweep.context import Context
-from cmbench.sweep.feed import DatasetFeed
+from cmbench.sweep.failures import one_line
 from cmbench.sweep.plans import RunPlan
-from cmbench.sweep.resuming import Saved, restore, shard_size, threads_of
-from cmbench.sweep.run_files import MAIN
+from cmbench.sweep.run_files import MAIN, read_result_file
 from cmbench.sweep.run_writer import RunWriter
-from cmbench.sweep.runs import TrainedRun, build_modules, read_result
-from cmbench.sweep.threads import use_threads
-from cmbench.training.checkpoint import latest_checkpoint
+from cmbench.sweep.runs import TrainedRun, build_modules
+from cmbench.sweep.threads import resumed_threads, use_threads
+from cmbench.training.augment import DatasetFeed
+from cmbench.training.checkpoint import Checkpoint, latest_checkpoint
 from cmbench.training.distributed import SPLIT_FROM
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings, Watchers
-from cmbench.training.state import TrainingState
+from cmbench.training.state import OtherNetworkError, TrainingState
 
 if TYPE_CHECKING:
     from cmbench.training.sharding import Sharding
+
+#: The metadata of the checkpoint that a run is resumed from; None for a new run.
+Saved = Mapping[str, Any] | None
 
 
 def obtain_run(context: Context, plan: RunPlan) -> TrainedRun:
@@ -54,11 +58,7 @@ def obtain_run(context: Context, plan: RunPlan) -> TrainedRun:
 def _finished(context: Context, plan: RunPlan, folder: Path) -> TrainedRun | None:
     """Return the finished run that the leader sees, or None."""
 
-    def result() -> Mapping[str, Any] | None:
-        done = read_result(plan, folder)
-        return done.result if done else None
-
-    found = context.world.lead(result)
+    found = context.world.lead(lambda: read_result_file(folder))
     return TrainedRun(plan, folder, found) if found is not None else None
 
 
@@ -198,11 +198,85 @@ def _sharding(context: Context, model: nn.Module) -> Sharding | None:
     """
     split = context.split
     if split is None:
-        size = sum(parameter.numel() for parameter in model.parameters())
-        split = context.device.type == "cuda" and size >= SPLIT_FROM
+        split = context.device.type == "cuda" and num_parameters(model) >= SPLIT_FROM
     if not split or context.world.size == 1:
         return None
     from cmbench.training.sharding import Sharding  # FSDP takes half a second to import
 
     context.reporter.note(f"networks are split over {context.world.size} processes")
     return Sharding.over(context.world, context.device)
+
+
+# ---- resuming ------------------------------------------------------------------------------------
+
+
+def threads_of(context: Context, plan: RunPlan, saved: Saved) -> int:
+    """Return the threads of this process; warn if a resumed run cannot keep the number it had."""
+    if saved is None:
+        return context.threads
+    before, split = int(saved["threads"]), saved.get("split")
+    same = split is None or split["processes"] == context.world.size
+    threads = resumed_threads(before, context.threads, same_processes=same)
+    if same and threads != before:
+        context.reporter.warn(
+            f"run {plan.run_id}: had {before} threads, more than there are cores here, and "
+            f"continues with {threads}: the result is the same up to rounding, not bit for bit"
+        )
+    return threads
+
+
+def shard_size(context: Context, plan: RunPlan, saved: Saved) -> int | None:
+    """Return the images per forward pass; warn about what another number of processes changes.
+
+    The randomness of a step belongs to its shards, so a resumed run keeps its shard size if that
+    still divides the share of each process.
+
+    Raises:
+        UserError: the batch does not divide evenly (on every process).
+    """
+    world, batch_size, wanted = context.world, plan.config.batch_size, plan.config.microbatch_size
+    world.lead(lambda: list(world.shards(batch_size, wanted)))
+    before = saved.get("split") if saved is not None else None
+    share = batch_size // world.size
+    shard = int(before["shard"]) if before is not None else min(wanted or share, share)
+    kept = share % shard == 0
+    if before is None or before["processes"] == world.size:
+        return shard if kept else wanted  # perhaps of an earlier number of processes
+    consequence = (
+        f"still in shards of {shard} images: same randomness, same result up to rounding"
+        if kept
+        else f"shards of {shard} images do not divide a share of {share}: from here on the run "
+        "draws other random numbers of the same distribution"
+    )
+    context.reporter.warn(
+        f"run {plan.run_id}: was trained by {before['processes']} process(es) and continues with "
+        f"{world.size}, {consequence}"
+    )
+    return shard if kept else wanted
+
+
+def restore(
+    state: TrainingState, checkpoint: Checkpoint, *, compiled: bool = False, remedy: str = ""
+) -> None:
+    """Load a checkpoint into new modules, and split them if the run is split.
+
+    Raises:
+        UserError: it does not fit; ``remedy`` is what to do, by default training from the start.
+    """
+    remedy = remedy or f"delete {checkpoint.path.parent.parent} to train the run from the start"
+    try:
+        state.load(checkpoint.tensors, checkpoint.meta["state"], compiled=compiled)
+    except OtherNetworkError as error:
+        raise UserError(
+            f"checkpoint {checkpoint.path}",
+            str(error),
+            allowed="the network that the recipe describes",
+            remedy=f"put the run's own checkpoints back, or {remedy}",
+        ) from error
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"checkpoint {checkpoint.path}",
+            f"does not match the method's modules ({type(error).__name__}: {one_line(str(error))})",
+            allowed="checkpoints of the same plugin version and recipe",
+            remedy=remedy,
+        ) from error

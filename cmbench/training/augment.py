@@ -20,12 +20,16 @@ on beyond one image size (there: zeros), and nothing asks the device for a numbe
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmbench.plugin.method import Draws
+from cmbench.data.base import Dataset
+from cmbench.plugin.config import MethodConfig
+from cmbench.plugin.method import Batch, Draws
+from cmbench.training.randomness import StepDraws
 from cmbench.training.resident import resident
 
 #: Numbers of a label: x-flip, y-flip, log-scale, cos - 1 and sin of the rotation, anisotropy along
@@ -197,3 +201,23 @@ def _resample(images: Tensor, *, up: bool) -> Tensor:
 
 def _taps() -> Tensor:
     return torch.tensor(SYM6, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class DatasetFeed:
+    """Adapts a dataset's stream to the training loop (see :class:`cmbench.training.loop.Feed`)."""
+
+    dataset: Dataset
+    config: MethodConfig
+
+    def batch(self, start: int, count: int, seed: int) -> Batch:
+        """Return images ``start … start + count - 1`` of the stream that ``seed`` names.
+
+        Augmentations belong to the shard that starts at ``start``, as all draws of a step do.
+        """
+        drawn = self.dataset.batch(start, count, seed, xflip=self.config.xflip)
+        batch = drawn if self.config.conditional else replace(drawn, labels=None)
+        if self.config.augment == 0:
+            return batch
+        images, labels = augment(drawn.images, StepDraws(seed, start), self.config.augment)
+        return replace(batch, images=images, augment_labels=labels)

@@ -360,7 +360,7 @@ def test_a_corrupt_result_is_one_line(cmbench_with_toys: Command, workspace: Wor
     (path,) = workspace.root.glob("runs/toys/*/result.json")
     path.write_text("{")
     done = cmbench_with_toys(*TOYS, "--nfe", "1,2")
-    one_line(done, 1, f"error: 1 cell(s) failed: run file {path}: cannot be read (")
+    one_line(done, 1, f"error: 1 cell(s) failed: run file {path}: is not JSON (")
     one_line(cmbench_with_toys(*TOYS, "--nfe", "1,2", "--dry-run"), 2, f"error: run file {path}: ")
 
 

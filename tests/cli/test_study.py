@@ -21,7 +21,7 @@ from cmbench.report import study_plot
 from cmbench.report.study import mean_text, summary
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Local
-from cmbench.sweep.run_log import read_log
+from cmbench.sweep.run_files import read_log
 from cmbench.sweep.studies import load_study, plan_study, read_study, run_study
 
 Command = Callable[..., Any]

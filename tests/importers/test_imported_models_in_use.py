@@ -224,9 +224,9 @@ def test_a_finished_student_is_sampled_without_the_checkpoint(
     asked = SweepRequest(("cd",), "patches", recipe, nfes=(1,), overrides=("n_points=3",))
     (record,) = execute(patches, asked, plan_sweep(patches, asked), Local())
     shutil.rmtree(patches.workspace.imported)
-    source = open_run(patches, patches.workspace.run(record.training.run), 1, 0, ReadOptions())
+    source = open_run(patches, patches.workspace.run(record.training.run), 1, ReadOptions())
     assert source.trained.plan.run_id == record.training.run
-    assert sum(len(b.images) for b in source.samples.source.batches(6)) == 12
+    assert sum(len(b.images) for b in source.source.batches(6)) == 12
     with pytest.raises(MissingError, match=r"imported checkpoint 'm': is not in .*; allowed: none"):
         plan_run(patches, "cd", "patches", recipe, 0)
 

@@ -20,10 +20,9 @@ from cmbench.plugin.manager import PluginManager, load_plugins
 from cmbench.plugin.method import Batch, DataInfo, Method, Progress, SamplingPlan, Teacher
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.context import Context
-from cmbench.sweep.kit import TrainingKit, seeded
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.plans import RunPlan
-from cmbench.sweep.runs import build_modules
+from cmbench.sweep.runs import TrainingKit, build_modules, seeded
 from cmbench.sweep.training_run import obtain_teacher
 from cmbench.training.state import TrainingState
 

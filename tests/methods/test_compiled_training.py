@@ -8,7 +8,7 @@ import pytest
 import torch
 from method_kit import TINY, build, context
 
-from cmbench.sweep.feed import DatasetFeed
+from cmbench.training.augment import DatasetFeed
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings
 

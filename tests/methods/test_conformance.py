@@ -18,9 +18,9 @@ from method_kit import (
 from cmbench.errors import Declined
 from cmbench.plugin.method import Teacher
 from cmbench.sampling import Sampler
-from cmbench.sweep.kit import TrainingKit
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.recipes import recipe_names
+from cmbench.sweep.runs import TrainingKit
 from cmbench.training.randomness import StepDraws, seed_global
 
 CASES = [

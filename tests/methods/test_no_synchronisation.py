@@ -22,13 +22,12 @@ from torch.utils._pytree import tree_leaves
 
 from cmbench.plugin.method import Batch
 from cmbench.sweep.estimate import Blank, built_in_place
-from cmbench.sweep.feed import DatasetFeed
 from cmbench.sweep.frozen import stand_in
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import build_modules
 from cmbench.training import loop, resident
-from cmbench.training.augment import LABEL_DIM, augment
+from cmbench.training.augment import LABEL_DIM, DatasetFeed, augment
 from cmbench.training.loop import Trainer
 from cmbench.training.meter import Meter
 from cmbench.training.randomness import RandomState, StepDraws

@@ -95,4 +95,4 @@ def test_mistakes_are_one_line(trained: tuple[Cmbench, Path, Record]) -> None:
     (folder / "run.json").write_text("{}")
     unreadable = cmbench("eval", str(folder), "-q")
     assert unreadable.code == 4
-    assert "has no readable run.json" in unreadable.err
+    assert "run.json: cannot be read (KeyError: 'run')" in unreadable.err

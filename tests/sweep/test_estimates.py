@@ -15,11 +15,11 @@ from cmbench.errors import BrokenRunError, MissingError
 from cmbench.sweep import estimate as module
 from cmbench.sweep.context import Context
 from cmbench.sweep.estimate import _Saved, count, estimate
-from cmbench.sweep.feed import DatasetFeed
 from cmbench.sweep.frozen import stand_in
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import build_modules
+from cmbench.training.augment import DatasetFeed
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings
 from cmbench.training.state import TrainingState

@@ -212,9 +212,9 @@ def test_a_finished_student_is_sampled_without_its_teacher_and_its_recipe(
     shutil.rmtree(elsewhere.folder)
     Path(recipe.removesuffix(":tiny")).unlink()
     folder = toys.workspace.run(record.training.run)
-    source = open_run(toys, folder, 1, 0, ReadOptions())
+    source = open_run(toys, folder, 1, ReadOptions())
     assert source.trained.plan.run_id == record.training.run
-    assert sum(len(b.images) for b in source.samples.source.batches(64)) == 64
+    assert sum(len(b.images) for b in source.source.batches(64)) == 64
     assert find_run(toys, record).folder == folder
     other = record.training.model_copy(update={"config_sha256": "0" * 64})
     with pytest.raises(CannotReproduceError, match="reads the record's configuration differently"):
@@ -275,7 +275,7 @@ def test_runs_that_cannot_teach_are_one_line(
     with pytest.raises(MissingError, match=rf"run {elsewhere.folder}: is not finished"):
         student(toys, recipe, f"run:{elsewhere.folder}")
     (elsewhere.folder / "run.json").write_text("{}")
-    with pytest.raises(MissingError, match=r"has no readable run\.json \(KeyError"):
+    with pytest.raises(MissingError, match=r"run\.json: cannot be read \(KeyError"):
         student(toys, recipe, f"run:{elsewhere.folder}")
     with pytest.raises(
         MissingError, match="allowed: a finished run; name its folder with -o teach"

@@ -13,10 +13,18 @@ from torch import Tensor
 
 from cmbench.errors import UserError
 from cmbench.sweep.context import Context
-from cmbench.sweep.feed import DatasetFeed
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.training_run import obtain_run
-from cmbench.training.augment import LABEL_DIM, SYM6, _resample, augment, flip, inverse_matrix, warp
+from cmbench.training.augment import (
+    LABEL_DIM,
+    SYM6,
+    DatasetFeed,
+    _resample,
+    augment,
+    flip,
+    inverse_matrix,
+    warp,
+)
 from cmbench.training.randomness import StepDraws
 
 X_FLIP, Y_FLIP, SCALE, COS, SIN, ALONG, ACROSS, MOVE_X, MOVE_Y = range(LABEL_DIM)
