@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cmbench.cli.options import argument, option
+from cmbench.cli.options import option
 
 if TYPE_CHECKING:
     from cmbench.importers.imported import Parameterization
@@ -16,9 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointOptions:
-    """A file, and what the user says about the network in it."""
+    """What the user says about the network in a checkpoint."""
 
-    checkpoint: Path = argument(type=click.Path(path_type=Path), metavar="FILE")
     part: str = option(
         "--part", metavar="NAME", default="ema", help="Which network, if the file holds several."
     )

@@ -20,14 +20,16 @@ from cmbench.networks.base import num_parameters
 from cmbench.training.checkpoint import load_checkpoint
 
 
-def read(options: CheckpointOptions, sigma_data: float | None = None) -> ImportedNetwork:
-    """Read the checkpoint; constants that the file leaves open come from the options.
+def read(
+    path: Path, options: CheckpointOptions, sigma_data: float | None = None
+) -> ImportedNetwork:
+    """Read a checkpoint; constants that the file leaves open come from the options.
 
     Raises:
         UserError: the file cannot be read, or an option contradicts it.
     """
     found = read_checkpoint(
-        options.checkpoint,
+        path,
         part=options.part,
         parameterization=options.parameterization or "",
         channels_per_head=options.channels_per_head,

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from cmbench.cli.checkpoints import CheckpointOptions
-from cmbench.cli.options import flag, option, takes
+from cmbench.cli.options import argument, flag, option, takes
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, MissingError, UserError
 
 
@@ -16,6 +16,7 @@ from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, MissingError, UserError
 class ParityOptions(CheckpointOptions):
     """What the user asked of `cmbench parity`."""
 
+    checkpoint: Path = argument(type=click.Path(path_type=Path), metavar="FILE")
     reference: Path | None = option(
         "--reference",
         type=click.Path(path_type=Path),
@@ -54,7 +55,7 @@ def parity(options: ParityOptions) -> int:
     from cmbench.cli.checkpoints_work import read
     from cmbench.importers.parity import TOLERANCE, compare, read_reference, write_inputs
 
-    found = read(options)
+    found = read(options.checkpoint, options)
     if options.inputs is not None:
         write_inputs(found, options.inputs, options.count, options.seed)
         click.echo(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -13,11 +13,13 @@ from cmbench.cli.run import RunOptions
 from cmbench.cli.run_finished import key_of
 from cmbench.cli.run_tables import print_failed, print_skipped, print_table, warn_of_few
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, InterruptedRunError, UserError
+from cmbench.importers.public import published_teacher
+from cmbench.plugin.config import MethodConfig
 from cmbench.plugin.manager import PluginManager
 from cmbench.sweep.context import Context
 from cmbench.sweep.kept_plans import keep_plan
 from cmbench.sweep.plans import SampleSettings
-from cmbench.sweep.sweep import SweepPlan, SweepRequest, execute, plan_sweep
+from cmbench.sweep.sweep import SweepPlan, SweepRequest, execute, is_trained, plan_sweep
 from cmbench.training.distributed import RELAYED, joined
 from cmbench.training.launch import Launch
 
@@ -66,6 +68,8 @@ def sweep(options: RunOptions, context: Context) -> int:
         click.echo(f"error: {line}", err=True)
     dataset = context.dataset_spec(request.dataset)
     warn_of_few(context.reporter, options.samples, dataset.num_samples)
+    for line in published_teachers(context, plan):
+        context.reporter.note(line)
     if options.dry_run:
         from cmbench.cli.run_plan import print_plan
 
@@ -117,6 +121,34 @@ def keep(options: RunOptions, context: Context, plan: SweepPlan) -> None:
     if key := key_of(options, context.plugins):
         with suppress(UserError):
             keep_plan(context.workspace, key, plan)
+
+
+def published_teachers(context: Context, plan: SweepPlan) -> list[str]:
+    """Return a line for each teacher that would be trained although a published one is listed."""
+    lines = []
+    for student in plan.runs:
+        teacher = student.teacher.run if student.teacher is not None else None
+        if teacher is None or is_trained(context, teacher):
+            continue
+        method, config = teacher.spec.name, teacher.config
+        found = published_teacher(method, teacher.dataset, conditional=config.conditional)
+        added = parameterization_option(student.config)
+        if found is None or added is None:
+            continue
+        lines.append(
+            f"{method} on {teacher.dataset} would be trained on {config.duration_kimg * 1000:,.0f} "
+            f"images, and is published: run `cmbench import {found.name}`, then add "
+            f"`-o teacher=import:{found.name}{added}`"
+        )
+    return list(dict.fromkeys(lines))
+
+
+def parameterization_option(config: MethodConfig) -> str | None:
+    """Return the option that makes a student read a network as EDM's; None if it cannot."""
+    field = type(config).model_fields.get("parameterization")
+    if field is None or config.parameterization == "edm":
+        return ""
+    return " -o parameterization=edm" if "edm" in get_args(field.annotation) else None
 
 
 def warn_of_unsaved(context: Context, request: SweepRequest, plan: SweepPlan) -> None:

@@ -59,6 +59,7 @@ class ImportedNetwork:
         description: other metadata of the file, as plain data.
         source_name: name of the file or folder.
         source_sha256: of the file with the weights.
+        source_url: the address that it was published at, if it was imported by name.
     """
 
     network: str
@@ -74,6 +75,7 @@ class ImportedNetwork:
     description: Mapping[str, Any]
     source_name: str
     source_sha256: str
+    source_url: str = ""
 
     @property
     def table(self) -> dict[str, Any]:
@@ -104,7 +106,11 @@ class ImportedNetwork:
             "sigma_data": self.sigma_data,
             "sigma_min": self.sigma_min,
             "description": dict(self.description),
-            "source": {"name": self.source_name, "sha256": self.source_sha256},
+            "source": {
+                "name": self.source_name,
+                "sha256": self.source_sha256,
+                **({"url": self.source_url} if self.source_url else {}),
+            },
         }
 
     def save(self, path: Path) -> str:

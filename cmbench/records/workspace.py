@@ -1,7 +1,7 @@
 """The workspace: the folder of everything that cmbench makes.
 
 ``runs/<dataset>/<run>/`` trainings, ``records/<dataset>/<cell>.json`` records with their artifacts,
-``imported/<name>`` checkpoints of other projects,
+``imported/<name>`` checkpoints of other projects, ``downloads/<address>`` their files,
 ``reports/`` pages, ``cache/`` what can be computed again, ``samples/`` pictures if asked for.
 """
 
@@ -54,6 +54,11 @@ class Workspace:
     def cache(self) -> Path:
         """Folder of reference statistics and other things that can be computed again."""
         return self.root / "cache"
+
+    @property
+    def downloads(self) -> Path:
+        """Folder of published files, by their addresses."""
+        return self.root / "downloads"
 
     @property
     def imported(self) -> Path:

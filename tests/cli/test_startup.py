@@ -55,6 +55,7 @@ def imports(*arguments: str) -> set[str]:
         ("list", "methods"),
         ("list", "datasets", "--json"),
         ("list", "recipes"),
+        ("import", "--list"),
         ("plugins",),
         ("plugins", "--json"),
         ("completion", "bash"),
