@@ -145,8 +145,9 @@ def published_teachers(context: Context, plan: SweepPlan) -> list[str]:
 
 def parameterization_option(config: MethodConfig) -> str | None:
     """Return the option that makes a student read a network as EDM's; None if it cannot."""
-    field = type(config).model_fields.get("parameterization")
-    if field is None or config.parameterization == "edm":
+    name = "parameterization"
+    field = type(config).model_fields.get(name)
+    if field is None or getattr(config, name) == "edm":
         return ""
     return " -o parameterization=edm" if "edm" in get_args(field.annotation) else None
 
