@@ -20,6 +20,7 @@ from PIL import Image
 from cmbench.errors import UserError
 from cmbench.files import sha256_file
 from cmbench.records.record import (
+    DTYPES,
     GRID_TILE,
     Artifact,
     FirstSamples,
@@ -28,7 +29,12 @@ from cmbench.records.record import (
     SamplingRecord,
     read_record,
 )
-from cmbench.records.reproduction import CannotReproduceError, Reproduce, Reproduction
+from cmbench.records.reproduction import (
+    TOLERANCES,
+    CannotReproduceError,
+    Reproduce,
+    Reproduction,
+)
 
 #: "reproduced": not bit for bit, but within the tolerance that the record states.
 State = Literal["ok", "reproduced", "failed", "not checked"]
@@ -195,7 +201,9 @@ def _check_again(
         told = f"{type(error).__name__}: {error}".splitlines()[0]
         return [Check("samples", "failed", f"sampling again failed: {told}")]
     checks = _check_first(path, record, again)
-    for name, stored in record.metrics.items() if full else ():
+    if not full:
+        return [*checks, Check("metrics", "not checked", "compared with --full only")]
+    for name, stored in record.metrics.items():
         checks.append(
             _check_metric(name, stored, again.metrics.get(name), tolerance, record.sampling)
         )
@@ -212,28 +220,41 @@ def _check_first(path: Path, record: Record, again: Reproduction) -> list[Check]
         return [Check(label, "failed", problem)]
     if made.pixels_sha256 == stored.pixels_sha256:
         told = f"the first {stored.count} images are the same: sha256 {stored.pixels_sha256}"
-        return [Check(label, "ok", told)]
-    return [_check_features(stored, made), _check_grid(path, record, stored, again.grid_png)]
+        return [Check(label, "ok", told), _check_grid(path, record, 0.0, again.grid_png)]
+    pixels, features = _tolerances(record.sampling, stored)
+    return [
+        _check_features(stored, made, features),
+        _check_grid(path, record, pixels, again.grid_png),
+    ]
+
+
+def _tolerances(sampling: SamplingRecord, stored: FirstSamples) -> tuple[float, float]:
+    """Return what pixels and features may differ by: what the record states, within our limits."""
+    precision = {dtype: name for name, dtype in DTYPES.items()}.get(sampling.dtype, "fp32")
+    pixels, features = TOLERANCES[precision]
+    return min(stored.pixel_tolerance, pixels), min(stored.feature_tolerance, features)
 
 
 def _within(label: str, difference: float, allowed: float, unit: str) -> Check:
     """Return what a difference from the stored samples means."""
+    if difference == 0:
+        return Check(label, "ok", "the same")
     if difference <= allowed:
         return Check(label, "reproduced", f"within {difference:.3g} {unit} of {allowed:g} allowed")
     return Check(label, "failed", f"differs by {difference:.3g} {unit}, allowed {allowed:g}")
 
 
-def _check_features(stored: FirstSamples, made: FirstSamples) -> Check:
+def _check_features(stored: FirstSamples, made: FirstSamples, tolerance: float) -> Check:
     label = f"mean feature of {stored.count} samples"
     ours, theirs = np.asarray(made.mean_feature), np.asarray(stored.mean_feature)
     if ours.shape != theirs.shape:
         return Check(label, "failed", f"{ours.size} features instead of {theirs.size}")
     norm = max(float(np.linalg.norm(theirs)), 1e-30)
     difference = float(np.linalg.norm(ours - theirs)) / norm
-    return _within(label, difference, stored.feature_tolerance, "relative")
+    return _within(label, difference, tolerance, "relative")
 
 
-def _check_grid(path: Path, record: Record, stored: FirstSamples, grid_png: bytes | None) -> Check:
+def _check_grid(path: Path, record: Record, tolerance: float, grid_png: bytes | None) -> Check:
     """Compare the sample grid, the only pixels that a record keeps."""
     artifact, label = record.artifacts.get("grid"), "pixels of the sample grid"
     if artifact is None or grid_png is None:
@@ -250,7 +271,7 @@ def _check_grid(path: Path, record: Record, stored: FirstSamples, grid_png: byte
     if not tile:
         return Check(label, "not checked", "it is a plot, not the images themselves")
     difference = float(np.abs(before - after).max(initial=0.0))
-    return _within(label, difference, stored.pixel_tolerance, "levels")
+    return _within(label, difference, tolerance, "levels")
 
 
 def _picture(data: bytes) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float64]], bool]:
@@ -267,15 +288,18 @@ def _check_metric(
     sampling: SamplingRecord,
 ) -> Check:
     label = f"metric {name}"
-    if again is None or again.value is None or stored.value is None:
-        return Check(label, "not checked", "no value to compare")
+    if again is None:
+        return Check(label, "not checked", "it was not measured again")
+    if again.value is None or stored.value is None:
+        same: State = "ok" if again.value == stored.value else "failed"
+        return Check(label, same, f"{again.value} again, {stored.value} stored")
     if again.key != stored.key:
         return Check(label, "failed", f"measured under {again.key} instead of {stored.key}")
     if again.value == stored.value:
         return Check(label, "ok", f"{again.value:.6g}, the same")
     allowed = tolerance * abs(stored.value)
-    if stored.standard_error:
-        allowed = max(allowed, ROUNDING_ERRORS * stored.standard_error)
+    if again.standard_error:
+        allowed = max(allowed, ROUNDING_ERRORS * again.standard_error)
     elif not stored.value:
         allowed = 1 / max(sampling.num_samples, 1)
     state: State = "reproduced" if abs(again.value - stored.value) <= allowed else "failed"

@@ -17,6 +17,7 @@ from cmbench.measure.loop import Observer
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.quantize import quantize
 from cmbench.records.record import FirstSamples
+from cmbench.records.reproduction import TOLERANCES
 from cmbench.reporter import Reporter
 from cmbench.sampling.stream import SampleBatch
 
@@ -24,10 +25,6 @@ from cmbench.sampling.stream import SampleBatch
 CHECKED_IMAGES = 256
 #: Significant digits of a mean feature in a record.
 _DIGITS = 6
-#: By precision of the sampling network: the largest difference of a pixel in levels of 255, and of
-#: the mean feature relative to its norm, that other hardware or another torch may cause: about four
-#: times what compiling changes, see docs/records.md.
-TOLERANCES = {"fp32": (2.0, 2e-4), "bf16": (16.0, 4e-3), "fp16": (4.0, 1e-3)}
 
 
 class FirstImages:
@@ -54,7 +51,7 @@ class FirstImages:
         Args:
             extractor: of the dataset's protocol; it gets all of them in one batch.
             rule: quantisation, see :func:`cmbench.metrics.quantize.quantize`.
-            precision: of the sampling network, a key of :data:`TOLERANCES`.
+            precision: of the sampling network, a key of :data:`~cmbench.records.reproduction.TOLERANCES`.
         """
         pixels = quantize(self.images, rule)
         feature = extractor(pixels).pool.double().mean(0).cpu()

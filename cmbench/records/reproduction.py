@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 
 from cmbench.records.record import FirstSamples, MetricRecord, Record
 
+#: By precision of the sampling network: the largest difference of a pixel in levels of 255, and of
+#: the mean feature relative to its norm, that other hardware or another torch may cause: about four
+#: times what compiling changes, see docs/records.md. A record
+#: states them, and no record may allow more.
+TOLERANCES = {"fp32": (2.0, 2e-4), "bf16": (16.0, 4e-3), "fp16": (4.0, 1e-3)}
+
 
 @dataclass(frozen=True)
 class Reproduction:

@@ -131,7 +131,7 @@ def _training_record(cell: CellPlan, trained: TrainedRun | None) -> TrainingReco
     variant = cell.sampling.variant if cell.sampling else ""
     export: Mapping[str, Any] = result.get("exports", {}).get(variant or MAIN, {})
     # The hash of the recipe covers a teacher's run, though it may not have been trained.
-    planned_teacher = run.teacher.run_id if run.teacher is not None else None
+    planned_teacher = (run.teacher.run_id or run.teacher.reference) if run.teacher else None
     return TrainingRecord(
         run=run.run_id,
         seed=run.seed,
