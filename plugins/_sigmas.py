@@ -2,8 +2,8 @@
 
 Papers publish the time of the second step only (found by a search on the FID of the dataset). The
 rule for more steps, stated here once for all methods: the published levels come first; further
-steps fill the largest gap in ln sigma between ``sigma_max`` and a floor, each at the gap's middle.
-``--sigmas`` overrides it and ``cmbench tune-times`` searches on held-out seeds.
+steps fill the largest gap in ln sigma between ``sigma_max`` and a smallest level, each at the gap's
+middle. ``--sigmas`` overrides it and ``cmbench tune-times`` searches on held-out seeds.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from itertools import pairwise
 from cmbench.errors import Declined
 from cmbench.plugin.method import SamplingPlan
 
-FLOOR_SIGMA = 0.05
+SMALLEST_SIGMA = 0.05
 
 
 def consistency_sigmas(
-    nfe: int, sigma_max: float, published: tuple[float, ...], floor: float = FLOOR_SIGMA
+    nfe: int, sigma_max: float, published: tuple[float, ...], sigma_min: float = SMALLEST_SIGMA
 ) -> tuple[float, ...]:
     """Return ``nfe`` descending noise levels from ``sigma_max``.
 
@@ -27,11 +27,11 @@ def consistency_sigmas(
         nfe: network evaluations, at least 1.
         sigma_max: noise level of the first step.
         published: the paper's levels for later steps, in order of importance.
-        floor: lower end of the last gap.
+        sigma_min: lower end of the last gap.
     """
     levels = [sigma_max, *published[: max(nfe - 1, 0)]]
     while len(levels) < nfe:
-        ordered = sorted({*levels, floor}, reverse=True)
+        ordered = sorted({*levels, sigma_min}, reverse=True)
         gaps = [math.log(a / b) for a, b in pairwise(ordered)]
         widest = max(range(len(gaps)), key=gaps.__getitem__)
         levels.append(math.sqrt(ordered[widest] * ordered[widest + 1]))

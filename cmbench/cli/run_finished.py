@@ -23,19 +23,12 @@ from cmbench.records.workspace import Workspace
 from cmbench.sweep.kept_plans import find_plan, plan_key
 from cmbench.sweep.run_files import read_result_file
 
-#: The options that decide the plan.
-_DECIDES = (
-    "methods",
-    "dataset",
-    "recipe",
-    "nfes",
-    "seeds",
-    "overrides",
-    "samples",
-    "sampler",
-    "sigmas",
-    "ema",
-    "precision",
+#: The options that do not decide the plan; a new option decides it unless it is added here.
+_DECIDES_NOTHING = frozenset(
+    {
+        *("workspace_dir", "device", "threads", "quiet", "time_limit_s", "batch_size"),
+        *("save_samples", "compiled", "split", "executor", "dry_run", "no_report"),
+    }
 )
 
 
@@ -44,7 +37,8 @@ def key_of(options: RunOptions, plugins: PluginManager) -> str | None:
     registered = options.dataset in plugins.datasets.specs
     if options.checkpoint is not None or options.tuned or not registered:
         return None
-    return plan_key({k: v for k, v in asdict(options).items() if k in _DECIDES}, plugins)
+    request = {k: v for k, v in asdict(options).items() if k not in _DECIDES_NOTHING}
+    return plan_key(request, plugins)
 
 
 def print_finished(options: RunOptions, plugins: PluginManager) -> bool:

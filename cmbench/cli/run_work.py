@@ -120,7 +120,7 @@ def keep(options: RunOptions, context: Context, plan: SweepPlan) -> None:
     """Keep the plan of a finished sweep; a workspace that cannot be written stays as it is."""
     if key := key_of(options, context.plugins):
         with suppress(UserError):
-            keep_plan(context.workspace, key, plan)
+            keep_plan(context.workspace, key, plan, context.plugins)
 
 
 def published_teachers(context: Context, plan: SweepPlan) -> list[str]:

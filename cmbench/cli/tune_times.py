@@ -59,8 +59,8 @@ class TuneOptions(SweepOptions):
         metavar="NAME",
         help="Metric to tune by.  [default: the protocol's first that scores samples]",
     )
-    floor_sigma: float = option(
-        "--floor",
+    sigma_min: float = option(
+        "--sigma-min",
         metavar="SIGMA",
         default=0.02,
         type=click.FloatRange(min=0, min_open=True),

@@ -23,7 +23,7 @@ def carry_out(options: TuneOptions) -> int:
         options.metric,
         options.sampler,
         options.ema,
-        options.floor_sigma,
+        options.sigma_min,
         options.evaluations,
         options.rounds,
     )

@@ -190,7 +190,7 @@ def _row(identity: str, members: Sequence[tuple[Path, Record]]) -> Row:
 def _marks(record: Record) -> tuple[str, ...]:
     """Return how a row differs from one made the usual way."""
     sampling = record.sampling
-    tuned = ("tuned times",) if sampling.tuned is not None else ()
+    tuned = ("tuned sigmas",) if sampling.tuned is not None else ()
     lower = (sampling.dtype,) if sampling.dtype != "float32" else ()
     return tuned + lower
 

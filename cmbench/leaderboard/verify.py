@@ -29,12 +29,7 @@ from cmbench.records.record import (
     SamplingRecord,
     read_record,
 )
-from cmbench.records.reproduction import (
-    TOLERANCES,
-    CannotReproduceError,
-    Reproduce,
-    Reproduction,
-)
+from cmbench.records.reproduction import TOLERANCES, CannotReproduceError, Reproduce, Reproduction
 
 #: "reproduced": not bit for bit, but within the tolerance that the record states.
 State = Literal["ok", "reproduced", "failed", "not checked"]

@@ -48,15 +48,14 @@ def load_extractor(
     """
     factory: Any = plugins.extractors.load(name)
     known = inspect.signature(factory).parameters
-    options: dict[str, Any] = {}
-    if "implementation" in known and library:
-        options["implementation"] = "library"
     specs = all_metrics(plugins)
     needs = {need for metric in metrics if metric in specs for need in specs[metric].needs}
-    if "spatial" in known and "spatial features" in needs:
-        options["spatial"] = True
-    if "trust" in known and trust:
-        options["trust"] = True
+    wanted: dict[str, tuple[Any, bool]] = {
+        "implementation": ("library", library),
+        "spatial": (True, "spatial features" in needs),
+        "trust": (True, trust),
+    }
+    options = {k: value for k, (value, asked) in wanted.items() if asked and k in known}
     for approximation in approximations:
         option, value = _APPROXIMATIONS[approximation]
         if option not in known:

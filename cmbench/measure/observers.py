@@ -51,7 +51,7 @@ class FirstImages:
         Args:
             extractor: of the dataset's protocol; it gets all of them in one batch.
             rule: quantisation, see :func:`cmbench.metrics.quantize.quantize`.
-            precision: of the sampling network, a key of :data:`~cmbench.records.reproduction.TOLERANCES`.
+            precision: of the sampling network, a key of ``TOLERANCES``.
         """
         pixels = quantize(self.images, rule)
         feature = extractor(pixels).pool.double().mean(0).cpu()

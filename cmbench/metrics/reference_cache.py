@@ -66,10 +66,10 @@ def cached_reference(
     notes: tuple[str, ...] = ()
     if path.exists():
         try:
-            found = load_reference(path, key)
+            found = load_with_floors(path, key)
             # One made without spatial features serves all metrics but theirs.
             if found.spatial is not None or not getattr(extractor, "spatial", False):
-                return _with_floors(found, path)
+                return found
         except UserError as error:
             notes = (f"reference computed again: {error}",)
     reference = replace(Reference.compute(images(), extractor, key), notes=notes)
@@ -77,8 +77,9 @@ def cached_reference(
     return reference
 
 
-def _with_floors(found: Reference, path: Path) -> Reference:
-    """Add the floor that files of earlier versions lack, and keep it."""
+def load_with_floors(path: Path, key: ReferenceKey | None = None) -> Reference:
+    """Read a reference; add the floor that files of earlier versions lack, and keep it."""
+    found = load_reference(path, key)
     if found.floors is None:
         found = found.with_floors()
         if found.floors is not None:

@@ -282,7 +282,8 @@ def with_reference_images(
     for batch in images:
         census.update(batch)
         pool.append(extractor(batch).pool)
-    return replace(reference.with_features(torch.cat(pool)), census=census.result())
+    whole = replace(reference.with_features(torch.cat(pool)), census=census.result())
+    return whole.with_floors()
 
 
 def export_reference(reference: Reference, path: Path) -> None:

@@ -150,10 +150,8 @@ class EDM2(Network):
             )
         side = check_resolution("edm2", data_shape, 2 ** (len(config.channel_mult) - 1))
         widths = tuple(config.channels * mult for mult in config.channel_mult)
-        noise_dim = widths[0] if config.noise_mult is None else config.channels * config.noise_mult
-        embedding_dim = max(widths)
-        if config.embedding_mult is not None:
-            embedding_dim = config.channels * config.embedding_mult
+        noise_dim = config.channels * (config.noise_mult or config.channel_mult[0])
+        embedding_dim = config.channels * (config.embedding_mult or max(config.channel_mult))
         self.noise: nn.Module = (
             MPFourier(noise_dim, config.fourier_scale)
             if config.embedding == "fourier"

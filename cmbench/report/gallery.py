@@ -134,7 +134,7 @@ def _add_curve(gallery: Gallery, row: Row, path: Path, record: Record, artifact:
 def series_labels(rows: Iterable[Row]) -> dict[str, str]:
     """Return a name per row id that tells its series apart, without what all series share.
 
-    The method, then recipe, sampler, conditioning and marks (tuned times) if a method has several.
+    The method, then recipe, sampler, conditioning and marks (tuned sigmas) if a method has several.
     """
     rows = list(rows)
 

@@ -54,22 +54,22 @@ def golden_section(
 def search_levels(
     objective: Callable[[Levels], float],
     start: Sequence[float],
-    floor: float,
+    sigma_min: float,
     *,
     evaluations: int = 10,
     rounds: int = 2,
 ) -> FoundLevels:
     """Minimise ``objective`` over all noise levels but the first, one at a time.
 
-    Each level is searched in ln sigma between its neighbours, the last one down to ``floor`` (or to
-    itself, if it lies lower). With one level to choose, one round; otherwise until ``rounds`` are
-    over or one brought nothing. The result is never worse than ``start``.
+    Each level is searched in ln sigma between its neighbours, the last one down to ``sigma_min``
+    (or to itself, if it lies lower). With one level to choose, one round; otherwise until ``rounds``
+    are over or one brought nothing. The result is never worse than ``start``.
 
     Args:
         objective: of descending noise levels; smaller is better. NaN counts as infinite.
         start: the levels to begin with, descending, at least two.
-        floor: the smallest noise level to consider.
-        evaluations: of the objective, a level and round.
+        sigma_min: the smallest noise level to consider.
+        evaluations: of the objective, per level and round.
         rounds: through all levels.
 
     Raises:
@@ -90,7 +90,7 @@ def search_levels(
     for _ in range(rounds if len(levels) > 2 else 1):
         before = best
         for i in range(1, len(levels)):
-            below = levels[i + 1] if i + 1 < len(levels) else min(floor, levels[i])
+            below = levels[i + 1] if i + 1 < len(levels) else min(sigma_min, levels[i])
             above, under = levels[:i], levels[i + 1 :]
             point, value = golden_section(
                 lambda x, a=above, b=under: value_of((*a, math.exp(x), *b)),  # type: ignore[misc]

@@ -1,10 +1,11 @@
 """Plans of finished sweeps, kept in the workspace's cache. Imports no torch.
 
 A finished sweep needs no tensor, but planning it again imports torch and the code of its methods.
-A plan follows from the request, the code of the harness and of the plugins with their recipes, and
-the installed packages. A kept plan is found by a hash of all these, so it is what planning would
-give. Plans that depend on anything else are not kept: on weights (imported checkpoints, finished
-runs as teachers), tuned noise levels, or recipe files and datasets of the user.
+A plan follows from the request, the plugins with their recipes, the code that made it, and the
+installed packages. It is kept under a hash of the request, the plugins and the packages, with the
+files of all other code that was imported for it; one that has changed makes it void. Plans that
+depend on anything else are not kept: on weights (imported checkpoints, finished runs as teachers),
+tuned noise levels, or recipe files and datasets of the user.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+import sysconfig
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +64,7 @@ class KeptPlan:
 
 
 def plan_key(request: Mapping[str, Any], plugins: PluginManager) -> str:
-    """Return the hash of all that decides the plan of a request.
+    """Return the hash of a request, the plugins and the installed packages.
 
     ``request`` has what the user asked for as plain data.
     """
@@ -71,48 +73,53 @@ def plan_key(request: Mapping[str, Any], plugins: PluginManager) -> str:
         dict(request),
         sys.version,
         [(str(folder), folder.stat().st_mtime_ns) for folder in installed if folder.is_dir()],
-        sorted(_files(plugins)),
+        sorted((p.name, p.distribution, p.version, p.module, p.status) for p in plugins.plugins),
     ]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
-def _files(plugins: PluginManager) -> Iterator[tuple[str, int, int]]:
-    """Yield path, size and time of change of every file of the harness and of the plugins."""
-    names = {"cmbench", *(info.module.partition(":")[0] for info in plugins.plugins)}
-    paths = {spec.recipes for spec in plugins.methods.specs.values() if spec.recipes is not None}
-    for top in {name.partition(".")[0] for name in names} & sys.modules.keys():
-        module = sys.modules[top]
-        is_package = hasattr(module, "__path__")
-        folders = list(module.__path__) if is_package else [str(Path(module.__file__ or "").parent)]
-        for folder in map(Path, folders):
-            paths |= set(folder.rglob("*") if is_package else folder.glob("*"))
-    for path in paths:
-        if path.parent.name != "__pycache__" and path.is_file():
-            stat = path.stat()
-            yield str(path), stat.st_size, stat.st_mtime_ns
+def _code(plugins: PluginManager) -> list[tuple[str, int, int]]:
+    """Return path, size and time of change of the imported code and of the plugins' recipes.
+
+    The standard library and installed packages are left out: they change with their folder.
+    """
+    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    paths = {Path(file) for file in files if file is not None}
+    library = Path(sysconfig.get_path("stdlib"))
+    own = {p for p in paths if not (_PACKAGE_FOLDERS & set(p.parts) or p.is_relative_to(library))}
+    own |= {spec.recipes for spec in plugins.methods.specs.values() if spec.recipes is not None}
+    return [_stamp(path) for path in sorted(own) if path.is_file()]
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    stat = path.stat()
+    return str(path), stat.st_size, stat.st_ctime_ns
 
 
 def find_plan(workspace: Workspace, key: str) -> KeptPlan | None:
-    """Return the plan that was kept under ``key``; None if there is none that can be read."""
+    """Return the plan that was kept under ``key``; None if there is none, or its code changed."""
     try:
         data = json.loads(_path(workspace, key).read_text(encoding="utf-8"))
+        if any(_stamp(Path(file)) != (file, size, time) for file, size, time in data["code"]):
+            return None
         cells = tuple(KeptCell(**cell) for cell in data["cells"])
         return KeptPlan(str(data["dataset"]), tuple(map(str, data["runs"])), cells)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def keep_plan(workspace: Workspace, key: str, plan: SweepPlan) -> None:
-    """Keep the plan of a sweep that is finished, unless it depends on more than its key says."""
+def keep_plan(workspace: Workspace, key: str, plan: SweepPlan, plugins: PluginManager) -> None:
+    """Keep the plan of a finished sweep, unless it depends on more than its key and code say."""
     cells, runs = plan.cells, plan.runs
-    if plan.refused or any(cell.tuned for cell in cells) or not all(map(_follows, runs)):
+    if plan.refused or not all(map(_follows, runs)):
         return
     kept = KeptPlan(
         runs[0].dataset,
         tuple(run.run_id for run in runs),
         tuple(KeptCell(c.cell, c.nfe, c.seed, c.num_samples, c.declined) for c in cells),
     )
-    write_atomically(_path(workspace, key), json.dumps(asdict(kept)).encode())
+    data = {**asdict(kept), "code": _code(plugins)}
+    write_atomically(_path(workspace, key), json.dumps(data).encode())
 
 
 def _follows(run: RunPlan) -> bool:

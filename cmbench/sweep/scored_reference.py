@@ -20,7 +20,7 @@ from cmbench.metrics.reference import Reference
 from cmbench.metrics.reference_cache import (
     cached_census,
     cached_reference,
-    load_reference,
+    load_with_floors,
     save_reference,
 )
 from cmbench.metrics.reference_import import holds_images, import_reference, with_reference_images
@@ -119,7 +119,7 @@ class RealImages:
         key = replace(saved.key, source=f"{saved.key.source}-with-images")
         kept = self.context.workspace.cache / "references" / key.file_name
         if kept.is_file():
-            return load_reference(kept)
+            return load_with_floors(kept)
         images = open_samples(str(path), ReadOptions())
         found = with_reference_images(saved, self._batches(images), extractor)
         save_reference(found, kept)

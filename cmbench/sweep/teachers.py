@@ -5,8 +5,8 @@ of this or another workspace and ``import:NAME`` an imported checkpoint: the stu
 architecture. ``analytic`` is the exact model of a dataset with a closed form.
 
 A resolved recipe refers to content, not to a path: ``run:PATH`` becomes ``run:ID@HASH``,
-``import:NAME`` becomes ``import:NAME@HASH``. Only training needs the content again: a finished
-student can be sampled without its teacher.
+``import:NAME`` becomes ``import:NAME@HASH``. Planning and training need the content again. `eval`
+and `verify` open a finished student without its teacher.
 """
 
 from __future__ import annotations

@@ -82,22 +82,22 @@ def tuned_file(workspace: Workspace, run: RunPlan, plan: SamplingPlan) -> Path:
     return workspace.root / "tuned" / run.dataset / name
 
 
-def write_tuned(path: Path, times: TunedSigmas) -> None:
+def write_tuned(path: Path, tuned: TunedSigmas) -> None:
     """Write the levels, atomically; a later search replaces an earlier one."""
-    write_json(path, times.model_dump(mode="json"))
+    write_json(path, tuned.model_dump(mode="json"))
 
 
 def read_tuned(path: Path) -> TunedSigmas:
     """Read and validate a file of tuned levels."""
-    who, remedy = f"tuned times {path}", "run `cmbench tune-times` again"
+    who, remedy = f"tuned noise levels {path}", "run `cmbench tune-times` again"
     with reading(who, remedy):
-        times = TunedSigmas.model_validate(read_json(path))
-    levels = times.sigmas
+        tuned = TunedSigmas.model_validate(read_json(path))
+    levels = tuned.sigmas
     if levels[-1] <= 0 or any(a <= b for a, b in pairwise(levels)):
         raise UserError(
             who, f"noise levels {list(levels)}", allowed="positive and descending", remedy=remedy
         )
-    return times
+    return tuned
 
 
 def with_tuned_sigmas(
@@ -123,23 +123,23 @@ def with_tuned_sigmas(
         name = f"{run.spec.name} on {run.dataset}, recipe {run.recipe}, NFE {nfe}"
         raise MissingError(
             "--sigmas tuned",
-            f"no tuned times of {name} in {context.workspace.root}",
+            f"no tuned noise levels for {name} in {context.workspace.root}",
             remedy=f"run `cmbench tune-times --method {run.spec.name} --dataset {run.dataset} "
             f"{which} --nfe {nfe}` with the same -o options first",
         )
-    times = read_tuned(path)
-    return replace(settings, sigmas=times.sigmas, tuned=times.in_record())
+    tuned = read_tuned(path)
+    return replace(settings, sigmas=tuned.sigmas, tuned=tuned.in_record())
 
 
-def describe(times: TunedSigmas) -> Mapping[str, str]:
+def describe(tuned: TunedSigmas) -> Mapping[str, str]:
     """Return the columns of a table that shows the result of a search."""
     return {
-        "NFE": str(times.nfe),
-        "levels before": ", ".join(f"{s:.4g}" for s in times.start_sigmas),
-        "levels tuned": ", ".join(f"{s:.4g}" for s in times.sigmas),
-        f"{times.metric} before": f"{times.start_value:.4g}",
-        f"{times.metric} tuned": f"{times.value:.4g}",
-        "schedules": str(times.evaluations),
-        "images": f"{times.samples:,}",
-        "evaluations": f"{times.network_evaluations:,}",
+        "NFE": str(tuned.nfe),
+        "levels before": ", ".join(f"{s:.4g}" for s in tuned.start_sigmas),
+        "levels tuned": ", ".join(f"{s:.4g}" for s in tuned.sigmas),
+        f"{tuned.metric} before": f"{tuned.start_value:.4g}",
+        f"{tuned.metric} tuned": f"{tuned.value:.4g}",
+        "schedules": str(tuned.evaluations),
+        "images": f"{tuned.samples:,}",
+        "evaluations": f"{tuned.network_evaluations:,}",
     }

@@ -45,7 +45,7 @@ class TuneSettings:
     metric: str | None = None
     sampler: str | None = None
     ema: str | None = None
-    floor_sigma: float = 0.02
+    sigma_min: float = 0.02
     evaluations: int = 10
     rounds: int = 2
 
@@ -109,7 +109,7 @@ def tune(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> Tu
     found = search_levels(
         score,
         start.sigmas,
-        settings.floor_sigma,
+        settings.sigma_min,
         evaluations=settings.evaluations,
         rounds=settings.rounds,
     )
@@ -159,7 +159,7 @@ def _result(
 
 
 def check(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> list[CellPlan]:
-    """Return one cell a held-out seed, with the method's own levels to start from."""
+    """Return one cell per held-out seed, with the method's own levels to start from."""
     check_seeds(context, run.dataset, settings.seeds)
     sampling = SampleSettings(
         settings.num_samples, settings.batch_size, None, settings.sampler, settings.ema
@@ -179,10 +179,10 @@ def check(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> l
             allowed="an NFE with at least two noise levels",
             remedy="choose --nfe from 2",
         )
-    if settings.floor_sigma >= plan.sigmas[0]:
+    if settings.sigma_min >= plan.sigmas[0]:
         raise UserError(
-            "--floor",
-            f"{settings.floor_sigma:g} leaves no noise level to choose",
+            "--sigma-min",
+            f"{settings.sigma_min:g} leaves no noise level to choose",
             allowed=f"below {plan.sigmas[0]:g}, the first level",
             remedy="choose a smaller one",
         )
@@ -247,6 +247,6 @@ def objective_metric(context: Context, spec: DatasetSpec, asked: str | None) -> 
 def describe_search(settings: TuneSettings) -> str:
     """Return the algorithm with everything that decides its result."""
     return (
-        f"golden section over ln sigma, {settings.evaluations} evaluations a level and round, "
-        f"at most {settings.rounds} rounds, down to sigma {settings.floor_sigma:g}"
+        f"golden section over ln sigma, {settings.evaluations} evaluations per level and round, "
+        f"at most {settings.rounds} rounds, down to sigma {settings.sigma_min:g}"
     )

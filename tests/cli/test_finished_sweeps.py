@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -116,19 +117,38 @@ def test_what_is_not_there_any_more_is_made_again(
     assert len(planned) == 4
 
 
+@pytest.mark.parametrize("file", ["toy.toml", "toy.py"])
 def test_changed_code_is_planned_again(
-    cmbench_with_toys: Command, planned: list[Any], root: Path
+    cmbench_with_toys: Command, planned: list[Any], root: Path, file: str
 ) -> None:
+    """Recipes and code alike, even if the time of its last change is put back."""
     cmbench_with_toys(*SWEEP)
-    recipes = Path(__file__).parents[1] / "toy.toml"
-    before = recipes.stat()
-    try:
-        os.utime(recipes, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-        cmbench_with_toys(*SWEEP)
-    finally:
-        os.utime(recipes, ns=(before.st_atime_ns, before.st_mtime_ns))
+    path = Path(__file__).parents[1] / file
+    before = path.stat()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    cmbench_with_toys(*SWEEP)
     assert len(planned) == 2
-    assert len(list(root.glob(KEPT))) == 2
+    cmbench_with_toys(*SWEEP)
+    assert (len(planned), len(list(root.glob(KEPT)))) == (2, 1)
+
+
+def test_a_method_in_another_package_than_its_hooks_is_seen(
+    cmbench_with_toys: Command,
+    planned: list[Any],
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    helper = tmp_path / "helper_of_a_plugin.py"
+    helper.write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("helper_of_a_plugin")
+    cmbench_with_toys(*SWEEP)
+    (path,) = root.glob(KEPT)
+    assert str(helper) in {file for file, *_ in json.loads(path.read_text())["code"]}
+    helper.write_text("CHANGED = True")
+    cmbench_with_toys(*SWEEP)
+    assert len(planned) == 2
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"dataset": 1, "runs": [], "cells": [3]}'])

@@ -69,7 +69,7 @@ def test_tuned_sigmas_are_found_used_recorded_and_labelled(
         assert (facts["evaluations"], facts["samples"]) == (6, 1200)
         assert facts["search"].startswith("golden section over ln sigma, 5 evaluations")
     page = (workspace.reports / "gmm.md").read_text()
-    marked = [line for line in page.splitlines() if "tuned times" in line]
+    marked = [line for line in page.splitlines() if "tuned sigmas" in line]
     assert len(marked) == 1
     assert "| 2 |" in marked[0]
 
@@ -136,8 +136,8 @@ def test_what_cannot_be_tuned_is_said_in_one_line(trained: Command, workspace: W
     assert "'flow-map-mean' cannot be tuned by" in said
     said = failure(trained, "tune-times", *TUNE, "--sampler", "heun")
     assert "multistep only" in said
-    said = failure(trained, "tune-times", *TUNE, "--floor", "100")
-    assert "--floor: 100 leaves no noise level to choose; allowed: below " in said
+    said = failure(trained, "tune-times", *TUNE, "--sigma-min", "100")
+    assert "--sigma-min: 100 leaves no noise level to choose; allowed: below " in said
     assert tuned_files(workspace) == []
 
 
@@ -163,7 +163,7 @@ def test_runs_do_not_use_held_out_seeds(cmbench: Command) -> None:
 
 def test_untuned_and_damaged_times_are_refused(trained: Command, workspace: Workspace) -> None:
     said = failure(trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned")
-    assert "no tuned times of ict on gmm, recipe smoke, NFE 2" in said
+    assert "no tuned noise levels for ict on gmm, recipe smoke, NFE 2" in said
     trained("tune-times", *TUNE)
     path = tuned_files(workspace)[0]
     data = json.loads(path.read_text())

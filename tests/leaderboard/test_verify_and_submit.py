@@ -44,7 +44,7 @@ def first_samples(**changes: object) -> FirstSamples:
         "pixels_sha256": "a" * 64,
         "mean_feature": [3.0, 4.0],
         "pixel_tolerance": 2,
-        "feature_tolerance": 1e-3,
+        "feature_tolerance": 2e-4,
     }
     return FirstSamples.model_validate(fields | changes)
 
@@ -117,43 +117,63 @@ def with_checksums(folder: Path, **fields: object) -> Path:
 
 
 def test_equal_checksums_verify_exactly(tmp_path: Path) -> None:
-    found = verify_record(with_checksums(tmp_path), reproduce=again())[-1]
-    assert (found.name, found.state) == ("samples", "ok")
-    assert found.detail == f"the first 256 images are the same: sha256 {'a' * 64}"
+    found = verify_record(with_checksums(tmp_path), reproduce=again())[-3:]
+    assert [(check.name, check.state) for check in found] == [
+        ("samples", "ok"),
+        ("pixels of the sample grid", "ok"),
+        ("metrics", "not checked"),
+    ]
+    assert found[0].detail == f"the first 256 images are the same: sha256 {'a' * 64}"
+    assert found[2].detail == "compared with --full only"
+
+
+def test_another_grid_beside_equal_checksums_fails(tmp_path: Path) -> None:
+    found = states(with_checksums(tmp_path), reproduce=again(grid=png((202, 30, 30))))
+    assert (found["samples"], found["pixels of the sample grid"]) == ("ok", "failed")
+
+
+def test_a_record_cannot_state_its_own_tolerance_without_limit(tmp_path: Path) -> None:
+    bold = first_samples(pixel_tolerance=255, feature_tolerance=1e6)
+    path = honest(tmp_path, first_samples=bold)
+    made = first_samples(pixels_sha256="b" * 64, mean_feature=[300.0, 4.0])
+    found = verify_record(path, reproduce=again(made, png((0, 0, 0))))[-3:-1]
+    assert [check.state for check in found] == ["failed", "failed"]
+    assert "allowed 0.0002" in found[0].detail
+    assert "allowed 2" in found[1].detail
 
 
 @pytest.mark.parametrize(
     ("feature", "grid", "expected"),
     [
-        ([3.0, 4.004], png((202, 30, 30)), ("reproduced", "reproduced")),
-        ([3.0, 4.006], png((202, 30, 30)), ("failed", "reproduced")),
-        ([3.0, 4.0], png((203, 30, 30)), ("reproduced", "failed")),
+        ([3.0, 4.0008], png((202, 30, 30)), ("reproduced", "reproduced")),
+        ([3.0, 4.0012], png((202, 30, 30)), ("failed", "reproduced")),
+        ([3.0, 4.0], png((203, 30, 30)), ("ok", "failed")),
         ([3.0], png(size=(8, 8)), ("failed", "failed")),
-        ([3.0, 4.0], b"no picture", ("reproduced", "failed")),
+        ([3.0, 4.0], b"no picture", ("ok", "failed")),
     ],
 )
 def test_other_bits_must_lie_within_the_stated_tolerance(
     tmp_path: Path, feature: list[float], grid: bytes, expected: tuple[str, str]
 ) -> None:
     made = first_samples(pixels_sha256="b" * 64, mean_feature=feature)
-    checks = verify_record(with_checksums(tmp_path), reproduce=again(made, grid))[-2:]
+    checks = verify_record(with_checksums(tmp_path), reproduce=again(made, grid))[-3:-1]
     names = ["mean feature of 256 samples", "pixels of the sample grid"]
     assert [check.name for check in checks] == names
     assert tuple(check.state for check in checks) == expected
 
 
 def test_reproduced_says_within_what(tmp_path: Path) -> None:
-    made = first_samples(pixels_sha256="b" * 64, mean_feature=[3.0, 4.004])
+    made = first_samples(pixels_sha256="b" * 64, mean_feature=[3.0, 4.0008])
     found = verify_record(with_checksums(tmp_path), reproduce=again(made, png((202, 30, 30))))
-    assert [check.detail for check in found[-2:]] == [
-        "within 0.0008 relative of 0.001 allowed",
+    assert [check.detail for check in found[-3:-1]] == [
+        "within 0.00016 relative of 0.0002 allowed",
         "within 2 levels of 2 allowed",
     ]
 
 
 def test_another_number_of_images_is_no_reproduction(tmp_path: Path) -> None:
     made = first_samples(count=255)
-    found = verify_record(with_checksums(tmp_path), reproduce=again(made))[-1]
+    found = verify_record(with_checksums(tmp_path), reproduce=again(made))[-2]
     assert found.state == "failed"
     assert found.detail == "255 images were made, the record has checksums of 256"
 
@@ -161,7 +181,7 @@ def test_another_number_of_images_is_no_reproduction(tmp_path: Path) -> None:
 def test_a_scatter_plot_is_not_compared_by_pixels(tmp_path: Path) -> None:
     made = first_samples(pixels_sha256="b" * 64)
     path = honest(tmp_path, first_samples=first_samples(), grid=png(tile=False))
-    found = verify_record(path, reproduce=again(made, png(tile=False)))[-1]
+    found = verify_record(path, reproduce=again(made, png(tile=False)))[-2]
     assert (found.state, found.detail) == ("not checked", "it is a plot, not the images themselves")
 
 

@@ -90,8 +90,8 @@ def test_tuned_cells_are_labelled_in_tables_and_series(tmp_path: Path) -> None:
         for tuned in (None, found)
     ]
     rows = aggregate([(Path(f"{i}.json"), item) for i, item in enumerate(items)])
-    assert sorted(series_labels(rows).values()) == ["alpha", "alpha, tuned times"]
+    assert sorted(series_labels(rows).values()) == ["alpha", "alpha, tuned sigmas"]
     render({"digits": [(Path(f"{i}.json"), item) for i, item in enumerate(items)]}, tmp_path)
     table = (tmp_path / "digits.md").read_text()
     assert "| Marks |" in table
-    assert table.count("| tuned times |") == 1
+    assert table.count("| tuned sigmas |") == 1
