@@ -56,16 +56,7 @@ def load_extractor(
         "trust": (True, trust),
     }
     options = {k: value for k, (value, asked) in wanted.items() if asked and k in known}
-    for approximation in approximations:
-        option, value = _APPROXIMATIONS[approximation]
-        if option not in known:
-            raise UserError(
-                f"extractor {name!r}",
-                f"has no {approximation} path",
-                allowed="inception",
-                remedy="leave the option out",
-            )
-        options[option] = value
+    options |= _approximations(name, approximations, known)
     try:
         extractor: Extractor = factory(weights, **options)
     except UserError:
@@ -78,3 +69,19 @@ def load_extractor(
             remedy="fix the plugin, or choose another extractor",
         ) from error
     return extractor
+
+
+def _approximations(
+    name: str, approximations: Collection[str], known: Collection[str]
+) -> dict[str, Any]:
+    """Return the options of approximations; raise ``UserError`` for one that is not ``known``."""
+    options = dict(_APPROXIMATIONS[approximation] for approximation in approximations)
+    for approximation in approximations:
+        if _APPROXIMATIONS[approximation][0] not in known:
+            raise UserError(
+                f"extractor {name!r}",
+                f"has no {approximation} path",
+                allowed="inception",
+                remedy="leave the option out",
+            )
+    return options

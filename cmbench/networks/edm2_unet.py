@@ -158,11 +158,8 @@ class EDM2(Network):
             else MPPositional(noise_dim)
         )
         self.noise_linear = MPConv(noise_dim, embedding_dim, 0)
-        self.label = (
-            MPClassEmbedding(num_classes, embedding_dim, config.label_dropout)
-            if num_classes
-            else None
-        )
+        labels = (num_classes, embedding_dim, config.label_dropout)
+        self.label = MPClassEmbedding(*labels) if num_classes else None
 
         make_block = partial(EDM2Block, config=config, embedding_dim=embedding_dim)
         plan = BodyPlan(

@@ -62,8 +62,8 @@ def search_levels(
     """Minimise ``objective`` over all noise levels but the first, one at a time.
 
     Each level is searched in ln sigma between its neighbours, the last one down to ``sigma_min``
-    (or to itself, if it lies lower). With one level to choose, one round; otherwise until ``rounds``
-    are over or one brought nothing. The result is never worse than ``start``.
+    (or to itself, if it lies lower). With one level to choose, one round; otherwise until
+    ``rounds`` are over or one brought nothing. The result is never worse than ``start``.
 
     Args:
         objective: of descending noise levels; smaller is better. NaN counts as infinite.
