@@ -197,6 +197,7 @@ def test_values_and_curves_are_those_of_records_and_logs(toys: Context, file: Pa
     study = read_study("levels", file)
     result = run_study(toys, study, plan_study(toys, study), Local())
     text = summary(result, ["a.svg", "b.svg"])
+    assert [p.quantity for p in result.plots] == ["fd-pixels", "twice_loss"]
     first = result.arms[0]
     values = [r.metrics["fd-pixels"].value for r in first.records]
     assert [r.training.seed for r in first.records] == [0, 1]

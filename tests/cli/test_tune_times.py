@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cmbench.cli.tune_times import TuneOptions
 from cmbench.errors import UserError
 from cmbench.plugin.manager import PluginManager
 from cmbench.records.record import read_record
@@ -19,7 +21,7 @@ from cmbench.sweep.planning import plan_cells, plan_run
 from cmbench.sweep.plans import SampleSettings
 from cmbench.sweep.training_run import obtain_run
 from cmbench.sweep.tuned_sigmas import read_tuned
-from cmbench.sweep.tuning import LevelScore, objective_metric
+from cmbench.sweep.tuning import LevelScore, TuneSettings, objective_metric
 
 Command = Callable[..., Any]
 GMM = ("-m", "ict", "-d", "gmm", "-r", "smoke", "--samples", "200", "-q", "--threads", "1")
@@ -175,6 +177,13 @@ def test_untuned_and_damaged_times_are_refused(trained: Command, workspace: Work
     assert "field 'more'" in failure(trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned")
     path.write_text("{")
     assert "is not JSON" in failure(trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned")
+
+
+def test_the_verb_and_the_library_have_the_same_defaults() -> None:
+    verb = {f.name: f.default for f in fields(TuneOptions)}
+    library = {f.name: f.default for f in fields(TuneSettings) if f.name in verb}
+    assert library == {name: verb[name] for name in library}
+    assert library.keys() >= {"batch_size", "floor_sigma", "evaluations", "rounds"}
 
 
 def test_the_metric_is_the_first_that_scores_samples(plugins: PluginManager) -> None:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cmbench.errors import BrokenRunError, MissingError
 from cmbench.sweep import estimate as module
 from cmbench.sweep.context import Context
-from cmbench.sweep.estimate import _Saved, count, estimate
+from cmbench.sweep.estimate import _Saved, count, estimate, seconds_per_image
 from cmbench.sweep.frozen import stand_in
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.plans import RunPlan
@@ -110,6 +110,31 @@ def test_a_calibration_that_does_not_fit_takes_fewer_images(
     assert cost.note.startswith("3 steps of 32 images on cpu")
 
 
+def test_a_calibration_times_the_steps_after_the_warm_up(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, took = [0.0], iter([100.0, 100.0, 8.0, 8.0, 8.0])
+    step = Trainer.train_step
+
+    def ticking(self: Trainer) -> None:
+        step(self)
+        clock[0] += next(took)
+
+    monkeypatch.setattr(Trainer, "train_step", ticking)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    assert seconds_per_image(context, planned(context, "edm"), 4) == 2.0
+
+
+def test_a_calibration_on_a_gpu_is_said_to_be_eager(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(context, "edm")
+    monkeypatch.setattr(module, "count", lambda *_: (1000, 1e9, 0.0, 0.0))
+    monkeypatch.setattr(module, "seconds_per_image", lambda *_: 36.0)
+    context.device = torch.device("cuda")
+    assert estimate(context, plan).note.startswith("3 steps of 4 images on cuda, eager, ")
+
+
 def test_what_is_too_large_to_measure_has_hours_at_a_stated_rate(context: Context) -> None:
     cost = estimate(context, plan_run(context, "edm", "cifar10", "paper", 0))
     assert cost.device_hours is None
@@ -190,6 +215,8 @@ def test_what_fits_no_gpu_is_told_the_way(
     assert 64 % shard == 0
     small = planned(context, "edm", "batch_size=64", f"microbatch_size={shard}")
     assert estimate(context, small).peak_bytes <= module._GPU_BYTES * 1.01
+    larger = planned(context, "edm", "batch_size=64", f"microbatch_size={2 * shard}")
+    assert estimate(context, larger).peak_bytes > module._GPU_BYTES, "the largest that fits"
     monkeypatch.setattr(module, "_GPU_BYTES", 1)
     assert "one image does not fit" in estimate(context, plan).note
 

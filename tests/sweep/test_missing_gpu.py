@@ -14,6 +14,7 @@ from cmbench.sweep import sweep
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Local
 from cmbench.sweep.missing_gpu import missing_gpu
+from cmbench.sweep.plans import SampleSettings
 from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
 
 
@@ -54,6 +55,30 @@ def test_a_device_that_was_named_or_is_a_gpu_is_silent(context: Context, found: 
     asked = SweepRequest(("edm",), "cifar10", "paper")
     assert said(context, asked) == []
     assert said(replace(found, device=torch.device("cuda")), asked) == []
+
+
+@pytest.mark.parametrize(
+    ("kimg", "samples", "what"),
+    [
+        (24_999, 64, ""),
+        (25_000, 64, "training toys/toy-"),
+        (1, 12_499_999, ""),
+        (1, 12_500_000, "sampling toy-"),
+    ],
+)
+def test_long_is_from_a_hundred_million_numbers(
+    toys: Context, kimg: int, samples: int, what: str
+) -> None:
+    """A toy has four numbers; the sampling takes two evaluations."""
+    asked = SweepRequest(
+        ("toy",),
+        "toys",
+        nfes=(1, 2),
+        overrides=(f"duration_kimg={kimg}",),
+        sampling=SampleSettings(num_samples=samples),
+    )
+    lines = said(replace(toys, device_found=True), asked)
+    assert [f", so {what}" in line for line in lines] == ([True] if what else [])
 
 
 def test_finished_training_and_records_do_not_count(toys: Context) -> None:

@@ -14,6 +14,7 @@ from toy import ToyConfig
 from cmbench.errors import UserError
 from cmbench.plugin.specs import MethodSpec
 from cmbench.sweep.context import Context
+from cmbench.sweep.runs import TrainingKit
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.recipes import (
     default_recipe,
@@ -346,3 +347,22 @@ def test_heads_start_from_the_runs_seed_too(context: Context) -> None:
 
     assert torch.equal(head(0), head(0))
     assert not torch.equal(head(0), head(1))
+
+
+def test_networks_start_from_the_runs_seed_and_their_number(context: Context) -> None:
+    """Whatever was drawn before, by the method too."""
+    plan = plan_run(context, "edm", "digits", "smoke", 0)
+    data = plan.method(context).data
+
+    def two() -> list[torch.Tensor]:
+        kit = TrainingKit(context, plan, data, None)
+        found = []
+        for _ in range(2):
+            torch.rand(3)
+            found.append(torch.cat([p.flatten() for p in kit.network().parameters()]))
+        return found
+
+    (first, second), again = two(), two()
+    assert torch.equal(first, again[0])
+    assert torch.equal(second, again[1])
+    assert not torch.equal(first, second)

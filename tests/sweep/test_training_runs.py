@@ -13,17 +13,22 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
+from toy import Toy
 
 from cmbench.errors import BusyError, InterruptedRunError, MissingError, PluginError, UserError
+from cmbench.plugin.method import Objective, Phase
 from cmbench.sweep import runs, threads, training_run
 from cmbench.sweep.context import Context, choose_device
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.run_files import read_log
+from cmbench.sweep.run_writer import RunWriter
 from cmbench.sweep.runs import TrainedRun, read_result
 from cmbench.sweep.training_run import obtain_run
 from cmbench.training.checkpoint import load_checkpoint
 from cmbench.training.distributed import World
+from cmbench.training.state import TrainingState
 
 
 def planned(context: Context, *overrides: str, recipe: str = "demo") -> RunPlan:
@@ -57,6 +62,13 @@ def test_a_finished_run_is_reused(toys: Context, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(training_run, "Trainer", None)
     assert obtain_run(toys, planned(toys)).result == first.result
     assert json.loads((first.folder / "run.json").read_text())["config"] == first.plan.table
+
+
+def test_a_finished_run_needs_no_lock(toys: Context) -> None:
+    """Whoever holds it, for example a process that samples it too."""
+    trained = obtain_run(toys, planned(toys))
+    with FileLock(trained.folder / ".lock"):
+        assert obtain_run(toys, planned(toys)).result == trained.result
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 9])
@@ -231,6 +243,26 @@ def test_more_threads_than_there_are_cores_are_not_kept(
 def test_a_checkpoint_interval_below_one_image_is_every_step(toys: Context) -> None:
     folder = interrupt(toys, planned(toys, "checkpoint_kimg=1e-9"), 2)
     assert len(list((folder / "checkpoints").glob("*.json"))) == 2
+
+
+def test_checkpoints_are_a_tenth_of_the_longest_phase_apart(
+    toys: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def phases(self: Toy, nets: Any) -> list[Phase]:
+        learn = (Objective(self.loss, ("model",), self.config.optimizer),)
+        return [Phase("short", 64, learn, ()), Phase("long", 960, learn, ())]
+
+    monkeypatch.setattr(Toy, "phases", phases)
+    saved: list[int] = []
+    write = RunWriter.checkpoint
+
+    def noted(self: RunWriter, state: TrainingState) -> None:
+        saved.append(state.seen_nimg)
+        write(self, state)
+
+    monkeypatch.setattr(RunWriter, "checkpoint", noted)
+    obtain_run(toys, planned(toys, "checkpoint_kimg=none"))
+    assert sorted(set(saved)) == [64, *range(64 + 96, 64 + 960 + 1, 96)]
 
 
 # ---- teachers -----------------------------------------------------------------------------------
