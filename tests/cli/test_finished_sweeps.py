@@ -161,9 +161,10 @@ def test_every_file_of_a_plugin_decides_but_compiled_ones(
     (package / "recipes").mkdir(parents=True)
     (package / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert plugins.register(
+    info = plugins.register(
         importlib.import_module("own_package"), PluginInfo("own", "own_package", "own", "1")
     )
+    assert info.status == "ok"
     before = plan_key({"dataset": "toys"}, plugins)
     assert plan_key({"dataset": "digits"}, plugins) != before
     compiled = package / "__pycache__"

@@ -17,7 +17,7 @@ from cmbench.errors import MissingError, UserError
 from cmbench.measure.extractors import load_extractor
 from cmbench.measure.gallery import grid_png
 from cmbench.measure.loop import measure
-from cmbench.measure.observers import FirstImages, progress_of
+from cmbench.measure.observers import FirstImages, progress_of, saved_to
 from cmbench.measure.references import imported_reference
 from cmbench.metrics.extractor import PixelExtractor
 from cmbench.metrics.reference_cache import cached_reference
@@ -135,6 +135,26 @@ def test_a_source_without_samples_is_refused() -> None:
 
 
 # ---- observers ----------------------------------------------------------------------------------
+
+
+def test_the_first_images_are_kept_whatever_the_batches() -> None:
+    images = torch.rand(9, 1, 2, 2)
+    for size in (3, 4, 9):
+        first = FirstImages(4)
+        for start in range(0, 9, size):
+            first(SampleBatch(images[start : start + size], start))
+        assert torch.equal(first.images, images[:4]), size
+
+
+def test_saved_samples_are_named_by_their_number(tmp_path: Path) -> None:
+    """Grey levels from -1 to 1; what lies outside is clipped."""
+    images = torch.tensor([-1.0, 0.0, 1.0, 1.5])[:, None, None, None].expand(4, 3, 2, 2)
+    observe = saved_to(tmp_path / "samples")
+    observe(SampleBatch(images[:3], 7))
+    observe(SampleBatch(images[3:], 10))
+    files = sorted((tmp_path / "samples").iterdir())
+    assert [path.name for path in files] == [f"{number:06d}.png" for number in (7, 8, 9, 10)]
+    assert [np.unique(Image.open(path)).tolist() for path in files] == [[0], [128], [255], [255]]
 
 
 class Told(Reporter):
