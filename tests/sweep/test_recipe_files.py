@@ -14,7 +14,6 @@ from toy import ToyConfig
 from cmbench.errors import UserError
 from cmbench.plugin.specs import MethodSpec
 from cmbench.sweep.context import Context
-from cmbench.sweep.runs import TrainingKit
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.recipes import (
     default_recipe,
@@ -25,7 +24,7 @@ from cmbench.sweep.recipes import (
     recipe_names,
     recipe_table,
 )
-from cmbench.sweep.runs import build_modules
+from cmbench.sweep.runs import TrainingKit, build_modules
 from cmbench.sweep.validation import validate
 from cmbench.training.distributed import World
 
