@@ -183,7 +183,7 @@ def test_the_verb_and_the_library_have_the_same_defaults() -> None:
     verb = {f.name: f.default for f in fields(TuneOptions)}
     library = {f.name: f.default for f in fields(TuneSettings) if f.name in verb}
     assert library == {name: verb[name] for name in library}
-    assert library.keys() >= {"batch_size", "floor_sigma", "evaluations", "rounds"}
+    assert library.keys() >= {"batch_size", "sigma_min", "evaluations", "rounds"}
 
 
 def test_the_metric_is_the_first_that_scores_samples(plugins: PluginManager) -> None:
