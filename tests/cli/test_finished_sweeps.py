@@ -15,10 +15,7 @@ import pytest
 from command_outcome import Outcome
 
 from cmbench.cli import run_work
-from cmbench.plugin.discovery import PluginInfo
-from cmbench.plugin.manager import PluginManager
 from cmbench.records.workspace import Workspace
-from cmbench.sweep.kept_plans import plan_key
 
 Command = Callable[..., Outcome]
 SWEEP = ("run", "-m", "toy", "-d", "toys", "--nfe", "1,3", "--quiet")
@@ -152,27 +149,6 @@ def test_a_method_in_another_package_than_its_hooks_is_seen(
     helper.write_text("CHANGED = True")
     cmbench_with_toys(*SWEEP)
     assert len(planned) == 2
-
-
-def test_every_file_of_a_plugin_decides_but_compiled_ones(
-    plugins: PluginManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = tmp_path / "own_package"
-    (package / "recipes").mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    info = plugins.register(
-        importlib.import_module("own_package"), PluginInfo("own", "own_package", "own", "1")
-    )
-    assert info.status == "ok"
-    before = plan_key({"dataset": "toys"}, plugins)
-    assert plan_key({"dataset": "digits"}, plugins) != before
-    compiled = package / "__pycache__"
-    compiled.mkdir(exist_ok=True)
-    (compiled / "module.pyc").write_bytes(b"compiled")
-    assert plan_key({"dataset": "toys"}, plugins) == before
-    (package / "recipes" / "own.toml").write_text("[base]")
-    assert plan_key({"dataset": "toys"}, plugins) != before
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"dataset": 1, "runs": [], "cells": [3]}'])
