@@ -112,6 +112,7 @@ class TestFormats:
         assert whole.features is not None
         assert len(whole.features) == 12
         assert whole.moments is bare.moments
+        assert whole.floors is not None, "pages of scored samples show the floor"
         with pytest.raises(
             UserError, match=r"is 'inception-clean' with weights .*allowed: 'inception' w"
         ):

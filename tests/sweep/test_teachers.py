@@ -18,12 +18,13 @@ from cmbench.records.record import Record
 from cmbench.records.reproduction import CannotReproduceError
 from cmbench.records.workspace import Workspace
 from cmbench.samples.source import ReadOptions
+from cmbench.sweep.cell_record import failed_record
 from cmbench.sweep.context import Context
 from cmbench.sweep.estimate import count
 from cmbench.sweep.executors import Local
 from cmbench.sweep.opened_runs import open_run
-from cmbench.sweep.planning import plan_run
-from cmbench.sweep.plans import RunPlan
+from cmbench.sweep.planning import plan_cells, plan_run
+from cmbench.sweep.plans import RunPlan, SampleSettings
 from cmbench.sweep.reproducing import find_run
 from cmbench.sweep.runs import TrainedRun
 from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
@@ -154,6 +155,14 @@ def test_a_run_is_named_by_its_content_and_not_by_its_place(
     for place in (f"./{folder.name}", folder.name, f"{folder}/", copied, f"{folder}@{named[-16:]}"):
         again = student(toys, recipe, f"run:{place}")
         assert (again.run_id, again.config.teacher) == (plan.run_id, named), place
+
+
+def test_a_failed_cell_names_its_teacher_too(
+    toys: Context, recipe: str, elsewhere: TrainedRun
+) -> None:
+    plan = student(toys, recipe, f"run:{elsewhere.folder}")
+    (cell,) = plan_cells(toys, plan, (1,), 0, SampleSettings())
+    assert failed_record(toys, cell, "why").training.teacher == plan.config.teacher
 
 
 def test_a_run_of_the_workspace_is_named_by_its_id(toys: Context, recipe: str) -> None:
