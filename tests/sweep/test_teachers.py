@@ -18,7 +18,7 @@ from cmbench.records.record import Record
 from cmbench.records.reproduction import CannotReproduceError
 from cmbench.records.workspace import Workspace
 from cmbench.samples.source import ReadOptions
-from cmbench.sweep.cell_record import failed_record
+from cmbench.sweep.cell_record import base_record
 from cmbench.sweep.context import Context
 from cmbench.sweep.estimate import count
 from cmbench.sweep.executors import Local
@@ -162,7 +162,8 @@ def test_a_failed_cell_names_its_teacher_too(
 ) -> None:
     plan = student(toys, recipe, f"run:{elsewhere.folder}")
     (cell,) = plan_cells(toys, plan, (1,), 0, SampleSettings())
-    assert failed_record(toys, cell, "why").training.teacher == plan.config.teacher
+    failed = base_record(toys, cell, "failed", None, "why")
+    assert failed.training.teacher == plan.config.teacher
 
 
 def test_a_run_of_the_workspace_is_named_by_its_id(toys: Context, recipe: str) -> None:
