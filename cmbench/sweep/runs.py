@@ -21,6 +21,7 @@ from cmbench.sweep.run_files import MAIN, SNAPSHOTS, read_result_file, weights_p
 from cmbench.sweep.validation import validate
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint
 from cmbench.training.posthoc import asked_width, reconstruct
+from cmbench.training.state import under
 
 
 @dataclass(frozen=True)
@@ -146,14 +147,13 @@ def load_weights(weights: Checkpoint, modules: dict[str, nn.Module], ema: str) -
     """
     snapshots: Mapping[str, str] = {}
     prefix = f"{ema}/model."
-    state = {k.removeprefix(prefix): v for k, v in weights.tensors.items() if k.startswith(prefix)}
+    state = under(weights.tensors, prefix)
     model = modules["model"]
     width = asked_width(ema)
     if not state and width is not None and weights.path.stem == f"weights-{MAIN}":
-        raw = "raw/model."
-        state = {k.removeprefix(raw): v for k, v in weights.tensors.items() if k.startswith(raw)}
-        found = reconstruct(weights.path.parent / SNAPSHOTS, width, weights.meta.get("seen_nimg"))
-        state, snapshots = state | found.parameters, found.snapshots
+        folder, seen_nimg = weights.path.parent / SNAPSHOTS, weights.meta.get("seen_nimg")
+        parameters, snapshots = reconstruct(folder, width, seen_nimg)
+        state = under(weights.tensors, "raw/model.") | parameters
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     if {k: tuple(v.shape) for k, v in state.items()} != expected:
         raise UserError(

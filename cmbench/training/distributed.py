@@ -17,15 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cmbench.errors import (
-    BrokenRunError,
-    BusyError,
-    InterruptedRunError,
-    MissingError,
-    NonFiniteError,
-    PluginError,
-    UserError,
-)
+from cmbench.errors import BrokenRunError, MissingError, UserError, described
 from cmbench.training.launch import Launch
 
 #: How long the others wait for rank 0, which samples and measures alone.
@@ -38,18 +30,6 @@ SPLIT_FROM = 1_000_000_000
 _MOST_FLAGS = 3
 #: The note on an error that the leader has raised and prints.
 RELAYED = "raised by rank 0"
-_ERRORS = {
-    error.__name__: error
-    for error in (
-        BrokenRunError,
-        BusyError,
-        InterruptedRunError,
-        MissingError,
-        NonFiniteError,
-        PluginError,
-        UserError,
-    )
-}
 
 
 class LostProcessError(BrokenRunError):
@@ -68,6 +48,9 @@ class SharedFailureError(BrokenRunError):
     def __init__(self, where: str, what: str, foreseen: bool) -> None:
         self.where, self.what, self.foreseen = where, what, foreseen
         super().__init__(where, what)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.where, self.what, self.foreseen)
 
 
 @dataclass(frozen=True)
@@ -179,24 +162,17 @@ class World:
         failure: BaseException | None = None
         if self.leads:
             try:
-                message = [("", work())]
+                message = [(None, work())]
             except BaseException as error:  # sent to the others, then raised
                 failure = error
-                kind = type(error).__name__ if isinstance(error, UserError) else "BrokenRunError"
-                parts = (
-                    (error.who, error.problem, error.allowed, error.remedy)
-                    if isinstance(error, UserError)
-                    else ("rank 0", f"{type(error).__name__}: {error}", "", "")
-                )
-                message = [(kind, parts)]
+                known = isinstance(error, UserError)
+                message = [(error if known else BrokenRunError("rank 0", described(error)), None)]
         with self._contact():
             dist.broadcast_object_list(message, src=0, group=self.control)
         if failure is not None:
             raise failure
-        kind, result = message[0]
-        if kind:
-            who, problem, allowed, remedy = result
-            relayed = _ERRORS.get(kind, UserError)(who, problem, allowed=allowed, remedy=remedy)
+        relayed, result = message[0]
+        if relayed is not None:
             relayed.add_note(RELAYED)
             raise relayed
         return result

@@ -71,12 +71,6 @@ class WeightAverage:
         self._buffers = {k: v for k, v in kept.items() if k not in named}
 
     @torch.no_grad()
-    def reset(self) -> None:
-        """Start anew from the current weights."""
-        for average, weight in zip(self.average, self._source, strict=True):
-            average.copy_(weight)
-
-    @torch.no_grad()
     def update(self, *, batch_size: int, nimg: int) -> None:
         """Move the average towards the current weights."""
         decay = ema_decay(self.config, batch_size=batch_size, nimg=nimg)

@@ -162,7 +162,7 @@ class Trainer:
                 per_image = objective.loss(self.nets, batch, draws, progress)
                 require_one_per_image(state, per_image, count)
                 loss = per_image.sum() / settings.batch_size
-                state.scaler(index).scaled(loss).backward()  # type: ignore[no-untyped-call]
+                state.scaler(index).scale(loss).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
             gradients = world.flat_gradients(whole)
         world.sum_gradients(whole, gradients)
@@ -171,13 +171,10 @@ class Trainer:
 
     def optimizer_step(self, index: int, objective: Objective) -> None:
         """Make the optimizer step of an objective at the current learning rate."""
-        state, scaler, optimizer = (
-            self.state,
-            self.state.scaler(index),
-            self.state.optimizers[index],
-        )
-        scaler.unscale(optimizer)
-        self.meter.see_gradient(scaler.blameless(clip(state, objective)), scaler.scale())
+        state = self.state
+        scaler, optimizer = state.scaler(index), state.optimizers[index]
+        scaler.unscale_(optimizer)
+        self.meter.see_gradient(scaler.blameless(clip(state, objective)), scaler.current())
         lr = learning_rate(
             objective.optimizer,
             nimg=state.nimg,

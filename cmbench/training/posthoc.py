@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from cmbench.errors import UserError
-from cmbench.training.checkpoint import Checkpoint, load_checkpoint, read_manifest, save_checkpoint
+from cmbench.training.checkpoint import load_checkpoint, read_manifest, save_checkpoint
 from cmbench.training.ema import power_exponent
-from cmbench.training.state import TrainingState
+from cmbench.training.state import TrainingState, under
 
 #: A combination whose profile differs from the wanted one by more than this is not offered as it.
 TOLERANCE = 0.1
@@ -134,22 +134,6 @@ def asked_width(label: str) -> float | None:
 # ---- files ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Reconstruction:
-    """Averaged parameters, and what they were made from.
-
-    Attributes:
-        parameters: by name.
-        snapshots: SHA-256 by file name of a snapshot.
-        error: bound on the distance from the average that was not kept, as a share of the largest
-            distance of the weights from any fixed point during training (rounding aside).
-    """
-
-    parameters: dict[str, Tensor]
-    snapshots: dict[str, str]
-    error: float
-
-
 def save_snapshot(folder: Path, state: TrainingState) -> None:
     """Write the power-function averages of the last phase to ``folder``; nothing if it has none."""
     configs = [average.config for average in state.averages]
@@ -165,8 +149,12 @@ def save_snapshot(folder: Path, state: TrainingState) -> None:
     save_checkpoint(folder / f"{state.nimg:014d}.safetensors", tensors, meta)
 
 
-def reconstruct(folder: Path, sigma_rel: float, seen_nimg: int | None = None) -> Reconstruction:
+def reconstruct(
+    folder: Path, sigma_rel: float, seen_nimg: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the averaged parameters of width ``sigma_rel`` at the newest snapshot in ``folder``.
+
+    Beside them stands what they were made from: SHA-256 by file name of a snapshot.
 
     Args:
         folder: snapshots of a run.
@@ -206,7 +194,7 @@ def reconstruct(folder: Path, sigma_rel: float, seen_nimg: int | None = None) ->
             remedy="keep two widths around it, and more checkpoints (checkpoint_kimg)",
         )
     made = combine(_averages(files, metas, remedy), [float(f) for f in factors])
-    return Reconstruction(made, {f.name: h for f, h in zip(files, hashes, strict=True)}, error)
+    return made, {f.name: h for f, h in zip(files, hashes, strict=True)}
 
 
 def _averages(
@@ -216,9 +204,4 @@ def _averages(
     for file, meta in zip(files, metas, strict=True):
         snapshot = load_checkpoint(file, remedy)
         for label in meta["sigma_rel"]:
-            yield _under(snapshot, label)
-
-
-def _under(snapshot: Checkpoint, label: str) -> dict[str, Tensor]:
-    prefix = f"{label}/"
-    return {k.removeprefix(prefix): v for k, v in snapshot.tensors.items() if k.startswith(prefix)}
+            yield under(snapshot.tensors, f"{label}/")

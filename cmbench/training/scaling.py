@@ -9,7 +9,7 @@ fused kernel (RAdam) must know on the host whether to step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from torch import Tensor
 SMALLEST_SCALE = 1.0
 
 
-class LossScaler:
-    """One optimizer's scale; without ``enabled`` everything passes through untouched.
+class LossScaler(torch.amp.GradScaler):
+    """torch's scaler of one optimizer; without ``enabled`` everything passes through untouched.
 
     ``several``: each process has only its slices of the gradients, and all skip a step together.
     """
@@ -34,64 +34,36 @@ class LossScaler:
         *,
         several: bool = False,
     ) -> None:
-        kind = _SharedScaler if several else torch.amp.GradScaler
-        self._scaler = kind(device.type) if enabled else None
-        if self._scaler is not None and saved:
-            self._scaler.load_state_dict(dict(saved))
+        super().__init__(device.type, enabled=enabled)
+        self._several = several
+        if self.is_enabled() and saved:
+            self.load_state_dict(dict(saved))
 
-    def scaled(self, loss: Tensor) -> Tensor:
-        """Return the loss to call ``backward`` on."""
-        return loss if self._scaler is None else self._scaler.scale(loss)
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the gradients, summed over processes, by the scale.
 
-    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the gradients, summed over processes, by the scale."""
-        if self._scaler is not None:
-            self._scaler.unscale_(optimizer)
+        ``ShardedGradScaler`` of FSDP shares what overflowed too, but in the shape ``[1]``, which
+        fused optimizers refuse.
+        """
+        super().unscale_(optimizer)
+        if self.is_enabled() and self._several:
+            for bad in self._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values():
+                dist.all_reduce(bad, op=dist.ReduceOp.MAX)
+
+    def step(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        """Step, or not if a gradient is not finite; then adapt the scale."""
+        super().step(optimizer)
+        self.update()
 
     def blameless(self, norm: Tensor) -> Tensor:
         """Return a gradient norm, zero where it is not finite and the scale can still fall."""
-        if self._scaler is None:
+        scale = self.current()
+        if scale is None:
             return norm
-        scale = self._scaler._get_scale_async()
-        assert scale is not None
         overflowed = ~torch.isfinite(norm) & (scale.to(norm.device) > SMALLEST_SCALE)
         return torch.where(overflowed, torch.zeros_like(norm), norm)
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Step, or not if a gradient is not finite; then adapt the scale."""
-        if self._scaler is None:
-            optimizer.step()
-            return
-        self._scaler.step(optimizer)
-        self._scaler.update()
-
-    def scale(self) -> Tensor | None:
+    def current(self) -> Tensor | None:
         """Return the scale, a tensor on the device; None without scaling."""
-        if self._scaler is None:
-            return None
-        found = self._scaler._get_scale_async()
+        found = self._get_scale_async() if self.is_enabled() else None
         return None if found is None else found.detach().clone()
-
-    def state(self) -> dict[str, Any]:
-        """Return plain numbers for a checkpoint (waits for the device); empty without scaling."""
-        return {} if self._scaler is None else dict(self._scaler.state_dict())
-
-
-class _SharedScaler(torch.amp.GradScaler):
-    """Skips a step in every process if the gradients are not finite in one.
-
-    ``ShardedGradScaler`` of FSDP does the same, but finds in the shape ``[1]``, which fused
-    optimizers refuse.
-    """
-
-    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
-        super().unscale_(optimizer)
-        found = self._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
-        for bad in found.values():
-            dist.all_reduce(bad, op=dist.ReduceOp.MAX)
-
-
-def scaler_states(scalers: Sequence[LossScaler]) -> list[dict[str, Any]]:
-    """Return the states of scalers that scale, or nothing."""
-    states = [scaler.state() for scaler in scalers]
-    return states if any(states) else []

@@ -13,7 +13,7 @@ from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Method, Objective, Phase
 from cmbench.training.ema import WeightAverage
 from cmbench.training.optimizers import load_state_tensors, make_optimizer, state_tensors
-from cmbench.training.scaling import LossScaler, scaler_states
+from cmbench.training.scaling import LossScaler
 
 if TYPE_CHECKING:
     from cmbench.training.sharding import Sharding
@@ -204,7 +204,8 @@ class TrainingState:
 
     def meta(self) -> dict[str, Any]:
         """Return the counters."""
-        scales = scaler_states(self._scalers) or self._scaler_states
+        states = [scaler.state_dict() for scaler in self._scalers]  # empty without scaling
+        scales = states if any(states) else self._scaler_states
         return ({"loss_scalers": scales} if scales else {}) | {
             "phase": self.phase.name,
             "phase_index": self.phase_index,
@@ -223,22 +224,22 @@ class TrainingState:
             OtherNetworkError: the tensors are of another network; nothing has been restored.
         """
         for name, module in self.modules.items():
-            _require_same(name, module, _under(tensors, f"nets.{name}."))
+            _require_same(name, module, under(tensors, f"nets.{name}."))
         for name, module in self.modules.items():
-            module.load_state_dict(_under(tensors, f"nets.{name}."))
+            module.load_state_dict(under(tensors, f"nets.{name}."))
         self.split(compiled=compiled)
         self.nimg, self.seen_nimg = int(meta["nimg"]), int(meta["seen_nimg"])
         self.network_evaluations = int(meta["network_evaluations"])
         self.seconds = {k: float(v) for k, v in meta["seconds"].items()}
         self.enter(int(meta["phase_index"]), resumed=True)
         for index, optimizer in enumerate(self.optimizers):
-            found = _under(tensors, f"optimizer.{index}.")
+            found = under(tensors, f"optimizer.{index}.")
             likes = dict(enumerate(self.parameters(self.phase.objectives[index])))
             mine = {k: self._mine(v, likes[int(k.partition(".")[0])]) for k, v in found.items()}
             load_state_tensors(optimizer, mine)
         named = dict(self.modules["model"].named_parameters(remove_duplicate=False))
         for index, average in enumerate(self.averages):
-            found = _under(tensors, f"ema.{index}.")
+            found = under(tensors, f"ema.{index}.")
             average.load({k: self._mine(v, named.get(k)) for k, v in found.items()})
         self._scaler_states = list(meta.get("loss_scalers", []))
 
@@ -253,9 +254,9 @@ class TrainingState:
         Keys are ``<average>/<module>.<parameter>``; ``raw`` is the model without averaging.
         """
         tensors = self.tensors()
-        out = {f"raw/model.{k}": v for k, v in _under(tensors, "nets.model.").items()}
+        out = {f"raw/model.{k}": v for k, v in under(tensors, "nets.model.").items()}
         for index, average in enumerate(self.averages):
-            found = _under(tensors, f"ema.{index}.")
+            found = under(tensors, f"ema.{index}.")
             out |= {f"{average.config.label}/model.{k}": v for k, v in found.items()}
         return out
 
@@ -272,5 +273,6 @@ def _require_same(name: str, module: nn.Module, found: dict[str, Tensor]) -> Non
         )
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with ``prefix``, without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

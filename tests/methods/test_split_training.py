@@ -194,10 +194,10 @@ def skipped_step(name: Any, overflowing: bool) -> tuple[float, float]:
     mine = nn.Parameter(torch.ones(2))
     optimizer = make_optimizer(OptimizerConfig(name=name, lr=0.1), [mine])
     scaler = LossScaler(torch.device("cpu"), True, several=True)
-    scaler.scaled(mine.sum() * (float("inf") if overflowing else 1.0)).backward()
-    scaler.unscale(optimizer)
+    scaler.scale(mine.sum() * (float("inf") if overflowing else 1.0)).backward()
+    scaler.unscale_(optimizer)
     scaler.step(optimizer)
-    scale = scaler.scale()
+    scale = scaler.current()
     assert scale is not None
     return float(mine.detach()[0]), float(scale)
 

@@ -123,8 +123,8 @@ def test_an_average_keeps_buffers_as_they_are_and_loads_what_it_saved() -> None:
     assert state.keys() == module.state_dict().keys()
     assert state["weight"].tolist() == [2.0, 2.0]
     assert state["running_mean"].tolist() == [7.0, 7.0]
-    average.reset()
-    assert average.state_dict()["weight"].tolist() == [3.0, 3.0]
+    average.update(batch_size=1, nimg=1)
+    assert average.state_dict()["weight"].tolist() == [2.5, 2.5]
     average.load(state)
     assert average.state_dict()["weight"].tolist() == [2.0, 2.0]
 

@@ -53,13 +53,13 @@ def test_overflowing_steps_are_skipped_and_the_scale_halves(name: Any) -> None:
         phase(overflowing(limit), images=3 * BATCH, optimizer=optimizer(name)), precision="fp16"
     )
     assert weight(state) == 1.0
-    assert state.scaler(0).state()["scale"] == FIRST_SCALE / 8
+    assert state.scaler(0).state_dict()["scale"] == FIRST_SCALE / 8
     longer = train(
         phase(overflowing(limit), images=5 * BATCH, optimizer=optimizer(name)), precision="fp16"
     )
     assert weight(longer) != 1.0
-    assert longer.scaler(0).state() | {"_growth_tracker": 2} == longer.scaler(0).state()
-    assert longer.scaler(0).state()["scale"] == FIRST_SCALE / 8
+    assert longer.scaler(0).state_dict() | {"_growth_tracker": 2} == longer.scaler(0).state_dict()
+    assert longer.scaler(0).state_dict()["scale"] == FIRST_SCALE / 8
 
 
 def test_a_scaled_step_is_the_unscaled_step() -> None:
@@ -122,10 +122,10 @@ def one_step(
     mine = nn.Parameter(torch.ones(2))
     optimizer_of_mine = make_optimizer(OptimizerConfig(name=name, lr=0.1), [mine])
     scaler = LossScaler(torch.device("cpu"), True, several=True)
-    scaler.scaled(mine.sum() * loss_factor).backward()
-    scaler.unscale(optimizer_of_mine)
+    scaler.scale(mine.sum() * loss_factor).backward()
+    scaler.unscale_(optimizer_of_mine)
     scaler.step(optimizer_of_mine)
-    scale = scaler.scale()
+    scale = scaler.current()
     assert scale is not None
     return float(mine.detach()[0]), float(scale)
 
@@ -159,7 +159,7 @@ def test_fp16_autocast_learns_on_cuda() -> None:
 
     state = train(phase(loss), modules={"model": Net().cuda()}, feed=OnCuda(), precision="fp16")
     assert math.isfinite(weight(state))
-    assert state.scaler(0).state()["scale"] == FIRST_SCALE
+    assert state.scaler(0).state_dict()["scale"] == FIRST_SCALE
 
 
 class Wider(nn.Module):

@@ -5,6 +5,7 @@ The others are played by replacing ``torch.distributed``: no process is started.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from datetime import timedelta
 from types import SimpleNamespace
@@ -168,7 +169,7 @@ class Leader:
     def broadcast(self, message: list[Any], *, src: int, group: object) -> None:
         assert (src, group) == (0, GROUP)
         if message[0] is not None:
-            self.sent.append(message[0])
+            self.sent.append(copy.deepcopy(message[0]))
         else:
             message[0] = self.sent[-1]
 
@@ -183,7 +184,8 @@ def never() -> None:
         (MissingError("weights", "are not here", remedy="fetch"), MissingError, "weights: are not"),
         (ZeroDivisionError("by zero"), BrokenRunError, "rank 0: ZeroDivisionError: by zero"),
         (KeyboardInterrupt("told"), BrokenRunError, "rank 0: KeyboardInterrupt: told"),
-        (LostProcessError("rank 0", "is alone"), UserError, "rank 0: is alone"),
+        (LostProcessError("rank 0", "is alone"), LostProcessError, "rank 0: is alone"),
+        (SharedFailureError("rank 2", "broke", True), SharedFailureError, "rank 2: broke"),
     ],
 )
 def test_what_rank_0_raises_is_raised_everywhere(

@@ -242,7 +242,7 @@ def test_a_run_gives_widths_that_it_did_not_keep(toys: Context) -> None:
     found = loaded(toys, trained, "power-0.08")
     nearest = min(distance(loaded(toys, trained, w), expected) for w in ("power-0.05", "power-0.1"))
     assert 0 < distance(found, expected) < 0.1 * nearest
-    again = reconstruct(trained.folder / "snapshots", 0.05).parameters
+    again, _ = reconstruct(trained.folder / "snapshots", 0.05)
     kept = loaded(toys, trained, "power-0.05")
     assert all(torch.allclose(again[k], kept[k], rtol=0, atol=1e-5) for k in again)
 
