@@ -79,7 +79,7 @@ def sweep(options: RunOptions, context: Context) -> int:
         return EXIT_CELLS_FAILED if plan.refused else EXIT_OK
     warn_of_unsaved(context, request, plan)
     executor: Any = context.plugins.executors.load(options.executor)()
-    records = execute(context, request, plan, executor)
+    records = execute(context, plan, executor)
     if not context.world.leads:
         return EXIT_OK
     if all(record.status in ("finished", "skipped") for record in records):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import click
 
 from cmbench.cli.options import workspace_option
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
+from cmbench.files import UNREADABLE, read_json
 from cmbench.records.record import read_records
 from cmbench.records.workspace import Workspace
 
@@ -48,11 +48,11 @@ def status(workspace_dir: str | None) -> int:
 def imported_state(manifest: Path) -> str:
     """Describe an imported checkpoint."""
     try:
-        facts = json.loads(manifest.read_text(encoding="utf-8"))["meta"]["imported"]
+        facts = read_json(manifest)["meta"]["imported"]
         size = "x".join(map(str, facts["data_shape"]))
         classes = f"{facts['num_classes'] or 'no'} classes"
         return f"{facts['network']['name']}, {size}, {classes}, from {facts['source']['name']}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except UNREADABLE:
         return "its manifest cannot be read; import the original file again with --force"
 
 
@@ -60,9 +60,9 @@ def run_state(folder: Path) -> str:
     """Describe how far a run is."""
     try:
         if (folder / "result.json").exists():
-            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            result = read_json(folder / "result.json")
             return f"trained, {result['images_seen']:,} images"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except UNREADABLE:
         return "result.json cannot be read; delete it and run again"
     files = (folder / "checkpoints").glob("*.json")
     seen = [int(path.stem) for path in files if path.stem.isdecimal()]

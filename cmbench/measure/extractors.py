@@ -1,23 +1,56 @@
-"""Extractors, opened with errors that say what to do."""
+"""Which extractor computes which metrics, and extractors opened."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from cmbench.errors import PluginError, UserError
-from cmbench.metrics.catalog import all_metrics
+from cmbench.metrics.catalog import all_metrics, extractor_of
 from cmbench.metrics.extractor import Extractor
+from cmbench.metrics.metric import open_metrics
 from cmbench.plugin.manager import PluginManager
 
+#: Short names of groups of metrics.
+GROUPS = {"pr": ("precision", "recall"), "prdc": ("precision", "recall", "density", "coverage")}
 #: Approximation -> the option of a factory that asks for it.
 _APPROXIMATIONS: dict[str, tuple[str, Any]] = {
     "bfloat16": ("precision", "bfloat16"),
     "channels-last": ("channels_last", True),
     "compiled": ("compiled", True),
 }
+
+
+def plan_metrics(
+    names: Sequence[str], default: str, plugins: PluginManager
+) -> dict[str, list[str]]:
+    """Return the metrics asked for by the extractor that computes them.
+
+    Groups ("pr", "prdc") are expanded; a metric that belongs to no extractor (precision, is, kd) or
+    to ``default`` goes to ``default``.
+
+    Raises:
+        UserError: an unknown metric, or no metric.
+    """
+    metrics = list(dict.fromkeys(chain.from_iterable(GROUPS.get(n, (n,)) for n in names)))
+    if not metrics:
+        allowed = ", ".join(plugins.metrics.specs)
+        raise UserError("--metrics", "no metric", allowed=allowed)
+    plan: dict[str, list[str]] = {}
+    for metric in open_metrics(plugins, metrics):
+        if "flow map" in metric.needs:
+            raise UserError(
+                f"metric {metric.name!r}",
+                "stored samples have no noise to compare with",
+                allowed="a metric of features",
+                remedy="it is measured by `cmbench run`",
+            )
+        extractor = extractor_of(metric.spec, default, plugins)
+        plan.setdefault(extractor, []).append(metric.name)
+    return plan
 
 
 def load_extractor(

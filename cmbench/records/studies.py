@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cmbench.records.curves import parse_curve
+from cmbench.records.artifacts import parse_curve
 from cmbench.records.record import Record
 
 

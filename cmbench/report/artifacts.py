@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from cmbench.records.artifacts import ArtifactError
-from cmbench.records.curves import parse_curve
+from cmbench.records.artifacts import ArtifactError, parse_curve
 from cmbench.records.record import GRID_TILE, Artifact
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"

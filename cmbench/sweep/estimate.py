@@ -20,9 +20,8 @@ from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Batch, Method, Phase, Progress, Teacher
 from cmbench.sweep.context import Context
 from cmbench.sweep.failures import one_line
-from cmbench.sweep.frozen import stand_in
 from cmbench.sweep.plans import RunPlan
-from cmbench.sweep.runs import TrainingKit, build_modules
+from cmbench.sweep.runs import TrainingKit, build_modules, stand_in
 from cmbench.training.augment import LABEL_DIM
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings

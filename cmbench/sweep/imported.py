@@ -7,7 +7,6 @@ a model is referred to as ``import:NAME``, ``import:FILE.safetensors``, or, in a
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from cmbench.errors import MissingError, UserError
+from cmbench.files import reading
 from cmbench.importers.imported import Parameterization
 from cmbench.networks.base import num_parameters
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.context import Context
 from cmbench.sweep.validation import validate
-from cmbench.training.checkpoint import Checkpoint, load_checkpoint
+from cmbench.training.checkpoint import Checkpoint, load_checkpoint, read_manifest
 
 _PREFIX = "import:"
 #: A model's name is part of file names and of run ids, as a recipe's is.
@@ -33,6 +33,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")
 _SUFFIX = ".safetensors"
 #: Hexadecimal digits of the content hash in a resolved recipe.
 _DIGITS = 16
+_REMEDY = "import the original file again, with --force"
 
 
 class Facts(BaseModel):
@@ -130,10 +131,11 @@ class ImportedModel:
 
     def load(self) -> Checkpoint:
         """Return the weights, verified."""
-        remedy = "import the original file again, with --force"
-        found = load_checkpoint(self.path, remedy=remedy)
+        found = load_checkpoint(self.path, _REMEDY)
         if found.sha256 != self.sha256:
-            raise UserError(f"checkpoint {self.path}", "was replaced after planning", remedy=remedy)
+            raise UserError(
+                f"checkpoint {self.path}", "was replaced after planning", remedy=_REMEDY
+            )
         return found
 
 
@@ -211,16 +213,9 @@ def open_imported(workspace: Workspace, text: str) -> ImportedModel:
     manifest = path.with_suffix(".json")
     if not manifest.is_file() or not path.is_file():
         raise _missing(workspace, text, path)
-    try:
-        data = json.loads(manifest.read_text(encoding="utf-8"))
-        facts = Facts.model_validate(data["meta"]["imported"])
-        sha256 = str(data["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
-        raise UserError(
-            f"imported checkpoint {manifest}",
-            f"its manifest cannot be read ({type(error).__name__}: {str(error)[:120]})",
-            remedy="import the original file again, with --force",
-        ) from error
+    meta, sha256 = read_manifest(path, _REMEDY)
+    with reading(f"imported checkpoint {manifest}", _REMEDY):
+        facts = Facts.model_validate(meta["imported"])
     if not sha256.startswith(wanted):
         raise UserError(
             f"imported checkpoint {text!r}",

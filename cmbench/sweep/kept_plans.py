@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmbench.files import write_atomically
+from cmbench.files import UNREADABLE, read_json, write_json
 from cmbench.plugin.manager import PluginManager
 from cmbench.records.record import Record, read_record
 from cmbench.records.workspace import Workspace
@@ -99,12 +99,12 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 def find_plan(workspace: Workspace, key: str) -> KeptPlan | None:
     """Return the plan that was kept under ``key``; None if there is none, or its code changed."""
     try:
-        data = json.loads(_path(workspace, key).read_text(encoding="utf-8"))
+        data = read_json(_path(workspace, key))
         if any(_stamp(Path(file)) != (file, size, time) for file, size, time in data["code"]):
             return None
         cells = tuple(KeptCell(**cell) for cell in data["cells"])
         return KeptPlan(str(data["dataset"]), tuple(map(str, data["runs"])), cells)
-    except (OSError, ValueError, KeyError, TypeError):
+    except UNREADABLE:
         return None
 
 
@@ -119,7 +119,7 @@ def keep_plan(workspace: Workspace, key: str, plan: SweepPlan, plugins: PluginMa
         tuple(KeptCell(c.cell, c.nfe, c.seed, c.num_samples, c.declined) for c in cells),
     )
     data = {**asdict(kept), "code": _code(plugins)}
-    write_atomically(_path(workspace, key), json.dumps(data).encode())
+    write_json(_path(workspace, key), data)
 
 
 def _follows(run: RunPlan) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cmbench.errors import UserError, unknown_name
+from cmbench.files import read_toml, reading
 from cmbench.plugin.specs import MethodSpec
 
 BASE = "base"
@@ -27,13 +28,8 @@ Table = dict[str, Any]
 def read_recipe_file(path: Path) -> Table:
     """Parse a recipe file; raise ``UserError`` naming the file and the place."""
     who, remedy = f"recipe file {path}", "correct the file, or name another with --recipe FILE:NAME"
-    try:
-        with path.open("rb") as file:
-            tables = tomllib.load(file)
-    except OSError as error:
-        raise UserError(who, f"cannot be read ({error.strerror})", remedy=remedy) from error
-    except (ValueError, RecursionError) as error:  # of TOML, or of UTF-8
-        raise UserError(who, f"is not valid TOML: {error}", remedy=remedy) from error
+    with reading(who, remedy):
+        tables = read_toml(path)
     for owner, recipes in tables.items():
         _check_tables(who, owner, recipes)
     return tables

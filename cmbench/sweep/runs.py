@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from cmbench.diffusion.models import DiffusionModel
 from cmbench.errors import UserError
-from cmbench.networks.counted import to_device
-from cmbench.plugin.method import DataInfo, Method, Teacher
+from cmbench.networks.counted import CountedNetwork, to_device
+from cmbench.plugin.method import DataInfo, Method, Nets, Teacher
 from cmbench.seeds import derive_seed
 from cmbench.sweep.context import Context
-from cmbench.sweep.plans import RunPlan
+from cmbench.sweep.plans import Builder, RunPlan
 from cmbench.sweep.run_files import MAIN, SNAPSHOTS, read_result_file, weights_path
 from cmbench.sweep.validation import validate
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint
@@ -165,3 +166,46 @@ def load_weights(weights: Checkpoint, modules: dict[str, nn.Module], ema: str) -
         )
     model.load_state_dict(state)
     return snapshots
+
+
+# ---- frozen teachers -----------------------------------------------------------------------------
+
+
+def trained_teacher(
+    context: Context, name: str, trained: TrainedRun, student: RunPlan
+) -> tuple[Teacher, str]:
+    """Return a finished run as a teacher, with its main average, and the hash of its weights."""
+    method, modules = build_modules(context, trained.plan, None)
+    weights = trained.weights()
+    load_weights(weights, modules, trained.plan.main_average)
+    teacher = frozen_teacher(
+        name, modules, method.diffusion_model, student, compiled=context.compile
+    )
+    return teacher, weights.sha256
+
+
+def untrained_teacher(context: Context, run: RunPlan, student: RunPlan, build: Builder) -> Teacher:
+    """Return a run's networks with their initial weights as a teacher."""
+    method, modules = build(context, run, stand_in(context, run, build))
+    return frozen_teacher("random", modules, method.diffusion_model, student)
+
+
+def frozen_teacher(
+    name: str,
+    modules: Mapping[str, nn.Module],
+    model: Callable[[Nets], DiffusionModel],
+    student: RunPlan,
+    *,
+    compiled: bool = False,
+) -> Teacher:
+    """Return modules as a frozen teacher in the student's precision."""
+    for module in modules.values():
+        module.eval().requires_grad_(False)
+    precision = student.config.precision
+    nets = {n: CountedNetwork(m, precision, compiled) for n, m in modules.items()}
+    return Teacher(name, model(nets), modules["model"])
+
+
+def stand_in(context: Context, student: RunPlan, build: Builder) -> Teacher | None:
+    """Return a teacher of the same shapes with random weights; None if there is no teacher."""
+    return student.teacher.stand_in(context, student, build) if student.teacher else None

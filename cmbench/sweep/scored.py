@@ -9,8 +9,7 @@ from torch import Tensor
 
 from cmbench.data.base import Dataset
 from cmbench.errors import MissingError, UserError, unknown_name
-from cmbench.measure.evaluation import plan_metrics
-from cmbench.measure.extractors import load_extractor
+from cmbench.measure.extractors import load_extractor, plan_metrics
 from cmbench.measure.loop import Observer, measure
 from cmbench.measure.observers import PixelDigest, progress_of
 from cmbench.metrics.catalog import all_metrics

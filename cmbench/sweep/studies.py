@@ -103,15 +103,6 @@ class Study:
     argument: str
 
 
-@dataclass(frozen=True)
-class PlannedArm:
-    """An arm with its runs and cells."""
-
-    arm: Arm
-    request: SweepRequest
-    plan: SweepPlan
-
-
 # ---- reading ------------------------------------------------------------------------------------
 
 
@@ -139,11 +130,7 @@ def read_study(name: str, path: Path) -> Study:
     """Read a study's file; raise ``UserError`` naming the file and the key otherwise."""
     who, remedy = f"study file {path}", "correct the file"
     with reading(who, remedy):
-        data = read_toml(path)
-    try:
-        table = validate(StudyTable, data, who)
-    except UserError as error:
-        raise UserError(who, error.problem, allowed=error.allowed, remedy=remedy) from error
+        table = validate(StudyTable, read_toml(path), who, remedy=remedy)
     arms = tuple(arm for entry in table.arms for arm in expand(table, entry))
     names = [arm.name for arm in arms]
     twice = next((n for n in names if names.count(n) > 1), None)
@@ -179,7 +166,7 @@ def expand(table: StudyTable, entry: ArmTable) -> Iterator[Arm]:
 # ---- running ------------------------------------------------------------------------------------
 
 
-def plan_study(context: Context, study: Study) -> list[PlannedArm]:
+def plan_study(context: Context, study: Study) -> list[tuple[Arm, SweepPlan]]:
     """Resolve every arm before any work starts; an error names the study and the arm."""
     table = study.table
     spec = context.dataset_spec(table.dataset, f"study {study.name!r}")
@@ -205,7 +192,7 @@ def plan_study(context: Context, study: Study) -> list[PlannedArm]:
             SampleSettings(num_samples=table.samples),
         )
         try:
-            planned.append(PlannedArm(arm, request, plan_sweep(context, request)))
+            planned.append((arm, plan_sweep(context, request)))
         except UserError as error:
             raise type(error)(
                 f"study {study.name!r}, arm {arm.name!r}: {error.who}",
@@ -217,7 +204,7 @@ def plan_study(context: Context, study: Study) -> list[PlannedArm]:
 
 
 def run_study(
-    context: Context, study: Study, planned: Sequence[PlannedArm], executor: Executor
+    context: Context, study: Study, planned: Sequence[tuple[Arm, SweepPlan]], executor: Executor
 ) -> StudyResult:
     """Measure what is not measured yet; a cell that fails is a record and the study goes on."""
     table = study.table
@@ -236,6 +223,6 @@ def run_study(
         study.argument,
         spec.metrics[0],
         plots,
-        [ArmResult(p.arm, tuple(execute(context, p.request, p.plan, executor))) for p in planned],
+        [ArmResult(arm, tuple(execute(context, plan, executor))) for arm, plan in planned],
         context.workspace.records(spec.name),
     )

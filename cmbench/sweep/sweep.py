@@ -49,6 +49,7 @@ class SweepRequest:
 class SweepPlan:
     """The jobs, the records that are already there, and why some methods cannot be planned."""
 
+    request: SweepRequest
     jobs: tuple[Job, ...]
     done: Mapping[str, Path]
     refused: tuple[str, ...] = ()
@@ -103,7 +104,7 @@ def plan_sweep(context: Context, request: SweepRequest) -> SweepPlan:
         path = context.workspace.records(spec.name) / f"{cell.cell}.json"
         if path.exists() and read_record(path).status == "finished":
             done[cell.cell] = path
-    return SweepPlan(tuple(jobs), done, tuple(map(str, refused)))
+    return SweepPlan(request, tuple(jobs), done, tuple(map(str, refused)))
 
 
 def _require_some(request: SweepRequest, jobs: Sequence[Job]) -> None:
@@ -152,9 +153,7 @@ def _cells_of(
         yield from plan_cells(context, run, [nfe], run.seed, settings)
 
 
-def execute(
-    context: Context, request: SweepRequest, plan: SweepPlan, executor: Executor
-) -> list[Record]:
+def execute(context: Context, plan: SweepPlan, executor: Executor) -> list[Record]:
     """Carry out what is not done; return the record of every cell, in the plan's order.
 
     Of several processes the leader writes and returns the records, the others return none.
@@ -170,14 +169,14 @@ def execute(
     if leads and (line := missing_gpu(context, plan.runs, plan.cells, done)):
         context.reporter.warn(line)
     if any(cell.sampling is not None and cell.cell not in done for cell in plan.cells):
-        context.world.lead(lambda: require_metrics(context, request.dataset))
+        context.world.lead(lambda: require_metrics(context, plan.request.dataset))
     records: dict[str, Record] = {n: read_record(plan.done[n]) for n in done if leads}
     busy: list[BusyError] = []
 
     def work(job: Job) -> None:
         open_cells = [cell for cell in job if cell.cell not in done]
         try:
-            for record in outcomes(context, request, open_cells):
+            for record in outcomes(context, plan.request, open_cells):
                 if leads:
                     records[record.cell] = keep(context, record)
         except BusyError as error:

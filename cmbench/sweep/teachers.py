@@ -26,12 +26,18 @@ from cmbench.plugin.config import MethodConfig
 from cmbench.plugin.method import Nets, Teacher
 from cmbench.plugin.specs import DatasetSpec, MethodSpec
 from cmbench.sweep.context import Context
-from cmbench.sweep.frozen import frozen_teacher, trained_teacher, untrained_teacher
 from cmbench.sweep.imported import ImportedModel, is_import, open_imported, require_same_data
 from cmbench.sweep.plans import Builder, PlanRun, RunPlan, TeacherSource, load_method_class
 from cmbench.sweep.recipes import Table, default_recipe, merge, recipe_table, require_unchanged
 from cmbench.sweep.run_files import MAIN, RUN_FILE, read_run_file, weights_path
-from cmbench.sweep.runs import TrainedRun, on_device, read_result
+from cmbench.sweep.runs import (
+    TrainedRun,
+    frozen_teacher,
+    on_device,
+    read_result,
+    trained_teacher,
+    untrained_teacher,
+)
 from cmbench.sweep.validation import validate
 from cmbench.training.checkpoint import read_manifest
 

@@ -22,38 +22,12 @@ from cmbench.records.workspace import Workspace
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import RunPlan, SampleSettings
 
-#: Of a file, what is not repeated in the records that use it: their own fields, or not a fact of
-#: the search.
-_NOT_IN_RECORDS = frozenset(
-    {
-        "schema_version",
-        "method",
-        "dataset",
-        "recipe",
-        "config_sha256",
-        "nfe",
-        "sampler",
-        "sigmas",
-        "seconds",
-        "created",
-        "command",
-    }
-)
 
+class Tuning(Part):
+    """How noise levels were found, and at what cost: what records that use them repeat."""
 
-class TunedSigmas(Part):
-    """Noise levels with how they were found and at what cost."""
-
-    schema_version: int = Field(1, ge=1, le=1)
-    method: str
-    dataset: str
-    recipe: str
-    config_sha256: str
     run: str = Field(description="the run they were tuned on")
     ema: str = Field(description="the average of its weights that was sampled")
-    nfe: int = Field(ge=2)
-    sampler: str
-    sigmas: tuple[Finite, ...] = Field(min_length=2, description="the levels found, descending")
     start_sigmas: tuple[Finite, ...] = Field(description="the method's own levels")
     metric: str
     metric_key: str
@@ -65,14 +39,26 @@ class TunedSigmas(Part):
     evaluations: int = Field(description="schedules that were sampled and measured")
     samples: int = Field(description="images that were sampled for it")
     network_evaluations: int = Field(description="images through the network for it")
+
+
+class TunedSigmas(Tuning):
+    """Noise levels, what they are for, and how they were found."""
+
+    schema_version: int = Field(1, ge=1, le=1)
+    method: str
+    dataset: str
+    recipe: str
+    config_sha256: str
+    nfe: int = Field(ge=2)
+    sampler: str
+    sigmas: tuple[Finite, ...] = Field(min_length=2, description="the levels found, descending")
     seconds: float
     created: str
     command: str = ""
 
     def in_record(self) -> dict[str, Any]:
         """Return what a record that uses these levels says about their origin."""
-        data: dict[str, Any] = self.model_dump(mode="json", exclude=set(_NOT_IN_RECORDS))
-        return data
+        return self.model_dump(mode="json", include=set(Tuning.model_fields))
 
 
 def tuned_file(workspace: Workspace, run: RunPlan, plan: SamplingPlan) -> Path:

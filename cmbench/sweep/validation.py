@@ -17,10 +17,13 @@ C = TypeVar("C", bound=BaseModel)
 _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
-def validate(model: type[C], table: Mapping[str, Any], who: str, prefix: str = "") -> C:
+def validate(
+    model: type[C], table: Mapping[str, Any], who: str, prefix: str = "", *, remedy: str = ""
+) -> C:
     """Validate a table by its config model.
 
-    ``prefix`` is what a user writes before the keys of the table (``network.``).
+    ``prefix`` is what a user writes before the keys of the table (``network.``); ``remedy`` is what
+    to do where no known key is near, by default to correct the recipe.
 
     Raises:
         UserError: it names every unknown key and invalid value, and what is valid.
@@ -46,7 +49,9 @@ def validate(model: type[C], table: Mapping[str, Any], who: str, prefix: str = "
             who,
             "; ".join(problems),
             allowed="; ".join([*known, *filter(None, values)]),
-            remedy=close or f"correct the recipe or the -o override of {prefix + places[0]!r}",
+            remedy=close
+            or remedy
+            or f"correct the recipe or the -o override of {prefix + places[0]!r}",
         ) from error
 
 

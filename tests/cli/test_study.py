@@ -90,9 +90,9 @@ def test_every_builtin_study_can_be_planned(context: Context) -> None:
         study = load_study(context.plugins, name)
         assert study.table.title == spec.title
         planned = plan_study(context, study)
-        hashes = [p.plan.jobs[0][0].run.config_sha256 for p in planned]
+        hashes = [plan.jobs[0][0].run.config_sha256 for _, plan in planned]
         assert len(set(hashes)) == len(hashes) >= 2, f"{name}: two arms are the same run"
-        assert all(cell.sampling is not None for p in planned for cell in p.plan.cells)
+        assert all(cell.sampling is not None for _, plan in planned for cell in plan.cells)
 
 
 def test_the_study_of_the_example_plugin_can_be_read() -> None:

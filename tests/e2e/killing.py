@@ -57,7 +57,7 @@ def sweep(folder: Path) -> None:
     plugins = load_plugins()
     add_toys(plugins)
     context = Context(plugins, Workspace(folder), device=torch.device("cpu"), threads=1)
-    execute(context, REQUEST, plan_sweep(context, REQUEST), Local())
+    execute(context, plan_sweep(context, REQUEST), Local())
 
 
 def outcome(folder: Path) -> dict[str, Any]:

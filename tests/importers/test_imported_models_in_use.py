@@ -52,7 +52,7 @@ def bring(
 
 def sampled(context: Context, **options: Any) -> list[Record]:
     asked = SweepRequest((), "patches", checkpoint="m", **options)
-    return execute(context, asked, plan_sweep(context, asked), Local())
+    return execute(context, plan_sweep(context, asked), Local())
 
 
 # ---- as a run ------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_distillation_from_it_ends_as_a_record(
 ) -> None:
     bring(patches, tmp_path)
     asked = SweepRequest(("cd",), "patches", recipe, nfes=(1,), overrides=("n_points=3",))
-    (record,) = execute(patches, asked, plan_sweep(patches, asked), Local())
+    (record,) = execute(patches, plan_sweep(patches, asked), Local())
     assert (record.status, record.kind) == ("finished", "measured"), record.reason
     model = open_imported(patches.workspace, "m")
     assert record.training.teacher == model.title
@@ -222,7 +222,7 @@ def test_a_finished_student_is_sampled_without_the_checkpoint(
 ) -> None:
     bring(patches, tmp_path)
     asked = SweepRequest(("cd",), "patches", recipe, nfes=(1,), overrides=("n_points=3",))
-    (record,) = execute(patches, asked, plan_sweep(patches, asked), Local())
+    (record,) = execute(patches, plan_sweep(patches, asked), Local())
     shutil.rmtree(patches.workspace.imported)
     source = open_run(patches, patches.workspace.run(record.training.run), 1, ReadOptions())
     assert source.trained.plan.run_id == record.training.run
@@ -368,7 +368,9 @@ def test_a_damaged_manifest_is_one_line(patches: Context, tmp_path: Path) -> Non
     data["meta"]["imported"]["num_classes"] = -1
     for text in ("{", "[]", json.dumps(data)):
         manifest.write_text(text)
-        with pytest.raises(UserError, match="its manifest cannot be read"):
+        with pytest.raises(
+            UserError, match=r"m\..*(is not JSON|cannot be read|field '\w+': ).*--force"
+        ):
             open_imported(patches.workspace, "m")
 
 

@@ -22,10 +22,9 @@ from torch.utils._pytree import tree_leaves
 
 from cmbench.plugin.method import Batch
 from cmbench.sweep.estimate import Blank, built_in_place
-from cmbench.sweep.frozen import stand_in
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.plans import RunPlan
-from cmbench.sweep.runs import build_modules
+from cmbench.sweep.runs import build_modules, stand_in
 from cmbench.training import loop, resident
 from cmbench.training.augment import LABEL_DIM, DatasetFeed, augment
 from cmbench.training.loop import Trainer

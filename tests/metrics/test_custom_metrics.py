@@ -34,7 +34,7 @@ def measured(toys: Context) -> Callable[..., Record]:
     def run(*metrics: str) -> Record:
         toys.plugins.datasets.specs["toys"] = TOYS._replace(metrics=metrics)
         request = SweepRequest(("toy",), "toys", nfes=(1,))
-        return execute(toys, request, plan_sweep(toys, request), Local())[0]
+        return execute(toys, plan_sweep(toys, request), Local())[0]
 
     return run
 
@@ -185,7 +185,7 @@ class TestFailAtOnce:
             toys.plugins.datasets.specs["toys"] = TOYS._replace(**changes)
             request = SweepRequest(("toy",), "toys", nfes=(1,))
             with pytest.raises(Exception) as raised:
-                execute(toys, request, plan_sweep(toys, request), Local())
+                execute(toys, plan_sweep(toys, request), Local())
             assert not (toys.workspace.root / "runs").exists(), "nothing was trained"
             assert not toys.workspace.all_records.exists()
             return str(raised.value)
@@ -249,5 +249,5 @@ def test_labels_that_do_not_follow_the_data_are_a_warning(
         dataset, "labels_for", lambda count, seed, start=0: torch.zeros(count, dtype=torch.int64)
     )
     request = SweepRequest(("toy",), "toys", recipe="classes", nfes=(1,))
-    record = execute(toys, request, plan_sweep(toys, request), Local())[0]
+    record = execute(toys, plan_sweep(toys, request), Local())[0]
     assert "2 of 3 classes have no sample: draw labels from all classes" in record.warnings

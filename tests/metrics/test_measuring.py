@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from cmbench.errors import UserError
-from cmbench.measure.evaluation import plan_metrics
+from cmbench.measure.extractors import plan_metrics
 from cmbench.measure.loop import measure, sample_count_warnings
 from cmbench.measure.observers import PixelDigest
 from cmbench.metrics.extractor import Extractor

@@ -15,10 +15,9 @@ from cmbench.errors import BrokenRunError, MissingError
 from cmbench.sweep import estimate as module
 from cmbench.sweep.context import Context
 from cmbench.sweep.estimate import _Saved, count, estimate, seconds_per_image
-from cmbench.sweep.frozen import stand_in
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.plans import RunPlan
-from cmbench.sweep.runs import build_modules
+from cmbench.sweep.runs import build_modules, stand_in
 from cmbench.training.augment import DatasetFeed
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings

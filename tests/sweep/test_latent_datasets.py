@@ -96,7 +96,7 @@ def test_samples_are_decoded_and_compared_with_imported_statistics(
     monkeypatch.setattr(latents, "_load_decoder", lambda *_: decoder)
     add_reference(latent)
     request = asked(tmp_path)
-    (record,) = execute(latent, request, plan_sweep(latent, request), Local())
+    (record,) = execute(latent, plan_sweep(latent, request), Local())
     assert record.status == "finished", record.reason
     assert record.metrics["fd-pixels"].value is not None
     assert record.dataset.reference_count == 40, "the statistics', not the latents'"
@@ -112,7 +112,7 @@ def test_noise_levels_are_tuned_on_decoded_samples(
     monkeypatch.setattr(latents, "_load_decoder", lambda *_: decoder)
     add_reference(latent)
     request = asked(tmp_path)
-    execute(latent, request, plan_sweep(latent, request), Local())
+    execute(latent, plan_sweep(latent, request), Local())
     decoder.sizes.clear()
     run = plan_run(latent, "edm", NAME, request.recipe, 0)
     found = tune(latent, run, 2, TuneSettings(sampler="euler", evaluations=2, rounds=1))
@@ -163,7 +163,7 @@ def test_what_is_missing_is_said_before_any_training(latent: Context, tmp_path: 
 
     def refused(message: str) -> None:
         with pytest.raises(MissingError, match=message):
-            execute(latent, request, plan, Local())
+            execute(latent, plan, Local())
         assert not latent.workspace.run(plan.runs[0].run_id).exists()
 
     refused(r"statistics of the original pictures .*run `cmbench refs import FILE --name imagenet5")

@@ -103,7 +103,7 @@ def test_a_sweep_warns_before_it_opens_anything(
 
     monkeypatch.setattr(sweep, "require_metrics", stop)
     with pytest.raises(RuntimeError, match="opened"):
-        execute(context, asked, plan_sweep(context, asked), Local())
+        execute(context, plan_sweep(context, asked), Local())
     (line,) = context.reporter.warnings  # type: ignore[attr-defined]
     assert line.startswith("no GPU: ")
 

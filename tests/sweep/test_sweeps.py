@@ -35,7 +35,7 @@ def request(*overrides: str, methods: tuple[str, ...] = ("toy",), **options: Any
 
 def run(context: Context, *overrides: str, **options: Any) -> list[Record]:
     asked = request(*overrides, **options)
-    return execute(context, asked, plan_sweep(context, asked), Local())
+    return execute(context, plan_sweep(context, asked), Local())
 
 
 def on_disk(context: Context) -> dict[str, Record]:
@@ -263,7 +263,7 @@ def test_all_troubles_are_covered() -> None:
 def test_one_methods_trouble_is_not_the_others(toys: Context, listener: Any) -> None:
     asked = SweepRequest(("broken-toy", "toy"), "toys", nfes=(1,))
     plan = plan_sweep(toys, asked)
-    records = execute(toys, asked, plan, Local())
+    records = execute(toys, plan, Local())
     assert [r.status for r in records] == ["finished"]
     (line,) = plan.refused
     assert line == (
@@ -314,7 +314,7 @@ def test_a_dataset_that_cannot_be_opened_is_named(toys: Context) -> None:
     own.write_text('[bad-toys.x]\nnetwork = { name = "mlp" }\nduration_kimg = 0.1\n')
     asked = SweepRequest(("toy",), "bad-toys", recipe=f"{own}:x", nfes=(1,))
     with pytest.raises(PluginError, match="dataset 'bad-toys': cannot be opened: TypeError: "):
-        execute(toys, asked, plan_sweep(toys, asked), Local())
+        execute(toys, plan_sweep(toys, asked), Local())
 
 
 # ---- stopping, and others at work ---------------------------------------------------------------
@@ -368,8 +368,8 @@ def test_a_record_that_another_process_finished_meanwhile_stays(
 ) -> None:
     asked = request(nfes=(1,))
     plan = plan_sweep(toys, asked)
-    (theirs,) = execute(toys, asked, plan, Local())
-    (ours,) = execute(toys, asked, plan, Local())  # the plan still says: to do
+    (theirs,) = execute(toys, plan, Local())
+    (ours,) = execute(toys, plan, Local())  # the plan still says: to do
     assert ours == theirs
     assert on_disk(toys) == {theirs.cell: theirs}
     assert any("another process finished it meanwhile" in note for note in listener.notes)

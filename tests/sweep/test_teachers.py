@@ -127,7 +127,7 @@ def test_a_stage_of_a_staged_method_has_its_own_number_of_images(
 ) -> None:
     options = (f"teacher=edm:{recipe}", "start_steps=4", "parameterization=edm")
     request = SweepRequest(("pd",), "toys", recipe, nfes=(2, 1), overrides=options)
-    first, last = execute(toys, request, plan_sweep(toys, request), Local())
+    first, last = execute(toys, plan_sweep(toys, request), Local())
     assert (first.status, last.status) == ("finished", "finished"), (first.reason, last.reason)
     assert (first.training.images_seen, last.training.images_seen) == (64, 128)
     evaluations = first.training.network_evaluations, last.training.network_evaluations
@@ -216,7 +216,7 @@ def test_a_finished_student_is_sampled_without_its_teacher_and_its_recipe(
 ) -> None:
     options = (f"teacher=run:{elsewhere.folder}", "n_points=3")
     request = SweepRequest(("cd",), "toys", recipe, nfes=(1,), overrides=options)
-    (record,) = execute(toys, request, plan_sweep(toys, request), Local())
+    (record,) = execute(toys, plan_sweep(toys, request), Local())
     assert isinstance(record, Record)
     assert record.training.teacher == record.training.config["teacher"]
     shutil.rmtree(elsewhere.folder)

@@ -64,13 +64,13 @@ def test_sampling_names_the_next_batch(toys: Context, batch_size: int, remedy: s
     obtain_run(toys, plan.runs[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "measure_cell", exhausted)
-        (record,) = execute(toys, asked, plan, Local())
+        (record,) = execute(toys, plan, Local())
     assert record.status == "failed"
     assert record.reason.startswith(
         f"sampling and measuring on cpu: out of memory with --batch-size {batch_size}; {remedy}"
     )
     smaller = SweepRequest(("toy",), "toys", nfes=(1,), sampling=SampleSettings(16, batch_size=2))
-    (again,) = execute(toys, smaller, plan_sweep(toys, smaller), Local())
+    (again,) = execute(toys, plan_sweep(toys, smaller), Local())
     assert (again.status, again.cell) == ("finished", record.cell), "the same cell"
 
 
