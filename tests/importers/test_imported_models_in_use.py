@@ -138,6 +138,18 @@ def test_another_content_is_another_run(patches: Context, tmp_path: Path) -> Non
         obtain_run(patches, first).weights()
 
 
+def test_options_come_from_a_named_recipe(patches: Context, tmp_path: Path) -> None:
+    bring(patches, tmp_path)
+    path = tmp_path / "own.toml"
+    path.write_text("[patches.mine]\nbatch_size = 7\n")
+    usual, named = (
+        plan_imported_run(patches, "m", None, "patches", recipe, 0)
+        for recipe in (None, f"{path}:mine")
+    )
+    assert named.config.batch_size == 7 != usual.config.batch_size
+    assert named.config.network == usual.config.network
+
+
 # ---- as a teacher and as initialisation ----------------------------------------------------------
 
 

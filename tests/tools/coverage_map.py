@@ -245,7 +245,7 @@ class Selection:
             imports = dotted in text or (not certain and any(lines.values()))
             possible = bool(OTHER_PROCESSES.search(text)) and imports
             seconds = {name: test["seconds"] for name, test in entry["tests"].items()}
-            if SHARED_FIXTURE.search(text) and (hits or possible):
+            if seconds and SHARED_FIXTURE.search(text) and (hits or possible):
                 yield Unit(tuple(seconds), sum(seconds.values()), bool(hits))
             else:
                 for name in seconds if possible else hits:
