@@ -129,9 +129,9 @@ def test_values_that_could_not_be_computed_are_left_out() -> None:
 def test_marks_say_what_is_unusual() -> None:
     tuned = {"tuned": {"nfe": 1}}
     assert rows(record())[0].marks == ()
-    assert rows(record(sampling=tuned))[0].marks == ("tuned times",)
+    assert rows(record(sampling=tuned))[0].marks == ("tuned sigmas",)
     assert rows(record(sampling=tuned | {"dtype": "float16"}))[0].marks == (
-        "tuned times",
+        "tuned sigmas",
         "float16",
     )
 

@@ -44,7 +44,7 @@ TWINS |= {new: old for old, new in TWINS.items()}
 _NO_CONTEXT = b"__import__('contextlib').nullcontext()"
 _OR = "or", "and", "False"
 #: Keyword arguments that only state what holds anyway, or word a message.
-STATED = {"strict", "allowed", "remedy"}
+STATED = {"strict", "allowed", "remedy", "description"}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,259 @@
+"""Comparisons, joins, ranks and bold numbers: each border, direction and message."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from record_factory import metric, record
+from test_compare_and_joins import published, rows, several
+
+from cmbench.errors import UserError
+from cmbench.leaderboard.best import best_values
+from cmbench.leaderboard.compare import compare, select
+from cmbench.leaderboard.joins import join_reported, protocol_text
+from cmbench.leaderboard.ranking import Rank, rank_group, rank_section, significant
+from cmbench.leaderboard.rows import Row
+from cmbench.leaderboard.sections import sections
+from cmbench.records.record import Record
+
+FAR = {"alpha": [1.0, 1.01, 1.02, 1.03], "beta": [5.0, 5.02, 5.01, 5.05]}
+
+
+def higher(method: str, values: list[float], **fields: Any) -> list[Record]:
+    return [
+        record(method, seed=s, metrics={"fd-digits": metric(v, higher=True)}, **fields)
+        for s, v in enumerate(values)
+    ]
+
+
+def refusal(call: Any) -> str:
+    with pytest.raises(UserError) as raised:
+        call()
+    return str(raised.value)
+
+
+# ---- comparing two methods ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("made", "verdict"), [(several, "A is better"), (higher, "B is better")])
+def test_a_comparison_says_which_is_which_and_by_how_much(made: Any, verdict: str) -> None:
+    found = rows([item for method, values in FAR.items() for item in made(method, values)])
+    (result,) = compare(select(found, "alpha"), select(found, "beta"))
+    assert (result.a.method, result.b.method) == ("alpha", "beta")
+    assert (result.metric, result.verdict, result.reason) == ("fd-digits", verdict, "")
+    assert result.difference is not None
+    assert result.difference.mean == pytest.approx(-4.005)
+    assert result.p_adjusted == result.difference.p < 0.05
+    (turned,) = compare(select(found, "beta"), select(found, "alpha"))
+    assert (turned.a.method, turned.b.method) == ("beta", "alpha")
+    assert turned.verdict == {"A is better": "B is better", "B is better": "A is better"}[verdict]
+
+
+def test_p_values_are_corrected_over_what_could_be_compared() -> None:
+    found = rows(
+        [
+            item
+            for nfe in (1, 2, 4)
+            for method, values in FAR.items()
+            for item in several(method, values if nfe != 2 else values[:1], nfe=nfe)
+        ]
+    )
+    results = compare(select(found, "alpha"), select(found, "beta"))
+    assert [r.a.nfe for r in results] == [1, 2, 4]
+    one, none, two = results
+    assert (none.difference, none.p_adjusted, none.verdict) == (None, None, "not comparable")
+    assert none.reason == "one seed: an interval needs at least two"
+    assert none.metric == "fd-digits"
+    for result in (one, two):
+        assert result.difference is not None
+        assert result.p_adjusted == pytest.approx(2 * result.difference.p), "Holm, of two"
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"value": None}, "the rank metric was not computed"),
+        ({"sampling": {"num_samples": 10}}, "fewer samples than the protocol asks for"),
+    ],
+)
+def test_either_side_can_stand_in_the_way(side: str, change: dict[str, Any], reason: str) -> None:
+    fine = rows(several("fine", [1.0, 1.1]))
+    other = rows([record("other", seed=s, **({"value": 2.0 + s} | change)) for s in range(2)])
+    first, second = (other, fine) if side == "a" else (fine, other)
+    (result,) = compare(first, second)
+    assert (result.verdict, result.reason) == ("not comparable", reason)
+
+
+def test_approximate_rows_and_unstated_costs_are_not_compared() -> None:
+    key = "fd:inception@0123abcd:tf1-bilinear+bfloat16:round:n-1:float64:ref=0:n=50:v1"
+
+    def approximate(method: str, value: float) -> list[Record]:
+        made = {"fd-digits": metric(value, key=key)}
+        return [record(method, seed=s, metrics=made) for s in range(2)]
+
+    (result,) = compare(rows(approximate("alpha", 1.0)), rows(approximate("beta", 2.0)))
+    assert result.reason == "measured under an approximate extractor"
+    (result,) = compare(
+        rows(several("alpha", [1.0, 1.1], nfe=0)), rows(several("beta", [2.0, 2.1], nfe=0))
+    )
+    assert result.reason == "NFE not stated: equal cost cannot be assumed"
+    one, other = (rows([record(m, metrics={"fd-digits": metric(1, key=m)})]) for m in ("k", "l"))
+    assert compare(one, other)[0].reason == "metric keys differ: k and l"
+
+
+def test_selectors_are_method_recipe_and_sampler_or_the_start_of_an_id() -> None:
+    named = {"recipe": "digits:demo"}
+    found = rows(several("alpha", [1.0], training=named) + several("beta", [2.0]))
+    alpha, beta = found
+    assert select(found, "alpha:demo:multistep") == [alpha], "the recipe's last part"
+    assert select(found, alpha.id[:6]) == [alpha]
+    assert select([*found, published("9.0")], "alpha") == [alpha], "measured rows only"
+    short = replace(beta, id="alphabeta")
+    assert select([alpha, short], "alpha") == [alpha], "five letters are no id"
+    assert "no measured rows match" in refusal(lambda: select(found, alpha.id[:5]))
+    for selector in ("alpha:demo:heun", "alpha:paper", "alph", "alpha:demo:multistep:x"):
+        assert refusal(lambda selector=selector: select(found, selector)) == (
+            f"compare: no measured rows match {selector!r}; allowed: alpha:demo, beta:demo; give "
+            "METHOD, METHOD:RECIPE, METHOD:RECIPE:SAMPLER or a row id"
+        )
+    assert "allowed: none; " in refusal(lambda: select([], "alpha"))
+
+
+def test_what_is_not_one_row_for_each_setting_is_named() -> None:
+    first, second = rows(several("alpha", [1.0]) + several("alpha", [2.0], recipe="paper"))
+    assert refusal(lambda: compare([first, second], [])) == (
+        f"compare: A selects two rows at NFE 1: alpha:demo:multistep ({first.id}) and "
+        f"alpha:paper:multistep ({second.id}); add the recipe or the sampler, or give the row id"
+    )
+    assert refusal(lambda: compare([], [first, second])).startswith("compare: B selects two rows")
+    unknown = replace(second, nfe=None)
+    assert refusal(lambda: compare([first], [unknown])) == (
+        "compare: A and B share no dataset, NFE and conditioning; allowed: A has digits NFE 1; B "
+        "has digits NFE not stated; measure both at a common NFE"
+    )
+    for change in ({"dataset": "other"}, {"conditional": False}):
+        assert "share no dataset" in refusal(
+            lambda change=change: compare([first], [replace(second, **change)])
+        )
+
+
+# ---- joins --------------------------------------------------------------------------------------
+
+
+def test_what_stands_beside_a_measured_row() -> None:
+    (row,) = rows(several("alpha", [3.0, 3.2]))
+    key = row.measurements["fd-digits"].key
+    near = replace(published("2.5", key=key), protocol=("Paper", "why"))
+    far = published("2.0")
+    found = join_reported([far, row, near])[row.id]
+    assert [r.id for r in found.rows] == ["p2.0", "p2.5"], "in the order given"
+    assert (found.metric, found.key, found.withheld) == ("fd-digits", key, "")
+    assert found.difference == pytest.approx(0.6), "measured minus reported"
+    assert found.text == "2.0; 2.5"
+    assert found.under == f"no protocol named (no metric key); Paper (key {key})"
+    assert protocol_text(replace(near, rank_metric="kid")) == "Paper (no metric key)"
+    twice = join_reported([row, near, replace(near, id="again")])[row.id]
+    assert (twice.text, twice.difference) == ("2.5", pytest.approx(0.6)), "each number once"
+    assert twice.under == f"Paper (key {key})"
+
+
+def test_why_a_difference_is_withheld() -> None:
+    key = record().metrics["fd-digits"].key
+
+    def withheld(row: Row, *reported: Row) -> tuple[str, float | None]:
+        found = join_reported([row, *reported])[row.id]
+        return found.withheld, found.difference
+
+    (row,) = rows(several("alpha", [3.0]))
+    equal = published("2.5", key=key)
+    assert withheld(row, published("2.5")) == ("keys differ", None)
+    assert withheld(row, equal, published("2.6", key=key)) == ("sources disagree", None)
+    (short,) = rows(several("alpha", [3.0], sampling={"num_samples": 5}))
+    assert withheld(short, equal) == ("fewer samples", None)
+    (none,) = rows([record("alpha", value=None)])
+    assert withheld(none, equal) == ("not measured", None)
+    no_key = replace(row.measurements["fd-digits"], key="")
+    unknown = replace(row, measurements={"fd-digits": no_key})
+    assert withheld(unknown, published("2.5")) == ("keys differ", None), "no key equals no key"
+    assert withheld(row, equal) == ("", 0.5)
+
+
+def test_published_rows_join_by_method_and_cost() -> None:
+    (row,) = rows(several("alpha", [3.0]))
+    assert join_reported([row, replace(published("1.0"), method="beta")]) == {}
+    assert join_reported([published("1.0")]) == {}
+    unknown = replace(row, nfe=None)
+    assert join_reported([unknown, published("1.0")]) == {}
+    assert list(join_reported([unknown, replace(published("1.0"), nfe=None)])) == [row.id]
+
+
+# ---- ranks --------------------------------------------------------------------------------------
+
+
+def test_ranks_as_text() -> None:
+    assert (Rank(1, 1).text, Rank(2, 4).text) == ("1", "2–4")
+
+
+def test_significantly_better_and_worse_are_counted_by_direction() -> None:
+    values = {"alpha": FAR["alpha"], "beta": FAR["beta"], "gamma": [1.02, 1.0, 1.03, 1.01]}
+    for made, better, worse in ((several, [0, 2, 0], [1, 0, 1]), (higher, [1, 0, 1], [0, 2, 0])):
+        found = rows([item for method, v in values.items() for item in made(method, v)])
+        measured = [row.measurements["fd-digits"] for row in found]
+        assert significant(measured) == (better, worse)
+
+
+def test_rows_of_one_group_are_ranked_and_the_others_left_out() -> None:
+    found = rows(
+        [item for method, values in FAR.items() for item in several(method, values)]
+        + several("alone", FAR["alpha"], nfe=2)
+        + several("seed", [0.5])
+    )
+    (section,) = sections(found)
+    methods = {row.id: row.method for row in found}
+    ranks = {methods[i]: rank for i, rank in rank_section(section).items()}
+    assert ranks == {"alpha": Rank(1, 1), "beta": Rank(2, 2)}
+    assert rank_section(replace(section, ranked=False)) == {}
+    unknown = tuple(replace(row, nfe=None) for row in section.rows)
+    assert rank_section(replace(section, rows=unknown)) == {}
+    printed = tuple(replace(row, kind="reported") for row in section.rows)
+    assert rank_section(replace(section, rows=printed)) == {}
+    assert rank_group(found[0]) == (2, True, "float32")
+
+
+# ---- bold ---------------------------------------------------------------------------------------
+
+
+def bold(found: list[Row]) -> set[str]:
+    names = {row.id: row.method for row in found}
+    return {names[i] for i, name in best_values(found) if name == "fd-digits"}
+
+
+def test_the_best_of_each_group_is_bold() -> None:
+    made = [item for method, values in FAR.items() for item in several(method, values)]
+    assert bold(rows(made)) == {"alpha"}
+    two = several("gamma", [0.1, 0.11, 0.12, 0.1], nfe=2)
+    assert bold(rows(made + two)) == {"alpha"}, "alone in its group, it has beaten nobody"
+    other = several("gamma", [0.1, 0.11, 0.12, 0.1], conditional=False)
+    assert bold(rows(made + other)) == {"alpha"}
+    assert bold(rows(made + several("gamma", [0.1]))) == {"alpha"}, "one seed is never bold"
+
+
+def test_groups_in_which_all_tie_have_no_bold() -> None:
+    tied = rows(several("alpha", [1.0, 1.2, 1.1]) + several("beta", [1.1, 1.0, 1.2]))
+    assert bold(tied) == set()
+    printed = [published("2.5"), replace(published("2.5"), id="other")]
+    assert best_values(printed) == set()
+
+
+def test_measured_and_reported_rows_have_bold_numbers_of_their_own() -> None:
+    made = rows([item for method, values in FAR.items() for item in several(method, values)])
+    key = made[0].measurements["fd-digits"].key
+    printed = [replace(published(v, key=key), method=f"p{v}") for v in ("0.5", "0.6")]
+    assert bold([*made, *printed]) == {"alpha", "p0.5"}
+    other = [replace(published(v, key="other"), method=f"p{v}") for v in ("0.1", "0.2")]
+    assert bold([*made, *printed, *other]) == {"alpha", "p0.5", "p0.1"}
+    unknown = [replace(row, nfe=None) for row in (*made, *printed)]
+    assert bold(unknown) == set()
