@@ -84,6 +84,11 @@ def test_arms_are_expanded_and_options_merged(file: Path) -> None:
     assert arms[2].options == {"duration_kimg": 0.064}
 
 
+def test_two_training_seeds_are_the_default(file: Path) -> None:
+    file.write_text(STUDY.replace("seeds = 2\n", ""))
+    assert read_study("levels", file).table.seeds == 2
+
+
 def test_every_builtin_study_can_be_planned(context: Context) -> None:
     assert len(context.plugins.studies.specs) >= 8
     for name, spec in context.plugins.studies.specs.items():

@@ -134,6 +134,11 @@ def test_unknown_names_say_what_there_is(spec: MethodSpec) -> None:
         default_recipe(spec, "sea")
 
 
+def test_a_colon_alone_names_no_file(spec: MethodSpec) -> None:
+    with pytest.raises(UserError, match="unknown recipe 'folder:demo'"):
+        recipe_table(spec, "ring", "folder:demo")
+
+
 def test_a_file_of_yours_builds_on_the_methods_own(spec: MethodSpec, tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
     own.write_text('[ring.mine]\nextends = "demo"\nduration_kimg = 9\n[sea.mine]\nx = 1\n')

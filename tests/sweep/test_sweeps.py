@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from toy import TOYS
 
 from cmbench.errors import BusyError, InterruptedRunError, PluginError, UserError
@@ -22,6 +23,7 @@ from cmbench.sweep import sweep
 from cmbench.sweep.cell_record import base_record
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Local
+from cmbench.sweep.failures import where_raised
 from cmbench.sweep.planning import plan_cells, plan_run
 from cmbench.sweep.plans import SampleSettings
 from cmbench.sweep.reproducing import find_cell, find_run, reproducer
@@ -188,6 +190,19 @@ def test_checksums_see_other_weights_and_other_pixels(toys: Context) -> None:
     assert record.first_samples.count == record.sampling.num_samples < 256
     assert record.first_samples.pixels_sha256 != other.first_samples.pixels_sha256
     assert record.first_samples.mean_feature != other.first_samples.mean_feature
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [lambda: torch.ones(2).expand(3), lambda: torch.nn.Linear(2, 2)(torch.ones(3))],
+    ids=["in compiled code", "below frames of torch"],
+)
+def test_a_failure_inside_torch_is_placed_where_the_method_called_it(
+    fail: Callable[[], object],
+) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        fail()
+    assert where_raised(raised.value).startswith("test_sweeps.py:")
 
 
 def test_conditional_runs_draw_labels(toys: Context) -> None:
