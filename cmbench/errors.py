@@ -7,7 +7,8 @@ the class's exit code; a traceback appears only under ``--debug``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 EXIT_OK = 0
@@ -89,9 +90,37 @@ class Declined(Exception):
     """A method declines a case (an NFE, a dataset) and says why; the reason becomes the record."""
 
 
+def one_line(text: str, limit: int = 500) -> str:
+    """Return ``text`` without line breaks, cut at ``limit`` characters."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
 def described(error: BaseException, limit: int = 300) -> str:
-    """Return an error's class and text in one line of at most about ``limit`` characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:limit]}"
+    """Return an error's class, and its text in one line of at most ``limit`` characters."""
+    return f"{type(error).__name__}: {one_line(str(error), limit)}"
+
+
+@contextmanager
+def blaming(
+    who: str,
+    what: str,
+    *,
+    allowed: str = "",
+    remedy: str = "",
+    passing: type[Exception] = UserError,
+) -> Iterator[None]:
+    """Turn what a plugin's code raises in the block into a :class:`PluginError`.
+
+    ``what`` begins the problem (``raised``); a :class:`UserError` and ``passing`` pass through.
+    """
+    try:
+        yield
+    except (UserError, passing):
+        raise
+    except Exception as error:
+        problem = f"{what} {described(error)}"
+        raise PluginError(who, problem, allowed=allowed, remedy=remedy) from error
 
 
 def first_names(names: Sequence[str], most: int) -> str:

@@ -94,6 +94,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise FormatError(f"is not valid TOML: {error}") from error
 
 
+def corrupt(who: str, what: str, error: BaseException) -> UserError:
+    """Return the error for a file of the format ``what`` that is cut short or damaged."""
+    return UserError(
+        who,
+        f"truncated or corrupt {what} ({described(error, 120)})",
+        remedy="download it again and compare its size and hash with the original's",
+    )
+
+
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, 64 hexadecimal digits."""
     with path.open("rb") as file:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from cmbench.errors import UserError
+from cmbench.files import corrupt
 
 #: What a broken or hostile pickle makes the opcode machine raise.
 BROKEN = (
@@ -325,7 +326,7 @@ def load_plain_pickle(file: BinaryIO | bytes, who: str) -> Any:
     except RefusedName as refused:
         raise refused_error(who, refused) from None
     except BROKEN as error:
-        raise broken_error(who, error) from None
+        raise corrupt(who, "pickle", error) from None
 
 
 def refused_error(who: str, refused: RefusedName) -> UserError:
@@ -335,14 +336,4 @@ def refused_error(who: str, refused: RefusedName) -> UserError:
         f"refused: the pickle asks for {refused.name}",
         allowed="numbers, text, containers, arrays",
         remedy="it was not executed; get the file from its original source",
-    )
-
-
-def broken_error(who: str, error: BaseException) -> UserError:
-    """Return the error for a truncated or corrupt pickle."""
-    detail = " ".join(str(error).split())[:120]
-    return UserError(
-        who,
-        f"truncated or corrupt pickle ({type(error).__name__}: {detail})",
-        remedy="download it again and compare its size and hash with the original's",
     )

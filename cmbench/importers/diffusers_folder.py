@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmbench.data.pickles import BROKEN
 from cmbench.errors import MissingError, UserError
-from cmbench.files import read_json, reading
+from cmbench.files import corrupt, read_json, reading
 from cmbench.importers.imported import Found
 from cmbench.importers.inert import plain_facts
 from cmbench.importers.torch_file import load_tensors
@@ -69,12 +69,7 @@ def load_safetensors(path: Path, who: str = "checkpoint") -> dict[str, Tensor]:
     except OSError as error:
         raise unreadable_error(f"{who} {path}", error) from None
     except (SafetensorError, *BROKEN) as error:
-        detail = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"{who} {path}",
-            f"truncated or corrupt safetensors ({detail})",
-            remedy="download it again and compare its size and hash with the original's",
-        ) from None
+        raise corrupt(f"{who} {path}", "safetensors", error) from None
 
 
 def unreadable_error(who: str, error: OSError) -> UserError:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmbench.errors import MissingError, UserError
+from cmbench.errors import MissingError, UserError, described
+from cmbench.files import corrupt
 from cmbench.importers.imported import Found
 from cmbench.networks.recognize import recognize
 
@@ -63,12 +64,7 @@ def load_tree(path: Path) -> Tree:
             path.read_bytes(), ext_hook=extension, raw=False, strict_map_key=False
         )
     except (ValueError, TypeError, UnicodeDecodeError, RecursionError, MemoryError) as error:
-        detail = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"checkpoint {path}",
-            f"truncated or corrupt msgpack ({type(error).__name__}: {detail})",
-            remedy="download it again and compare its size and hash with the original's",
-        ) from None
+        raise corrupt(f"checkpoint {path}", "msgpack", error) from None
     if not isinstance(tree, dict):
         raise UserError(
             f"checkpoint {path}", "holds no training state", remedy="give a flax checkpoint_N"
@@ -96,7 +92,7 @@ def read_flax_file(path: Path, part: str = "ema", resolution: int | None = None)
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise UserError(
             f"checkpoint {path}",
-            f"its network is not the published NCSN++ ({type(error).__name__}: {error})",
+            f"its network is not the published NCSN++ ({described(error)})",
             allowed="BigGAN blocks, FIR resampling, a residual input pyramid, Fourier embedding",
             remedy="give a checkpoint of openai/consistency_models_cifar10",
         ) from None

@@ -28,11 +28,11 @@ from cmbench.data.pickles import (
     RefusedName,
     RestrictedUnpickler,
     Sealed,
-    broken_error,
     refused_error,
     unshell,
 )
 from cmbench.errors import UserError
+from cmbench.files import corrupt
 
 #: Modules whose classes may be described (never used): torch's layers, and EDM's persistence.
 _LAYERS = re.compile(r"torch\.nn\.modules\.\w+\.[A-Za-z_]\w*")
@@ -210,7 +210,7 @@ def load_network_pickle(path: Path) -> Any:
     except RefusedName as refused:
         raise refused_error(who, refused) from None
     except (*BROKEN, RuntimeError) as error:
-        raise broken_error(who, error) from None
+        raise corrupt(who, "pickle", error) from None
 
 
 # ---- what an inert module holds ----------------------------------------------------------------

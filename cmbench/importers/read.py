@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cmbench.errors import MissingError, UserError
+from cmbench.errors import MissingError, UserError, described
 from cmbench.importers.diffusers_folder import (
     find_unet,
     load_safetensors,
@@ -98,10 +98,9 @@ def read_checkpoint(path: Path, **given: Any) -> ImportedNetwork:
     except OSError as error:
         raise unreadable_error(f"checkpoint {path}", error) from None
     except Exception as error:  # names, shapes and values of an untrusted file: any may surprise
-        detail = " ".join(str(error).split())[:120]
         raise UserError(
             f"checkpoint {path}",
-            f"makes no sense ({type(error).__name__}: {detail})",
+            f"makes no sense ({described(error, 120)})",
             allowed=_ALLOWED,
             remedy="give the checkpoint as it was published",
         ) from None

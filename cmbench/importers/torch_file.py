@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmbench.data.pickles import BROKEN, RefusedName, broken_error, refused_error
+from cmbench.data.pickles import BROKEN, RefusedName, refused_error
 from cmbench.errors import UserError
+from cmbench.files import corrupt
 from cmbench.importers.imported import MOST_TIMES
 
 _REFUSED = re.compile(
@@ -35,7 +36,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         refused = _REFUSED.search(text)
         if refused and "corrupt" not in text:
             raise refused_error(who, RefusedName(refused[1] or refused[2])) from None
-        raise broken_error(who, error) from None
+        raise corrupt(who, "pickle", error) from None
     if isinstance(data, dict) and isinstance(data.get("state_dict"), dict):
         data = data["state_dict"]
     if not isinstance(data, dict) or not all(isinstance(v, Tensor) for v in data.values()):

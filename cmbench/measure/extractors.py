@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cmbench.errors import PluginError, UserError
+from cmbench.errors import UserError, blaming
 from cmbench.metrics.catalog import all_metrics, extractor_of
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.metric import open_metrics
@@ -90,17 +90,9 @@ def load_extractor(
     }
     options = {k: value for k, (value, asked) in wanted.items() if asked and k in known}
     options |= _approximations(name, approximations, known)
-    try:
+    remedy = "fix the plugin, or choose another extractor"
+    with blaming(f"extractor {name!r}", "cannot be opened:", remedy=remedy):
         extractor: Extractor = factory(weights, **options)
-    except UserError:
-        raise
-    except Exception as error:  # a plugin's extractor may raise anything
-        reason = " ".join(str(error).split())
-        raise PluginError(
-            f"extractor {name!r}",
-            f"cannot be opened: {type(error).__name__}: {reason}",
-            remedy="fix the plugin, or choose another extractor",
-        ) from error
     return extractor
 
 

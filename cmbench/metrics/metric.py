@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from cmbench.errors import PluginError, UserError
+from cmbench.errors import PluginError, blaming
 from cmbench.metrics.catalog import all_metrics
 from cmbench.metrics.floor import Floors
 from cmbench.metrics.statistics import Moments
@@ -146,18 +146,9 @@ class Metric:
         Raises:
             PluginError: the function raised, or returned something else than a number.
         """
-        who = f"metric {self.name!r}"
-        try:
+        who, remedy = f"metric {self.name!r}", "fix the plugin, or leave the metric out"
+        with blaming(who, "raised", remedy=remedy, passing=torch.OutOfMemoryError):
             found: Any = self.compute(data)
-        except (UserError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # a plugin's function may raise anything
-            reason = " ".join(str(error).split())
-            raise PluginError(
-                who,
-                f"raised {type(error).__name__}: {reason}",
-                remedy="fix the plugin, or leave the metric out",
-            ) from error
         if not isinstance(found, Estimate):
             try:
                 found = Estimate(float(found))

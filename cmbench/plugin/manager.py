@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import pluggy
 
-from cmbench.errors import PluginError, UserError, unknown_name
+from cmbench.errors import PluginError, UserError, blaming, described, unknown_name
 from cmbench.plugin import hookspecs
 from cmbench.plugin.discovery import PluginInfo, installed_plugins
 from cmbench.plugin.specs import (
@@ -78,15 +78,9 @@ class Registry(Generic[S]):
         spec = self.get(name)
         owner = self.owners[name]
         factory: str = getattr(spec, "factory", "")
-        try:
+        what = f"cannot import {factory!r} for {self.kind} {name!r}:"
+        with blaming(str(owner), what, remedy="fix or reinstall that distribution"):
             return load_object(factory)
-        except Exception as error:
-            raise PluginError(
-                str(owner),
-                f"cannot import {factory!r} for {self.kind} {name!r}: "
-                f"{type(error).__name__}: {error}",
-                remedy="fix or reinstall that distribution",
-            ) from error
 
 
 _REGISTRATION: dict[str, tuple[str, type[Any]]] = {
@@ -146,7 +140,7 @@ class PluginManager:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
-            return self._fail(info, f"cannot be imported: {type(error).__name__}: {error}")
+            return self._fail(info, f"cannot be imported: {described(error)}")
         return self.register(plugin, info)
 
     def register(self, plugin: object, info: PluginInfo) -> PluginInfo:
@@ -160,7 +154,7 @@ class PluginManager:
             if isinstance(error, KeyboardInterrupt):
                 raise
             known = isinstance(error, UserError | pluggy.PluginValidationError)
-            return self._fail(info, str(error) if known else f"{type(error).__name__}: {error}")
+            return self._fail(info, str(error) if known else described(error))
         self.pluggy.register(plugin, name=info.name)
         try:
             for kind, specs in collected.items():
@@ -219,8 +213,7 @@ class PluginManager:
                 if key not in self._warned_observers:
                     self._warned_observers.add(key)
                     problems.append(
-                        f"plugin {implementation.plugin_name!r}: {hook} raised "
-                        f"{type(error).__name__}: {' '.join(str(error).split())} "
+                        f"plugin {implementation.plugin_name!r}: {hook} raised {described(error)} "
                         "(reported once; the run continues)"
                     )
         return problems
@@ -235,7 +228,7 @@ class PluginManager:
             except Exception as error:
                 for info in self.plugins:
                     if info.name == implementation.plugin_name:
-                        self._fail(info, f"{hook} raised {type(error).__name__}: {error}")
+                        self._fail(info, f"{hook} raised {described(error)}")
         return results
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmbench.errors import MissingError, NonFiniteError, UserError
+from cmbench.errors import MissingError, NonFiniteError, UserError, blaming
 from cmbench.files import readable
 from cmbench.samples.source import PIPELINE, ReadOptions, SampleSource
 from cmbench.sampling.stream import SampleBatch
@@ -47,17 +47,15 @@ class GeneratorSamples(SampleSource):
         module_name, _, attribute = entry.partition(":")
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
-        try:
+        with blaming(
+            f"samples {entry}",
+            "cannot be imported:",
+            allowed="module:function",
+            remedy="try `python -c 'import MODULE'`",
+        ):
             target: Any = importlib.import_module(module_name)
             for part in attribute.split("."):
                 target = getattr(target, part)
-        except Exception as error:  # anything may go wrong inside a user's module
-            raise UserError(
-                f"samples {entry}",
-                f"cannot be imported: {type(error).__name__}: {error}",
-                allowed="module:function",
-                remedy="try `python -c 'import MODULE'`",
-            ) from error
         if not callable(target):
             raise UserError(
                 f"samples {entry}", f"is a {type(target).__name__}", allowed="a function"
@@ -98,15 +96,9 @@ class GeneratorSamples(SampleSource):
             yield SampleBatch(images, start, labels)
 
     def _call(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        try:
-            with torch.inference_mode():
-                found = self._generate(indices, self.options.seed)
-        except Exception as error:  # somebody else's program
-            reason = " ".join(str(error).split())[:300]
-            raise self.error(
-                f"raised {type(error).__name__} for {len(indices)} samples: {reason}",
-                allowed=self._interface,
-            ) from error
+        who, what = f"samples {self.name}", f"raised for {len(indices)} samples:"
+        with torch.inference_mode(), blaming(who, what, allowed=self._interface):
+            found = self._generate(indices, self.options.seed)
         pair = found if isinstance(found, tuple) else (found, None)
         images, labels = (torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in pair)
         if not isinstance(images, Tensor):

@@ -12,7 +12,7 @@ import torch
 from cmbench.data.base import Dataset, load_dataset
 from cmbench.data.custom import resolve_dataset
 from cmbench.data.locations import DataLocations
-from cmbench.errors import MissingError, PluginError, UserError
+from cmbench.errors import MissingError, UserError, blaming
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.reference import Reference
 from cmbench.plugin.manager import PluginManager
@@ -109,16 +109,9 @@ class Context:
             spec = self.dataset_spec(name)
             ours = spec.name in self.plugins.datasets.specs
             factory = self.plugins.datasets.load(name) if ours else load_object(spec.factory)
-            try:
+            remedy = "run with `cmbench --debug` for the traceback"
+            with blaming(f"dataset {name!r}", "cannot be opened:", remedy=remedy):
                 self._datasets[name] = load_dataset(spec, factory, self.locations)
-            except UserError:
-                raise
-            except Exception as error:
-                raise PluginError(
-                    f"dataset {name!r}",
-                    f"cannot be opened: {type(error).__name__}: {error}",
-                    remedy="run with `cmbench --debug` for the traceback",
-                ) from error
         return self._datasets[name]
 
     def notify(self, hook: str, **arguments: Any) -> None:

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmbench.errors import BrokenRunError, UserError
+from cmbench.errors import BrokenRunError, UserError, described
 from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Batch, Method, Phase, Progress, Teacher
 from cmbench.sweep.context import Context
-from cmbench.sweep.failures import one_line
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import TrainingKit, build_modules, stand_in
 from cmbench.training.augment import LABEL_DIM
@@ -115,7 +114,7 @@ def _advice(plan: RunPlan, fixed_bytes: float, activation_bytes: float) -> str:
 def _why(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
-    return one_line(f"{type(error).__name__}: {error}")
+    return described(error, 500)
 
 
 def _too_much(context: Context, flops: float, fixed_bytes: float) -> str:

@@ -6,21 +6,17 @@ import sys
 import traceback
 from pathlib import Path
 
+from cmbench.errors import described, one_line
+
 #: How the lines of torch's compiler begin, whatever it was that went wrong inside.
 _OF_THE_COMPILER = ("InductorError", "BackendCompilerFailed", "InternalTorchDynamoError")
 
 
-def one_line(text: str, limit: int = 500) -> str:
-    """Return ``text`` without line breaks, cut at ``limit`` characters."""
-    flat = " ".join(text.split())
-    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
-
-
 def method_failure(method: str, stage: str, error: BaseException) -> str:
     """Return the line for an exception that escaped from a method while it did ``stage``."""
-    what = f"{type(error).__name__}: {one_line(str(error))}"
     where = where_raised(error)
-    return f"method {method!r} failed while {stage}: {what}" + (f" ({where})" if where else "")
+    line = f"method {method!r} failed while {stage}: {described(error, 500)}"
+    return line + (f" ({where})" if where else "")
 
 
 def compiler_failure(method: str, stage: str, what: str) -> str | None:

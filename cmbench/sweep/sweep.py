@@ -8,13 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cmbench.errors import BusyError, InterruptedRunError, NonFiniteError, PluginError, UserError
+from cmbench.errors import (
+    BusyError,
+    InterruptedRunError,
+    NonFiniteError,
+    PluginError,
+    UserError,
+    described,
+    one_line,
+)
 from cmbench.records.record import Record, read_record, write_record
 from cmbench.sweep.cell_record import base_record
 from cmbench.sweep.cells import measure_cell
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Executor, Job
-from cmbench.sweep.failures import compiler_failure, method_failure, one_line
+from cmbench.sweep.failures import compiler_failure, method_failure
 from cmbench.sweep.missing_gpu import missing_gpu
 from cmbench.sweep.planning import plan_cells, plan_imported_run, plan_run
 from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
@@ -245,7 +253,7 @@ def reason_of(context: Context, run: RunPlan, stage: str, error: Exception | Sys
     if context.debug:
         context.reporter.note("".join(traceback.format_exception(error)))
     shared = error if isinstance(error, SharedFailureError) else None
-    what = shared.what if shared else f"{type(error).__name__}: {error}"
+    what = shared.what if shared else described(error, 2000)
     if line := compiler_failure(run.spec.name, stage, what):
         return line
     if shared and not shared.foreseen:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 from torch import nn
 
-from cmbench.errors import BusyError, InterruptedRunError, UserError
+from cmbench.errors import BusyError, InterruptedRunError, UserError, described
 from cmbench.networks.base import num_parameters
 from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Teacher
 from cmbench.sweep.context import Context
-from cmbench.sweep.failures import one_line
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.run_files import MAIN, read_result_file
 from cmbench.sweep.run_writer import RunWriter
@@ -276,7 +275,7 @@ def restore(
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"checkpoint {checkpoint.path}",
-            f"does not match the method's modules ({type(error).__name__}: {one_line(str(error))})",
+            f"does not match the method's modules ({described(error)})",
             allowed="checkpoints of the same plugin version and recipe",
             remedy=remedy,
         ) from error

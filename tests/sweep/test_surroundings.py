@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmbench.errors import UserError
+from cmbench.errors import UserError, one_line
 from cmbench.records import provenance
 from cmbench.records.workspace import Workspace
 from cmbench.sweep import threads
-from cmbench.sweep.failures import compiler_failure, method_failure, one_line
+from cmbench.sweep.failures import compiler_failure, method_failure
 
 # ---- threads ------------------------------------------------------------------------------------
 

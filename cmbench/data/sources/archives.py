@@ -33,7 +33,7 @@ from cmbench.data.sources.base import (
     labels_from_json,
     why_passed_over,
 )
-from cmbench.errors import UserError, first_names
+from cmbench.errors import UserError, described, first_names
 from cmbench.files import parse_json, readable, reading
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -55,10 +55,9 @@ _SPARE, _STRIDE = 256 << 20, 16 << 20
 
 def truncated(source: ImageSource, error: BaseException, name: str = "") -> UserError:
     """Return the error for an archive (or its file ``name``) that cannot be read to its end."""
-    detail = " ".join(str(error).split())[:120]
     what = f"{name} is a truncated" if name else "truncated"
     return source.error(
-        f"{what} or corrupt archive ({type(error).__name__}: {detail})",
+        f"{what} or corrupt archive ({described(error, 120)})",
         remedy="download it again and compare its size and hash with the original's",
     )
 
