@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from heapq import heapify, heappush, heapreplace
 from itertools import pairwise
 
 from cmbench.errors import Declined
@@ -30,11 +31,16 @@ def consistency_sigmas(
         sigma_min: lower end of the last gap.
     """
     levels = [sigma_max, *published[: max(nfe - 1, 0)]]
+    ordered = sorted({*levels, sigma_min}, reverse=True)
+    gaps = [(-math.log(a / b), -a, b) for a, b in pairwise(ordered)]  # the widest, highest first
+    heapify(gaps)
     while len(levels) < nfe:
-        ordered = sorted({*levels, sigma_min}, reverse=True)
-        gaps = [math.log(a / b) for a, b in pairwise(ordered)]
-        widest = max(range(len(gaps)), key=gaps.__getitem__)
-        levels.append(math.sqrt(ordered[widest] * ordered[widest + 1]))
+        _, negative, below = gaps[0]
+        above = -negative
+        middle = math.sqrt(above * below)
+        heapreplace(gaps, (-math.log(above / middle), -above, middle))
+        heappush(gaps, (-math.log(middle / below), -middle, below))
+        levels.append(middle)
     return tuple(sorted(levels, reverse=True))
 
 

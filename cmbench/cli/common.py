@@ -31,6 +31,8 @@ DEFAULT_DATASET = "digits"
 TUNED = "tuned"
 #: More seeds in one command are a typing error.
 MAX_SEEDS = 1000
+#: More network evaluations per image are a typing error, and planning them would never end.
+MAX_NFE = 100_000
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 )
@@ -47,8 +49,9 @@ def parse_numbers(text: str, option: str) -> tuple[int, ...]:
         numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise UserError(option, f"{text!r}", allowed="positive whole numbers, for example 1,2,4")
+    if not numbers or min(numbers) < 1 or max(numbers) > MAX_NFE:
+        allowed = f"whole numbers from 1 to {MAX_NFE:,}, for example 1,2,4"
+        raise UserError(option, f"{text!r}", allowed=allowed)
     return numbers
 
 

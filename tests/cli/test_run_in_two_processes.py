@@ -460,7 +460,7 @@ def test_out_of_memory_of_one_process_names_the_next_batch(tmp_path: Path) -> No
     [
         (("-o", "batch_size=33"), "batch_size: 33 images do not split evenly over 2 process(es)"),
         (("-o", "batch_sise=32"), "batch_sise"),
-        (("--nfe", "none"), "--nfe: 'none'; allowed: positive whole numbers"),
+        (("--nfe", "none"), "--nfe: 'none'; allowed: whole numbers from 1 to 100,000"),
     ],
 )
 def test_bad_input_is_said_by_the_leader_only(

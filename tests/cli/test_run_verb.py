@@ -158,7 +158,9 @@ def test_numbers(text: str, expected: object) -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1", "1,0", "x", "", ",", "1.5", "1,,2"])
 def test_what_is_no_list_of_numbers(text: str) -> None:
-    with pytest.raises(UserError, match=r"--nfe: .*; allowed: positive whole numbers, for example"):
+    with pytest.raises(
+        UserError, match=r"--nfe: .*; allowed: whole numbers from 1 to 100,000, for"
+    ):
         parse_numbers(text, "--nfe")
 
 
@@ -245,7 +247,16 @@ BAD_INPUT = [
         "",
     ),
     (("-o", "network.name=mpl"), "error: cmbench: unknown network 'mpl'; ", "did you mean 'mlp'?"),
-    (("--nfe", "0"), "error: --nfe: '0'; allowed: positive whole numbers, for example 1,2,4", ""),
+    (
+        ("--nfe", "0"),
+        "error: --nfe: '0'; allowed: whole numbers from 1 to 100,000, for example 1,2,4",
+        "",
+    ),
+    (
+        ("--nfe", "1000000"),
+        "error: --nfe: '1000000'; allowed: whole numbers from 1 to 100,000, for example 1,2,4",
+        "",
+    ),
     (("--seeds", "x"), "error: --seeds: 'x'; allowed: a count (3), a list (0,2) or a range", ""),
     (("--sigmas", "1,2"), "error: --sigmas: '1,2'; allowed: descending positive noise levels", ""),
     (("--precision", "bf8"), "error: --precision: 'bf8'; allowed: fp32, bf16, fp16", ""),

@@ -60,6 +60,18 @@ def test_further_steps_halve_the_widest_gap() -> None:
     assert set(third) < set(consistency_sigmas(4, 80.0, (0.821,)))
 
 
+@pytest.mark.parametrize("published", [(), (0.821,), (1.1, 0.3), (0.05,), (0.01,)])
+def test_more_levels_halve_the_widest_gap_in_ln_sigma(published: tuple[float, ...]) -> None:
+    """One level after the other, written out: the widest gap, of equal ones the highest."""
+    levels = [80.0, *published]
+    for nfe in range(len(levels), 60):
+        assert consistency_sigmas(nfe, 80.0, published) == tuple(sorted(levels, reverse=True))
+        ordered = sorted({*levels, 0.05}, reverse=True)
+        gaps = [math.log(a / b) for a, b in pairwise(ordered)]
+        widest = gaps.index(max(gaps))
+        levels.append(math.sqrt(ordered[widest] * ordered[widest + 1]))
+
+
 def test_second_step_of_the_papers() -> None:
     """sCM publishes an angle, 1.1; the others noise levels."""
     assert make(SCT).plan_sampling(2).sigmas == pytest.approx((80.0, 0.5 * math.tan(1.1)))
