@@ -187,22 +187,11 @@ def _resamples(kind: str) -> Callable[[Setting, Recognized], bool]:
     return expected
 
 
-def _flavor(setting: Setting, found: Recognized) -> str:
-    return "enc" if ".enc." in setting.place else "dec"
-
-
 def _mode(setting: Setting, found: Recognized) -> str:
     for kind in ("up", "down"):
         if setting.place.endswith(f"_{kind}."):
             return kind
     return "keep"
-
-
-def _buffer_tells(setting: Setting, found: Recognized) -> Any:
-    """The taps of EDM's filters are compared where they are buffers: as arguments they may stand
-    in layers that do not resample.
-    """
-    return setting.value
 
 
 _EXPECTED: Mapping[str, Callable[[Setting, Recognized], Any]] = {
@@ -218,9 +207,11 @@ _EXPECTED: Mapping[str, Callable[[Setting, Recognized], Any]] = {
     "fused_resample": lambda s, found: s.place.endswith("_aux_residual."),
     "max_positions": lambda s, found: 10000,
     "endpoint": _in_song(True, False),
-    "flavor": _flavor,
+    "flavor": lambda s, found: "enc" if ".enc." in s.place else "dec",
     "resample_mode": _mode,
-    "resample_filter": _buffer_tells,
+    # EDM's taps are compared where they are buffers: as arguments they may stand in layers that do
+    # not resample.
+    "resample_filter": lambda s, found: s.value,
     # TCM's, in its own variants of these networks.
     "emb_norm": lambda s, found: False,
     "learnable": lambda s, found: False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -34,10 +33,9 @@ def measure_floors(features: Tensor, radii: Tensor) -> Floors:
     """
     splits = SPLITS if features.shape[1] > FEW_FEATURES else SPLITS_OF_FEW_FEATURES
     half = min(len(features) // 2, LARGEST_HALF)
-    distances = torch.tensor(
-        [distance_of_rows(*_halves(features, half, split)) for split in range(splits)],
-        dtype=torch.float64,
-    )
+    orders = (_order(len(features), "halves", s).to(features.device) for s in range(splits))
+    found = [distance_of_rows(features[o[:half]], features[o[half : 2 * half]]) for o in orders]
+    distances = torch.tensor(found, dtype=torch.float64)
     return Floors(
         splits=splits,
         half=half,
@@ -45,11 +43,6 @@ def measure_floors(features: Tensor, radii: Tensor) -> Floors:
         distance_std=float(distances.std()),
         inside=_shares(features, radii),
     )
-
-
-def _halves(features: Tensor, half: int, split: int) -> tuple[Tensor, Tensor]:
-    order = _order(len(features), "halves", split).to(features.device)
-    return features[order[:half]], features[order[half : 2 * half]]
 
 
 def _shares(features: Tensor, radii: Tensor) -> tuple[Share, ...]:
@@ -68,17 +61,15 @@ def _counts(images: int) -> list[int]:
 
 
 def _share_of_subsets(features: Tensor, count: int) -> Share:
-    shares = torch.tensor(list(_subset_shares(features, count)), dtype=torch.float64)
-    # Subsets of one set overlap, which makes them too equal by the usual finite-population factor.
-    fresh = math.sqrt(1 - (count + 1) / len(features))
-    return Share(count, float(shares.mean()), float(shares.std()) / fresh, SUBSETS)
-
-
-def _subset_shares(features: Tensor, count: int) -> Iterator[float]:
+    found = []
     for subset in range(SUBSETS):
         order = _order(len(features), f"subset of {count}", subset)[: count + 1]
         rows = features[order.to(features.device)]
-        yield share_inside_others(rows, reference_radii(rows))
+        found.append(share_inside_others(rows, reference_radii(rows)))
+    shares = torch.tensor(found, dtype=torch.float64)
+    # Subsets of one set overlap, which makes them too equal by the usual finite-population factor.
+    fresh = math.sqrt(1 - (count + 1) / len(features))
+    return Share(count, float(shares.mean()), float(shares.std()) / fresh, SUBSETS)
 
 
 def _order(count: int, name: str, number: int) -> Tensor:

@@ -116,8 +116,11 @@ def _build(
     path: Path, key: ReferenceKey, arrays: Mapping[str, Array], count: int | None
 ) -> Reference:
     if "features" in arrays:
-        rows = _matrix(path, "features", arrays["features"]).astype(np.float32)
-        return Reference.of_features(key, torch.from_numpy(rows).clone())
+        rows = arrays["features"]
+        if rows.ndim != 2 or rows.dtype.kind != "f" or len(rows) < 2:
+            problem = f"features of shape {rows.shape} and {rows.dtype}"
+            raise UserError(str(path), problem, allowed="floats [N, D]")
+        return Reference.of_features(key, torch.from_numpy(rows.astype(np.float32)).clone())
     moments = _moments(path, arrays["mu"], arrays["sigma"], count)
     spatial = None
     if "mu_s" in arrays:
@@ -159,14 +162,6 @@ def _check_rank(path: Path, moments: Moments, eps: float) -> None:
             allowed=f"a count above {rank}",
             remedy="give the number of images behind the file, or leave the count out",
         )
-
-
-def _matrix(path: Path, name: str, array: Array) -> Array:
-    if array.ndim != 2 or array.dtype.kind != "f" or len(array) < 2:
-        raise UserError(
-            str(path), f"{name} of shape {array.shape} and {array.dtype}", allowed="floats [N, D]"
-        )
-    return array
 
 
 # ---- readers ------------------------------------------------------------------------------------
@@ -288,7 +283,6 @@ def with_reference_images(
 
 def export_reference(reference: Reference, path: Path) -> None:
     """Write mean and covariance as an ``.npz`` with ``mu`` and ``sigma``, as EDM's files are."""
-
     buffer = io.BytesIO()
     moments = reference.moments
     np.savez(buffer, mu=moments.mean.cpu().numpy(), sigma=moments.cov.cpu().numpy())

@@ -86,15 +86,7 @@ def base_record(
     trained: TrainedRun | None = None,
     reason: str = "",
 ) -> Record:
-    """Return the record of a cell before anything is known of its samples.
-
-    Args:
-        context: plugins, command and device.
-        cell: what was planned.
-        status: how it ended.
-        trained: the run, if there is one.
-        reason: why the cell failed or was skipped.
-    """
+    """Return the record of a cell before anything is known of its samples."""
     run, spec = cell.run, context.dataset_spec(cell.run.dataset)
     owner = context.plugins.methods.owners[run.spec.name]
     result: Mapping[str, Any] = trained.result if trained else {}

@@ -22,10 +22,7 @@ def method_failure(method: str, stage: str, error: BaseException) -> str:
 def compiler_failure(method: str, stage: str, what: str) -> str | None:
     """Return the line for a failure of ``torch.compile``, which is not the method's; else None.
 
-    Args:
-        method: what was compiled.
-        stage: what was being done.
-        what: the error's line, beginning with its class's name.
+    ``what`` is the error's line, beginning with the name of its class.
     """
     if not what.startswith(_OF_THE_COMPILER):
         return None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from cmbench.errors import MissingError, UserError
+from cmbench.errors import UserError
 from cmbench.networks.base import num_parameters
 from cmbench.samples.source import ReadOptions
 from cmbench.sweep.cells import CellSamples, open_samples_of
@@ -15,8 +15,8 @@ from cmbench.sweep.planning import plan_cells, plan_imported_run
 from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
 from cmbench.sweep.run_files import MAIN, RUN_FILE, read_run_file
 from cmbench.sweep.run_writer import export_facts
-from cmbench.sweep.runs import TrainedRun, build_modules, read_result
-from cmbench.sweep.teachers import saved_plan
+from cmbench.sweep.runs import TrainedRun, build_modules
+from cmbench.sweep.teachers import saved_plan, saved_run
 from cmbench.sweep.training_run import obtain_run, restore
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint
 from cmbench.training.state import TrainingState
@@ -59,21 +59,16 @@ def open_run(context: Context, path: Path, nfe: int | None, options: ReadOptions
         MissingError: the run is not finished, or has no readable ``run.json``.
         UserError: the method declines the NFE, or the weights do not fit the recipe.
     """
-    folder = _folder_of(path) or path
-    plan = saved_plan(context, read_run_file(folder))
-    cell = _choose_cell(context, plan, nfe, options)
+    folder, weights = _folder_of(path) or path, None
     if path.parent.name == "checkpoints":
-        trained, weights = _from_checkpoint(context, plan, folder, path)
-        return open_samples_of(context, trained, cell, weights, options)
-    found = read_result(plan, folder)
-    if found is None:
-        raise MissingError(
-            f"run {folder}",
-            "is not finished",
-            remedy="finish it with `cmbench run`, or name one of its checkpoints",
-        )
-    named = found.weights(path.stem.removeprefix(_WEIGHTS)) if path != folder else None
-    return open_samples_of(context, found, cell, named, options)
+        trained, weights = _from_checkpoint(context, folder, path)
+    else:
+        remedy = "finish it with `cmbench run`, or name one of its checkpoints"
+        trained = saved_run(context, folder, remedy)
+        if path != folder:
+            weights = trained.weights(path.stem.removeprefix(_WEIGHTS))
+    cell = _choose_cell(context, trained.plan, nfe, options)
+    return open_samples_of(context, trained, cell, weights, options)
 
 
 def open_imported_samples(
@@ -125,11 +120,9 @@ def _choose_cell(
     )
 
 
-def _from_checkpoint(
-    context: Context, plan: RunPlan, folder: Path, path: Path
-) -> tuple[TrainedRun, Checkpoint]:
+def _from_checkpoint(context: Context, folder: Path, path: Path) -> tuple[TrainedRun, Checkpoint]:
     """Return the weights that a training checkpoint would export, and what is known of it."""
-    checkpoint = load_checkpoint(path)
+    plan, checkpoint = saved_plan(context, read_run_file(folder)), load_checkpoint(path)
     method, modules = build_modules(context, plan, None)
     state = TrainingState(method, modules)
     with torch.no_grad():

@@ -34,14 +34,7 @@ from cmbench.training.state import TrainingState
 class RunWriter:
     """Writes a run's folder while it trains, in the leading process.
 
-    Attributes:
-        context: its reporter and observers receive the progress.
-        plan: the run.
-        folder: the run's folder.
-        settings: how it is trained.
-        threads: CPU threads per process.
-        teacher: the frozen teacher, if there is one.
-        exports: the results of finished phases, by name.
+    ``exports`` are the results of finished phases, by name.
     """
 
     context: Context

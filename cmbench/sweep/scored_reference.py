@@ -40,13 +40,8 @@ _STATISTICS = {".safetensors", ".pt", ".pkl"}
 class RealImages:
     """Opens what one evaluation compares with.
 
-    Args:
-        context: plugins, workspace, device.
-        request: what was asked for.
-        spec: the dataset, if one was named.
-        rule: quantisation of the samples.
-        channels: that images must have.
-        notes: what was odd about images that were read; filled while reading.
+    ``rule`` quantises the samples, images must have ``channels``; ``notes`` say what was odd about
+    images that were read.
     """
 
     context: Context

@@ -97,18 +97,18 @@ def saved_plan(context: Context, saved: Mapping[str, Any]) -> RunPlan:
     return RunPlan(spec, dataset, recipe, seed, config, teacher, method_class)
 
 
-def saved_run(context: Context, folder: Path) -> TrainedRun:
+def saved_run(
+    context: Context, folder: Path, remedy: str = "finish it with `cmbench run` first"
+) -> TrainedRun:
     """Return the finished run in a folder of this or another workspace.
 
     Raises:
-        MissingError: there is no run, or it is not finished.
+        MissingError: there is no run, or it is not finished; ``remedy`` ends the message.
     """
     plan = saved_plan(context, read_run_file(folder))
     trained = read_result(plan, folder)
     if trained is None:
-        raise MissingError(
-            f"run {folder}", "is not finished", remedy="finish it with `cmbench run` first"
-        )
+        raise MissingError(f"run {folder}", "is not finished", remedy=remedy)
     return trained
 
 

@@ -45,11 +45,6 @@ def resumed_threads(before: int, now: int, *, same_processes: bool) -> int:
 
     With another number of processes the result differs in rounding anyway, and the old number may
     be too large or too small for each of them. No more threads are kept than there are cores.
-
-    Args:
-        before: threads per process so far.
-        now: threads per process of a new run.
-        same_processes: whether there are as many processes as before.
     """
     return before if same_processes and before <= max(available_cores(), now) else now
 

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from cmbench.errors import MissingError, UserError
-from cmbench.files import read_json, reading, write_json
+from cmbench.files import read_json, reading
 from cmbench.plugin.method import SamplingPlan
 from cmbench.records.record import Finite, Part
 from cmbench.records.workspace import Workspace
@@ -66,11 +66,6 @@ def tuned_file(workspace: Workspace, run: RunPlan, plan: SamplingPlan) -> Path:
     recipe = run.recipe.rpartition(":")[2]
     name = f"{run.spec.name}-{recipe}-{plan.sampler}-nfe{plan.nfe}-{run.config_sha256[:10]}.json"
     return workspace.root / "tuned" / run.dataset / name
-
-
-def write_tuned(path: Path, tuned: TunedSigmas) -> None:
-    """Write the levels, atomically; a later search replaces an earlier one."""
-    write_json(path, tuned.model_dump(mode="json"))
 
 
 def read_tuned(path: Path) -> TunedSigmas:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from cmbench.errors import MissingError, UserError
+from cmbench.files import write_json
 from cmbench.measure.loop import measure
 from cmbench.measure.observers import stopped_by
 from cmbench.metrics.values import MetricValue
@@ -30,7 +31,7 @@ from cmbench.sweep.protocol import open_protocol
 from cmbench.sweep.runs import TrainedRun
 from cmbench.sweep.sweep import is_trained
 from cmbench.sweep.training_run import obtain_run
-from cmbench.sweep.tuned_sigmas import TunedSigmas, tuned_file, write_tuned
+from cmbench.sweep.tuned_sigmas import TunedSigmas, tuned_file
 
 WHO = "cmbench tune-times"
 
@@ -121,7 +122,7 @@ def tune(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> Tu
         )
     tuned = _result(context, cells[0], settings, score, found)
     tuned = tuned.model_copy(update={"seconds": round(time.perf_counter() - began, 3)})
-    write_tuned(tuned_file(context.workspace, run, start), tuned)
+    write_json(tuned_file(context.workspace, run, start), tuned.model_dump(mode="json"))
     return tuned
 
 
@@ -148,7 +149,8 @@ def _result(
         start_value=score.values[start.sigmas],
         held_out_seeds=tuple(settings.seeds),
         samples_per_seed=cell.num_samples,
-        search=describe_search(settings),
+        search=f"golden section over ln sigma, {settings.evaluations} evaluations per level and "
+        f"round, at most {settings.rounds} rounds, down to sigma {settings.sigma_min:g}",
         evaluations=found.evaluations,
         samples=score.images,
         network_evaluations=score.images * cell.nfe,
@@ -242,11 +244,3 @@ def objective_metric(context: Context, spec: DatasetSpec, asked: str | None) -> 
             remedy="choose another dataset",
         )
     return asked or able[0]
-
-
-def describe_search(settings: TuneSettings) -> str:
-    """Return the algorithm with everything that decides its result."""
-    return (
-        f"golden section over ln sigma, {settings.evaluations} evaluations per level and round, "
-        f"at most {settings.rounds} rounds, down to sigma {settings.sigma_min:g}"
-    )

@@ -38,8 +38,10 @@ def validate(
             places.append(where)
             got = f", got {item['input']!r}" if _is_short(item.get("input")) else ""
             if item["type"] == "extra_forbidden":
-                keys = _valid_keys(model, item["loc"]) or keys
-                close = close or _near(str(item["loc"][-1]), keys)
+                owner = _owner(model, item["loc"])
+                keys = set(owner.model_fields) if owner else keys
+                near = get_close_matches(str(item["loc"][-1]), sorted(keys), n=1)
+                close = close or (f"did you mean {near[0]!r}?" if near else "")
                 problems.append(f"{where}: unknown key")
             else:
                 problems.append(f"{where}: {item['msg']}{got}")
@@ -55,19 +57,8 @@ def validate(
         ) from error
 
 
-def _near(key: str, keys: set[str]) -> str:
-    found = get_close_matches(key, sorted(keys), n=1)
-    return f"did you mean {found[0]!r}?" if found else ""
-
-
 def _is_short(value: Any) -> bool:
     return isinstance(value, str | int | float | bool) and len(str(value)) < 60
-
-
-def _valid_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
-    """Return the valid keys of the table that has an unknown one."""
-    owner = _owner(model, location)
-    return set(owner.model_fields) if owner else set()
 
 
 def _valid_values(
