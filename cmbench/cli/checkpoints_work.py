@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,11 @@ def read(
         resolution=options.resolution,
         ignored=options.ignored,
     )
-    return replace(
-        found,
-        sigma_data=constant("--sigma-data", sigma_data, found.sigma_data),
-        sigma_min=constant("--sigma-min", options.sigma_min, found.sigma_min),
-    )
+    constants = {
+        "sigma_data": constant("--sigma-data", sigma_data, found.sigma_data),
+        "sigma_min": constant("--sigma-min", options.sigma_min, found.sigma_min),
+    }
+    return found.model_copy(update=constants)
 
 
 def constant(option: str, value: float | None, in_file: float | None) -> float | None:
@@ -90,7 +89,7 @@ def keep(found: ImportedNetwork, target: Path, *, force: bool, ours: bool) -> st
 def describe(found: ImportedNetwork) -> list[str]:
     """Return what was recognised, as lines of text."""
     with torch.device("meta"):
-        network = build_network(found.network, found.options, found.data_shape, found.num_classes)
+        network = build_network(found.network, found.data_shape, found.num_classes)
     said = [str(found.description[key]) for key in ("class", "part") if key in found.description]
     options = ", ".join(f"{k} {_plain(v)}" for k, v in found.options.items())
     words = {"edm": "edm (a denoiser)", "boundary": "boundary (a consistency function)"}.get(
@@ -103,7 +102,7 @@ def describe(found: ImportedNetwork) -> list[str]:
     ]
     lines = [
         f"format           {found.format}" + (f" ({', '.join(said)})" if said else ""),
-        f"network          {found.network}: {options}",
+        f"network          {found.architecture}: {options}",
         f"parameters       {num_parameters(network):,}",
         f"images           {'x'.join(map(str, found.data_shape))}",
         f"classes          {found.num_classes or 'none (unconditional)'}",

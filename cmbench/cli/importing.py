@@ -94,7 +94,7 @@ def import_file(
     target = path_of(workspace, options.to or default_name(path))
     found = read(path, options, options.sigma_data)
     if public is not None:
-        found = replace(found, source_url=public.url)
+        found = found.model_copy(update={"source": {**found.source, "url": public.url}})
     for line in describe(found):
         click.echo(line)
     for line in published_facts(public) if public is not None else ():

@@ -58,9 +58,8 @@ def parity(options: ParityOptions) -> int:
     found = read(options.checkpoint, options)
     if options.inputs is not None:
         write_inputs(found, options.inputs, options.count, options.seed)
-        click.echo(
-            f"{options.inputs}: {options.count} inputs of seed {options.seed} for {found.network}"
-        )
+        given = f"{options.count} inputs of seed {options.seed}"
+        click.echo(f"{options.inputs}: {given} for {found.architecture}")
         return EXIT_OK
     assert options.reference is not None
     tensors = read_reference(options.reference, found)

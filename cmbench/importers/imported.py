@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError
 from torch import Tensor
 
 from cmbench.errors import UserError
@@ -41,77 +41,54 @@ class Found:
     description: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class ImportedNetwork:
-    """A network of ours with imported weights.
+class Facts(BaseModel):
+    """What is known of an imported network beside its weights: its manifest."""
 
-    Attributes:
-        network: name in the catalogue.
-        options: of the network's own config.
-        data_shape: ``(C, H, W)`` of an image.
-        num_classes: 0 when unconditional.
-        state: our state dict, float32.
-        format: which reader read it.
-        assumed: options of the published models that the file does not contain.
-        parameterization: how the network's output is read, if the file says so.
-        sigma_data: standard deviation of the training data, if the file contains it.
-        sigma_min: boundary of a consistency function, if the file contains it.
-        description: other metadata of the file, as plain data.
-        source_name: name of the file or folder.
-        source_sha256: of the file with the weights.
-        source_url: the address that it was published at, if it was imported by name.
-    """
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        populate_by_name=True,
+        arbitrary_types_allowed=True,
+    )
 
-    network: str
-    options: Mapping[str, Any]
-    data_shape: tuple[int, int, int]
-    num_classes: int
-    state: Mapping[str, Tensor]
-    format: str
-    assumed: Mapping[str, Any]
-    parameterization: Parameterization
-    sigma_data: float | None
-    sigma_min: float | None
-    description: Mapping[str, Any]
-    source_name: str
-    source_sha256: str
-    source_url: str = ""
+    network: dict[str, Any] = Field(description="name in the catalogue, and options of its config")
+    data_shape: tuple[int, int, int] = Field(description="(C, H, W) of an image")
+    num_classes: int = Field(ge=0, description="0 when unconditional")
+    format: str = Field(description="which reader read it")
+    assumed: dict[str, Any] = Field(description="options that the file does not contain")
+    #: how the output is read, if the file says so; identities depend on the alias
+    parameterization: Parameterization = Field(alias="preconditioning")
+    sigma_data: float | None = Field(gt=0, description="standard deviation of the training data")
+    sigma_min: float | None = Field(ge=0, description="boundary of a consistency function")
+    description: dict[str, Any] = Field(description="other metadata of the file, as plain data")
+    source: dict[str, str] = Field(description="name and hash of the file, its address if public")
+
+
+class ImportedNetwork(Facts):
+    """A network of ours with imported weights: ``state`` is our state dict, float32."""
+
+    state: SkipValidation[Mapping[str, Tensor]] = Field(exclude=True, repr=False)
 
     @property
-    def table(self) -> dict[str, Any]:
-        """The network as a recipe's ``network`` table."""
-        return {"name": self.network, **self.options}
+    def architecture(self) -> str:
+        """Name of the network in the catalogue."""
+        return str(self.network["name"])
 
     @property
-    def parameters(self) -> int:
-        """Numbers in the state: parameters, and the frequencies of a Fourier embedding."""
-        return sum(t.numel() for t in self.state.values())
+    def options(self) -> dict[str, Any]:
+        """Options of the network's own config."""
+        return {k: v for k, v in self.network.items() if k != "name"}
 
     def build(self) -> Network:
         """Return the network with its weights, in evaluation mode."""
-        module = build_network(self.network, self.options, self.data_shape, self.num_classes)
+        module = build_network(self.network, self.data_shape, self.num_classes)
         module.load_state_dict(dict(self.state))
         return module.eval()
 
     def facts(self) -> dict[str, Any]:
         """Return everything but the weights, as plain data."""
-        return {
-            "network": {k: list(v) if isinstance(v, tuple) else v for k, v in self.table.items()},
-            "data_shape": list(self.data_shape),
-            "num_classes": self.num_classes,
-            "format": self.format,
-            "assumed": dict(self.assumed),
-            # the key in manifests and records, which identities depend on
-            "preconditioning": self.parameterization,
-            "sigma_data": self.sigma_data,
-            "sigma_min": self.sigma_min,
-            "description": dict(self.description),
-            "source": {
-                "name": self.source_name,
-                "sha256": self.source_sha256,
-                **({"url": self.source_url} if self.source_url else {}),
-            },
-        }
+        return self.model_dump(mode="json", by_alias=True)
 
     def save(self, path: Path) -> str:
         """Write ``path`` (``.safetensors``) and its manifest; return the hash."""
@@ -119,10 +96,11 @@ class ImportedNetwork:
 
 
 def build_network(
-    name: str, options: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int
+    table: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int
 ) -> Network:
-    """Build one of our networks from its catalogue name and options."""
-    cls: Any = load_object({entry.name: entry.factory for entry in NETWORKS}[name])
+    """Build one of our networks from its name in the catalogue and its options."""
+    options = dict(table)
+    cls: Any = load_object({entry.name: entry.factory for entry in NETWORKS}[options.pop("name")])
     network: Network = cls(cls.Config(**options), shape, num_classes)
     return network
 
@@ -155,9 +133,8 @@ def _converted(known: Recognized, theirs: Mapping[str, Tensor], path: Path) -> d
     }
     try:
         with torch.device("meta"):
-            network = build_network(
-                known.network, known.options, known.data_shape, known.num_classes
-            )
+            table = {"name": known.network, **known.options}
+            network = build_network(table, known.data_shape, known.num_classes)
         return from_official(network, state, known.family)
     except ValidationError as error:
         first = error.errors()[0]
@@ -195,17 +172,15 @@ def to_ours(found: Found, path: Path, weights: Path) -> ImportedNetwork:
             remedy="the training that made it diverged, or the file is damaged: get another one",
         )
     return ImportedNetwork(
-        network=known.network,
-        options=known.options,
+        network={"name": known.network, **known.options},
         data_shape=known.data_shape,
         num_classes=known.num_classes,
         state={name: tensor.contiguous() for name, tensor in ours.items()},
         format=found.format,
-        assumed=known.assumed,
+        assumed=dict(known.assumed),
         parameterization=found.parameterization,
         sigma_data=found.sigma_data,
         sigma_min=found.sigma_min,
-        description=found.description,
-        source_name=path.name,
-        source_sha256=sha256_file(weights),
+        description=dict(found.description),
+        source={"name": path.name, "sha256": sha256_file(weights)},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def read_checkpoint(path: Path, **given: Any) -> ImportedNetwork:
         _check_given(found, options)
         assumed = {k: v for k, v in found.assumed.items() if getattr(options, k, None) is None}
         known = found.parameterization or options.parameterization
-        return replace(found, assumed=assumed, parameterization=known)
+        return found.model_copy(update={"assumed": assumed, "parameterization": known})
     except MissingError:
         raise
     except UserError as error:

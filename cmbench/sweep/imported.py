@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from cmbench.errors import MissingError, UserError
 from cmbench.files import reading
-from cmbench.importers.imported import Parameterization
+from cmbench.importers.imported import Facts, Parameterization
 from cmbench.networks.base import num_parameters
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.records.workspace import Workspace
@@ -34,24 +33,6 @@ _SUFFIX = ".safetensors"
 #: Hexadecimal digits of the content hash in a resolved recipe.
 _DIGITS = 16
 _REMEDY = "import the original file again, with --force"
-
-
-class Facts(BaseModel):
-    """The description of an imported model in its manifest (see ``ImportedNetwork.facts``)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    network: dict[str, Any]
-    data_shape: tuple[int, int, int]
-    num_classes: int = Field(ge=0)
-    format: str
-    assumed: dict[str, Any]
-    #: the alias is the key in manifests and records, which identities depend on
-    parameterization: Parameterization = Field(alias="preconditioning")
-    sigma_data: float | None = Field(gt=0)
-    sigma_min: float | None = Field(ge=0)
-    description: dict[str, Any]
-    source: dict[str, str]
 
 
 @dataclass(frozen=True)

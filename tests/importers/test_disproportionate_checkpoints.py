@@ -185,7 +185,7 @@ def test_an_honest_network_is_well_within_the_bounds(
 
     path = write_edm(tmp_path / "a.pkl", weights)
     monkeypatch.setattr(RestrictedUnpickler, "SHARE", 4)
-    assert read_checkpoint(path).network == "ddpmpp"
+    assert read_checkpoint(path).architecture == "ddpmpp"
     assert load_network_pickle(write_pickle(tmp_path / "big.pkl", {"x": torch.zeros(2**21)}))[
         "x"
     ].shape == (2**21,)

@@ -86,7 +86,10 @@ def test_attributes_are_recorded_and_never_resolved(
     described = Persistent("ECMLoss", {"q": 2})
     attribute = Runs(getattr, described, "__class__")
     sound = {"ema": network, "loss_fn": Persistent("EDMLoss", {"f": attribute})}
-    assert read_checkpoint(write_pickle(tmp_path / "net.pkl", sound, protocol)).network == "ddpmpp"
+    assert (
+        read_checkpoint(write_pickle(tmp_path / "net.pkl", sound, protocol)).architecture
+        == "ddpmpp"
+    )
     for hostile in (
         Runs(getattr, attribute, "__subclasses__"),
         Runs(getattr, Runs(getattr, described, "__init__"), "__globals__"),
@@ -118,7 +121,7 @@ def test_source_code_inside_a_pickle_stays_text(tmp_path: Path, weights: dict[st
     network = inert_tree(weights, "EDMPrecond", sigma_data=0.5)
     network.source = f"open({str(flag)!r}, 'w').close()"
     found = read_checkpoint(write_pickle(tmp_path / "net.pkl", {"ema": network}))
-    assert found.network == "ddpmpp"
+    assert found.architecture == "ddpmpp"
     assert not flag.exists()
 
 
@@ -274,7 +277,7 @@ def test_a_name_that_is_not_the_contents(tmp_path: Path) -> None:
     weights = load_file(GOLDEN / "edm-adm-uncond.weights.safetensors")
     for name in ("a.pt", "a.pkl", "a"):
         save_file(weights, tmp_path / name)
-        assert read_checkpoint(tmp_path / name).network == "adm"
+        assert read_checkpoint(tmp_path / name).architecture == "adm"
     (tmp_path / "b.pt").write_bytes(b"no checkpoint at all")
     refuse(tmp_path / "b.pt", r"is of no known kind \(it begins with 6e 6f 20 63\)")
     (tmp_path / "b.safetensors").write_bytes(b"no checkpoint at all")

@@ -369,7 +369,7 @@ def test_a_checkpoint_that_does_not_say_what_it_is(patches: Context, tmp_path: P
         UserError, match=r"m has no known parameterization; .*; import it again with --param"
     ):
         plan_imported_run(patches, "m", None, "patches", None, 0)
-    replace(found, parameterization="boundary").save(target)
+    found.model_copy(update={"parameterization": "boundary"}).save(target)
     assert plan_imported_run(patches, "m", None, "patches", None, 0).spec.name == "cd"
 
 
