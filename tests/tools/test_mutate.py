@@ -296,9 +296,13 @@ def statuses(results: Path) -> dict[str, str]:
 def test_a_campaign_finds_what_no_test_notices_and_goes_on(checkout: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     before = {p: p.read_bytes() for p in sorted(checkout.rglob("*.py"))}
-    made = run(checkout, results)
-    assert made.returncode == 1, made.stdout + made.stderr
-    found = statuses(results)
+    for _ in range(3):  # on a busy machine a test may reach its time limit and seem to notice
+        results.unlink(missing_ok=True)
+        made = run(checkout, results)
+        assert made.returncode == 1, made.stdout + made.stderr
+        found = statuses(results)
+        if found["unseen: return x + 1 => return x - 1"] == "survived":
+            break
     assert found["sign: if x < 0: => if x >= 0:"] == "killed"
     assert found["sign: if x < 0: => if x <= 0:"] == "survived"
     # On a busy machine the test's own time limit may end it first.
