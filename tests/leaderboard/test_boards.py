@@ -195,6 +195,24 @@ def test_what_does_not_set_published_rows_apart(tmp_path: Path) -> None:
     assert first.as_rows()[0].id == second.as_rows()[0].id
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "field"),
+    [
+        ("rows = 3", "rows = 0", "tables.one.rows"),
+        ("rows = 3", "rows = 3\nmore = 1", "tables.one.more"),
+        ('key = "fid:key"', 'keys = "fid:key"', "protocols.known.keys"),
+        ("schema_version = 1", "schema_version = 2", "schema_version"),
+        ('title = "Digits"', "", "title"),
+        ('title = "Digits"', 'title = "Digits"\nother = 1', "other"),
+    ],
+)
+def test_a_bad_board_names_its_field(tmp_path: Path, old: str, new: str, field: str) -> None:
+    folder = written(tmp_path / "digits", BOARD.replace(old, new))
+    published, problems = check_published(folder)
+    assert published is None
+    assert (problems[0].file, problems[0].field) == (folder / "board.toml", field)
+
+
 def test_a_board_without_tables_needs_no_rows(tmp_path: Path) -> None:
     bare = BOARD.partition("[tables")[0]
     assert load_published(written(tmp_path / "a" / "digits", bare, None)).rows == ()

@@ -409,8 +409,8 @@ def test_a_parquet_column_has_one_type() -> None:
 
     table = FlatTable(
         [
-            {"number": 1, "mixed": 1, "texts": "a", "kinds": True, "holes": None},
-            {"number": 2.5, "mixed": "one", "texts": "b", "kinds": "x", "holes": 3},
+            {"number": 1, "mixed": 1, "texts": "a", "kinds": True, "holes": None, "flags": True},
+            {"number": 2.5, "mixed": "one", "texts": "b", "kinds": "x", "holes": 3, "flags": False},
         ]
     )
     frame = pandas.read_parquet(io.BytesIO(to_parquet(table)))
@@ -418,4 +418,5 @@ def test_a_parquet_column_has_one_type() -> None:
     assert frame["mixed"].tolist() == ["1", "one"]
     assert frame["kinds"].tolist() == ["True", "x"]
     assert frame["texts"].tolist() == ["a", "b"]
+    assert frame["flags"].tolist() == [True, False]
     assert frame["holes"].tolist()[1] == 3

@@ -103,6 +103,13 @@ def test_seeds_pair_by_training_and_sampling_then_by_sampling() -> None:
     assert pair_units(a, [Unit(9, 9, 1.0)]) == []
 
 
+def test_trainings_that_share_a_sampling_seed_count_by_their_mean() -> None:
+    a = [Unit(t, s, 10.0 * t + s) for t in range(3) for s in range(2)]  # means 10 and 11
+    b = [Unit(9, 0, 4.0), Unit(9, 1, 6.0)]
+    assert pair_units(a, b) == [6.0, 5.0]
+    assert pair_units(b, a) == [-6.0, -5.0]
+
+
 def test_several_sampling_seeds_of_one_training_count_once() -> None:
     a = [Unit(t, s, float(t + s)) for t in range(2) for s in range(5)]
     b = [Unit(t, s, 0.1 * t) for t in range(2) for s in range(5)]
