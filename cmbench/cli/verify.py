@@ -15,8 +15,9 @@ from cmbench.cli.common import make_context
 from cmbench.cli.options import ComputeOptions, DeviceOptions, argument, flag, option, takes
 from cmbench.cli.record_files import find_record
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK
+from cmbench.leaderboard.sampled_again import DEFAULT_TOLERANCE, Check
 from cmbench.leaderboard.submit import unpack
-from cmbench.leaderboard.verify import DEFAULT_TOLERANCE, Check, verify_record
+from cmbench.leaderboard.verify import verify_record
 from cmbench.records.reproduction import Reproduce
 from cmbench.records.workspace import Workspace
 

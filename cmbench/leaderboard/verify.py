@@ -1,53 +1,18 @@
-"""Verify records: recompute hashes, sample again, and say what was not checked.
-
-Everything that needs a network comes in as a callable, so this module imports no torch:
-``reproduce`` makes the first images of a record, or all of them, again.
-"""
+"""Verify records: recompute hashes, sample again, and say what was not checked. No torch."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
-from dataclasses import dataclass
+import re
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
-from PIL import Image
 
 from cmbench.errors import UserError
 from cmbench.files import sha256_file
-from cmbench.records.record import (
-    DTYPES,
-    GRID_TILE,
-    Artifact,
-    FirstSamples,
-    MetricRecord,
-    Record,
-    SamplingRecord,
-    read_record,
-)
-from cmbench.records.reproduction import TOLERANCES, CannotReproduceError, Reproduce, Reproduction
-
-#: "reproduced": not bit for bit, but within the tolerance that the record states.
-State = Literal["ok", "reproduced", "failed", "not checked"]
-
-#: Relative difference of a metric measured again on all images: covers other hardware's rounding.
-DEFAULT_TOLERANCE = 0.01
-#: Where a metric is near 0 a share of it says nothing: this share of its standard error is allowed
-#: too, or, for a metric without one, one image of those measured.
-ROUNDING_ERRORS = 0.1
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was (not) checked, and what came out."""
-
-    name: str
-    state: State
-    detail: str
+from cmbench.leaderboard.sampled_again import DEFAULT_TOLERANCE, Check, check_again
+from cmbench.records.record import Artifact, Record, read_record
+from cmbench.records.reproduction import Reproduce
 
 
 def verify_record(
@@ -74,12 +39,13 @@ def verify_record(
     return [
         Check("record", "ok", f"valid, schema version {record.schema_version}"),
         _check_bytes(path, record),
+        *_check_name(path, record),
         _check_config(record),
         *_check_artifacts(path, record),
         _check_checkpoint(record, runs),
         *_check_snapshots(record, runs),
         _check_nfe(record),
-        *_check_again(path, record, reproduce, full, tolerance),
+        *check_again(path, record, reproduce, full, tolerance),
     ]
 
 
@@ -90,9 +56,28 @@ def _check_bytes(path: Path, record: Record) -> Check:
     return Check("bytes", "failed", f"not the canonical form: {stored}, expected {record.sha256}")
 
 
+def _check_name(path: Path, record: Record) -> list[Check]:
+    """Compare the file's name with the cell, and the number of samples with the metrics' keys."""
+    found = []
+    if path.stem != record.cell:
+        found.append(Check("name", "failed", f"the file is {path.name}, the cell {record.cell}"))
+    counts = {
+        int(fact[2:])
+        for metric in record.metrics.values()
+        for fact in metric.key.split(":")
+        if re.fullmatch(r"n=\d{1,15}", fact)
+    }
+    if counts - {record.sampling.num_samples}:
+        told = f"{record.sampling.num_samples} samples, but the keys of its metrics say {counts}"
+        found.append(Check("number of samples", "failed", told))
+    return found
+
+
 def _check_config(record: Record) -> Check:
     """The hash covers the resolved recipe and the teacher's run id, if the teacher is a run."""
     training = record.training
+    if record.kind == "scored samples" and not training.config:
+        return Check("recipe hash", "not checked", "the samples come without a recipe")
     for teacher in {training.teacher, None}:
         text = json.dumps([training.config, teacher], sort_keys=True)
         if hashlib.sha256(text.encode()).hexdigest() == training.config_sha256:
@@ -171,132 +156,3 @@ def _check_nfe(record: Record) -> Check:
     if math.isclose(sampling.nfe_measured, sampling.nfe, rel_tol=1e-9):
         return Check("NFE", "ok", f"{sampling.nfe} declared and counted")
     return Check("NFE", "failed", f"{sampling.nfe} declared, {sampling.nfe_measured} counted")
-
-
-# ---- sampling again -----------------------------------------------------------------------------
-
-
-def _check_again(
-    path: Path, record: Record, reproduce: Reproduce | None, full: bool, tolerance: float
-) -> list[Check]:
-    if record.status != "finished":
-        return [Check("samples", "not checked", f"the cell is {record.status}")]
-    if reproduce is None:
-        return [Check("samples", "not checked", "sampling again was not asked for")]
-    if record.first_samples is None and not full:
-        remedy = "verify it with --full"
-        return [Check("samples", "not checked", f"the record holds no checksums; {remedy}")]
-    try:
-        again = reproduce(record, full)
-    except CannotReproduceError as error:
-        return [Check("samples", "not checked", str(error))]
-    except UserError as error:
-        return [Check("samples", "not checked", f"cannot be sampled again: {error}")]
-    except Exception as error:  # a method's fault must not end the verification of the others
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
-        return [Check("samples", "failed", f"sampling again failed: {told}")]
-    checks = _check_first(path, record, again)
-    if not full:
-        return [*checks, Check("metrics", "not checked", "compared with --full only")]
-    for name, stored in record.metrics.items():
-        checks.append(
-            _check_metric(name, stored, again.metrics.get(name), tolerance, record.sampling)
-        )
-    return checks
-
-
-def _check_first(path: Path, record: Record, again: Reproduction) -> list[Check]:
-    """Compare the first images: by their checksum, else by pixels and features within tolerance."""
-    stored, made, label = record.first_samples, again.first_samples, "samples"
-    if stored is None:
-        return [Check(label, "not checked", "the record holds no checksums")]
-    if made.count != stored.count:
-        problem = f"{made.count} images were made, the record has checksums of {stored.count}"
-        return [Check(label, "failed", problem)]
-    if made.pixels_sha256 == stored.pixels_sha256:
-        told = f"the first {stored.count} images are the same: sha256 {stored.pixels_sha256}"
-        return [Check(label, "ok", told), _check_grid(path, record, 0.0, again.grid_png)]
-    pixels, features = _tolerances(record.sampling, stored)
-    return [
-        _check_features(stored, made, features),
-        _check_grid(path, record, pixels, again.grid_png),
-    ]
-
-
-def _tolerances(sampling: SamplingRecord, stored: FirstSamples) -> tuple[float, float]:
-    """Return what pixels and features may differ by: what the record states, within our limits."""
-    precision = {dtype: name for name, dtype in DTYPES.items()}.get(sampling.dtype, "fp32")
-    pixels, features = TOLERANCES[precision]
-    return min(stored.pixel_tolerance, pixels), min(stored.feature_tolerance, features)
-
-
-def _within(label: str, difference: float, allowed: float, unit: str) -> Check:
-    """Return what a difference from the stored samples means."""
-    if difference == 0:
-        return Check(label, "ok", "the same")
-    if difference <= allowed:
-        return Check(label, "reproduced", f"within {difference:.3g} {unit} of {allowed:g} allowed")
-    return Check(label, "failed", f"differs by {difference:.3g} {unit}, allowed {allowed:g}")
-
-
-def _check_features(stored: FirstSamples, made: FirstSamples, tolerance: float) -> Check:
-    label = f"mean feature of {stored.count} samples"
-    ours, theirs = np.asarray(made.mean_feature), np.asarray(stored.mean_feature)
-    if ours.shape != theirs.shape:
-        return Check(label, "failed", f"{ours.size} features instead of {theirs.size}")
-    norm = max(float(np.linalg.norm(theirs)), 1e-30)
-    difference = float(np.linalg.norm(ours - theirs)) / norm
-    return _within(label, difference, tolerance, "relative")
-
-
-def _check_grid(path: Path, record: Record, tolerance: float, grid_png: bytes | None) -> Check:
-    """Compare the sample grid, the only pixels that a record keeps."""
-    artifact, label = record.artifacts.get("grid"), "pixels of the sample grid"
-    if artifact is None or grid_png is None:
-        return Check(label, "not checked", "no sample grid to compare with")
-    try:
-        file = (path.parent / artifact.file).resolve()
-        if not (file.is_relative_to(path.parent.resolve()) and file.is_file()):
-            return Check(label, "not checked", f"{artifact.file} is not here")
-        (before, tile), (after, _) = _picture(file.read_bytes()), _picture(grid_png)
-    except (OSError, ValueError, RuntimeError, SyntaxError, Image.DecompressionBombError) as error:
-        return Check(label, "failed", f"{artifact.file} is no picture: {error}")
-    if before.shape != after.shape:
-        return Check(label, "failed", f"{after.shape} instead of {before.shape} pixels")
-    if not tile:
-        return Check(label, "not checked", "it is a plot, not the images themselves")
-    difference = float(np.abs(before - after).max(initial=0.0))
-    return _within(label, difference, tolerance, "levels")
-
-
-def _picture(data: bytes) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float64]], bool]:
-    """Return a PNG's pixels, and whether they are those of images side by side."""
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-        return np.asarray(picture.convert("RGB"), float), GRID_TILE in picture.info
-
-
-def _check_metric(
-    name: str,
-    stored: MetricRecord,
-    again: MetricRecord | None,
-    tolerance: float,
-    sampling: SamplingRecord,
-) -> Check:
-    label = f"metric {name}"
-    if again is None:
-        return Check(label, "not checked", "it was not measured again")
-    if again.value is None or stored.value is None:
-        same: State = "ok" if again.value == stored.value else "failed"
-        return Check(label, same, f"{again.value} again, {stored.value} stored")
-    if again.key != stored.key:
-        return Check(label, "failed", f"measured under {again.key} instead of {stored.key}")
-    if again.value == stored.value:
-        return Check(label, "ok", f"{again.value:.6g}, the same")
-    allowed = tolerance * abs(stored.value)
-    if again.standard_error:
-        allowed = max(allowed, ROUNDING_ERRORS * again.standard_error)
-    elif not stored.value:
-        allowed = 1 / max(sampling.num_samples, 1)
-    state: State = "reproduced" if abs(again.value - stored.value) <= allowed else "failed"
-    told = f"{again.value:.6g} again, {stored.value:.6g} stored, allowed ±{allowed:.3g}"
-    return Check(label, state, told)

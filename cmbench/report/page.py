@@ -149,6 +149,7 @@ def build_page(
     columns = table_columns(rows, extra_columns, Findings(rank_all(parts), reported))
     labels = series_labels(rows)
     ranked = [row.rank_metric for row in rows if row.rank_metric]
+    rank_metric = max(set(ranked), key=ranked.count) if ranked else ""
     return Page(
         dataset=dataset,
         columns=columns,
@@ -160,8 +161,8 @@ def build_page(
         unreadable=unreadable,
         gallery=build_gallery(rows, labels),
         labels=labels,
-        floors=_floors(rows),
-        rank_metric=max(set(ranked), key=ranked.count) if ranked else "",
+        floors=_floors(rows, rank_metric),
+        rank_metric=rank_metric,
         command=without_paths(command),
         reported=reported,
         board=published.board if published is not None else None,
@@ -188,14 +189,13 @@ def _cell(row: Row, column: Column, best: set[tuple[str, str]]) -> TableCell:
     return cell
 
 
-def _floors(rows: Iterable[Row]) -> list[Floor]:
-    """Return the different floors of the rows' rank metrics, ascending."""
+def _floors(rows: Iterable[Row], metric: str) -> list[Floor]:
+    """Return the different floors of a metric in the rows, ascending."""
     found = {
         floor
         for row in rows
         for _, record in row.cells
-        if record.rank_metric in record.metrics
-        and (floor := floor_of(record.metrics[record.rank_metric])) is not None
+        if metric in record.metrics and (floor := floor_of(record.metrics[metric])) is not None
     }
     # Floors that print alike are one, whatever the rounding of the machines.
     unique = {(floor.name, floor.number, floor.meaning): floor for floor in found}

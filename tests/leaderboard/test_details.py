@@ -95,9 +95,28 @@ def test_pages_say_which_floor_they_draw(tmp_path: Path) -> None:
     files = sorted((tmp_path / "records").glob("*.json"))
     render({"digits": [(f, read_record(f)) for f in files]}, tmp_path / "out")
     text = (tmp_path / "out" / "digits.md").read_text()
-    assert "Floor: 0.3359 ± 0.11 (a perfect generator with 2,000 samples against" in text
-    assert "Floor: 0.887 (one split of the real images into halves of 898 each)." in text
-    assert text.count("Floor: ") == 2
+    assert (
+        "Floor of fd-digits: 0.3359 ± 0.11 (a perfect generator with 2,000 samples against" in text
+    )
+    assert (
+        "Floor of fd-digits: 0.887 (one split of the real images into halves of 898 each)." in text
+    )
+    assert text.count("Floor of fd-digits: ") == 2
     page = (tmp_path / "out" / "digits.html").read_text()
     assert '"label":"floor: two halves of the real images"' in page
     assert '"label":"floor: perfect generator"' in page
+
+
+def test_pages_draw_floors_of_their_rank_metric_only(tmp_path: Path) -> None:
+    """Records of `cmbench eval` may be ranked by other metrics."""
+    item = record(metrics={"fd-digits": new()})
+    ceiling = metric(0.9, "precision", higher=True, detail={"floor": {**NEW, "value": 0.9}})
+    other = record("other", metrics={"precision": ceiling}, rank_metric="precision")
+    more = record("more", metrics={"fd-digits": new()})
+    for made in (item, other, more):
+        write_record(made, tmp_path / "records")
+    files = sorted((tmp_path / "records").glob("*.json"))
+    render({"digits": [(f, read_record(f)) for f in files]}, tmp_path / "out")
+    text = (tmp_path / "out" / "digits.md").read_text()
+    assert text.count("Floor of ") == 1
+    assert "Ceiling of" not in text

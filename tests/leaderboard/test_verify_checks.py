@@ -12,7 +12,8 @@ from record_factory import metric, on_disk, png, record, sha, with_artifact
 from test_verify_and_submit import again, first_samples, honest, with_checksums
 
 from cmbench.errors import UserError
-from cmbench.leaderboard.verify import Check, verify_record
+from cmbench.leaderboard.sampled_again import Check
+from cmbench.leaderboard.verify import verify_record
 from cmbench.records.record import Artifact, Record
 from cmbench.records.reproduction import TOLERANCES, Reproduction
 
@@ -337,3 +338,74 @@ def test_a_metric_that_was_not_measured_again(tmp_path: Path) -> None:
     nothing: Any = lambda item, full: Reproduction(item.first_samples, png(), {})  # noqa: E731
     found = check(path, "metric recall", reproduce=nothing, full=True)
     assert found == ("not checked", "it was not measured again")
+
+
+# ---- what stands beside a value ------------------------------------------------------------------
+
+
+def test_samples_from_elsewhere_have_no_recipe_and_are_not_sampled_again(tmp_path: Path) -> None:
+    training = {"config": {}, "config_sha256": "", "recipe": ""}
+    path = written(tmp_path, record(kind="scored samples", training=training))
+    expected = ("not checked", "the samples come without a recipe")
+    assert check(path, "recipe hash") == expected
+    expected = ("not checked", "scored samples: they are not sampled again")
+    for full in (False, True):
+        assert check(path, "samples", reproduce=again(), full=full) == expected
+
+
+def test_a_file_of_another_name_is_not_the_cells(tmp_path: Path) -> None:
+    path = honest(tmp_path)
+    copy = path.with_name("copy.json")
+    copy.write_bytes(path.read_bytes())
+    cell = path.stem
+    assert check(copy, "name") == ("failed", f"the file is copy.json, the cell {cell}")
+    assert "name" not in [c.name for c in verify_record(path)]
+
+
+def test_the_number_of_samples_is_that_of_the_metrics_keys(tmp_path: Path) -> None:
+    key = "fd:digits-cnn@bd87bcdb:none:round:n-1:float64:ref=42d17f68:n=300:v1"
+    item = record(metrics={"fd-digits": metric(1.0, key=key)}, sampling={"num_samples": 2000})
+    assert check(written(tmp_path / "a", item), "number of samples") == (
+        "failed",
+        "2000 samples, but the keys of its metrics say {300}",
+    )
+    fits = record(metrics={"fd-digits": metric(1.0, key=key)}, sampling={"num_samples": 300})
+    found = verify_record(written(tmp_path / "b", fits))
+    assert "number of samples" not in [c.name for c in found]
+
+
+FLOOR = {"value": 0.3, "std": 0.1, "samples": 2000, "reference_samples": 1797, "splits": 20}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"standard_error": 0.2}, "standard error"),
+        ({"interval": (0.1, 0.2)}, "interval"),
+        ({"detail": {"floor": {**FLOOR, "value": 99.0}}}, "floor"),
+        ({"detail": {"floor": FLOOR, "infinity": {"value": 0.5}}}, "infinity"),
+    ],
+)
+def test_what_stands_beside_a_value_is_compared_too(
+    tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    stored = metric(1.0, standard_error=0.1, interval=(0.8, 1.2), detail={"floor": FLOOR})
+    path = honest(tmp_path, first_samples=first_samples(), metrics={"fd-digits": stored})
+    found = verify_record(path, reproduce=again(**{"fd-digits": change}), full=True)
+    failed = [c for c in found if c.state == "failed"]
+    assert failed == [Check("metric fd-digits", "failed", f"other {told} than measured again")]
+    rounded = {"interval": (0.8 + 1e-12, 1.2), "detail": {"floor": {**FLOOR, "value": 0.3 + 1e-12}}}
+    sound = verify_record(path, reproduce=again(**{"fd-digits": rounded}), full=True)
+    assert "failed" not in [c.state for c in sound]
+
+
+def test_a_metric_that_was_removed_is_missed(tmp_path: Path) -> None:
+    path = honest(tmp_path, first_samples=first_samples(), metrics={})
+
+    def reproduce(item: Record, full: bool) -> Reproduction:
+        return Reproduction(first_samples(), png(), {"fd-digits": metric(1.0)})
+
+    assert check(path, "metric fd-digits", reproduce=reproduce, full=True) == (
+        "failed",
+        "measured, but not in the record",
+    )
