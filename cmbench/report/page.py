@@ -137,8 +137,7 @@ def build_page(
     unreadable: list[tuple[Path, str]] = []
     for path, item in found:
         if isinstance(item, UserError):
-            reason = str(item).replace(str(path), path.name)
-            unreadable.append((path, without_paths(reason)))
+            unreadable.append((path, without_paths(str(item).replace(str(path), path.name))))
         else:
             records.append((path, item))
     rows = aggregate(records)
