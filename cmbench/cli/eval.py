@@ -80,6 +80,10 @@ class EvalOptions(ComputeOptions):
         metavar="N",
         help="Inference steps of a diffusers pipeline.",
     )
+    run_pipeline: bool = flag(
+        "--run-pipeline",
+        help="Run a diffusers pipeline that you trust; custom code in its folder never runs.",
+    )
     value_range: str | None = option(
         "--range", metavar="LOW,HIGH", help="Range of float samples: -1,1 or 0,1 or 0,255."
     )
@@ -120,9 +124,9 @@ def eval_(options: EvalOptions) -> None:
     """Score SAMPLES of any generator.
 
     SAMPLES is a folder of images, a .zip, .npz or .npy, a run of this harness (its id, folder or a
-    checkpoint), a diffusers pipeline, or a Python generator as module:function: called with sample
-    numbers [N] and a seed, it returns images [N, C, H, W], a tensor or a NumPy array, uint8 or
-    float in [-1, 1].
+    checkpoint), a diffusers pipeline (with --run-pipeline), or a Python generator as
+    module:function: called with sample numbers [N] and a seed, it returns images [N, C, H, W], a
+    tensor or a NumPy array, uint8 or float in [-1, 1].
 
     \b
     cmbench eval samples/ --dataset cifar10

@@ -53,6 +53,7 @@ def make_request(options: EvalOptions, device: str) -> ScoreRequest:
             seed=options.seed,
             steps=options.steps,
             device=device,
+            run_pipeline=options.run_pipeline,
         ),
         batch_size=options.batch_size,
         held_out=options.held_out,

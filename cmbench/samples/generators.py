@@ -1,4 +1,4 @@
-"""Samples from a program: a Python entry point, or a diffusers pipeline.
+"""Samples from a Python entry point.
 
 An entry point ``module:function`` is called as ``function(indices, seed)`` with int64 sample
 numbers ``[N]`` and the seed, and returns images ``[N, C, H, W]``, uint8 or float in [-1, 1], as a
@@ -9,7 +9,6 @@ tensor or a NumPy array, or a pair of images and int64 labels ``[N]``. Image i m
 from __future__ import annotations
 
 import importlib
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,11 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmbench.errors import MissingError, NonFiniteError, UserError, blaming
-from cmbench.files import readable
-from cmbench.samples.source import PIPELINE, ReadOptions, SampleSource
+from cmbench.errors import NonFiniteError, UserError, blaming
+from cmbench.samples.source import ReadOptions, SampleSource
 from cmbench.sampling.stream import SampleBatch
-from cmbench.seeds import derive_seed
 
 Generate = Callable[[Tensor, int], Any]
 DEFAULT_COUNT = 50_000
@@ -157,57 +154,3 @@ class GeneratorSamples(SampleSource):
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
-
-
-class DiffusersSamples(GeneratorSamples):
-    """A diffusers pipeline from a folder: nothing is downloaded, safetensors only."""
-
-    kind = PIPELINE
-    _interface = "a pipeline that is called without a prompt or a class"
-
-    @classmethod
-    def load(cls, entry: str | Path, options: ReadOptions) -> Self:
-        """Open the pipeline; image i starts from a generator seeded with (seed, "noise", i)."""
-        try:
-            import diffusers
-        except ImportError as error:
-            raise MissingError(
-                f"samples {entry}",
-                "is a diffusers pipeline, and diffusers is not installed",
-                remedy="pip install diffusers",
-            ) from error
-        try:
-            pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                str(entry), local_files_only=True, use_safetensors=True
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"samples {entry}",
-                f"cannot be opened: {error}",
-                allowed="a diffusers pipeline folder with safetensors weights",
-            ) from error
-        pipeline.set_progress_bar_config(disable=True)
-        if options.device != "cpu":
-            pipeline.to(options.device)
-        return cls(readable(str(entry)), cls._caller(pipeline, options), options)
-
-    @staticmethod
-    def _caller(pipeline: Any, options: ReadOptions) -> Generate:
-        parameters = inspect.signature(pipeline.__call__).parameters
-        extra: dict[str, Any] = {}
-        if options.steps is not None and "num_inference_steps" in parameters:
-            extra["num_inference_steps"] = options.steps
-
-        def generate(indices: Tensor, seed: int) -> Any:
-            generators = [
-                torch.Generator().manual_seed(derive_seed(seed, "noise", int(index)))
-                for index in indices
-            ]
-            found = pipeline(
-                batch_size=len(indices), generator=generators, output_type="np", **extra
-            )
-            # Pipelines return [N, H, W, C] in [0, 1] for "np".
-            images = torch.from_numpy(found.images).permute(0, 3, 1, 2)
-            return images * 2 - 1
-
-        return generate

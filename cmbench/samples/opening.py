@@ -6,7 +6,7 @@ folder, ``.zip``      PNG (or see :mod:`cmbench.data.pictures`), recursively; ED
 ``.npy``              an array ``[N, H, W, C]`` or ``[N, C, H, W]``
 ``module:function``   a Python generator, see :mod:`cmbench.samples.generators`
 folder with
-``model_index.json``  a diffusers pipeline
+``model_index.json``  a diffusers pipeline, see :mod:`cmbench.samples.pipelines`
 ====================  =============================================================================
 """
 
@@ -17,8 +17,9 @@ from pathlib import Path
 
 from cmbench.errors import MissingError, UserError
 from cmbench.samples.arrays import ArraySamples
-from cmbench.samples.generators import DiffusersSamples, GeneratorSamples
+from cmbench.samples.generators import GeneratorSamples
 from cmbench.samples.images import ImageSamples
+from cmbench.samples.pipelines import INDEX, DiffusersSamples
 from cmbench.samples.source import ReadOptions, SampleSource
 
 _ENTRY_POINT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -44,7 +45,7 @@ def open_samples(path: str, options: ReadOptions | None = None) -> SampleSource:
             remedy="check the path or the id",
         )
     if found.is_dir():
-        if (found / "model_index.json").is_file():
+        if (found / INDEX).is_file():
             return DiffusersSamples.load(found, options)
         return ImageSamples.open(found, options)
     readers = {".zip": ImageSamples.open, ".npz": ArraySamples.open, ".npy": ArraySamples.open}

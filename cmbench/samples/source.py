@@ -31,6 +31,7 @@ class ReadOptions:
         seed: of the generator, where samples are made.
         steps: network evaluations per sample, for diffusers pipelines.
         device: where a diffusers pipeline runs.
+        run_pipeline: whether a diffusers pipeline may be run at all.
     """
 
     channels: int = 3
@@ -39,6 +40,7 @@ class ReadOptions:
     seed: int = 0
     steps: int | None = None
     device: str = "cpu"
+    run_pipeline: bool = False
     protocol_samples: int | None = None
 
 

@@ -68,7 +68,10 @@ class RealImages:
 
     def of_images(self, given: str, extractor: Extractor) -> Reference:
         """Return the reference of the images that ``given`` means."""
-        options = ReadOptions(channels=self.channels, value_range=self.request.read.value_range)
+        read = self.request.read
+        options = ReadOptions(
+            channels=self.channels, value_range=read.value_range, run_pipeline=read.run_pipeline
+        )
         images, _ = open_source(self.context, given, options)
         reference = cached_reference(
             lambda: self._batches(images),

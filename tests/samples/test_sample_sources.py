@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import tomllib
 import types
 import zipfile
 from collections.abc import Iterator
@@ -299,12 +300,93 @@ class TestGenerators:
             read("no_such_module_anywhere:f")
 
 
+def write_index(folder: Path, **changes: Any) -> None:
+    """Write a pipeline's index, as diffusers does but for the changes."""
+    index = {"_class_name": "DDIMPipeline", "unet": ["diffusers", "UNet2DModel"], "odd": [None] * 2}
+    (folder / "model_index.json").write_text(json.dumps(index | changes))
+
+
 class TestDiffusers:
+    RUN = ReadOptions(limit=5, steps=2, run_pipeline=True)
+
     def test_without_the_package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "diffusers", None)
-        (tmp_path / "model_index.json").write_text("{}")
+        write_index(tmp_path)
         with pytest.raises(MissingError, match=r"diffusers is not installed.*pip install"):
+            open_samples(str(tmp_path), self.RUN)
+
+    def test_a_pipeline_is_not_run_unasked(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "diffusers", None)
+        write_index(tmp_path)
+        message = (
+            r"is a diffusers pipeline \(DDIMPipeline\).* --run-pipeline; nothing of it was run"
+        )
+        with pytest.raises(UserError, match=message):
             open_samples(str(tmp_path))
+
+    @pytest.mark.parametrize(
+        "index",
+        [
+            {"_class_name": ["evil", "Pipeline"]},
+            {"unet": ["evil", "Model"]},
+            {"unet": ["os", "system"]},
+            {"unet": ["stable_diffusion", "SafetyChecker"]},
+            {"unet": ["transformers", "AutoModel"]},
+            {"unet": ["diffusers", ["a", "b"]]},
+            {"unet": ["diffusers", "UNet2DModel", "more"]},
+            {"../unet": ["diffusers", "UNet2DModel"]},
+            {"unet": ["evil"]},
+            {"unet": []},
+        ],
+    )
+    @pytest.mark.parametrize("asked", [False, True])
+    def test_code_of_the_folder_is_refused_before_anything_is_loaded(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: dict[str, Any], asked: bool
+    ) -> None:
+        flag = tmp_path / "owned"
+        for name in ("evil.py", "unet/evil.py"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(f"open({str(flag)!r}, 'w')")
+        write_index(tmp_path, **index)
+        monkeypatch.setitem(sys.modules, "diffusers", None)  # opening it would say that
+        options = ReadOptions(run_pipeline=asked)
+        with pytest.raises(UserError, match=r"names code that is not of diffusers: .*was run"):
+            open_samples(str(tmp_path), options)
+        assert not flag.exists()
+
+    @pytest.mark.parametrize(
+        "index",
+        [
+            {"_class_name": "UNet2DModel"},
+            {"_class_name": "NoSuchPipeline"},
+            {"unet": ["diffusers", "DDIMPipeline"]},
+            {"unet": ["diffusers", "utils"]},
+            {"unet": ["diffusers", "AutoModel"]},
+            {"scheduler": ["diffusers", "__class__"]},
+        ],
+    )
+    def test_classes_that_diffusers_does_not_have(
+        self, tmp_path: Path, index: dict[str, Any]
+    ) -> None:
+        pytest.importorskip("diffusers", reason="needs the extra `diffusers`")
+        write_index(tmp_path, **index)
+        with pytest.raises(UserError, match=r"names \w+ = '\w+', which diffusers .* does not have"):
+            open_samples(str(tmp_path), self.RUN)
+
+    @pytest.mark.parametrize(
+        ("text", "message"), [("{", "is not JSON"), ("{}", "no _class_name"), ("3", "no _class")]
+    )
+    def test_a_broken_index(self, tmp_path: Path, text: str, message: str) -> None:
+        (tmp_path / "model_index.json").write_text(text)
+        with pytest.raises(UserError, match=rf"model_index.json.*{message}"):
+            open_samples(str(tmp_path))
+
+    def test_the_oldest_allowed_diffusers_runs_no_code_of_a_folder(self) -> None:
+        table = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+        (needed,) = table["project"]["optional-dependencies"]["diffusers"]
+        assert tuple(map(int, needed.removeprefix("diffusers>=").split("."))) >= (0, 36)
 
     def test_a_real_pipeline(self, tmp_path: Path) -> None:
         diffusers = pytest.importorskip("diffusers", reason="needs the extra `diffusers`")
@@ -318,9 +400,8 @@ class TestDiffusers:
         )
         scheduler = diffusers.DDIMScheduler(num_train_timesteps=20)
         diffusers.DDIMPipeline(network, scheduler).save_pretrained(tmp_path)
-        options = ReadOptions(limit=5, steps=2)
-        found, _, notes = read(tmp_path, options, batch=2)
-        again, _, _ = read(tmp_path, options, batch=5)
+        found, _, notes = read(tmp_path, self.RUN, batch=2)
+        again, _, _ = read(tmp_path, self.RUN, batch=5)
         torch.testing.assert_close(found, again, rtol=0, atol=1e-5)
         assert found.shape == (5, 3, 8, 8)
         assert notes == []
@@ -351,12 +432,16 @@ class TestDiffusers:
             return Pipeline()
 
         module = types.ModuleType("diffusers")
-        module.DiffusionPipeline = types.SimpleNamespace(  # type: ignore[attr-defined]
-            from_pretrained=from_pretrained
-        )
+        module.__version__ = "9"  # type: ignore[attr-defined]
+        base = {"from_pretrained": staticmethod(from_pretrained)}
+        module.DiffusionPipeline = type("DiffusionPipeline", (), base)  # type: ignore[attr-defined]
+        for name in ("DDIMPipeline", "ModelMixin", "SchedulerMixin", "UNet2DModel"):
+            parent = {"DDIMPipeline": "DiffusionPipeline", "UNet2DModel": "ModelMixin"}.get(name)
+            parents = (getattr(module, parent),) if parent else ()
+            setattr(module, name, type(name, parents, {}))
         monkeypatch.setitem(sys.modules, "diffusers", module)
-        (tmp_path / "model_index.json").write_text("{}")
-        options = ReadOptions(limit=7, steps=2)
+        write_index(tmp_path)
+        options = ReadOptions(limit=7, steps=2, run_pipeline=True)
         found, _, notes = read(tmp_path, options, batch=3)
         again, _, _ = read(tmp_path, options, batch=7)
         assert torch.equal(found, again)
@@ -369,9 +454,9 @@ class TestDiffusers:
         assert calls["options"] == {"local_files_only": True, "use_safetensors": True}
         broken = tmp_path / "broken"
         broken.mkdir()
-        (broken / "model_index.json").write_text("{}")
-        with pytest.raises(UserError, match="cannot be opened: no file named"):
-            open_samples(str(broken))
+        write_index(broken)
+        with pytest.raises(UserError, match="cannot be opened: OSError: no file named"):
+            open_samples(str(broken), self.RUN)
 
 
 def test_unknown_paths_are_named(tmp_path: Path) -> None:
