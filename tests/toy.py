@@ -199,7 +199,13 @@ class ToyPlugin:
     @hookimpl
     def cmbench_register_methods(self) -> list[MethodSpec]:
         return [
-            MethodSpec("toy", "toy:Toy", "A toy", recipes=Path(__file__).with_name("toy.toml")),
+            MethodSpec(
+                "toy",
+                "toy:Toy",
+                "A toy",
+                recipes=Path(__file__).with_name("toy.toml"),
+                needs_teacher=True,  # where its recipe names one
+            ),
             MethodSpec(
                 "broken-toy",
                 "toy:Missing",

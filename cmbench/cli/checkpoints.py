@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cmbench.cli.options import option
+from cmbench.cli.options import Number, option
 
 if TYPE_CHECKING:
     from cmbench.importers.imported import Parameterization
@@ -28,7 +28,7 @@ class CheckpointOptions:
     )
     sigma_min: float | None = option(
         "--sigma-min",
-        type=click.FloatRange(0),
+        type=Number(0),
         metavar="X",
         help="Noise level of the boundary, if the file does not say.",
     )

@@ -11,7 +11,7 @@ import click
 
 from cmbench.cli.checkpoints import CheckpointOptions
 from cmbench.cli.common import echo_table
-from cmbench.cli.options import WorkspaceOptions, argument, flag, option, takes
+from cmbench.cli.options import Number, WorkspaceOptions, argument, flag, option, takes
 from cmbench.errors import MissingError, UserError
 from cmbench.importers.public import PublicCheckpoint, find_public, obtain, public_checkpoints
 from cmbench.records.workspace import Workspace
@@ -34,7 +34,7 @@ class ImportOptions(CheckpointOptions, WorkspaceOptions):
     )
     sigma_data: float | None = option(
         "--sigma-data",
-        type=click.FloatRange(0, min_open=True),
+        type=Number(0, min_open=True),
         metavar="X",
         help="Standard deviation of its data, if the file does not say.",
     )
@@ -66,7 +66,7 @@ def import_(options: ImportOptions) -> None:
     if path is None:
         raise UserError(
             "cmbench import",
-            "names no checkpoint",
+            "no checkpoint is named",
             allowed="FILE or NAME",
             remedy="see `cmbench import --help`, and --list for published checkpoints",
         )

@@ -12,6 +12,7 @@ def show(options: ShowOptions) -> None: ...
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,6 +88,21 @@ class WholeNumber(click.IntRange):
     name = "whole number"
 
 
+class Number(click.FloatRange):
+    """A finite number in a range; of NaN, click says that it is in any range."""
+
+    name = "number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number; fail for NaN and infinity, too."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
     """A text that ``parse(text, option)`` turns into a value; its ``UserError`` is passed on."""
 
@@ -145,7 +161,7 @@ class LongOptions(ComputeOptions):
     time_limit_s: float | None = option(
         "--time-limit",
         metavar="SECONDS",
-        type=click.FloatRange(min=1),
+        type=Number(min=1),
         help="Stop after this time with exit code 75; a training saves a checkpoint first.",
     )
 

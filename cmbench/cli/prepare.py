@@ -169,7 +169,14 @@ def find_target(
                 allowed="letters, digits, - and _, and no known dataset",
                 remedy="choose another name",
             )
-        path = options.source or custom_path(target)
+        if options.source is not None:
+            raise UserError(
+                "--source",
+                f"{str(options.source)!r}, but {target!r} names the source itself",
+                allowed=f"{target} alone",
+                remedy="leave --source out",
+            )
+        path = custom_path(target)
         transform, resolution = options.transform or "", options.resolution
         return *custom_target(name, path, transform, resolution, options.split), path
     require_no_own_settings(options)

@@ -48,7 +48,7 @@ def study(options: StudyOptions) -> int:
     if options.name is None:
         raise UserError(
             "cmbench study",
-            "names no study",
+            "no study is named",
             allowed=", ".join(plugins.studies.specs) or "a .toml file",
             remedy="see `cmbench study --list`",
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import click
 
 from cmbench.cli.common import DEFAULT_DATASET, parse_numbers, parse_seeds
-from cmbench.cli.options import Parsed, SweepOptions, WholeNumber, option, takes
+from cmbench.cli.options import Number, Parsed, SweepOptions, WholeNumber, option, takes
 from cmbench.seeds import HELD_OUT_FROM
 
 
@@ -63,7 +63,7 @@ class TuneOptions(SweepOptions):
         "--sigma-min",
         metavar="SIGMA",
         default=0.02,
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(min=0, min_open=True),
         help="Smallest noise level to consider.",
     )
     evaluations: int = option(

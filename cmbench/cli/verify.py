@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 import click
 
 from cmbench.cli.common import make_context
-from cmbench.cli.options import ComputeOptions, DeviceOptions, argument, flag, option, takes
+from cmbench.cli.options import ComputeOptions, DeviceOptions, Number, argument, flag, option, takes
 from cmbench.cli.record_files import find_record
-from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK
+from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.leaderboard.sampled_again import DEFAULT_TOLERANCE, Check
 from cmbench.leaderboard.submit import unpack
 from cmbench.leaderboard.verify import verify_record
@@ -28,12 +28,12 @@ class VerifyOptions(DeviceOptions):
 
     records: tuple[str, ...] = argument(nargs=-1, required=True, metavar="RECORD...")
     full: bool = flag("--full", help="Sample all images again and compare every metric; slow.")
-    tolerance: float = option(
+    tolerance: float | None = option(
         "--tolerance",
         metavar="SHARE",
-        type=click.FloatRange(min=0),
-        default=DEFAULT_TOLERANCE,
-        help="Relative difference allowed for metrics, with --full.",
+        type=Number(min=0, max=1),
+        help="Relative difference allowed for metrics, with --full.  "
+        f"[default: {DEFAULT_TOLERANCE:g}]",
     )
     no_resample: bool = flag("--no-resample", help="Check hashes only.")
 
@@ -47,6 +47,17 @@ def verify(options: VerifyOptions) -> int:
     ok (the same bits), reproduced (within the tolerance that the record states, on other hardware
     or another torch), failed, or not checked and why. Exits 1 if a part failed.
     """
+    for name, given, needed in (
+        ("--tolerance", options.tolerance is not None, options.full),
+        ("--full", options.full, not options.no_resample),
+    ):
+        if given and not needed:
+            raise UserError(
+                name,
+                "compares images that are sampled again, which these options do not do",
+                allowed="--full, --full --tolerance SHARE, or --no-resample alone",
+                remedy=f"leave {name} out, or change the other options",
+            )
     workspace = Workspace.existing(options.workspace_dir)
     reproduce = None if options.no_resample else make_reproducer(options)
     failed = 0
@@ -58,7 +69,7 @@ def verify(options: VerifyOptions) -> int:
                     runs=workspace.root / "runs",
                     reproduce=reproduce,
                     full=options.full,
-                    tolerance=options.tolerance,
+                    tolerance=DEFAULT_TOLERANCE if options.tolerance is None else options.tolerance,
                 )
                 failed += show(path, checks)
     return EXIT_CELLS_FAILED if failed else EXIT_OK

@@ -59,7 +59,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def reference_images(self, batch_size: int = 500) -> Iterator[Tensor]:
-        """Yield the protocol's reference set in a fixed order, uint8 (float32 if not quantised)."""
+        """Yield the protocol's reference set in a fixed order, uint8 (float32 if not quantized)."""
 
     def to(self, device: torch.device | str) -> Self:
         """Return this dataset with its batches on ``device``; the original is untouched."""

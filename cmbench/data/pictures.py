@@ -106,7 +106,7 @@ def unreadable(who: str, name: str, error: Exception) -> UserError:
         if isinstance(error, UnidentifiedImageError):  # its text names our buffer
             reason = "no image of a format that is read"
         problem, allowed = f"cannot be decoded ({reason})", f"whole files: {', '.join(FORMATS)}"
-        remedy = "replace the file; without it the set is another one"
+        remedy = "replace the file: leaving it out would change the data set"
     return UserError(who, f"image {name!r} {problem}", allowed=allowed, remedy=remedy)
 
 
@@ -213,7 +213,7 @@ def _check_frames_and_depth(image: Image.Image, data: bytes) -> None:
         raise PictureError(
             f"has pixels of more than 8 bits (mode {image.mode}, {depth} bits per channel)",
             allowed="8 bits per channel",
-            remedy="round it to 8 bits first, as its generator means it",
+            remedy="round it to 8 bits as its generator does",
         )
 
 
@@ -287,7 +287,7 @@ def _to_grey(image: Image.Image, notes: list[str]) -> Image.Image:
         raise PictureError(
             f"has colours (mode {image.mode})",
             allowed="grey, as the data are",
-            remedy="convert it to grey first, by the weights that you mean",
+            remedy="convert it to grey first",
         )
     notes.append(_EQUAL)
     return bands[0]

@@ -32,7 +32,7 @@ _BLOCK = 2**20
 _TIMEOUT_S = 60.0
 #: Breaks in a row, without a byte in between, after which a download gives up.
 _ATTEMPTS = 4
-#: What a later attempt may mend.
+#: What a later attempt may fix.
 _BROKEN = (OSError, HTTPException)
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 

@@ -174,7 +174,7 @@ def _row(identity: str, members: Sequence[tuple[Path, Record]]) -> Row:
         recipe=first.training.recipe,
         sampler=first.sampling.sampler,
         dtype=first.sampling.dtype,
-        # 0 stands for scored samples whose cost nobody has said.
+        # 0 stands for scored samples whose cost is not stated.
         nfe=first.sampling.nfe or None,
         nfe_text=str(first.sampling.nfe or "not stated"),
         parameters=first.training.parameters or None,

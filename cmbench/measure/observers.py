@@ -46,11 +46,11 @@ class FirstImages:
         return torch.cat(self._parts)
 
     def summary(self, extractor: Extractor, rule: str, precision: str) -> FirstSamples:
-        """Return the checksum of the quantised images and the mean of their features.
+        """Return the checksum of the quantized images and the mean of their features.
 
         Args:
             extractor: of the dataset's protocol; it gets all of them in one batch.
-            rule: quantisation, see :func:`cmbench.metrics.quantize.quantize`.
+            rule: quantization, see :func:`cmbench.metrics.quantize.quantize`.
             precision: of the sampling network, a key of ``TOLERANCES``.
         """
         pixels = quantize(self.images, rule)

@@ -85,7 +85,7 @@ class DinoExtractor:
                 "dinov2 extractor",
                 f"images of {images.dtype}",
                 allowed="uint8",
-                remedy="quantise the samples: its resizer is PIL's on bytes",
+                remedy="quantize the samples: its resizer is PIL's on bytes",
             )
         return extract_rgb("dinov2 extractor", images, self.device, self._extract)
 

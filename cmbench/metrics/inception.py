@@ -142,7 +142,7 @@ class InceptionExtractor:
                 "inception extractor",
                 "float images in the library's path",
                 allowed="uint8",
-                remedy="quantise the samples, or use implementation='fast'",
+                remedy="quantize the samples, or use implementation='fast'",
             )
         maps: list[Tensor] = []
         block = self.library.get_submodule("Mixed_6d.branch1x1")

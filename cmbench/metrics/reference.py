@@ -29,7 +29,7 @@ from cmbench.metrics.statistics import FeatureStatistics, Moments, moments_of
 
 #: Part of every metric key through the reference's digest: raise it only if the numbers change.
 LAYOUT_VERSION = 3
-#: A quantisation that fits every rule: imported statistics of real, stored images.
+#: A quantization that fits every rule: imported statistics of real, stored images.
 ANY = "any"
 
 
@@ -91,7 +91,7 @@ class Reference:
     ) -> Reference:
         """Extract and summarise a stream of images.
 
-        ``images`` are batches ``[N, C, H, W]``, uint8, or float in [-1, 1] (then quantised).
+        ``images`` are batches ``[N, C, H, W]``, uint8, or float in [-1, 1] (then quantized).
         """
         pool: list[Tensor] = []
         logits: list[Tensor] = []

@@ -1,6 +1,6 @@
 """Reference files: safetensors with a hash, cached under a key of everything that decides them.
 
-The file name is a hash of the content of the data, extractor, weights, preprocessing, quantisation
+The file name is a hash of the content of the data, extractor, weights, preprocessing, quantization
 and layout version. A damaged file is computed again, and ``notes`` of the reference say so.
 """
 
@@ -45,7 +45,7 @@ def cached_reference(
 
     Args:
         images: called only when the reference must be computed; yields uint8 batches
-            ``[N, C, H, W]`` (or float in [-1, 1], then quantised).
+            ``[N, C, H, W]`` (or float in [-1, 1], then quantized).
         extractor: what turns them into features.
         source: name of the dataset and split, for people.
         source_sha256: hash of its content.

@@ -42,7 +42,7 @@ class MetricSuite:
     Args:
         metrics: what to compute, see :func:`cmbench.metrics.metric.open_metrics`.
         extractor: one pass of it feeds every metric; None if only flow-map metrics are asked for.
-        reference: real images under the same extractor and quantisation.
+        reference: real images under the same extractor and quantization.
         quantization: rule from floats to bytes, see :mod:`cmbench.metrics.quantize`.
         exact: the dataset's exact flow map, for the flow-map metrics.
         data_std: standard deviation of the data, the unit of the flow-map metrics.
@@ -53,7 +53,7 @@ class MetricSuite:
 
     Raises:
         UserError: a metric that the extractor or the reference cannot serve, or a reference made
-            with another extractor, weights, preprocessing or quantisation.
+            with another extractor, weights, preprocessing or quantization.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class MetricSuite:
         """Add one batch.
 
         Args:
-            images: ``[N, C, H, W]``, float in [-1, 1] (quantised here) or uint8 (taken as it is).
+            images: ``[N, C, H, W]``, float in [-1, 1] (quantized here) or uint8 (taken as it is).
             noise: the unit noise they were made from, for the flow-map metrics.
             labels: int64 ``[N]``, for class counts and the exact flow map.
             indices: int64 ``[N]`` sample numbers; consecutive if left out.
@@ -287,7 +287,7 @@ def check_reference(extractor: Extractor, reference: Reference, quantization: st
         # An imported file stands for the published weights, of which the first digits are known.
         "weights": (key.extractor_sha256, extractor.weights_sha256[: len(key.extractor_sha256)]),
         "preprocessing": (key.preprocessing, extractor.preprocessing),
-        "quantisation": (key.quantization, quantization),
+        "quantization": (key.quantization, quantization),
     }
     for what, (found, wanted) in pairs.items():
         if found not in (wanted, ANY):

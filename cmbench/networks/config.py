@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from cmbench.plugin.config import Options
 
 Embedding = Literal["positional", "fourier"]
 #: How the noise level and the class act inside a block (see ``blocks.Modulation``).
@@ -59,10 +61,8 @@ Taps = Annotated[
 ]
 
 
-class NetworkConfig(BaseModel):
+class NetworkConfig(Options):
     """What all networks share."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dropout: float = Field(
         default=0.0, ge=0.0, lt=1.0, description="dropout inside the blocks (probability)"

@@ -85,7 +85,7 @@ def from_official(
                 f"{family} weights",
                 f"{entry.official} is of {str(value.dtype).removeprefix('torch.')}",
                 allowed="float32, float16, bfloat16, float64",
-                remedy="quantised weights cannot be imported: get the original ones",
+                remedy="quantized weights cannot be imported: get the original ones",
             )
         result[entry.ours] = value.reshape(target.shape)
     return result

@@ -6,13 +6,18 @@ unknown keys are forbidden and every field has a description with its unit.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _takes_bool(annotation: Any) -> bool:
+    """Say whether a bool is a value of its own under this type, alone or in a union."""
+    return annotation in (bool, Any) or any(map(_takes_bool, get_args(annotation)))
 
 
 class Options(BaseModel):
@@ -20,13 +25,25 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse ``true`` and ``false`` for a number, which pydantic reads as 1 and 0."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        given = value if isinstance(value, list | tuple) else (value,)
+        if any(isinstance(v, bool) for v in given) and not _takes_bool(annotation):
+            raise ValueError("true and false are not numbers")
+        return value
+
 
 class OptimizerConfig(Options):
     """An optimizer with its learning-rate schedule."""
 
     name: Literal["adam", "adamw", "radam"] = Field("adam", description="algorithm")
     lr: Positive = Field(1e-3, description="peak learning rate")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="moment decay rates a step")
+    betas: tuple[Fraction, Fraction] = Field(
+        (0.9, 0.999), description="moment decay rates per step"
+    )
     eps: Positive = Field(1e-8, description="added to the root of the second moment")
     weight_decay: NonNegative = Field(0.0, description="decoupled for adamw, L2 otherwise")
     warmup_kimg: NonNegative = Field(0.0, description="linear ramp-up, thousands of images")
@@ -43,7 +60,7 @@ class EMAConfig(Options):
     """An exponential moving average of the weights: give exactly one of the three widths."""
 
     halflife_kimg: Positive | None = Field(None, description="half-life, thousands of images")
-    decay: Fraction | None = Field(None, description="decay a step, as many papers state it")
+    decay: Fraction | None = Field(None, description="decay per step, as many papers state it")
     sigma_rel: Annotated[float, Field(gt=0, lt=0.28)] | None = Field(
         None, description="relative width of a power-function average (EDM2 eq. 4)"
     )
@@ -84,9 +101,9 @@ class MethodConfig(Options):
     sigma_data: Positive | None = Field(
         None, description="standard deviation of the data; the dataset's if not given"
     )
-    batch_size: int = Field(128, gt=0, description="images a training step, over all processes")
+    batch_size: int = Field(128, gt=0, description="images per training step, over all processes")
     microbatch_size: int | None = Field(
-        None, gt=0, description="images a forward pass of one process; gradients accumulate"
+        None, gt=0, description="images per forward pass of one process; gradients accumulate"
     )
     duration_kimg: NonNegative = Field(
         description="training length, thousands of images (a phase's, for staged methods)"

@@ -125,7 +125,7 @@ class FirstSamples(Part):
     """
 
     count: Count
-    pixels_sha256: Sha256 = Field(description="of the quantised pixels [N, C, H, W] in order")
+    pixels_sha256: Sha256 = Field(description="of the quantized pixels [N, C, H, W] in order")
     mean_feature: list[Finite] = Field(description="mean over these samples, six digits")
     pixel_tolerance: Finite
     feature_tolerance: Finite

@@ -104,12 +104,12 @@ class ArraySamples(SampleSource):
                 f"float pixels from {sample.min():.3g} to {sample.max():.3g}, whose range"
                 " is not given",
                 allowed="uint8, or floats with --range " + " | ".join(RANGES),
-                remedy="give the range; they are then quantized by the rule that you choose",
+                remedy="give the range; the pixels are then rounded as --quantize says",
             )
         if self.options.value_range not in RANGES:
             raise self.error(f"range {self.options.value_range!r}", allowed=" | ".join(RANGES))
         self.notes.append(
-            f"samples are floats in [{self.options.value_range}]: quantised here, not by their"
+            f"samples are floats in [{self.options.value_range}]: quantized here, not by their"
             " generator"
         )
 

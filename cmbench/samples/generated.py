@@ -48,7 +48,7 @@ class GeneratedSamples(SampleSource):
         return self.limited(self._count)
 
     def batches(self, batch_size: int) -> Iterator[SampleBatch]:
-        """Yield generated images, float in [-1, 1] (unbounded for data without quantisation)."""
+        """Yield generated images, float in [-1, 1] (unbounded for data without quantization)."""
         for batch in self.sampler.stream(self.count, batch_size):
             yield replace(batch, images=self._to_pixels(batch.images))
         self.sampler.check_nfe()

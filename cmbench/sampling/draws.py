@@ -1,8 +1,8 @@
 """Per-image randomness: image ``i`` gets the same noise whatever batch or process makes it.
 
-Numbers are drawn on the CPU, one generator an image seeded with ``(seed, name, i)``, so that a CPU
-and a GPU start from the same noise. For a GPU they can be drawn ahead, in a thread, while it works
-on the batch before, and travel from pinned memory without the host waiting.
+Numbers are drawn on the CPU, one generator per image, seeded with ``(seed, name, i)``: a CPU and a
+GPU start from the same noise. For a GPU they can be drawn ahead, in a thread, while it works on the
+batch before, and travel from pinned memory without the host waiting.
 """
 
 from __future__ import annotations

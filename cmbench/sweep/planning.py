@@ -57,6 +57,13 @@ def plan_run(
     recipe = recipe or default_recipe(spec, dataset)
     extra = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     table = merge(recipe_table(spec, dataset, recipe), extra)
+    if table.get("teacher") is not None and not spec.needs_teacher:
+        raise UserError(
+            "recipe, teacher",
+            f"method {method!r} trains without a teacher, so {table['teacher']!r} would be ignored",
+            allowed="no teacher; its plugin declares needs_teacher where there is one",
+            remedy="leave teacher out, or choose a method that needs one",
+        )
     teacher, table = resolve_teacher(context, table, extra, data)
     config = validate(method_class.Config, table, f"recipe {method}/{dataset}.{recipe}")
     config = _with_network_options(context, config)

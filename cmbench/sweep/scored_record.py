@@ -35,7 +35,7 @@ class ScoreRequest:
 
     ``dataset`` gives the protocol and, without ``reference``, the real images. ``reference`` is a
     saved reference, a file of reference statistics, or a source of images. ``nfe`` is 0 where
-    nobody has said it; of a run, it is what to spend. ``held_out`` is a source of real images that
+    it is not stated; of a run, it is what to spend. ``held_out`` is a source of real images that
     the generator never saw, for the check of memorised ones.
     """
 

@@ -40,7 +40,7 @@ _STATISTICS = {".safetensors", ".pt", ".pkl"}
 class RealImages:
     """Opens what one evaluation compares with.
 
-    ``rule`` quantises the samples, images must have ``channels``; ``notes`` say what was odd about
+    ``rule`` quantizes the samples, images must have ``channels``; ``notes`` say what was odd about
     images that were read.
     """
 

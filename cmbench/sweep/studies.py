@@ -86,7 +86,7 @@ class StudyTable(Options):
     dataset: str = Field(description="as in `cmbench list datasets`")
     seeds: int = Field(2, ge=1, le=100, description="training seeds, from 0")
     nfe: tuple[int, ...] | None = Field(None, description="the dataset's sweep if not given")
-    samples: int | None = Field(None, ge=2, description="images a cell; by default the protocol's")
+    samples: int | None = Field(None, ge=2, description="images per cell; default: the protocol's")
     options: dict[str, Any] = Field(default_factory=dict, description="of all arms")
     arms: tuple[ArmTable, ...] = Field(min_length=1, description="what is compared")
     plots: tuple[PlotTable, ...] = Field((PlotTable(kind="metric"),), description="the pictures")

@@ -20,6 +20,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
 from cmbench.diffusion.models import DiffusionModel, EDMModel, MixtureModel
 from cmbench.errors import MissingError, UserError
 from cmbench.plugin.config import MethodConfig
@@ -131,7 +134,12 @@ class _Analytic(TeacherSource):
         return Teacher(self.reference, MixtureModel(mixture.to(context.device), sigma_data), None)
 
     def stand_in(self, context: Context, student: RunPlan, build: Builder) -> Teacher:
-        return self.open(context, student)
+        with unset_fake_temporarily():  # its constants are real numbers; the first call keeps them
+            teacher = self.open(context, student)
+            shape = student.data_info(context).data_shape
+            x = torch.zeros(1, *shape, device=context.device)
+            teacher.model.denoise(x, torch.ones(1, device=context.device))
+        return teacher
 
 
 class _TrainedFirst(TeacherSource):

@@ -231,7 +231,7 @@ def objective_metric(context: Context, spec: DatasetSpec, asked: str | None) -> 
     if asked is not None and asked not in able:
         raise UserError(
             "--metric",
-            f"{asked!r} cannot be tuned by on {spec.name!r}",
+            f"{asked!r} cannot be used for tuning on {spec.name!r}",
             allowed=", ".join(able) or "none",
             remedy="flow-map errors say nothing of sampling with fresh noise"
             if asked in spec.metrics

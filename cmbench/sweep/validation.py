@@ -44,7 +44,8 @@ def validate(
                 close = close or (f"did you mean {near[0]!r}?" if near else "")
                 problems.append(f"{where}: unknown key")
             else:
-                problems.append(f"{where}: {item['msg']}{got}")
+                message = item["msg"].removeprefix("Value error, ")
+                problems.append(f"{where}: {message}{got}")
                 values.append(_valid_values(model, item["loc"], prefix + where, item["msg"]))
         known = ["keys " + ", ".join(sorted(keys))] if keys else []
         raise UserError(

@@ -41,9 +41,9 @@ def memory_explained(
         # The recipe, these options included, is the run's identity: nothing of it is resumed.
         raise BrokenRunError(
             f"training on {device}",
-            f"out of memory with {shard} images a pass after {nimg} images seen{_used(device)}",
-            remedy=f"{remedy}, as a new run from the start; this one's last good checkpoint is "
-            "kept, and goes on with more memory or more processes",
+            f"out of memory with {shard} images per pass after {nimg} images seen{_used(device)}",
+            remedy=f"{remedy}, as a new run from the start; this run's last good "
+            "checkpoint is kept, and can be continued with more memory or more processes",
         ) from error
 
 

@@ -450,7 +450,7 @@ def test_out_of_memory_of_one_process_names_the_next_batch(tmp_path: Path) -> No
     first, second = together(tmp_path / "talk", "-w", str(workspace), trouble=trouble)
     assert (first.code, second.code) == (EXIT_CELLS_FAILED, 0), first.err + second.err
     assert (
-        "rank 1 of 2: training on cpu: out of memory with 16 images a pass after 64 images seen; "
+        "rank 1 of 2: training on cpu: out of memory with 16 images per pass after 64 images seen; "
         "set microbatch_size=8" in first.err.splitlines()[-1]
     )
 

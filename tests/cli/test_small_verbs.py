@@ -317,6 +317,24 @@ def test_titles_are_aligned_left(cmbench: Command) -> None:
     assert all(line[start - 1] == " " != line[start] for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tolerance", "0.1"), "--tolerance: compares images that are sampled again"),
+        (("--full", "--no-resample"), "--full: compares images that are sampled again"),
+        (("--full", "--tolerance", "nan"), "'--tolerance': nan is not a finite number"),
+        (("--full", "--tolerance", "inf"), "'--tolerance': inf is not in the range"),
+        (("--full", "--tolerance", "2"), "'--tolerance': 2.0 is not in the range"),
+    ],
+)
+def test_options_of_verify_that_would_do_nothing_are_refused(
+    cmbench: Command, options: tuple[str, ...], message: str
+) -> None:
+    done = cmbench("verify", "x", *options)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+
+
 def test_parity_names_itself(cmbench: Command, tmp_path: Path) -> None:
     done = cmbench("parity", str(tmp_path / "no.pkl"), "--inputs", str(tmp_path / "in"))
     assert (done.code, done.out) == (4, "")

@@ -249,7 +249,7 @@ def failure(cmbench: Command, *arguments: str) -> str:
 def test_an_unknown_study_is_refused(cmbench: Command) -> None:
     assert "unknown study 'curriculm'" in (said := failure(cmbench, "curriculm"))
     assert "did you mean 'curriculum'?" in said
-    assert "names no study" in failure(cmbench)
+    assert "no study is named" in failure(cmbench)
     assert "cannot be read" in failure(cmbench, "no-such.toml")
 
 

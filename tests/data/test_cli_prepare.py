@@ -75,6 +75,7 @@ def test_a_folder_of_ones_own_gets_a_name(call, tmp_path: Path) -> None:
         (("cifar10", "--source", "x", "--transform", "none"), "--transform: 'cifar10' has its own"),
         (("cifar10", "--source", "x", "--resolution", "8"), "--resolution: 'cifar10' has its own"),
         (("folder:gone",), "gone does not exist"),
+        (("folder:a", "--source", "b"), "--source: 'b', but 'folder:a' names the source itself"),
         (("folder:.", "--name", "cifar10"), "--name: 'cifar10'; allowed: letters"),
         (("folder:.", "--name", "../x"), "--name: '../x'; allowed: letters"),
     ],

@@ -126,7 +126,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 }
 
 grey_as_rgb = np.repeat(GREY, 3, axis=2)
-quantised = np.asarray(palette().convert("RGB"))
+quantized = np.asarray(palette().convert("RGB"))
 cmyk = Image.fromarray(RGB).convert("CMYK")
 #: Bytes, the pixels that they mean, and what is noted.
 TAKEN: dict[str, tuple[bytes, np.ndarray[Any, Any], tuple[str, ...]]] = {
@@ -137,10 +137,10 @@ TAKEN: dict[str, tuple[bytes, np.ndarray[Any, Any], tuple[str, ...]]] = {
     "grey": (encode(GREY), grey_as_rgb, ("are grey (made RGB",)),
     "grey GIF": (encode(GREY, "gif"), grey_as_rgb, ("have a palette",)),
     "one bit": (saved(Image.new("1", (8, 8), 1)), np.full_like(RGB, 255), ("are grey",)),
-    "palette": (saved(palette()), quantised, ("have a palette (converted to RGB)",)),
+    "palette": (saved(palette()), quantized, ("have a palette (converted to RGB)",)),
     "opaque palette": (
         saved(palette(), transparency=bytes([255] * 16)),
-        quantised,
+        quantized,
         ("have a palette", "have an opaque alpha channel (dropped)"),
     ),
     "opaque alpha": (saved(with_alpha(255)), RGB, ("have an opaque alpha channel (dropped)",)),

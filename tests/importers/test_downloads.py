@@ -351,7 +351,7 @@ def test_options_of_the_user_come_first(cmbench: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "parts"),
     [
-        ((), EXIT_USAGE, ("names no checkpoint", "--list")),
+        ((), EXIT_USAGE, ("no checkpoint is named", "--list")),
         (("edm-cifar10-uncond",), EXIT_MISSING, ("does not exist", "`cmbench import --list`")),
         (("tcm-cifar10",), EXIT_MISSING, ("fetch https://drive.google.com/", "tcm-cifar10.pkl")),
     ],

@@ -136,7 +136,7 @@ def test_division_and_order_of_samples_change_nothing(
         assert found[name].key == value.key
 
 
-def test_float_images_are_quantised_by_the_named_rule(
+def test_float_images_are_quantized_by_the_named_rule(
     extractor: DigitsExtractor, reference: Reference
 ) -> None:
     images = pictures(60, 3)
@@ -227,7 +227,7 @@ class TestNames:
 
     def test_the_wrong_reference_is_refused(self, extractor: DigitsExtractor) -> None:
         truncated = make_reference(extractor, quantization="truncate")
-        with pytest.raises(UserError, match="made with quantisation 'truncate'; allowed: 'round'"):
+        with pytest.raises(UserError, match="made with quantization 'truncate'; allowed: 'round'"):
             suite(extractor, truncated)
         other = replace(truncated, key=replace(truncated.key, extractor_sha256="ab" * 32))
         with pytest.raises(UserError, match="made with weights 'abab"):

@@ -198,7 +198,7 @@ class TestArrays:
         found, _, notes = read(tmp_path / "s.npz", ReadOptions(value_range=name))
         wanted = (channels_first(values) - low) / (high - low) * 2 - 1
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
-        assert "quantised here, not by their generator" in notes[0]
+        assert "quantized here, not by their generator" in notes[0]
 
     def test_what_cannot_be_scored_is_an_error(self, tmp_path: Path) -> None:
         path = tmp_path / "s.npy"

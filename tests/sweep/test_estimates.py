@@ -142,6 +142,12 @@ def test_what_is_too_large_to_measure_has_hours_at_a_stated_rate(context: Contex
     assert f"on cpu; {hours:,.0f} h at 1e+14 FLOP/s" in cost.note
 
 
+@pytest.mark.parametrize("method", ["cd", "scd"])
+def test_exact_teachers_are_counted(context: Context, method: str) -> None:
+    cost = estimate(context, plan_run(context, method, "gmm", None, 0))
+    assert cost.flops_per_image, cost.note
+
+
 def test_all_phases_count(toys: Context) -> None:
     assert estimate(toys, plan_run(toys, "toy", "toys", "staged", 0)).images == 640
 

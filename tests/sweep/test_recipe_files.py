@@ -370,3 +370,27 @@ def test_networks_start_from_the_runs_seed_and_their_number(context: Context) ->
     assert torch.equal(first, again[0])
     assert torch.equal(second, again[1])
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("override", "name"),
+    [
+        ("batch_size=true", "batch_size"),
+        ("duration_kimg=false", "duration_kimg"),
+        ("network.channel_mult=[true,2]", "channel_mult"),
+        ("optimizer.lr=true", "optimizer.lr"),
+    ],
+)
+def test_true_and_false_are_not_read_as_numbers(context: Context, override: str, name: str) -> None:
+    with pytest.raises(UserError, match=f": {name}: true and false are not numbers"):
+        plan_run(context, "edm", "digits", "smoke", 0, (override,))
+
+
+def test_a_switch_takes_true_and_false(context: Context) -> None:
+    plan = plan_run(context, "edm", "digits", "smoke", 0, ("conditional=true",))
+    assert plan.config.conditional is True
+
+
+def test_a_teacher_that_would_be_ignored_is_refused(context: Context) -> None:
+    with pytest.raises(UserError, match="'edm' trains without a teacher, so 'analytic' would be"):
+        plan_run(context, "edm", "gmm", None, 0, ("teacher=analytic",))

@@ -1,4 +1,4 @@
-"""Runs on disk: reused, resumed, guarded against each other, and mended as the messages say."""
+"""Runs on disk: reused, resumed, guarded against each other, and repaired as the messages say."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ def exhausted(*_: Any, **__: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("microbatch_size", "line"),
     [
-        (None, "with 8 images a pass after 0 images seen; set microbatch_size=4"),
-        (2, "with 2 images a pass after 0 images seen; set microbatch_size=1"),
-        (1, "with 1 images a pass after 0 images seen; choose a smaller network"),
+        (None, "with 8 images per pass after 0 images seen; set microbatch_size=4"),
+        (2, "with 2 images per pass after 0 images seen; set microbatch_size=1"),
+        (1, "with 1 images per pass after 0 images seen; choose a smaller network"),
     ],
 )
 def test_line_names_the_next_batch(microbatch_size: int | None, line: str) -> None:
@@ -40,8 +40,8 @@ def test_line_names_the_next_batch(microbatch_size: int | None, line: str) -> No
         train(phase(exhausted), microbatch_size=microbatch_size)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(
-        ", as a new run from the start; this one's last good checkpoint is kept, and goes on with "
-        "more memory or more processes"
+        ", as a new run from the start; this run's last good checkpoint is kept, and can be "
+        "continued with more memory or more processes"
     )
 
 
@@ -49,7 +49,7 @@ def test_memory_that_runs_out_behind_the_loss_is_explained_too() -> None:
     def after_step(nets: Any, progress: Any) -> None:
         exhausted()
 
-    with pytest.raises(BrokenRunError, match="out of memory with 8 images a pass after 0 images"):
+    with pytest.raises(BrokenRunError, match="out of memory with 8 images per pass after 0 images"):
         train(phase(after_step=after_step))
 
 
