@@ -161,6 +161,7 @@ def find_target(
     """Return what is to be prepared, how, and from where."""
     target = options.target or ""
     if is_custom(target):
+        require_no_other_source(options)
         name = options.name or slug(target)
         if name in registered or not name.replace("-", "").replace("_", "").isalnum():
             raise UserError(
@@ -168,13 +169,6 @@ def find_target(
                 f"{name!r}",
                 allowed="letters, digits, - and _, and no known dataset",
                 remedy="choose another name",
-            )
-        if options.source is not None:
-            raise UserError(
-                "--source",
-                f"{str(options.source)!r}, but {target!r} names the source itself",
-                allowed=f"{target} alone",
-                remedy="leave --source out",
             )
         path = custom_path(target)
         transform, resolution = options.transform or "", options.resolution
@@ -201,6 +195,17 @@ def find_target(
             "cmbench prepare", f"{target!r} needs --source PATH", remedy=f"PATH is {rule.hint}"
         )
     return spec, rule, options.source
+
+
+def require_no_other_source(options: PrepareOptions) -> None:
+    """Raise ``UserError`` for a source beside the one that ``folder:PATH`` names."""
+    if options.source is not None:
+        raise UserError(
+            "--source",
+            f"{str(options.source)!r}, but {options.target!r} names the source itself",
+            allowed=f"{options.target} alone",
+            remedy="leave --source out",
+        )
 
 
 def require_no_own_settings(options: PrepareOptions) -> None:

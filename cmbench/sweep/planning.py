@@ -11,7 +11,7 @@ from cmbench.errors import Declined, PluginError, UserError
 from cmbench.importers.imported import Parameterization
 from cmbench.plugin.config import EMAConfig, MethodConfig
 from cmbench.plugin.method import Method, SamplingPlan
-from cmbench.plugin.specs import MethodSpec
+from cmbench.plugin.specs import DatasetSpec, MethodSpec
 from cmbench.sweep.context import Context
 from cmbench.sweep.failures import method_failure
 from cmbench.sweep.imported import ImportedModel, open_imported
@@ -57,19 +57,32 @@ def plan_run(
     recipe = recipe or default_recipe(spec, dataset)
     extra = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     table = merge(recipe_table(spec, dataset, recipe), extra)
-    if table.get("teacher") is not None and not spec.needs_teacher:
-        raise UserError(
-            "recipe, teacher",
-            f"method {method!r} trains without a teacher, so {table['teacher']!r} would be ignored",
-            allowed="no teacher; its plugin declares needs_teacher where there is one",
-            remedy="leave teacher out, or choose a method that needs one",
-        )
+    _require_no_idle_teacher(spec, table.get("teacher"))
     teacher, table = resolve_teacher(context, table, extra, data)
     config = validate(method_class.Config, table, f"recipe {method}/{dataset}.{recipe}")
     config = _with_network_options(context, config)
+    _require_trainable(config, data, f"recipe {method}/{dataset}.{recipe}")
+    if teacher is not None:
+        teacher = teacher.planned(context, config, dataset, plan_run)
+        _require_same_parameterization(teacher, config)
+    return RunPlan(spec, dataset, recipe, seed, config, teacher, method_class)
+
+
+def _require_no_idle_teacher(spec: MethodSpec, named: object) -> None:
+    if named is not None and not spec.needs_teacher:
+        raise UserError(
+            "recipe, teacher",
+            f"method {spec.name!r} trains without a teacher, so {named!r} would be ignored",
+            allowed="no teacher; its plugin declares needs_teacher where there is one",
+            remedy="leave teacher out, or choose a method that needs one",
+        )
+
+
+def _require_trainable(config: MethodConfig, data: DatasetSpec, who: str) -> None:
+    """Raise ``UserError`` for what would fail only after a teacher's days of training."""
     if round(config.duration_kimg * 1000) < 1:
         raise UserError(
-            f"recipe {method}/{dataset}.{recipe}",
+            who,
             f"duration_kimg {config.duration_kimg:g} is shorter than one image",
             allowed="from 0.001, one image",
             remedy="give it a length with -o duration_kimg=N",
@@ -77,16 +90,12 @@ def plan_run(
     if config.conditional and not data.num_classes:
         raise UserError(
             "recipe, conditional",
-            f"dataset {dataset!r} has no labels",
+            f"dataset {data.name!r} has no labels",
             allowed="false",
             remedy="add -o conditional=false, or prepare it from a source with labels",
         )
     if config.microbatch_size is not None:
-        list(World().shards(config.batch_size, config.microbatch_size))  # before a teacher's days
-    if teacher is not None:
-        teacher = teacher.planned(context, config, dataset, plan_run)
-        _require_same_parameterization(teacher, config)
-    return RunPlan(spec, dataset, recipe, seed, config, teacher, method_class)
+        list(World().shards(config.batch_size, config.microbatch_size))
 
 
 def plan_imported_run(
