@@ -55,8 +55,8 @@ def initial_network(kit: Kit, parameterization: str, config: MethodConfig) -> nn
     """Build a student: the teacher's averaged weights if there is one with weights, else random.
 
     Raises:
-        UserError: the teacher's network has another parameterization, or the recipe asks for
-            augmentations, of which only the diffusion model tells its network.
+        UserError: the recipe asks for augmentations, of which only the diffusion model tells its
+            network, or the teacher's network does not fit.
     """
     if config.augment > 0:
         raise UserError(
@@ -65,21 +65,7 @@ def initial_network(kit: Kit, parameterization: str, config: MethodConfig) -> nn
             allowed="0 for this method",
             remedy="augment the teacher only",
         )
-    copies = channel_copies(parameterization)
-    teacher = kit.teacher
-    if teacher is None:
-        return kit.network(channel_copies=copies)
-    if teacher.network is not None:
-        known = {cls: name for name, cls in MODELS.items()}
-        found = known.get(type(teacher.model), parameterization)
-        if found != parameterization:
-            raise UserError(
-                f"teacher {teacher.name}",
-                f"its parameterization is {found!r}",
-                allowed=f"{parameterization!r} for this student",
-                remedy="name another teacher, or set parameterization where the method has it",
-            )
-    return kit.student_of(teacher, channel_copies=copies)
+    return kit.student(parameterization, channel_copies=channel_copies(parameterization))
 
 
 class EDMConfig(MethodConfig):

@@ -8,7 +8,7 @@ Each class is a frozen pair of a raw network (any callable, see
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -40,6 +40,11 @@ class DiffusionModel(Protocol):
         """Standard deviation of the data."""
         ...
 
+    @property
+    def parameterization(self) -> str:
+        """How the raw network's output is read: a student that reads it otherwise is refused."""
+        ...
+
     def denoise(self, x_sigma: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return ``D(x_sigma, sigma [N])``, clean images ``[N, C, H, W]`` (EDM frame)."""
         ...
@@ -55,6 +60,7 @@ class EDMModel:
 
     network: RawNetwork
     sigma_data: float
+    parameterization: ClassVar[str] = "edm"
 
     def denoise(
         self, x_sigma: Tensor, sigma: Tensor, labels: Tensor | None = None, **kwargs: Any
@@ -88,6 +94,11 @@ class TrigFlowModel:
     noise_embedding: NoiseEmbedding = "t"
     output_sign: float = 1.0
 
+    @property
+    def parameterization(self) -> str:
+        """``trigflow``, or ``edm`` for a network that was trained with EDM preconditioning."""
+        return "trigflow" if self.noise_embedding == "t" else "edm"
+
     def raw(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Return ``F(x_t / sd, c_noise(t))`` ``[N, C, H, W]``, of unit variance; ``t [N]``."""
         noise = t if self.noise_embedding == "t" else quarter_log_sigma(t, self.sigma_data)
@@ -110,10 +121,11 @@ class TrigFlowModel:
 
 @dataclass(frozen=True)
 class MixtureModel:
-    """The exact model of a Gaussian mixture: a teacher without error."""
+    """The exact model of a Gaussian mixture: a teacher without error, and without a network."""
 
     mixture: GaussianMixture
     sigma_data: float
+    parameterization: ClassVar[str] = ""
 
     def denoise(self, x_sigma: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return ``E[x0 | x_sigma]``."""

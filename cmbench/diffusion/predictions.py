@@ -8,6 +8,7 @@ variance-preserving ``z = (x + sigma eps) / sqrt(1 + sigma^2)``. Velocity predic
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class DataModel:
 
     network: RawNetwork
     sigma_data: float
+    parameterization: ClassVar[str] = "x"
 
     def denoise(self, x_sigma: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return ``F(z, ln(sigma) / 4)``, clean images ``[N, C, H, W]``; ``sigma [N]``."""
@@ -49,6 +51,7 @@ class DataAndNoiseModel:
 
     network: RawNetwork
     sigma_data: float
+    parameterization: ClassVar[str] = "both"
 
     def denoise(self, x_sigma: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the mixture of the two estimates, clean images ``[N, C, H, W]``; ``sigma [N]``."""

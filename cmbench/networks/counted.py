@@ -6,13 +6,15 @@ so they need not know about precision and compilation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cmbench.errors import PluginError
 from cmbench.networks.tangent_modes import tangent_of
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -126,3 +128,48 @@ class CountedNetwork:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["module"], name)
+
+
+class SampledNetworks(dict[str, CountedNetwork]):
+    """The networks of a method that sampling may use, by name.
+
+    Any other module was built again and is at its initial values. Looking one up, or calling one
+    that the method has kept for itself, raises ``PluginError``.
+
+    Args:
+        who: the method, for messages.
+        modules: all that the method built.
+        sampled: the names of those whose weights were restored.
+        precision: as for :class:`CountedNetwork`.
+        compiled: as for :class:`CountedNetwork`.
+    """
+
+    def __init__(
+        self,
+        who: str,
+        modules: Mapping[str, nn.Module],
+        sampled: Iterable[str],
+        precision: str = "fp32",
+        compiled: bool = False,
+    ) -> None:
+        self.who = who
+        super().__init__({n: CountedNetwork(modules[n], precision, compiled) for n in sampled})
+        restored = {net.module for net in self.values()}
+        for name, module in modules.items():
+            module.eval().requires_grad_(False)
+            if module not in restored:
+                module.register_forward_pre_hook(partial(self._refuse, name))
+
+    def __missing__(self, name: str) -> CountedNetwork:
+        raise self._not_restored(name)
+
+    def _refuse(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        raise self._not_restored(name)
+
+    def _not_restored(self, name: str) -> PluginError:
+        return PluginError(
+            self.who,
+            f"sampling uses the module {name!r}, which was not restored and is untrained",
+            allowed=", ".join(self),
+            remedy="return its name from sampled_modules, which modules are saved by",
+        )

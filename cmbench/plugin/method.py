@@ -23,7 +23,7 @@ from cmbench.plugin.config import EMAConfig, MethodConfig, OptimizerConfig
 if TYPE_CHECKING:
     from cmbench.diffusion.models import DiffusionModel
 
-#: The modules of a method by name. ``"model"`` is the network that is averaged and sampled.
+#: The modules of a method by name: all of them in training, the sampled ones in sampling.
 Nets = Mapping[str, Any]
 
 
@@ -117,9 +117,18 @@ class Teacher:
     model: DiffusionModel
     network: nn.Module | None
 
+    @property
+    def parameterization(self) -> str:
+        """How the network's output is read, as :attr:`model` says; empty if it does not say."""
+        return str(getattr(self.model, "parameterization", ""))
+
 
 class Kit(Protocol):
-    """What :meth:`Method.build` receives."""
+    """What :meth:`Method.build` receives.
+
+    ``teacher`` is the frozen teacher of a training. It is None without one, and whenever modules
+    are built for sampling: their weights are loaded afterwards, and the teacher may be far away.
+    """
 
     teacher: Teacher | None
 
@@ -129,12 +138,23 @@ class Kit(Protocol):
         ``channel_copies`` multiplies its input and output channels.
         """
 
-    def student_of(
-        self, teacher: Teacher, *, channel_copies: int = 1, **overrides: Any
+    def student(
+        self, parameterization: str, *, channel_copies: int = 1, **overrides: Any
     ) -> nn.Module:
-        """Build a network as in the recipe and copy the teacher's weights into it.
+        """Build a network as in the recipe that starts from the teacher's network, if there is one.
 
-        Raises ``UserError`` if the two architectures differ.
+        The same call is right in sampling and for a teacher without a network: then it is
+        :meth:`network`.
+
+        Args:
+            parameterization: how this method reads the network's output; the name that the
+                teacher's diffusion model gives its own (``"edm"``, ``"trigflow"``, ``"x"``,
+                ``"both"``, or one of yours).
+            channel_copies: as for :meth:`network`.
+            overrides: options of the network, instead of the recipe's.
+
+        Raises:
+            UserError: the teacher's network is read in another way, or has another architecture.
         """
 
 
@@ -165,7 +185,19 @@ class Method(ABC):
 
     @abstractmethod
     def build(self, kit: Kit) -> dict[str, nn.Module]:
-        """Return the modules by name; ``"model"`` is the one that is averaged and sampled."""
+        """Return the modules by name, among them ``"model"``.
+
+        It is called for training and again for sampling. Random numbers of torch come from the
+        run's seed during the whole call, so modules that are made without the kit are seeded too.
+        """
+
+    def sampled_modules(self, nets: Nets) -> tuple[str, ...]:
+        """Return the names of the modules that :meth:`sample` and :meth:`diffusion_model` use.
+
+        They are averaged, stored in the results and restored for sampling. Every other module is
+        for training only: using it in sampling is an error. ``"model"`` is always one of them.
+        """
+        return ("model",)
 
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         """Return the loss per image ``[N]``; all randomness comes from ``draws``."""

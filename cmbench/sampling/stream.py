@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.errors import NonFiniteError, PluginError
-from cmbench.networks.counted import CountedNetwork
+from cmbench.networks.counted import SampledNetworks
 from cmbench.plugin.method import Method, SamplingPlan
 from cmbench.sampling.draws import Drawing, DrawsAhead, ImageDraws
 
@@ -59,9 +59,9 @@ class Sampler:
         compiled: bool = False,
     ) -> None:
         self.method, self.plan, self.seed, self.labels = method, plan, seed, labels
-        self.nets = {n: CountedNetwork(m, precision, compiled) for n, m in modules.items()}
-        for module in modules.values():
-            module.eval().requires_grad_(False)
+        names = method.sampled_modules(modules)
+        who = f"method {type(method).__name__}"
+        self.nets = SampledNetworks(who, modules, names, precision, compiled)
         self.device = next(modules["model"].parameters()).device
         self.fixed_batch = compiled
         self.draws_ahead = self.device.type == "cuda"
@@ -71,7 +71,7 @@ class Sampler:
         self._foreseen: dict[Drawing, None] = {}
         self._watched = 0
         if not compiled:  # the compiler would trace a hook and break its graph there
-            for module in dict.fromkeys(modules.values()):
+            for module in dict.fromkeys(net.module for net in self.nets.values()):
                 module.register_forward_pre_hook(self._watch, with_kwargs=True)
 
     def _watch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

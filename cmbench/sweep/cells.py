@@ -27,6 +27,7 @@ from cmbench.sweep.run_files import read_log
 from cmbench.sweep.runs import TrainedRun, build_modules, load_weights
 from cmbench.sweep.threads import use_threads
 from cmbench.training.checkpoint import Checkpoint
+from cmbench.training.contract import sampled_modules
 
 #: Images in the sample grid of a record: always the first of the sampling seed.
 GRID_IMAGES = 64
@@ -70,7 +71,7 @@ def open_samples_of(
     dataset = context.dataset(cell.run.dataset)
     method, modules = build_modules(context, trained.plan, None)
     weights = weights or trained.weights(cell.sampling.variant)
-    snapshots = load_weights(weights, modules, cell.ema)
+    snapshots = load_weights(weights, sampled_modules(method, modules), cell.ema)
     sampler = Sampler(
         method,
         modules,

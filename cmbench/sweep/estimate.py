@@ -7,6 +7,7 @@ come from a few steps on random images on the current device, if that takes only
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from cmbench.sweep.context import Context
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import TrainingKit, build_modules, stand_in
 from cmbench.training.augment import LABEL_DIM
+from cmbench.training.contract import checked_modules, checked_phases
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings
 from cmbench.training.state import TrainingState
@@ -180,13 +182,14 @@ def built_in_place(
 ) -> tuple[Method, dict[str, nn.Module]]:
     """Build modules without moving them: fake tensors cannot be moved."""
     method = plan.method(context)
-    return method, method.build(TrainingKit(context, plan, method.data, teacher))
+    modules = method.build(TrainingKit(context, plan, method.data, teacher))
+    return method, checked_modules(method, modules)
 
 
 def _count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
     teacher = stand_in(context, plan, built_in_place)
     method, modules = built_in_place(context, plan, teacher)
-    phases = method.phases(modules)
+    phases = checked_phases(method, modules)
     images = sum(phase.images for phase in phases)
     trained = {name for o in phases[0].objectives for name in o.trains}
     for name, module in modules.items():
@@ -197,7 +200,8 @@ def _count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
     # What a second image adds is needed per image, the rest (cast weights) once.
     each = kept[most][1] - kept[1][1] if most > 1 else 0
     activations = kept[1][1] + each * (shard - 1)
-    fixed = _fixed_bytes(modules, trained, teacher, len(phases[0].ema))
+    averaged = [*method.sampled_modules(modules)] * len(phases[0].ema)
+    fixed = _fixed_bytes(modules, trained, teacher, averaged)
     return images, kept[most][0] / most, fixed, float(activations)
 
 
@@ -223,12 +227,15 @@ def _counted_step(
 
 
 def _fixed_bytes(
-    modules: dict[str, nn.Module], trained: set[str], teacher: Teacher | None, averages: int
+    modules: dict[str, nn.Module],
+    trained: set[str],
+    teacher: Teacher | None,
+    averaged: Sequence[str],
 ) -> float:
     """Return the bytes of weights, gradients, Adam's two moments, and averages, in float32."""
     sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()}
     numbers = sum(sizes.values()) + 3 * sum(sizes[name] for name in trained)
-    numbers += averages * sizes["model"]
+    numbers += sum(sizes[name] for name in averaged)
     if teacher is not None and teacher.network is not None:
         numbers += sum(p.numel() for p in teacher.network.parameters())
     return float(_FP32_BYTES * numbers)

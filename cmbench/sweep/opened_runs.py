@@ -131,7 +131,7 @@ def _from_checkpoint(context: Context, folder: Path, path: Path) -> tuple[Traine
         "exports": {MAIN: export_facts(state, checkpoint.sha256)},
         "images_seen": state.seen_nimg,
         "threads": int(checkpoint.meta.get("threads", context.threads)),
-        "parameters": num_parameters(modules["model"]),
+        "parameters": num_parameters(state.sampled),
     }
     weights = Checkpoint(path, state.export(), {}, checkpoint.sha256)
     return TrainedRun(plan, folder, result), weights

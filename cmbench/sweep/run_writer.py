@@ -127,7 +127,7 @@ class RunWriter:
         """Write and return the result of the finished run."""
         result = {
             "exports": self.exports,
-            "parameters": num_parameters(state.modules["model"]),
+            "parameters": num_parameters(state.sampled),
             "images_seen": state.seen_nimg,
             "threads": self.threads,
             "world_size": self.settings.world.size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import nn
 
 from cmbench.diffusion.models import DiffusionModel
 from cmbench.errors import UserError
-from cmbench.networks.counted import CountedNetwork, to_device
+from cmbench.networks.counted import SampledNetworks, to_device
 from cmbench.plugin.method import DataInfo, Method, Nets, Teacher
 from cmbench.seeds import derive_seed
 from cmbench.sweep.context import Context
@@ -21,6 +21,7 @@ from cmbench.sweep.plans import Builder, RunPlan
 from cmbench.sweep.run_files import MAIN, SNAPSHOTS, read_result_file, weights_path
 from cmbench.sweep.validation import validate
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint
+from cmbench.training.contract import checked_modules, sampled_modules
 from cmbench.training.posthoc import asked_width, reconstruct
 from cmbench.training.state import under
 
@@ -78,10 +79,7 @@ class TrainingKit:
         self._built = 0
 
     def network(self, *, channel_copies: int = 1, **overrides: Any) -> nn.Module:
-        """Build a network with initial weights from (seed, "weights", how many were built).
-
-        ``channel_copies`` multiplies its input and output channels.
-        """
+        """Build a network with initial weights from (seed, "weights", how many were built)."""
         channels, height, width = self.data.data_shape
         table = {**self.plan.config.network, **overrides}
         name = table.pop("name")
@@ -93,13 +91,20 @@ class TrainingKit:
         self._built += 1
         return network
 
-    def student_of(
-        self, teacher: Teacher, *, channel_copies: int = 1, **overrides: Any
+    def student(
+        self, parameterization: str, *, channel_copies: int = 1, **overrides: Any
     ) -> nn.Module:
-        """Build a network and copy the teacher's weights into it."""
-        network = self.network(channel_copies=channel_copies, **overrides)
-        if teacher.network is None:
+        """Build a network; copy the weights of the teacher's into it, if there is one."""
+        network, teacher = self.network(channel_copies=channel_copies, **overrides), self.teacher
+        if teacher is None or teacher.network is None:
             return network
+        if teacher.parameterization != parameterization:
+            raise UserError(
+                f"teacher {teacher.name}",
+                f"its parameterization is {teacher.parameterization or 'not stated'!r}",
+                allowed=f"{parameterization!r} for this student",
+                remedy="name another teacher, or set parameterization where the method has it",
+            )
         state = teacher.network.state_dict()
         ours = {k: tuple(v.shape) for k, v in network.state_dict().items()}
         theirs = {k: tuple(v.shape) for k, v in state.items()}
@@ -124,14 +129,7 @@ def build_modules(
     method = plan.method(context)
     kit = TrainingKit(context, plan, method.data, teacher)
     with seeded(plan.seed, "modules"):  # what a method builds without the kit, such as heads
-        modules = method.build(kit)
-    if "model" not in modules:
-        raise UserError(
-            f"method {plan.spec.name!r}",
-            f"its build returned {sorted(modules)}",
-            allowed="a dict with at least 'model'",
-            remedy="fix the plugin",
-        )
+        modules = checked_modules(method, method.build(kit))
     return method, {name: on_device(context, module) for name, module in modules.items()}
 
 
@@ -140,22 +138,21 @@ def on_device(context: Context, module: nn.Module) -> nn.Module:
     return to_device(module, context.device, channels_last=context.device.type == "cuda")
 
 
-def load_weights(weights: Checkpoint, modules: dict[str, nn.Module], ema: str) -> Mapping[str, str]:
-    """Load an export into freshly built modules; ``ema`` names the average, or ``raw``.
+def load_weights(weights: Checkpoint, sampled: nn.ModuleDict, ema: str) -> Mapping[str, str]:
+    """Load an export into freshly built :func:`sampled_modules`; ``ema`` is an average or ``raw``.
 
     A power-function average that was not kept is reconstructed from the run's snapshots, whose
     SHA-256 by file name is returned (nothing for averages that were kept).
     """
     snapshots: Mapping[str, str] = {}
-    prefix = f"{ema}/model."
+    prefix = f"{ema}/"
     state = under(weights.tensors, prefix)
-    model = modules["model"]
     width = asked_width(ema)
     if not state and width is not None and weights.path.stem == f"weights-{MAIN}":
         folder, seen_nimg = weights.path.parent / SNAPSHOTS, weights.meta.get("seen_nimg")
         parameters, snapshots = reconstruct(folder, width, seen_nimg)
-        state = under(weights.tensors, "raw/model.") | parameters
-    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+        state = under(weights.tensors, "raw/") | parameters
+    expected = {k: tuple(v.shape) for k, v in sampled.state_dict().items()}
     if {k: tuple(v.shape) for k, v in state.items()} != expected:
         raise UserError(
             f"checkpoint {weights.path}",
@@ -164,7 +161,7 @@ def load_weights(weights: Checkpoint, modules: dict[str, nn.Module], ema: str) -
             allowed="the network that the recipe describes",
             remedy="delete the run's folder to train it again, or correct the recipe",
         )
-    model.load_state_dict(state)
+    sampled.load_state_dict(state)
     return snapshots
 
 
@@ -177,17 +174,18 @@ def trained_teacher(
     """Return a finished run as a teacher, with its main average, and the hash of its weights."""
     method, modules = build_modules(context, trained.plan, None)
     weights = trained.weights()
-    load_weights(weights, modules, trained.plan.main_average)
-    teacher = frozen_teacher(
-        name, modules, method.diffusion_model, student, compiled=context.compile
-    )
+    sampled = sampled_modules(method, modules)
+    load_weights(weights, sampled, trained.plan.main_average)
+    reads, compiled = method.diffusion_model, context.compile
+    teacher = frozen_teacher(name, modules, reads, student, sampled=sampled, compiled=compiled)
     return teacher, weights.sha256
 
 
 def untrained_teacher(context: Context, run: RunPlan, student: RunPlan, build: Builder) -> Teacher:
     """Return a run's networks with their initial weights as a teacher."""
     method, modules = build(context, run, stand_in(context, run, build))
-    return frozen_teacher("random", modules, method.diffusion_model, student)
+    sampled = method.sampled_modules(modules)
+    return frozen_teacher("random", modules, method.diffusion_model, student, sampled=sampled)
 
 
 def frozen_teacher(
@@ -196,13 +194,15 @@ def frozen_teacher(
     model: Callable[[Nets], DiffusionModel],
     student: RunPlan,
     *,
+    sampled: Iterable[str] = ("model",),
     compiled: bool = False,
 ) -> Teacher:
-    """Return modules as a frozen teacher in the student's precision."""
-    for module in modules.values():
-        module.eval().requires_grad_(False)
+    """Return modules as a frozen teacher in the student's precision.
+
+    ``model`` reads the ``sampled`` ones as a diffusion model, and may not use the others.
+    """
     precision = student.config.precision
-    nets = {n: CountedNetwork(m, precision, compiled) for n, m in modules.items()}
+    nets = SampledNetworks(f"teacher {name}", modules, sampled, precision, compiled)
     return Teacher(name, model(nets), modules["model"])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Method, Objective, Phase
+from cmbench.training.contract import checked_phases, sampled_modules
 from cmbench.training.ema import WeightAverage
 from cmbench.training.optimizers import load_state_tensors, make_optimizer, state_tensors
 from cmbench.training.scaling import LossScaler
@@ -40,7 +41,9 @@ class TrainingState:
         self._split = False
         #: networks outside ``modules`` whose evaluations count (a teacher's)
         self.observed: list[CountedNetwork] = []
-        self.phases: Sequence[Phase] = method.phases(modules)
+        #: what is averaged and exported, by the names of the modules
+        self.sampled = sampled_modules(method, modules)
+        self.phases: Sequence[Phase] = checked_phases(method, modules)
         self._parameters: dict[tuple[str, ...], list[nn.Parameter]] = {}
         self._moved: dict[tuple[str, ...], list[nn.Parameter]] = {}
         self._held: dict[str, Tensor] | None = None
@@ -89,9 +92,7 @@ class TrainingState:
             for objective in phase.objectives
         ]
         slices = self.sharding.slices if self.sharding is not None else list
-        self.averages = [
-            WeightAverage(config, self.modules["model"], slices) for config in phase.ema
-        ]
+        self.averages = [WeightAverage(config, self.sampled, slices) for config in phase.ema]
         self._scalers, self._scaler_states = [], []
 
     def scaler(self, index: int) -> LossScaler:
@@ -185,7 +186,7 @@ class TrainingState:
             for key, value in state_tensors(optimizer):
                 like = parameters[int(key.partition(".")[0])]
                 yield f"optimizer.{index}.{key}", self._whole(value, like)
-        named = dict(self.modules["model"].named_parameters(remove_duplicate=False))
+        named = dict(self.sampled.named_parameters(remove_duplicate=False))
         for index, average in enumerate(self.averages):
             for key, value in average.state_dict().items():
                 yield f"ema.{index}.{key}", self._whole(value, named.get(key))
@@ -198,7 +199,7 @@ class TrainingState:
         return self.sharding.whole_of(value.detach(), like)
 
     def averaged(self, index: int) -> dict[str, Tensor]:
-        """Return the parameters of average ``index``, whole, under the model's names."""
+        """Return the parameters of average ``index``, whole, as ``<module>.<parameter>``."""
         names, tensors = self.averages[index].parameters(), self.tensors()
         return {name: tensors[f"ema.{index}.{name}"] for name in names}
 
@@ -237,7 +238,7 @@ class TrainingState:
             likes = dict(enumerate(self.parameters(self.phase.objectives[index])))
             mine = {k: self._mine(v, likes[int(k.partition(".")[0])]) for k, v in found.items()}
             load_state_tensors(optimizer, mine)
-        named = dict(self.modules["model"].named_parameters(remove_duplicate=False))
+        named = dict(self.sampled.named_parameters(remove_duplicate=False))
         for index, average in enumerate(self.averages):
             found = under(tensors, f"ema.{index}.")
             average.load({k: self._mine(v, named.get(k)) for k, v in found.items()})
@@ -249,15 +250,16 @@ class TrainingState:
         return self.sharding.slice_of(whole, like)
 
     def export(self) -> dict[str, Tensor]:
-        """Return what sampling needs: the model and each of its averages.
+        """Return what sampling needs: the sampled modules and each of their averages.
 
-        Keys are ``<average>/<module>.<parameter>``; ``raw`` is the model without averaging.
+        Keys are ``<average>/<module>.<parameter>``; ``raw`` are the modules without averaging.
         """
         tensors = self.tensors()
-        out = {f"raw/model.{k}": v for k, v in under(tensors, "nets.model.").items()}
+        found = {n: under(tensors, f"nets.{n}.") for n in self.sampled}
+        out = {f"raw/{n}.{k}": v for n, state in found.items() for k, v in state.items()}
         for index, average in enumerate(self.averages):
-            found = under(tensors, f"ema.{index}.")
-            out |= {f"{average.config.label}/model.{k}": v for k, v in found.items()}
+            averaged = under(tensors, f"ema.{index}.")
+            out |= {f"{average.config.label}/{k}": v for k, v in averaged.items()}
         return out
 
 

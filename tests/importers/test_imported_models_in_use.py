@@ -14,6 +14,7 @@ import torch
 from checkpoint_builders import GOLDEN, write_edm
 from patches import PATCHES
 from safetensors.torch import load_file
+from torch import nn
 
 from cmbench.errors import MissingError, UserError
 from cmbench.importers.read import read_checkpoint
@@ -99,7 +100,8 @@ def test_the_images_are_the_official_networks(patches: Context, tmp_path: Path) 
     state = bring(patches, tmp_path)
     run = plan_imported_run(patches, "m", None, "patches", None, 0)
     method, modules = build_modules(patches, run, None)
-    runs.load_weights(obtain_run(patches, run).weights(), modules, "raw")
+    weights = obtain_run(patches, run).weights()
+    runs.load_weights(weights, nn.ModuleDict(modules), "raw")
     assert all(torch.equal(modules["model"].state_dict()[n], t) for n, t in state.items())
     plan = method.plan_sampling(1, None, "euler")
     noise, labels = torch.randn(2, 3, 16, 16), torch.tensor([1, 7])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from method_kit import FixedDraws, build, plan_or_reason, progress
+from method_kit import FixedDraws, build, context, plan_or_reason, progress
 from pydantic import ValidationError
 
 from cmbench.diffusion.gaussian_mixture import ring_mixture
@@ -18,12 +18,13 @@ from cmbench.diffusion.grids import karras_sigmas
 from cmbench.diffusion.models import EDMModel, MixtureModel
 from cmbench.errors import Declined, UserError
 from cmbench.plugin.method import Batch, DataInfo, Progress, Teacher
+from cmbench.sweep.runs import TrainingKit
 from cmbench_plugins._sigmas import consistency_sigmas
 from cmbench_plugins._solvers import SOLVERS
 from cmbench_plugins.cct import CCT
 from cmbench_plugins.cm import CD, CT
 from cmbench_plugins.ect import ECT
-from cmbench_plugins.edm import EDM, initial_network
+from cmbench_plugins.edm import EDM
 from cmbench_plugins.ict import ICT
 from cmbench_plugins.pd import PD
 from cmbench_plugins.scm import SCD, SCT
@@ -273,9 +274,9 @@ class _KitOf:
         fresh: Any = build(self.case.plan.spec.name).modules["model"]
         return fresh
 
-    def student_of(self, teacher: Teacher, *, channel_copies: int = 1, **overrides: Any) -> Any:
+    def student(self, parameterization: str, *, channel_copies: int = 1, **overrides: Any) -> Any:
         network = self.network()
-        network.load_state_dict(teacher.network.state_dict())  # type: ignore[union-attr]
+        network.load_state_dict(self.teacher.network.state_dict())
         return network
 
 
@@ -283,7 +284,7 @@ class _KitOf:
     ("name", "teacher"),
     [
         ("cd", "edm:trigflow-smoke"),
-        ("ict", "edm:trigflow-smoke"),
+        ("ect", "edm:trigflow-smoke"),
         ("sct", "edm:smoke"),
         ("pd", "edm:smoke"),
     ],
@@ -299,16 +300,32 @@ def test_augmented_students_are_refused() -> None:
         build("ect", augment=0.12, network={"augment_dim": 9})
 
 
-def test_a_teacher_of_unknown_kind_is_taken_at_its_word() -> None:
+class _Flow(EDMModel):
+    """A model of somebody else's kind."""
+
+    parameterization = "flow"
+
+
+class _Silent:
+    """A model that does not say how its network is read."""
+
+
+@pytest.mark.parametrize(("model", "said"), [(_Flow, "flow"), (_Silent, "not stated")])
+def test_only_a_student_that_reads_it_alike_gets_the_weights(model: Any, said: str) -> None:
+    """The shapes are equal: nothing else tells a flow's weights from a denoiser's."""
     case = build("cd")
-
-    class Other(EDMModel):
-        pass
-
     assert case.teacher is not None
-    kit: Any = _KitOf(case)
-    kit.teacher = Teacher("other", Other(case.teacher.model.network, 0.5), case.teacher.network)  # type: ignore[attr-defined]
-    assert initial_network(kit, "edm", case.method.config) is not None
+    made = model(case.teacher.network, 0.5) if model is _Flow else model()
+    other = Teacher("other", made, case.teacher.network)
+    kit = TrainingKit(context(), case.plan, case.data, other)
+    with pytest.raises(UserError, match=f"teacher other: its parameterization is '{said}'.*'edm'"):
+        kit.student("edm")
+    if model is _Flow:
+        weights = kit.student("flow").state_dict()
+        taught = case.teacher.network.state_dict()
+        assert all(torch.equal(weights[k], taught[k]) for k in taught)
+    kit.teacher = None  # as in sampling
+    assert kit.student("edm").state_dict().keys() == case.teacher.network.state_dict().keys()
 
 
 # --- messages ------------------------------------------------------------------------------------

@@ -240,7 +240,7 @@ TROUBLES = {
     "mean-loss": "method Toy: its loss returned shape () for 32 images; allowed: one value per ",
     "list-loss": "method Toy: its loss returned list for 32 images; allowed: one value per image",
     "no-gradient": "method Toy: its loss does not depend on any trained parameter; ",
-    "no-model": "method 'toy': its build returned ['generator']; allowed: a dict with at least",
+    "no-model": "method Toy: its build returned ['generator']; allowed: a dict of torch.nn.Module",
     "sample-raises": "method 'toy' failed while sampling: ValueError: sampling broke",
     "nan-images": "method Toy, sample hook: 1 of 64 images have NaN or infinite values (first: ",
     "wrong-shape": "method Toy, sample hook: returned shape (64, 1, 2, 1) for noise of shape ",

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from torch import nn
 from toy import Toy
 
 from cmbench.errors import BusyError, InterruptedRunError, MissingError, PluginError, UserError
@@ -161,9 +162,9 @@ def test_weights_of_another_network_are_one_line(toys: Context) -> None:
     other = obtain_run(toys, planned(toys, "network.width=24"))
     _, modules = runs.build_modules(toys, other.plan, None)
     with pytest.raises(UserError, match=r"holds another network: .* expected; allowed: "):
-        runs.load_weights(trained.weights(), modules, "raw")
+        runs.load_weights(trained.weights(), nn.ModuleDict(modules), "raw")
     with pytest.raises(UserError, match="0 tensors under"):
-        runs.load_weights(other.weights(), modules, "no-such-average")
+        runs.load_weights(other.weights(), nn.ModuleDict(modules), "no-such-average")
 
 
 def test_an_unknown_variant_is_one_line(toys: Context) -> None:

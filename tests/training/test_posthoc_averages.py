@@ -197,7 +197,7 @@ def test_a_snapshot_holds_power_averages_of_the_last_phase_once_it_has_begun(
     whole = phase(images=4 * BATCH, **POWER)
     assert snapshots_of(tmp_path / "one", whole) == [f"{2 * BATCH:014d}.safetensors"]
     found = load_checkpoint(tmp_path / "one" / f"{2 * BATCH:014d}.safetensors")
-    assert found.tensors.keys() == {"power-0.1/weight"}
+    assert found.tensors.keys() == {"power-0.1/model.weight"}
     assert found.meta == {
         "nimg": 2 * BATCH,
         "seen_nimg": 2 * BATCH,
@@ -226,7 +226,7 @@ def planned(context: Context, widths: Sequence[float], **more: Any) -> RunPlan:
 
 def loaded(context: Context, trained: TrainedRun, label: str) -> dict[str, torch.Tensor]:
     _, modules = build_modules(context, trained.plan, None)
-    load_weights(trained.weights(), modules, label)
+    load_weights(trained.weights(), nn.ModuleDict(modules), label)
     return {k: v.clone() for k, v in modules["model"].state_dict().items()}
 
 
@@ -244,7 +244,7 @@ def test_a_run_gives_widths_that_it_did_not_keep(toys: Context) -> None:
     assert 0 < distance(found, expected) < 0.1 * nearest
     again, _ = reconstruct(trained.folder / "snapshots", 0.05)
     kept = loaded(toys, trained, "power-0.05")
-    assert all(torch.allclose(again[k], kept[k], rtol=0, atol=1e-5) for k in again)
+    assert all(torch.allclose(again[f"model.{k}"], kept[k], rtol=0, atol=1e-5) for k in kept)
 
 
 def test_snapshots_are_in_memory_one_at_a_time(

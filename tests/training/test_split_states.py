@@ -130,15 +130,17 @@ def test_only_the_leader_gathers_and_only_in_the_block(leads: bool) -> None:
         assert bool(tensors) == leads
         if leads:
             assert tensors["optimizer.0.0.exp_avg"].shape == (2, 2)
-            assert tensors["ema.0.1.weight"].shape == (2, 2)
-            assert tensors["ema.0.0.weight"][1, 0] == tensors["ema.0.0.weight"][0, 0] + 100
+            assert tensors["ema.0.model.1.weight"].shape == (2, 2)
+            assert (
+                tensors["ema.0.model.0.weight"][1, 0] == tensors["ema.0.model.0.weight"][0, 0] + 100
+            )
             before = tensors["nets.model.0.weight"].clone()
             with torch.no_grad():
                 state.modules["model"][0].weight.add_(1.0)  # type: ignore[index, operator]
             assert torch.equal(state.tensors()["nets.model.0.weight"], before), "a copy"
             assert (
                 state.averaged(0).keys()
-                == dict(state.modules["model"].named_parameters(remove_duplicate=False)).keys()
+                == dict(state.sampled.named_parameters(remove_duplicate=False)).keys()
             )
     with pytest.raises(AssertionError, match="exist in `gathered` only"):
         state.tensors()
