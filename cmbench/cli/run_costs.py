@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 
 from cmbench.cli.common import echo_table
 from cmbench.sweep.context import Context
-from cmbench.sweep.estimate import estimate
+from cmbench.sweep.estimate import Cost, estimate
 from cmbench.sweep.plans import RunPlan
 
 
-def print_costs(context: Context, runs: Sequence[RunPlan]) -> None:
-    """Print the cost of the runs to do, in one process; seeds of one recipe once."""
+def estimate_costs(context: Context, runs: Sequence[RunPlan]) -> dict[str, tuple[RunPlan, Cost]]:
+    """Return by recipe hash the first seed's run and its cost in one process."""
+    first = {run.config_sha256: run for run in reversed(runs)}
+    return {sha256: (run, estimate(context, run)) for sha256, run in reversed(first.items())}
+
+
+def print_costs(costs: Mapping[str, tuple[RunPlan, Cost]]) -> None:
+    """Print the costs of the runs to do; seeds of one recipe once."""
     rows = []
-    for run in {run.config_sha256: run for run in reversed(runs)}.values():
-        cost = estimate(context, run)
+    for run, cost in costs.values():
         step = cost.flops_per_image
         rows.append(
             [
@@ -29,5 +34,5 @@ def print_costs(context: Context, runs: Sequence[RunPlan]) -> None:
             ]
         )
     header = ["run", "images", "FLOPs per step", "peak memory", "device-hours", "measured by"]
-    echo_table(header, reversed(rows), title="cost of each seed (estimates)")
+    echo_table(header, rows, title="cost of each seed (estimates)")
     click.echo()

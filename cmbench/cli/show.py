@@ -39,12 +39,11 @@ def describe(record: Record) -> list[str]:
     lines = [
         f"cell         {record.cell}",
         f"status       {record.status}" + (f": {record.reason}" if record.reason else ""),
-        f"method       {record.method} ({record.plugin.distribution} {record.plugin.version})",
+        f"method       {record.method} ({_plugin(record)})",
         f"dataset      {record.dataset.name} {record.dataset.revision}",
         f"run          {t.run}",
-        f"training     {t.images_seen:,} images, {t.parameters:,} parameters, teacher {t.teacher}",
-        f"sampling     NFE {s.nfe} (counted {s.nfe_measured}), {s.sampler} at "
-        f"{', '.join(f'{x:.4g}' for x in s.sigmas)}, {s.num_samples:,} images, seed {s.seed}",
+        f"training     {_training(record)}",
+        f"sampling     {_cost(record)}, {_levels(record)}, {s.num_samples:,} images, seed {s.seed}",
     ]
     for name, metric in record.metrics.items():
         lines += metric_lines(name, metric)
@@ -64,6 +63,30 @@ def describe(record: Record) -> list[str]:
     )
     lines.append(f"command      {record.command}")
     return lines
+
+
+def _training(record: Record) -> str:
+    """Return what is known of the training; of samples that were scored that may be nothing."""
+    t = record.training
+    counts = ((t.images_seen, "images"), (t.parameters, "parameters"))
+    known = [f"{number:,} {what}" for number, what in counts if number]
+    return ", ".join([*known, *([f"teacher {t.teacher}"] if t.teacher else [])]) or "not stated"
+
+
+def _plugin(record: Record) -> str:
+    known = f"{record.plugin.distribution} {record.plugin.version}"
+    return known if record.plugin.version else "scored samples, no plugin"
+
+
+def _cost(record: Record) -> str:
+    s = record.sampling
+    counted = "not counted" if s.nfe_measured is None else f"counted {s.nfe_measured}"
+    return f"NFE {s.nfe} ({counted})" if s.nfe else f"NFE not stated ({counted})"
+
+
+def _levels(record: Record) -> str:
+    s = record.sampling
+    return s.sampler + (f" at {', '.join(f'{x:.4g}' for x in s.sigmas)}" if s.sigmas else "")
 
 
 def metric_lines(name: str, metric: MetricRecord) -> list[str]:

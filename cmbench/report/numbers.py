@@ -26,7 +26,8 @@ def format_mean(interval: Interval) -> str:
     if half is None or half <= ROUNDING * abs(interval.mean):
         return format_number(interval.mean, 4)
     decimals = max(0, 1 - math.floor(math.log10(half)))
-    if decimals > 6 or abs(interval.mean) >= 1e7:
+    most = 9 if abs(interval.mean) >= 0.01 else 6
+    if decimals > most or abs(interval.mean) >= 1e7:
         return f"{interval.mean:.3e} ± {half:.1e}"
     return f"{interval.mean:,.{decimals}f} ± {half:,.{decimals}f}"
 

@@ -134,6 +134,14 @@ def test_dry_run_names_the_teacher_first(cmbench: Command) -> None:
     assert rows[0].startswith("digits/edm-")
 
 
+def test_dry_run_shows_the_images_of_all_phases(cmbench: Command) -> None:
+    out = cmbench("run", "-m", "pd", "-d", "digits", "--recipe", "smoke", "--dry-run").out
+    rows = [line.split() for line in out.splitlines()]
+    run = next(row for row in rows if row and row[0].startswith("digits/pd-"))
+    cost = next(row for row in rows if row and row[0].startswith("pd-smoke"))
+    assert run[2] == cost[1] == "3,840"
+
+
 def test_dry_run_shows_what_can_be_resumed(
     cmbench_with_toys: Command, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

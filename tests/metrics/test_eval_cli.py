@@ -88,6 +88,9 @@ class TestEval:
         assert "not stated" in text
         csv = cmbench("export", "csv").out
         assert ",0," not in csv.splitlines()[1]
+        shown = cmbench("show", path.stem).out
+        assert "training     not stated\n" in shown
+        assert "sampling     NFE not stated (not counted), npz, 400 images, seed 0\n" in shown
 
     def test_another_source_as_reference(
         self, cmbench: Cmbench, noisy: Path, workspace: Workspace

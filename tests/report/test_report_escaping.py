@@ -120,6 +120,8 @@ def test_numbers_print_what_was_measured() -> None:
     from cmbench.leaderboard.statistics import Interval
 
     assert format_mean(Interval(2.8512, 2.8, 2.9024, 3)) == "2.851 ± 0.051"
+    assert format_mean(Interval(1.0, 1 - 4.2e-6, 1 + 4.2e-6, 3)) == "1.0000000 ± 0.0000042"
+    assert format_mean(Interval(2e-5, 2e-5 - 3e-8, 2e-5 + 3e-8, 3)) == "2.000e-05 ± 3.0e-08"
     assert format_mean(Interval(121.5, 100.0, 143.0, 3)) == "122 ± 22"
     assert format_mean(Interval(0.5, None, None, 1)) == "0.5000"
     assert format_mean(Interval(0.5, 0.5, 0.5, 2)) == "0.5000"
