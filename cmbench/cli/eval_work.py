@@ -9,6 +9,7 @@ from cmbench.cli.eval import EvalOptions
 from cmbench.leaderboard.details import extrapolation_of, floor_of, interval_of
 from cmbench.records.record import Record, write_record
 from cmbench.samples.source import ReadOptions
+from cmbench.sweep.context import Context
 from cmbench.sweep.scored import score
 from cmbench.sweep.scored_record import ScoreRequest
 
@@ -17,18 +18,28 @@ def carry_out(options: EvalOptions) -> None:
     """Score the samples, print the values, write the record."""
     context = make_context(options)
     record = score(context, make_request(options, str(context.device)))
-    for warning in record.warnings:  # printed even when quiet: they decide what a number is worth
-        click.echo(f"warning: {warning}", err=True)
+    print_warnings(record)
     if options.as_json:
         click.echo(record.to_json(), nl=False)
     else:
         print_scores(record)
     if not options.no_record:
-        folder = context.workspace.records(record.dataset.name)
-        path = folder / f"{record.cell}.json"
-        if not path.exists():  # the same samples scored again give the same record
-            write_record(record, folder)
-        click.echo(f"record: {path}", err=options.as_json)
+        keep_record(context, record, err=options.as_json)
+
+
+def print_warnings(record: Record) -> None:
+    """Print a record's warnings, even when quiet: they decide what a number is worth."""
+    for warning in record.warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+def keep_record(context: Context, record: Record, *, err: bool = False) -> None:
+    """Write a record, unless the same samples left it before, and print its path."""
+    folder = context.workspace.records(record.dataset.name)
+    path = folder / f"{record.cell}.json"
+    if not path.exists():
+        write_record(record, folder)
+    click.echo(f"record: {path}", err=err)
 
 
 def make_request(options: EvalOptions, device: str) -> ScoreRequest:

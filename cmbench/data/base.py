@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Self
 
@@ -87,10 +87,7 @@ class Dataset(ABC):
                 allowed="unconditional training and sampling",
                 remedy="set conditional=false in the recipe",
             )
-        edges = list(accumulate(self.class_counts))
-        total = edges[-1]
-        drawn = (derive_seed(seed, "label", i) * total >> 63 for i in range(start, start + count))
-        return torch.tensor([bisect_right(edges, d) for d in drawn], dtype=torch.int64)
+        return draw_labels(self.class_counts, count, seed, start)
 
     def exact_flow_map(
         self, noise: Tensor, labels: Tensor | None = None, *, sigma_max: float = 80.0
@@ -111,6 +108,17 @@ class Dataset(ABC):
 
     def require_pixels(self) -> None:  # noqa: B027
         """Raise ``MissingError`` if something that :meth:`to_pixels` needs is missing."""
+
+
+def draw_labels(frequencies: Sequence[int], count: int, seed: int, start: int = 0) -> Tensor:
+    """Return class labels int64 ``[count]`` of images ``start …``, drawn by class frequencies.
+
+    Image i's label is drawn with the seed (seed, "label", i).
+    """
+    edges = list(accumulate(frequencies))
+    total = edges[-1]
+    drawn = (derive_seed(seed, "label", i) * total >> 63 for i in range(start, start + count))
+    return torch.tensor([bisect_right(edges, d) for d in drawn], dtype=torch.int64)
 
 
 def load_dataset(

@@ -12,11 +12,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cmbench.errors import MissingError, UserError
-from cmbench.files import sha256_file
+from cmbench.files import read_json, sha256_file, write_json
 from cmbench.importers.download import DownloadError, Progress, download, secure
 
 #: Formats that `cmbench import` reads. What is in brackets after a name in the list explains it.
 _READ = ("edm pickle", "edm2 pickle", "tcm pickle", "openai .pt", "flax checkpoint")
+#: The format of samples that their authors published.
+ARCHIVE = "sample archive"
 #: Formats that do not say what their network computes; their methods do.
 _SILENT = ("openai .pt", "flax checkpoint")
 #: Constants of those: all are of Song et al. 2023 (arXiv:2303.01469, App. C).
@@ -40,6 +42,14 @@ class PublicCheckpoint:
         conditioning: ``conditional`` or ``unconditional``.
         published: metric and value that its authors report.
         note: what the value needs beside.
+        metrics: the published values' metrics here, in the order of ``published``.
+        nfe: network evaluations per image behind the value; empty for an archive of samples.
+        sampler: the solver; empty where the method has only one.
+        sigmas: noise levels, if the solver's own grid is not meant.
+        samples: images that were scored.
+        quantize: rule that made bytes of the images.
+        reference: row of the statistics that they were compared with.
+        settings_in: where metrics to reference were read. UNVERIFIED marks what was not.
         read_in: where address and value were read.
         licence: of the weights; empty if not known.
         sha256: of the file; empty if not known.
@@ -53,6 +63,14 @@ class PublicCheckpoint:
     conditioning: str
     published: str
     note: str
+    metrics: str
+    nfe: str
+    sampler: str
+    sigmas: str
+    samples: str
+    quantize: str
+    reference: str
+    settings_in: str
     read_in: str
     licence: str
     sha256: str
@@ -66,6 +84,21 @@ class PublicCheckpoint:
     def is_read(self) -> bool:
         """Whether `cmbench import` reads the format."""
         return self.kind in _READ
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether the file holds samples: nothing has to be sampled."""
+        return self.kind == ARCHIVE
+
+    @property
+    def values(self) -> dict[str, tuple[float, float]]:
+        """By metric, the published value and half a unit of its last digit."""
+        texts = [part.split()[-1] for part in self.published.split(", ")]
+        names = self.metrics.split()
+        return {
+            name: (float(text), 0.5 * 10.0 ** -len(text.partition(".")[2]))
+            for name, text in zip(names, texts, strict=True)
+        }
 
     @property
     def by_hand(self) -> bool:
@@ -129,20 +162,38 @@ def obtain(
         MissingError: it cannot be downloaded; the message says which file to put where.
         UserError: this package cannot read it, or the file there is another one.
     """
-    who, path = f"checkpoint {checkpoint.name!r}", checkpoint.path(folder)
     if not checkpoint.is_read:
-        raise _not_read(checkpoint, who)
+        raise _not_read(checkpoint)
+    again = f"cmbench import {checkpoint.name}"
+    return fetch_listed(checkpoint, folder, again, progress, allowed)
+
+
+def fetch_listed(
+    listed: PublicCheckpoint,
+    folder: Path,
+    again: str,
+    progress: Progress = lambda done, total: None,
+    allowed: Callable[[str], bool] = secure,
+) -> Path:
+    """Return the file of any row of the list, downloaded to ``folder`` if it is not there.
+
+    Beside a downloaded file stands ``<file>.origin.json`` with its address and SHA-256.
+    ``again`` is the command to repeat after the file was put there by hand.
+
+    Raises:
+        MissingError: it cannot be downloaded; the message says which file to put where.
+        UserError: the file there is another one, or cannot be written.
+    """
+    who, path = f"{_what(listed)} {listed.name!r}", listed.path(folder)
     if path.is_file():
-        _require_hash(checkpoint, path, who)
+        _require_hash(listed, path, who)
         return path
-    remedy = (
-        f"fetch {checkpoint.url} and put it at {path}, then run "
-        f"`cmbench import {checkpoint.name}` again"
-    )
-    if checkpoint.by_hand:
+    remedy = f"fetch {listed.url} and put it at {path}, then run `{again}` again"
+    if listed.by_hand:
         raise MissingError(who, "cannot be downloaded directly", remedy=remedy)
     try:
-        download(checkpoint.url, path, sha256=checkpoint.sha256, progress=progress, allowed=allowed)
+        download(listed.url, path, sha256=listed.sha256, progress=progress, allowed=allowed)
+        write_json(_origin(path), {"url": listed.url, "sha256": sha256_file(path)})
     except DownloadError as error:
         raise MissingError(who, f"cannot be downloaded: {error}", remedy=remedy) from None
     except OSError as error:
@@ -155,12 +206,44 @@ def obtain(
     return path
 
 
-def _not_read(checkpoint: PublicCheckpoint, who: str) -> UserError:
+def unproven(listed: PublicCheckpoint, path: Path) -> str:
+    """Return why a file is not known to be the published one; empty if it is.
+
+    It is known by the hash in the list, or because it was downloaded from the address in the list.
+    """
+    found = sha256_file(path)
+    if listed.sha256:
+        return "" if found == listed.sha256 else f"has sha256 {found}, not {listed.sha256}"
+    try:
+        origin = read_json(_origin(path))
+        if (origin["url"], origin["sha256"]) == (listed.url, found):
+            return ""
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return "was given by hand, and no hash of the published file is listed"
+
+
+def _origin(path: Path) -> Path:
+    return path.with_name(f"{path.name}.origin.json")
+
+
+def _what(listed: PublicCheckpoint) -> str:
+    if listed.kind.startswith("reference"):
+        return "reference"
+    return "samples" if listed.is_archive else "checkpoint"
+
+
+def _not_read(checkpoint: PublicCheckpoint) -> UserError:
     remedy = "its networks are not here"
     if checkpoint.kind.startswith("reference"):
         remedy = f"fetch {checkpoint.url} and run `cmbench refs import FILE`"
+    elif checkpoint.is_archive:
+        remedy = f"run `cmbench reproduce {checkpoint.name}`"
     return UserError(
-        who, f"is of the format {checkpoint.kind!r}", allowed=", ".join(_READ), remedy=remedy
+        f"{_what(checkpoint)} {checkpoint.name!r}",
+        f"is of the format {checkpoint.kind!r}",
+        allowed=", ".join(_READ),
+        remedy=remedy,
     )
 
 

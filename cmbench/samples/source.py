@@ -27,6 +27,8 @@ class ReadOptions:
         channels: channels that the extractor expects; 3, or 1 for grey data.
         value_range: a key of :data:`RANGES`, for float samples.
         limit: read at most this many samples.
+        uniform_labels: draw classes uniformly, not by the dataset's frequencies, for samplers. A
+            sampler of pictures then needs nothing of the dataset but its specification.
         protocol_samples: how many to make where there is no limit, for generators.
         seed: of the generator, where samples are made.
         steps: network evaluations per sample, for diffusers pipelines.
@@ -42,6 +44,7 @@ class ReadOptions:
     device: str = "cpu"
     run_pipeline: bool = False
     protocol_samples: int | None = None
+    uniform_labels: bool = False
 
 
 @dataclass

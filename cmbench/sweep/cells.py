@@ -6,10 +6,13 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
+from cmbench.data.base import draw_labels
 from cmbench.files import write_atomically
 from cmbench.measure.gallery import grid_png
 from cmbench.measure.loop import Observer, measure, sample_count_warnings
@@ -64,11 +67,12 @@ def open_samples_of(
         trained: the run.
         cell: a cell that its method can sample.
         weights: of the run; those that the cell's plan names by default.
-        options: ``limit`` makes fewer images than the cell has.
+        options: ``limit`` makes fewer images than the cell has; ``uniform_labels`` draws classes
+            uniformly.
     """
     assert cell.sampling is not None
     use_threads(int(trained.result.get("threads", context.threads)))
-    dataset = context.dataset(cell.run.dataset)
+    labels, to_pixels = _of_data(context, cell, options or ReadOptions())
     method, modules = build_modules(context, trained.plan, None)
     weights = weights or trained.weights(cell.sampling.variant)
     snapshots = load_weights(weights, sampled_modules(method, modules), cell.ema)
@@ -77,13 +81,30 @@ def open_samples_of(
         modules,
         cell.sampling,
         seed=cell.seed,
-        labels=lambda start, count: dataset.labels_for(count, cell.seed, start),
+        labels=labels,
         precision=cell.precision,
         compiled=context.compile,
     )
     name = trained.plan.run_id
-    source = GeneratedSamples(name, sampler, dataset.to_pixels, cell.num_samples, options)
+    source = GeneratedSamples(name, sampler, to_pixels, cell.num_samples, options)
     return CellSamples(trained, cell, weights.sha256, source, sampler, snapshots)
+
+
+def _of_data(
+    context: Context, cell: CellPlan, options: ReadOptions
+) -> tuple[Callable[[int, int], Tensor], Callable[[Tensor], Tensor]]:
+    """Return the classes of images ``(start, count)`` of a cell, and the way to pictures."""
+    spec, seed = context.dataset_spec(cell.run.dataset), cell.seed
+    uniform = (1,) * spec.num_classes
+    if not options.uniform_labels:
+        dataset = context.dataset(spec.name)
+        return lambda start, count: dataset.labels_for(count, seed, start), dataset.to_pixels
+    to_pixels = context.dataset(spec.name).to_pixels if spec.latent else _unchanged
+    return lambda start, count: draw_labels(uniform, count, seed, start), to_pixels
+
+
+def _unchanged(images: Tensor) -> Tensor:
+    return images
 
 
 def measure_cell(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from cmbench.training.checkpoint import Checkpoint, load_checkpoint
 from cmbench.training.state import TrainingState
 
 _WEIGHTS = "weights-"
+_DEFAULTS = SampleSettings()
 
 
 def find_run(context: Context, given: str) -> Path | None:
@@ -72,9 +74,16 @@ def open_run(context: Context, path: Path, nfe: int | None, options: ReadOptions
 
 
 def open_imported_samples(
-    context: Context, given: str, dataset: str | None, nfe: int | None, options: ReadOptions
+    context: Context,
+    given: str,
+    dataset: str | None,
+    nfe: int | None,
+    options: ReadOptions,
+    settings: SampleSettings = _DEFAULTS,
 ) -> CellSamples:
     """Return the samples of an imported checkpoint, as ``cmbench run --checkpoint`` makes them.
+
+    ``settings`` may name the sampler and its noise levels.
 
     Raises:
         MissingError: there is no such checkpoint.
@@ -88,7 +97,7 @@ def open_imported_samples(
             remedy="name the dataset that it was trained on",
         )
     plan = plan_imported_run(context, given, None, dataset, None, options.seed)
-    cell = _choose_cell(context, plan, nfe, options)
+    cell = _choose_cell(context, plan, nfe, options, settings)
     return open_samples_of(context, obtain_run(context, plan), cell, options=options)
 
 
@@ -103,11 +112,15 @@ def _folder_of(path: Path) -> Path | None:
 
 
 def _choose_cell(
-    context: Context, plan: RunPlan, nfe: int | None, options: ReadOptions
+    context: Context,
+    plan: RunPlan,
+    nfe: int | None,
+    options: ReadOptions,
+    settings: SampleSettings = _DEFAULTS,
 ) -> CellPlan:
     """Return the cell at ``nfe``, or the first of the protocol that can be sampled."""
     spec = context.dataset_spec(plan.dataset)
-    settings = SampleSettings(num_samples=options.limit)
+    settings = replace(settings, num_samples=options.limit)
     cells = plan_cells(context, plan, [nfe] if nfe else sorted(spec.nfe), options.seed, settings)
     for cell in cells:
         if cell.sampling is not None:

@@ -47,7 +47,8 @@ def score(context: Context, request: ScoreRequest) -> Record:
     channels = channels_of(known, extractors)
     read = reading(request, known, channels)
     dataset = dataset_of(context, request, spec)
-    source, opened = open_source(context, request.samples, read, request.nfe, request.dataset)
+    asked = (request.nfe, request.dataset, request.settings)
+    source, opened = open_source(context, request.samples, read, *asked)
     require_read(request, source)
     real = RealImages(context, request, spec, rule, channels)
     suites = [

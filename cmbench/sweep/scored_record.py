@@ -25,6 +25,7 @@ from cmbench.samples.source import ReadOptions, SampleSource
 from cmbench.sweep.cell_record import base_record, dataset_record, metric_record, now
 from cmbench.sweep.cells import CellSamples
 from cmbench.sweep.context import Context
+from cmbench.sweep.plans import SampleSettings
 
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 
@@ -35,7 +36,8 @@ class ScoreRequest:
 
     ``dataset`` gives the protocol and, without ``reference``, the real images. ``reference`` is a
     saved reference, a file of reference statistics, or a source of images. ``nfe`` is 0 where
-    it is not stated; of a run, it is what to spend. ``held_out`` is a source of real images that
+    it is not stated; of a run, it is what to spend. ``settings`` name the sampler of an imported
+    checkpoint and its noise levels. ``held_out`` is a source of real images that
     the generator never saw, for the check of memorised ones.
     """
 
@@ -56,6 +58,7 @@ class ScoreRequest:
     read: ReadOptions = field(default_factory=ReadOptions)
     batch_size: int = 250
     held_out: str | None = None
+    settings: SampleSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,8 @@ def _run_record(
         "quantize": scored.rule,
         "seconds": scored.found.seconds,
     }
+    if scored.source.options.uniform_labels and base.conditional:
+        sampling["labels"] = "uniform over the classes"
     training = {"checkpoint_sha256": opened.weights_sha256}
     return base.model_copy(
         update={

@@ -31,6 +31,7 @@ from cmbench.sweep.cells import CellSamples
 from cmbench.sweep.context import Context
 from cmbench.sweep.imported import is_import
 from cmbench.sweep.opened_runs import find_run, open_imported_samples, open_run
+from cmbench.sweep.plans import SampleSettings
 from cmbench.sweep.scored_record import ScoreRequest
 
 _STATISTICS = {".safetensors", ".pt", ".pkl"}
@@ -142,15 +143,22 @@ class RealImages:
 
 
 def open_source(
-    context: Context, given: str, options: ReadOptions, nfe: int = 0, dataset: str | None = None
+    context: Context,
+    given: str,
+    options: ReadOptions,
+    nfe: int = 0,
+    dataset: str | None = None,
+    settings: SampleSettings | None = None,
 ) -> tuple[SampleSource, CellSamples | None]:
     """Return the samples that ``given`` means, and the run that makes them, if one does.
 
-    A run of this harness, an imported checkpoint (sampled as ``dataset`` asks), or what others
-    made.
+    A run of this harness, an imported checkpoint (sampled as ``dataset`` and ``settings`` ask), or
+    what others made.
     """
     if is_import(given):
-        opened = open_imported_samples(context, given, dataset, nfe or None, options)
+        opened = open_imported_samples(
+            context, given, dataset, nfe or None, options, settings or SampleSettings()
+        )
         return opened.source, opened
     trained = find_run(context, given)
     if trained is None:
