@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import click
 
-from cmbench.cli.common import echo_table
+from cmbench.cli.common import echo_table, printable
 from cmbench.cli.options import workspace_option
 from cmbench.cli.record_files import Readings, echo_unreadable, record_folders
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_MISSING, EXIT_OK
-from cmbench.leaderboard.compare import RowComparison, compare, select
-from cmbench.leaderboard.rows import aggregate
+from cmbench.leaderboard.compare import RowComparison, compare
+from cmbench.leaderboard.labels import row_labels
+from cmbench.leaderboard.rows import Row, aggregate
+from cmbench.leaderboard.selection import select
 from cmbench.records.record import Record
 from cmbench.records.workspace import Workspace
 
@@ -22,8 +26,13 @@ from cmbench.records.workspace import Workspace
 def compare_(a: str, b: str, dataset: str | None, workspace_dir: str | None) -> int:
     """Compare A with B: paired difference over seeds with shared noise, interval, verdict.
 
-    A and B are METHOD, METHOD:RECIPE, METHOD:RECIPE:SAMPLER or the id of a row. Differences are
-    A minus B with 95 % intervals; p-values carry Holm's correction over the settings compared.
+    A and B are METHOD, METHOD:RECIPE, METHOD:RECIPE:SAMPLER or the id of a row. Options in brackets
+    select among rows of one recipe. Differences are A minus B with 95 % intervals; p-values carry
+    Holm's correction over the settings compared.
+
+    \b
+    cmbench compare M:demo N:demo
+    cmbench compare 'M:demo[optimizer.lr=1e-2]' 'M:demo[optimizer.lr=1e-3,sigmas=80,0.8]'
 
     \b
     Exit codes: 0 A is nowhere worse; 1 B is better somewhere or a record could not be read;
@@ -35,6 +44,9 @@ def compare_(a: str, b: str, dataset: str | None, workspace_dir: str | None) -> 
     rows = aggregate([(path, record) for path, record in found if isinstance(record, Record)])
     echo_unreadable(readings.errors)
     compared = compare(select(rows, a), select(rows, b))
+    labels = row_labels(rows)
+    echo_side("A", [item.a for item in compared], labels)
+    echo_side("B", [item.b for item in compared], labels)
     echo_table(
         ["dataset", "NFE", "metric", "A", "B", "A - B", "95 % interval", "p", "pairs", "verdict"],
         [table_row(item) for item in compared],
@@ -46,6 +58,12 @@ def compare_(a: str, b: str, dataset: str | None, workspace_dir: str | None) -> 
     if verdicts == {"not comparable"}:
         return EXIT_MISSING
     return EXIT_CELLS_FAILED if "B is better" in verdicts or readings.errors else EXIT_OK
+
+
+def echo_side(side: str, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
+    """Print the names of the rows that one side of a comparison means."""
+    names = dict.fromkeys(labels[row.id] for row in rows)
+    click.echo(printable(f"{side}: {'; '.join(names)}"))
 
 
 def table_row(item: RowComparison) -> list[str]:

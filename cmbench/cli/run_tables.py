@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cmbench.cli.common import debugging, echo_table
+from cmbench.records.configuration import configured_method
 from cmbench.records.record import Record
 from cmbench.reporter import Reporter
 
@@ -31,7 +32,7 @@ def print_table(records: Sequence[Record], protocol: Sequence[str]) -> None:
         speed = record.sampling.images_per_s
         rows.append(
             [
-                record.method,
+                configured_method(record),
                 str(record.training.seed),
                 str(record.sampling.nfe),
                 *values,

@@ -10,6 +10,7 @@ from cmbench.cli.common import printable
 from cmbench.cli.options import workspace_option
 from cmbench.cli.record_files import find_record
 from cmbench.leaderboard.details import extrapolation_of, floor_of, interval_of
+from cmbench.records.configuration import configured_method
 from cmbench.records.record import MetricRecord, Record, read_record
 from cmbench.records.workspace import Workspace
 
@@ -39,9 +40,10 @@ def describe(record: Record) -> list[str]:
     lines = [
         f"cell         {record.cell}",
         f"status       {record.status}" + (f": {record.reason}" if record.reason else ""),
-        f"method       {record.method} ({_plugin(record)})",
+        f"method       {configured_method(record)} ({_plugin(record)})",
         f"dataset      {record.dataset.name} {record.dataset.revision}",
         f"run          {t.run}",
+        f"recipe       {t.recipe or '-'}",
         f"training     {_training(record)}",
         f"sampling     {_cost(record)}, {_levels(record)}, {s.num_samples:,} images, seed {s.seed}",
     ]

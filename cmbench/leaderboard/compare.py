@@ -8,7 +8,8 @@ from typing import Literal
 
 from cmbench.errors import UserError
 from cmbench.leaderboard.ranking import ALPHA
-from cmbench.leaderboard.rows import REPORTED, Row
+from cmbench.leaderboard.rows import Row, conditioning
+from cmbench.leaderboard.selection import selectors
 from cmbench.leaderboard.significance import Difference, compare_units, holm
 from cmbench.metrics.values import is_approximate
 
@@ -29,31 +30,6 @@ class RowComparison:
     reason: str = ""
 
 
-def select(rows: Iterable[Row], selector: str) -> list[Row]:
-    """Return the measured rows that ``METHOD[:RECIPE[:SAMPLER]]`` or a row id selects.
-
-    Raises:
-        UserError: if there is none; lists what there is.
-    """
-    measured = [row for row in rows if row.kind != REPORTED]
-    parts = selector.split(":")
-    found = [row for row in measured if len(selector) >= 6 and row.id.startswith(selector)]
-    found = found or [
-        row
-        for row in measured
-        if [row.method, row.recipe.rpartition(":")[2], row.sampler][: len(parts)] == parts
-    ]
-    if not found:
-        known = sorted({f"{row.method}:{row.recipe.rpartition(':')[2]}" for row in measured})
-        raise UserError(
-            "compare",
-            f"no measured rows match {selector!r}",
-            allowed=", ".join(known) or "none",
-            remedy="give METHOD, METHOD:RECIPE, METHOD:RECIPE:SAMPLER or a row id",
-        )
-    return found
-
-
 def compare(a: Sequence[Row], b: Sequence[Row]) -> list[RowComparison]:
     """Compare every row of ``a`` with the row of ``b`` of equal dataset, NFE and conditioning.
 
@@ -67,7 +43,7 @@ def compare(a: Sequence[Row], b: Sequence[Row]) -> list[RowComparison]:
             "compare",
             "A and B share no dataset, NFE and conditioning",
             allowed=f"A has {_settings(first)}; B has {_settings(second)}",
-            remedy="measure both at a common NFE",
+            remedy="measure both at a common NFE and conditioning",
         )
     differences = [_difference(x, y) for x, y in shared]
     adjusted = iter(holm([d.p for d, _ in differences if d is not None]))
@@ -77,27 +53,31 @@ def compare(a: Sequence[Row], b: Sequence[Row]) -> list[RowComparison]:
     ]
 
 
-def _by_setting(side: str, rows: Sequence[Row]) -> dict[tuple[object, ...], Row]:
-    found: dict[tuple[object, ...], Row] = {}
+Setting = tuple[str, int | None, bool | None]
+
+
+def _by_setting(side: str, rows: Sequence[Row]) -> dict[Setting, Row]:
+    found: dict[Setting, list[Row]] = {}
     for row in rows:
-        key = (row.dataset, row.nfe, row.conditional)
-        if key in found:
+        found.setdefault((row.dataset, row.nfe, row.conditional), []).append(row)
+    for setting, members in found.items():
+        if len(members) > 1:
             raise UserError(
                 "compare",
-                f"{side} selects two rows at NFE {row.nfe_text}: "
-                f"{_name(found[key])} and {_name(row)}",
-                remedy="add the recipe or the sampler, or give the row id",
+                f"{side} selects {len(members)} rows at {_setting(setting)}",
+                allowed=" or ".join(selectors(members)),
+                remedy="give one of them, in quotes",
             )
-        found[key] = row
-    return found
+    return {setting: members[0] for setting, members in found.items()}
 
 
-def _name(row: Row) -> str:
-    return f"{row.method}:{row.recipe}:{row.sampler} ({row.id})"
+def _settings(rows: Iterable[Setting]) -> str:
+    return ", ".join(map(_setting, rows))
 
 
-def _settings(rows: Iterable[tuple[object, ...]]) -> str:
-    return ", ".join(f"{dataset} NFE {nfe or 'not stated'}" for dataset, nfe, _ in rows)
+def _setting(setting: Setting) -> str:
+    dataset, nfe, conditional = setting
+    return f"{dataset} NFE {nfe or 'not stated'} {conditioning(conditional)}".rstrip()
 
 
 def _difference(a: Row, b: Row) -> tuple[Difference | None, str]:

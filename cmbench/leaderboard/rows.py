@@ -1,7 +1,8 @@
 """Rows: the seeds of one setting together.
 
 Records that agree in everything that decides the number, except the seeds, form one row; a row
-keeps every raw value. Published numbers become rows of kind ``reported``.
+keeps every raw value. Published numbers become rows of kind ``reported``. A row's name says what
+differs from the recipe, so that no two rows look alike (:mod:`cmbench.leaderboard.labels`).
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cmbench.leaderboard.facts import configuration_facts, telling_apart, value_facts
 from cmbench.leaderboard.statistics import Interval, Unit, interval_over_seeds
+from cmbench.records.configuration import overrides_text, sampling_marks
 from cmbench.records.record import MetricRecord, Record
 
 REPORTED = "reported"
@@ -51,7 +54,13 @@ class Row:
     year: int = 0
     conditional: bool | None = None
     recipe: str = ""
+    #: What differs from the recipe: ``("optimizer.lr=0.01",)``.
+    overrides: tuple[str, ...] = ()
+    #: What tells the row from others that look the same otherwise, as ``overrides``.
+    apart: tuple[str, ...] = ()
     sampler: str = ""
+    #: Whether the user chose the sampler.
+    own_sampler: bool = False
     #: of the passes that sampled; reported rows do not say
     dtype: str = "float32"
     nfe: int | None = None
@@ -77,6 +86,21 @@ class Row:
         return self.title if self.kind == REPORTED else self.method
 
     @property
+    def configuration(self) -> str:
+        """The recipe with what differs from it: ``smoke +optimizer.lr=0.01``."""
+        told = [f"[{', '.join(self.apart)}]"] if self.apart else []
+        changed = [f"+{text}" for text in self.overrides]
+        return " ".join([*([self.recipe] if self.recipe else []), *changed, *told])
+
+    @property
+    def series(self) -> str:
+        """Equal for the rows of one configuration that differ by NFE; empty for reported rows."""
+        if not self.cells:
+            return ""
+        own = configuration_facts(self.cells[0][1])
+        return hashlib.sha256(json.dumps([own, self.apart, self.marks]).encode()).hexdigest()[:12]
+
+    @property
     def rank_measurement(self) -> MetricSummary | None:
         """The measurement that leaderboards rank by, if it was computed."""
         return self.measurements.get(self.rank_metric)
@@ -93,6 +117,13 @@ class Row:
         if self.num_samples is None or self.protocol_samples is None:
             return True
         return self.num_samples >= self.protocol_samples
+
+
+def conditioning(conditional: bool | None) -> str:
+    """Return ``conditional``, ``unconditional`` or nothing if the source does not say."""
+    if conditional is None:
+        return ""
+    return "conditional" if conditional else "unconditional"
 
 
 def setting(record: Record) -> dict[str, Any]:
@@ -140,7 +171,34 @@ def aggregate(cells: Iterable[tuple[Path, Record]]) -> list[Row]:
         if record.status == "finished":
             groups.setdefault(setting_id(record), []).append((path, record))
     rows = [_row(identity, members) for identity, members in groups.items()]
-    return sorted(rows, key=row_order)
+    return sorted(_told_apart(rows), key=row_order)
+
+
+def _told_apart(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with what tells those apart that would look alike.
+
+    First configurations of one name, whatever their NFE; then rows of one configuration that
+    compare with each other (equal NFE and key of the rank metric).
+    """
+
+    def name(row: Row) -> tuple[Any, ...]:
+        shown = (row.dataset, row.kind, row.method, row.recipe.rpartition(":")[2], row.overrides)
+        return (*shown, row.sampler, row.conditional, row.marks, row.apart)
+
+    def compared(row: Row) -> tuple[Any, ...]:
+        found = row.rank_measurement
+        return (*name(row), row.nfe, found.key if found else row.num_samples)
+
+    for key, facts in ((name, configuration_facts), (compared, value_facts)):
+        groups: dict[tuple[Any, ...], list[Row]] = {}
+        for row in rows:
+            groups.setdefault(key(row), []).append(row)
+        rows = [
+            replace(row, apart=row.apart + told)
+            for members in groups.values()
+            for row, told in zip(members, telling_apart([facts(m.cells[0][1]) for m in members]))
+        ]
+    return list(rows)
 
 
 def row_order(row: Row) -> tuple[Any, ...]:
@@ -172,7 +230,9 @@ def _row(identity: str, members: Sequence[tuple[Path, Record]]) -> Row:
         year=first.year,
         conditional=first.conditional,
         recipe=first.training.recipe,
+        overrides=next((o for _, record in members if (o := overrides_text(record))), ()),
         sampler=first.sampling.sampler,
+        own_sampler="sampler" in (first.sampling.overrides or {}),
         dtype=first.sampling.dtype,
         # 0 stands for scored samples whose cost is not stated.
         nfe=first.sampling.nfe or None,
@@ -182,17 +242,9 @@ def _row(identity: str, members: Sequence[tuple[Path, Record]]) -> Row:
         protocol_samples=max(record.sampling.protocol_samples for _, record in members),
         rank_metric=first.rank_metric,
         measurements=measurements,
-        marks=_marks(first),
+        marks=sampling_marks(first),
         cells=tuple(members),
     )
-
-
-def _marks(record: Record) -> tuple[str, ...]:
-    """Return how a row differs from one made the usual way."""
-    sampling = record.sampling
-    tuned = ("tuned sigmas",) if sampling.tuned is not None else ()
-    lower = (sampling.dtype,) if sampling.dtype != "float32" else ()
-    return tuned + lower
 
 
 def _measurement(

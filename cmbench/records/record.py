@@ -19,7 +19,8 @@ from cmbench.errors import UserError
 from cmbench.files import read_json, reading, write_atomically
 
 #: Version 2 calls the noise levels ``sigmas`` (version 1: ``times``) and keeps ``first_samples``.
-SCHEMA_VERSION = 2
+#: Version 3 keeps what the user changed of the recipe (``overrides``).
+SCHEMA_VERSION = 3
 #: Text chunk of a sample grid's PNG: the size of one image, ``WIDTHxHEIGHT`` in pixels. Pages cut
 #: grids along it, so that one seed of several methods stands in one row.
 GRID_TILE = "tile"
@@ -89,6 +90,9 @@ class TrainingRecord(Part):
         description="what a reconstructed average was made from: SHA-256 by file of the run's "
         "`snapshots/`; empty where the average was kept",
     )
+    overrides: dict[str, Any] | None = Field(
+        None, description="by dotted key, what differs from the recipe; null if it is not known"
+    )
 
 
 #: By option, what records call the precision of a network's passes.
@@ -114,6 +118,11 @@ class SamplingRecord(Part):
     labels: str = Field("", description="how class labels were drawn")
     seconds: Finite | None = None
     images_per_s: Finite | None = None
+    overrides: dict[str, Any] | None = Field(
+        None,
+        description="`ema`, `sampler` and `sigmas` if the user chose others than the recipe's; "
+        "null if it is not known",
+    )
 
 
 class FirstSamples(Part):
@@ -200,9 +209,11 @@ class Record(Part):
     def to_json(self) -> str:
         """Return the canonical JSON (sorted keys, no NaN), the bytes that are stored.
 
-        A record that was written under version 1 keeps the bytes of that version.
+        A record that was written under an older version keeps the bytes of that version.
         """
         data = self.model_dump(mode="json")
+        if self.schema_version < 3:
+            del data["training"]["overrides"], data["sampling"]["overrides"]
         if self.schema_version == 1:
             data["sampling"]["times"] = data["sampling"].pop("sigmas")
             del data["first_samples"]

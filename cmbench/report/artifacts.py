@@ -29,6 +29,8 @@ class Curve:
 
     row: str
     run: str
+    #: Of its legend: method and recipe, as far as they tell curves apart.
+    name: str
     nimg: Sequence[float]
     scalars: Mapping[str, Sequence[float | None]]
 

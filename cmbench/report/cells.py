@@ -30,13 +30,6 @@ class TableCell:
 # ---- values of a row ----------------------------------------------------------------------------
 
 
-def conditioning(row: Row) -> str:
-    """Return ``conditional``, ``unconditional`` or nothing if the source does not say."""
-    if row.conditional is None:
-        return ""
-    return "conditional" if row.conditional else "unconditional"
-
-
 def effective_compute(row: Row) -> float | None:
     """Return parameters (billions) × NFE, guidance counted in NFE; None if either is unknown."""
     if row.parameters is None or row.nfe is None:

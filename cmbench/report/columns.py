@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from cmbench.leaderboard.joins import Reported
 from cmbench.leaderboard.ranking import Rank
-from cmbench.leaderboard.rows import MetricSummary, Row
+from cmbench.leaderboard.rows import MetricSummary, Row, conditioning
 from cmbench.report.cells import (
     TableCell,
-    conditioning,
     difference_cell,
     effective_compute,
     images_per_s,
@@ -184,7 +183,7 @@ def _kind_columns(rows: Sequence[Row]) -> list[Column]:
         Column(
             "conditional",
             "Labels",
-            lambda r: text_cell(conditioning(r)),
+            lambda r: text_cell(conditioning(r.conditional)),
             shown=False,
             help="class-conditional or unconditional",
         ),
@@ -260,7 +259,7 @@ def _provenance_columns(rows: Sequence[Row]) -> list[Column]:
         return Column(key, title, lambda r: text_cell(value(r)), shown=shown, help=help)
 
     return [
-        text("recipe", "Recipe", lambda r: r.recipe, measured),
+        text("recipe", "Recipe", lambda r: r.configuration, measured),
         text("sampler", "Sampler", lambda r: r.sampler, measured),
         text("marks", "Marks", lambda r: ", ".join(r.marks), any(r.marks for r in rows)),
         text("reference", "Reference", lambda r: r.reference, published),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cmbench.leaderboard.rows import REPORTED, Row
+from cmbench.leaderboard.labels import row_labels
+from cmbench.leaderboard.rows import Row
 from cmbench.records.artifacts import ArtifactError, read_artifact
 from cmbench.records.record import Artifact, Record
 from cmbench.report.artifacts import (
@@ -72,6 +73,7 @@ def build_gallery(rows: Sequence[Row], labels: dict[str, str]) -> Gallery:
     ``labels`` names rows by id. Panels come by ascending NFE, rows in the order given. What does
     not fit the page's budget is left out; its file stays beside the record.
     """
+    trained = row_labels(rows, sampled=False)
     budget = max(LEAST_BYTES, PAGE_BYTES - ROW_BYTES * len(rows))
     gallery = Gallery(budget * 2 // 3, budget // 3)
     panels: dict[tuple[int, int], Panel] = {}
@@ -86,7 +88,7 @@ def build_gallery(rows: Sequence[Row], labels: dict[str, str]) -> Gallery:
                         _add_picture(gallery, panel, row, labels, name, path, artifact)
                     elif is_curve(artifact) and record.training.run not in seen:
                         seen.add(record.training.run)
-                        _add_curve(gallery, row, path, record, artifact)
+                        _add_curve(gallery, row, trained[row.id], path, record, artifact)
                 except ArtifactError as error:
                     gallery.problems.append(f"{record.cell}: {error}")
     filled = [key for key, panel in panels.items() if panel.strips or panel.grids]
@@ -121,39 +123,13 @@ def _strip_shape(png: bytes) -> tuple[int, bool]:
     return width * max(1, round(STRIP_WIDTH / width)), height == STRIP_IMAGES * width
 
 
-def _add_curve(gallery: Gallery, row: Row, path: Path, record: Record, artifact: Artifact) -> None:
+def _add_curve(
+    gallery: Gallery, row: Row, name: str, path: Path, record: Record, artifact: Artifact
+) -> None:
     if gallery.curve_bytes > 0:
         nimg, scalars = curve_points(read_artifact(path, artifact), artifact.file)
         gallery.curve_bytes -= POINT_BYTES * len(nimg) * (1 + len(scalars))
         if gallery.curve_bytes > 0:
-            gallery.curves.append(Curve(row.id, record.training.run, nimg, scalars))
+            gallery.curves.append(Curve(row.id, record.training.run, name, nimg, scalars))
             return
     gallery.left_out += 1
-
-
-def series_labels(rows: Iterable[Row]) -> dict[str, str]:
-    """Return a name per row id that tells its series apart, without what all series share.
-
-    The method, then recipe, sampler, conditioning and marks (tuned sigmas) if a method has several.
-    """
-    rows = list(rows)
-
-    def parts(row: Row) -> Iterator[tuple[str, str]]:
-        yield "recipe", row.recipe.rpartition(":")[2]
-        yield "sampler", row.sampler
-        if row.conditional is not None:
-            yield "labels", "conditional" if row.conditional else "unconditional"
-        yield "kind", row.kind
-        if row.kind != REPORTED:
-            yield "marks", ", ".join(row.marks)
-
-    found: dict[tuple[str, str], set[str]] = {}
-    for row in rows:
-        for name, value in parts(row):
-            found.setdefault((row.label, name), set()).add(value)
-    return {
-        row.id: ", ".join(
-            [row.label, *(v for n, v in parts(row) if v and len(found[row.label, n]) > 1)]
-        )
-        for row in rows
-    }

@@ -11,15 +11,16 @@ from cmbench.errors import UserError
 from cmbench.leaderboard.best import best_values
 from cmbench.leaderboard.details import Floor, floor_of
 from cmbench.leaderboard.joins import Reported, join_reported
+from cmbench.leaderboard.labels import row_labels
 from cmbench.leaderboard.published import Board, Published
 from cmbench.leaderboard.ranking import rank_all
-from cmbench.leaderboard.rows import Row, aggregate, unfinished
+from cmbench.leaderboard.rows import Row, aggregate, conditioning, unfinished
 from cmbench.leaderboard.sections import Section, sections
 from cmbench.records.record import ReadRecord, Record
-from cmbench.report.cells import TableCell, conditioning
+from cmbench.report.cells import TableCell
 from cmbench.report.columns import Column, Findings, metric_title, table_columns
 from cmbench.report.csvtable import csv_cells, csv_header
-from cmbench.report.gallery import Gallery, build_gallery, series_labels
+from cmbench.report.gallery import Gallery, build_gallery
 from cmbench.report.paths import without_paths
 
 
@@ -146,7 +147,7 @@ def build_page(
     parts = sections(rows)
     reported = join_reported(rows)
     columns = table_columns(rows, extra_columns, Findings(rank_all(parts), reported))
-    labels = series_labels(rows)
+    labels = row_labels(rows)
     ranked = [row.rank_metric for row in rows if row.rank_metric]
     rank_metric = max(set(ranked), key=ranked.count) if ranked else ""
     return Page(
@@ -208,7 +209,7 @@ def source_table(row: Row) -> str:
 
 def conditioning_filter(row: Row) -> str:
     """Return what the filter calls a row's conditioning."""
-    return conditioning(row) or "not stated"
+    return conditioning(row.conditional) or "not stated"
 
 
 def _nfe_filter(row: Row) -> tuple[float, str]:

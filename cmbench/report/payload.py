@@ -86,7 +86,7 @@ def page_payload(page: Page, tables: Mapping[str, str]) -> dict[str, Any]:
         "rows": rows,
         "pool": pool.values,
         "curves": [
-            {"row": c.row, "run": c.run, "nimg": c.nimg, "scalars": c.scalars}
+            {"row": c.row, "run": c.run, "name": c.name, "nimg": c.nimg, "scalars": c.scalars}
             for c in page.gallery.curves
         ],
         "csv": tables["csv"],
@@ -100,8 +100,7 @@ def row_payload(line: Line, page: Page, section: int, pool: Interner) -> dict[st
     label, reported = page.labels[row.id], page.reported.get(row.id)
     series = [
         label,
-        row.recipe,
-        row.sampler,
+        row.series,
         row.conditional,
         row.kind,
         section,
@@ -156,10 +155,11 @@ def beside(reported: Reported, pool: Interner) -> list[int]:
     return [pool.add(x) for pair in pairs for x in pair]
 
 
-def public_row(row: Row) -> dict[str, Any]:
+def public_row(row: Row, label: str) -> dict[str, Any]:
     """Return a row as plugins see it (hook ``cmbench_report_charts``)."""
     return {
         "id": row.id,
+        "label": label,
         "dataset": row.dataset,
         "kind": row.kind,
         "method": row.method,

@@ -101,7 +101,8 @@ def _write_page(page: Page, engine: Templates, out_dir: Path, charts: Charts | N
     for suffix, template in _TABLES:
         tables[suffix] = engine.render(template, {"page": page})
         written.append(_write(out_dir / f"{page.dataset}.{suffix}", tables[suffix]))
-    hooks = chart_images(charts, page.dataset, [public_row(line.row) for line in page.lines])
+    rows = [public_row(line.row, page.labels[line.row.id]) for line in page.lines]
+    hooks = chart_images(charts, page.dataset, rows)
     context = {
         "page": page,
         "data": script_json(page_payload(page, tables)),

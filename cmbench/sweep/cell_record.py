@@ -137,6 +137,7 @@ def _training_record(cell: CellPlan, trained: TrainedRun | None) -> TrainingReco
         seconds_by_phase=export.get("seconds_by_phase", {}),
         checkpoint_sha256=export.get("sha256", ""),
         ema=cell.ema,
+        overrides=None if run.overrides is None else dict(run.overrides),
     )
 
 
@@ -159,4 +160,5 @@ def sampling_record(cell: CellPlan, spec: DatasetSpec, sampler: Sampler | None) 
         labels="class frequencies of the dataset" if cell.run.config.conditional else "",
         seconds=seconds,
         images_per_s=cell.num_samples / seconds if seconds else None,
+        overrides=dict(cell.overrides),
     )

@@ -12,6 +12,7 @@ from cmbench.importers.imported import Parameterization
 from cmbench.plugin.config import EMAConfig, MethodConfig
 from cmbench.plugin.method import Method, SamplingPlan
 from cmbench.plugin.specs import DatasetSpec, MethodSpec
+from cmbench.records.configuration import dotted
 from cmbench.sweep.context import Context
 from cmbench.sweep.failures import method_failure
 from cmbench.sweep.imported import ImportedModel, open_imported
@@ -56,7 +57,8 @@ def plan_run(
     method_class = load_method_class(context, spec)
     recipe = recipe or default_recipe(spec, dataset)
     extra = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    table = merge(recipe_table(spec, dataset, recipe), extra)
+    base = recipe_table(spec, dataset, recipe)
+    table = merge(base, extra)
     _require_no_idle_teacher(spec, table.get("teacher"))
     teacher, table = resolve_teacher(context, table, extra, data)
     config = validate(method_class.Config, table, f"recipe {method}/{dataset}.{recipe}")
@@ -65,7 +67,8 @@ def plan_run(
     if teacher is not None:
         teacher = teacher.planned(context, config, dataset, plan_run)
         _require_same_parameterization(teacher, config)
-    return RunPlan(spec, dataset, recipe, seed, config, teacher, method_class)
+    changed = _changed(context, base, extra, config)
+    return RunPlan(spec, dataset, recipe, seed, config, teacher, method_class, overrides=changed)
 
 
 def _require_no_idle_teacher(spec: MethodSpec, named: object) -> None:
@@ -98,6 +101,25 @@ def _require_trainable(config: MethodConfig, data: DatasetSpec, who: str) -> Non
         list(World().shards(config.batch_size, config.microbatch_size))
 
 
+def _changed(
+    context: Context, base: Mapping[str, Any], extra: Mapping[str, Any], config: MethodConfig
+) -> dict[str, Any]:
+    """Return the values of ``config`` by which ``extra`` differs from the recipe, by dotted key.
+
+    An override that states what the recipe has anyway is none: it makes the same run.
+    """
+    if not extra:
+        return {}
+    try:
+        usual = _with_network_options(context, validate(type(config), base, "recipe"))
+        before = dict(dotted(usual.model_dump(mode="json")))
+    except UserError:  # complete only with the overrides, or with what the teacher determines
+        before = dict(dotted(base))
+    after = dict(dotted(config.model_dump(mode="json")))
+    given = ((key, after.get(key, value)) for key, value in dotted(extra))
+    return {key: value for key, value in given if key not in before or before[key] != value}
+
+
 def plan_imported_run(
     context: Context,
     checkpoint: str,
@@ -125,8 +147,8 @@ def plan_imported_run(
     fixed = {key: getattr(facts, key) for key in _FIXED}
     require_unchanged(extra, fixed, f"imported checkpoint {model.name}")
     fields = method_class.Config.model_fields
-    table: dict[str, Any] = {
-        **merge(sampling_table(spec, data.name, recipe), extra),
+    base = sampling_table(spec, data.name, recipe)
+    facts_of_model: dict[str, Any] = {
         **spec.samples_imported[parameterization],
         "network": facts.network,
         "conditional": facts.num_classes > 0,
@@ -136,9 +158,11 @@ def plan_imported_run(
         "augment": 0.0,
         **{key: value for key, value in fixed.items() if value is not None and key in fields},
     }
+    table = {**merge(base, extra), **facts_of_model}
     config = validate(method_class.Config, table, f"imported checkpoint {model.name}")
     config = _with_network_options(context, config)
-    return RunPlan(spec, data.name, model.name, seed, config, None, method_class, model)
+    changed = _changed(context, {**base, **facts_of_model}, extra, config)
+    return RunPlan(spec, data.name, model.name, seed, config, None, method_class, model, changed)
 
 
 def _sampling_method(
@@ -210,18 +234,15 @@ def plan_cells(
 ) -> list[CellPlan]:
     """Return the cells of a run; what its method declines, or fails to plan, is a cell too."""
     spec = context.dataset_spec(run.dataset)
-    ema = settings.ema or run.main_average
-    known = [RAW, *(e.label for e in run.config.ema)]
-    width = asked_width(ema)
-    if width is not None and any(e.sigma_rel is not None for e in run.config.ema):
-        ema = EMAConfig(sigma_rel=width).label  # one name for 0.1 and .10
-    elif ema not in known:
-        raise UserError("--ema", f"{ema!r} is not kept by this run", allowed=", ".join(known))
+    ema = _average(run, settings)
     cells = []
     for nfe in nfes:
         sampling, declined, broken = None, "", ""
+        changed: dict[str, Any] = {"ema": ema} if ema != run.main_average else {}
         try:
-            sampling = _sampling_plan(run, run.method(context), nfe, settings)
+            method = run.method(context)
+            sampling = _sampling_plan(run, method, nfe, settings)
+            changed |= _sampling_changed(run, method, sampling, settings)
         except Declined as reason:
             declined = str(reason) or "the method gives no reason"
         except UserError as error:
@@ -242,9 +263,48 @@ def plan_cells(
                 broken,
                 settings.precision,
                 (settings.sampler, settings.sigmas) if sampling is None else (None, None),
+                changed,
             )
         )
     return cells
+
+
+def _average(run: RunPlan, settings: SampleSettings) -> str:
+    """Return the label of the average that is sampled; raise ``UserError`` for one not kept."""
+    ema = settings.ema or run.main_average
+    known = [RAW, *(e.label for e in run.config.ema)]
+    width = asked_width(ema)
+    if width is not None and any(e.sigma_rel is not None for e in run.config.ema):
+        ema = EMAConfig(sigma_rel=width).label  # one name for 0.1 and .10
+    elif ema not in known:
+        raise UserError("--ema", f"{ema!r} is not kept by this run", allowed=", ".join(known))
+    return ema
+
+
+def _sampling_changed(
+    run: RunPlan, method: Method, plan: SamplingPlan, settings: SampleSettings
+) -> dict[str, Any]:
+    """Return sampler and noise levels where the user chose others than the method does.
+
+    Tuned noise levels are marked as such.
+    """
+    own_sigmas = settings.sigmas is not None and settings.tuned is None
+    if settings.sampler is None and not own_sigmas:
+        return {}
+
+    def usual(sampler: str | None) -> SamplingPlan | None:
+        try:
+            return _sampling_plan(run, method, plan.nfe, SampleSettings(sampler=sampler))
+        except Exception:  # what was asked for can be planned: only the usual way cannot
+            return None
+
+    changed: dict[str, Any] = {}
+    first, second = usual(None), usual(settings.sampler)
+    if settings.sampler is not None and (first is None or first.sampler != plan.sampler):
+        changed["sampler"] = plan.sampler
+    if own_sigmas and (second is None or second.sigmas != plan.sigmas):
+        changed["sigmas"] = list(plan.sigmas)
+    return changed
 
 
 def _sampling_plan(

@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import nn
@@ -35,6 +35,8 @@ class RunPlan:
     method_class: type[Method]
     #: the imported checkpoint that is sampled; nothing is trained then
     imported: ImportedModel | None = None
+    #: what the user changed of the recipe, by dotted key; None if it is not known
+    overrides: Mapping[str, Any] | None = None
 
     @property
     def table(self) -> dict[str, Any]:
@@ -183,6 +185,8 @@ class CellPlan:
     precision: str = "fp32"
     #: Sampler and noise levels that the user asked for and the method did not plan.
     asked: tuple[str | None, tuple[float, ...] | None] = (None, None)
+    #: ``ema``, ``sampler`` and ``sigmas`` where the user chose others than the recipe's
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def cell(self) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from cmbench.errors import UserError, unknown_name
 from cmbench.files import read_toml, reading
 from cmbench.plugin.specs import MethodSpec
+from cmbench.records.configuration import parse_value
 
 BASE = "base"
 #: Recipe names become parts of folder and file names.
@@ -222,14 +222,3 @@ def parse_overrides(pairs: Sequence[str]) -> Table:
             inner = {part: inner}
         table = merge(table, inner)
     return table
-
-
-def parse_value(text: str) -> Any:
-    """Return ``text`` as a TOML value, or as a plain string if it is not TOML."""
-    if text in ("null", "none", "None"):
-        return None
-    try:
-        table = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):
-        return text
-    return table["value"] if len(table) == 1 else text

@@ -58,6 +58,7 @@ class RunWriter:
                 "seed": plan.seed,
                 "config": plan.table,
                 "config_sha256": plan.config_sha256,
+                "overrides": plan.overrides,
                 "teacher": self.teacher.name if self.teacher else None,
                 "command": self.context.command,
             }

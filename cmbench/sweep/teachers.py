@@ -89,7 +89,7 @@ def saved_plan(context: Context, saved: Mapping[str, Any]) -> RunPlan:
     """Return the plan of a run from its description: neither recipe nor teacher is needed.
 
     ``saved`` has the entries of ``run.json``: ``method``, ``dataset``, ``recipe``, ``seed``, the
-    resolved ``config`` and the ``teacher``'s name.
+    resolved ``config``, the ``teacher``'s name and, since version 3 of records, ``overrides``.
     """
     spec = context.plugins.methods.get(saved["method"], "run")
     method_class = load_method_class(context, spec)
@@ -97,7 +97,8 @@ def saved_plan(context: Context, saved: Mapping[str, Any]) -> RunPlan:
     config = validate(method_class.Config, saved["config"], who)
     teacher = parse_teacher(config.teacher, saved["teacher"])
     dataset, recipe, seed = str(saved["dataset"]), str(saved["recipe"]), int(saved["seed"])
-    return RunPlan(spec, dataset, recipe, seed, config, teacher, method_class)
+    overrides = saved.get("overrides")
+    return RunPlan(spec, dataset, recipe, seed, config, teacher, method_class, overrides=overrides)
 
 
 def saved_run(

@@ -11,11 +11,12 @@ from test_compare_and_joins import published, rows, several
 
 from cmbench.errors import UserError
 from cmbench.leaderboard.best import best_values
-from cmbench.leaderboard.compare import compare, select
+from cmbench.leaderboard.compare import compare
 from cmbench.leaderboard.joins import join_reported, protocol_text
 from cmbench.leaderboard.ranking import Rank, rank_group, rank_section, significant
 from cmbench.leaderboard.rows import Row
 from cmbench.leaderboard.sections import sections
+from cmbench.leaderboard.selection import select
 from cmbench.records.record import Record
 
 FAR = {"alpha": [1.0, 1.01, 1.02, 1.03], "beta": [5.0, 5.02, 5.01, 5.05]}
@@ -117,7 +118,8 @@ def test_selectors_are_method_recipe_and_sampler_or_the_start_of_an_id() -> None
     for selector in ("alpha:demo:heun", "alpha:paper", "alph", "alpha:demo:multistep:x"):
         assert refusal(lambda selector=selector: select(found, selector)) == (
             f"compare: no measured rows match {selector!r}; allowed: alpha:demo, beta:demo; give "
-            "METHOD, METHOD:RECIPE, METHOD:RECIPE:SAMPLER or a row id"
+            "METHOD, METHOD:RECIPE, METHOD:RECIPE:SAMPLER, each also with [key=value,...]; or a row"
+            " id"
         )
     assert "allowed: none; " in refusal(lambda: select([], "alpha"))
 
@@ -125,14 +127,15 @@ def test_selectors_are_method_recipe_and_sampler_or_the_start_of_an_id() -> None
 def test_what_is_not_one_row_for_each_setting_is_named() -> None:
     first, second = rows(several("alpha", [1.0]) + several("alpha", [2.0], recipe="paper"))
     assert refusal(lambda: compare([first, second], [])) == (
-        f"compare: A selects two rows at NFE 1: alpha:demo:multistep ({first.id}) and "
-        f"alpha:paper:multistep ({second.id}); add the recipe or the sampler, or give the row id"
+        "compare: A selects 2 rows at digits NFE 1 conditional; allowed: alpha:demo or "
+        "alpha:paper; give one of them, in quotes"
     )
-    assert refusal(lambda: compare([], [first, second])).startswith("compare: B selects two rows")
+    assert refusal(lambda: compare([], [first, second])).startswith("compare: B selects 2 rows")
     unknown = replace(second, nfe=None)
     assert refusal(lambda: compare([first], [unknown])) == (
-        "compare: A and B share no dataset, NFE and conditioning; allowed: A has digits NFE 1; B "
-        "has digits NFE not stated; measure both at a common NFE"
+        "compare: A and B share no dataset, NFE and conditioning; allowed: A has digits NFE 1 "
+        "conditional; B has digits NFE not stated conditional; measure both at a common NFE and "
+        "conditioning"
     )
     for change in ({"dataset": "other"}, {"conditional": False}):
         assert "share no dataset" in refusal(

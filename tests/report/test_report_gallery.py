@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from record_factory import on_disk, record, with_artifact
 
+from cmbench.leaderboard.labels import row_labels
 from cmbench.leaderboard.rows import aggregate
 from cmbench.measure.gallery import grid_png
 from cmbench.metrics.quantize import quantize
 from cmbench.records.record import read_records
 from cmbench.report import render
 from cmbench.report.artifacts import STRIP_SIDE, picture
-from cmbench.report.gallery import series_labels
 
 
 def numbered(count: int, side: int, channels: int = 1) -> torch.Tensor:
@@ -90,7 +90,7 @@ def test_tuned_cells_are_labelled_in_tables_and_series(tmp_path: Path) -> None:
         for tuned in (None, found)
     ]
     rows = aggregate([(Path(f"{i}.json"), item) for i, item in enumerate(items)])
-    assert sorted(series_labels(rows).values()) == ["alpha", "alpha, tuned sigmas"]
+    assert sorted(row_labels(rows).values()) == ["alpha", "alpha, tuned sigmas"]
     render({"digits": [(Path(f"{i}.json"), item) for i, item in enumerate(items)]}, tmp_path)
     table = (tmp_path / "digits.md").read_text()
     assert "| Marks |" in table

@@ -13,13 +13,13 @@ from toy import ToyConfig
 
 from cmbench.errors import UserError
 from cmbench.plugin.specs import MethodSpec
+from cmbench.records.configuration import parse_value
 from cmbench.sweep.context import Context
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.recipes import (
     default_recipe,
     merge,
     parse_overrides,
-    parse_value,
     read_recipe_file,
     recipe_names,
     recipe_table,

@@ -151,8 +151,13 @@ function curveChart(rows) {
   const parts = scalarParts(state.scalar);
   const shown = new Set(rows.map((r) => r.id));
   const curves = data.curves.filter((c) => shown.has(c.row) && parts.some(([name]) => own(c.scalars, name)));
-  const groups = styleGroups(curves.map((c) => rowById.get(c.row)), (r) => r.method);
+  // Lines have no marks: where a method has several configurations, each has its own colour.
+  const names = [...new Set(data.curves.map((c) => c.name))];
+  const several = names.length > new Set(data.curves.map((c) => rowById.get(c.row).method)).size;
+  const nameOf = new Map(data.curves.map((c) => [c.row, c.name]));
+  const groups = styleGroups(curves.map((c) => rowById.get(c.row)), (r) => nameOf.get(r.id));
   for (const group of groups) {
+    if (several && names.includes(group.name)) group.style = `s${names.indexOf(group.name) % COLOURS}`;
     const ids = new Set(group.rows.map((r) => r.id));
     group.points = curves.filter((c) => ids.has(c.row)).flatMap((c) => parts.flatMap(([name, dash]) => (own(c.scalars, name) || [])
       .map((y, i) => ({ x: c.nimg[i], y, dash, label: `${c.run}: ${name} ${y} at ${c.nimg[i]} images`, line: `${c.run} ${name}` }))
