@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cmbench.records.configuration import dotted, pair_text
+from cmbench.records.options import dotted, pair_text
 from cmbench.records.record import Record
 
 #: Digits of a hash in a label.

@@ -9,7 +9,7 @@ from typing import Any
 from cmbench.errors import UserError
 from cmbench.leaderboard.facts import configuration_facts, telling_apart, value_facts
 from cmbench.leaderboard.rows import REPORTED, Row
-from cmbench.records.configuration import parse_value
+from cmbench.records.options import parse_value
 
 _SELECTOR = re.compile(r"([^\[\]]*)(?:\[(.+)\])?")
 _FORMS = "METHOD, METHOD:RECIPE, METHOD:RECIPE:SAMPLER, each also with [key=value,...]; or a row id"

@@ -12,7 +12,7 @@ from cmbench.importers.imported import Parameterization
 from cmbench.plugin.config import EMAConfig, MethodConfig
 from cmbench.plugin.method import Method, SamplingPlan
 from cmbench.plugin.specs import DatasetSpec, MethodSpec
-from cmbench.records.configuration import dotted
+from cmbench.records.options import dotted
 from cmbench.sweep.context import Context
 from cmbench.sweep.failures import method_failure
 from cmbench.sweep.imported import ImportedModel, open_imported

@@ -17,7 +17,7 @@ from typing import Any
 from cmbench.errors import UserError, unknown_name
 from cmbench.files import read_toml, reading
 from cmbench.plugin.specs import MethodSpec
-from cmbench.records.configuration import parse_value
+from cmbench.records.options import parse_value
 
 BASE = "base"
 #: Recipe names become parts of folder and file names.

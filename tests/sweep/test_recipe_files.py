@@ -13,7 +13,7 @@ from toy import ToyConfig
 
 from cmbench.errors import UserError
 from cmbench.plugin.specs import MethodSpec
-from cmbench.records.configuration import parse_value
+from cmbench.records.options import parse_value
 from cmbench.sweep.context import Context
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.recipes import (
