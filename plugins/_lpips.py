@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torchvision.models.vgg import cfgs, make_layers
 
 from cmbench.errors import MissingError, UserError
+from cmbench.importers.torch_file import load_tensors
 
 __all__ = ["LPIPS", "LPIPS_SIDE"]
 
@@ -138,15 +139,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise MissingError("metric lpips", f"its weights {path} are not there", remedy=_GET)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
+        return load_tensors(path)
+    except UserError as error:
         raise UserError(
             "metric lpips",
-            f"{path} cannot be read ({type(error).__name__})",
+            f"{path} cannot be read: {error.problem}",
             allowed="a file of tensors as published",
             remedy=_GET,
         ) from error
-    return dict(state)
 
 
 def _fill(path: Path, parameter: Tensor, state: dict[str, Tensor], key: str) -> None:

@@ -10,13 +10,16 @@ import io
 import os
 import pickle  # only its opcode machine, with find_class closed
 import struct
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from cmbench.errors import UserError
+from cmbench.data.pickle_names import PLAIN_NAMES, ArrayShell, RefusedName, key_size
+from cmbench.errors import UserError, one_line
 from cmbench.files import corrupt
 
 #: What a broken or hostile pickle makes the opcode machine raise.
@@ -37,141 +40,32 @@ BROKEN = (
 )
 
 
-class RefusedName(Exception):
-    """The pickle names something that is not in the table."""
+class _Bounded:
+    """A file whose reads make no room for more than it has left, as Python's own do."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
+        self.readline = file.readline
 
-
-class Sealed(type):
-    """Metaclass of stand-ins: their attributes cannot be set by a pickle."""
-
-    def __setattr__(cls, name: str, value: object) -> None:
-        """Refuse."""
-        raise RefusedName(f"a change of {cls.__name__}.{name}")
-
-
-class Function:
-    """A stand-in for a function: it can only be called."""
-
-    __slots__ = ("_call",)
-    _call: Callable[..., Any]
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_call", call)
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Call it."""
-        return self._call(*arguments)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        """Refuse."""
-        raise RefusedName(f"a change of a function's {name}")
-
-
-class DTypeShell(metaclass=Sealed):
-    """Stands for ``numpy.dtype``: plain numbers only, never objects or records."""
-
-    def __init__(self, code: object, *_: object) -> None:
-        text = code.decode("ascii") if isinstance(code, bytes) else code
-        if not isinstance(text, str) or text.lstrip("<>=|") not in _PLAIN_DTYPES:
-            raise RefusedName(f"numpy.dtype({code!r})")
-        self.dtype = np.dtype(text)
-
-    def __setstate__(self, state: object) -> None:
-        order = state[1] if isinstance(state, tuple) and len(state) > 1 else "="
-        order = order.decode("ascii") if isinstance(order, bytes) else order
-        if order == ">":
-            self.dtype = self.dtype.newbyteorder(">")
-
-
-_PLAIN_DTYPES = frozenset(f"{kind}{n}" for kind in "iuf" for n in (1, 2, 4, 8)) | {"b1"}
-
-
-class ArrayShell(metaclass=Sealed):
-    """Stands for ``numpy.ndarray`` while its state is read; :attr:`array` is the result."""
-
-    array: np.ndarray[Any, Any]
-
-    def __init__(self, *_: object) -> None:
-        self.array = np.empty(0)
-
-    def __setstate__(self, state: object) -> None:
-        if not isinstance(state, tuple) or len(state) != 5:
-            raise pickle.UnpicklingError("an array without its five parts of state")
-        _, shape, dtype, fortran, data = state
-        if not isinstance(dtype, DTypeShell):
-            raise pickle.UnpicklingError("an array without a dtype")
-        raw = data.encode("latin1") if isinstance(data, str) else data
-        self.array = _shaped(raw, dtype, shape, fortran=bool(fortran))
-
-
-def _shaped(
-    data: bytes, dtype: DTypeShell, shape: Any, *, fortran: bool
-) -> np.ndarray[Any, np.dtype[Any]]:
-    flat: np.ndarray[Any, np.dtype[Any]] = np.frombuffer(data, dtype.dtype)
-    return flat.reshape(tuple(shape), order="F" if fortran else "C")
-
-
-def _scalar(dtype: DTypeShell, data: bytes | str) -> Any:
-    raw = data.encode("latin1") if isinstance(data, str) else data
-    return np.frombuffer(raw, dtype.dtype, count=1)[0].item()
-
-
-def _frombuffer(data: bytes, dtype: DTypeShell, shape: Any, order: str, *_: object) -> ArrayShell:
-    """Build what protocol 5 pickles of arrays name."""
-    shell = ArrayShell()
-    if not isinstance(dtype, DTypeShell) or order not in ("C", "F"):
-        raise pickle.UnpicklingError("an array without a dtype or an order")
-    shell.array = _shaped(data, dtype, shape, fortran=order == "F")
-    return shell
-
-
-def _empty_bytes() -> bytes:
-    """Build what protocols below 3 write for ``b""``."""
-    return b""
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    return text.encode("latin1" if encoding in ("latin1", "latin-1") else "utf-8")
-
-
-#: What Python 2 and 3 pickles of plain data and arrays name, and what each becomes here.
-PLAIN_NAMES: Mapping[str, Callable[..., Any]] = {
-    "collections.OrderedDict": OrderedDict,
-    **{
-        f"{builtins}.{name}": stand_in
-        for builtins in ("builtins", "__builtin__")
-        for name, stand_in in (
-            ("set", set),
-            ("frozenset", frozenset),
-            ("complex", complex),
-            ("bytes", Function(_empty_bytes)),
-        )
-    },
-    "_codecs.encode": Function(_encode),
-    "numpy.ndarray": ArrayShell,
-    "numpy.dtype": DTypeShell,
-    **{
-        f"numpy.{core}.{name}": stand_in
-        for core in ("core", "_core")
-        for name, stand_in in (
-            ("multiarray._reconstruct", ArrayShell),
-            ("multiarray.scalar", Function(_scalar)),
-            ("numeric._frombuffer", Function(_frombuffer)),
-        )
-    },
-}
+    def read(self, count: int) -> bytes:
+        """Read ``count`` bytes, or raise ``EOFError``."""
+        if count > self._size:
+            raise EOFError(f"{count} bytes of {self._size}")
+        return self._file.read(count)
 
 
 class RestrictedUnpickler(pickle._Unpickler):
-    """An unpickler that takes names from a table only.
+    """An unpickler that takes names from a table only, within budgets.
 
     It is pickle's own in Python, not the one in C: there the memo is an array as long as the
     largest index in it, so that five bytes of a file take gigabytes. What a pickle may make from
-    what it already holds is bounded by a small multiple of its size.
+    what it already holds is bounded by a small multiple of its size; opcodes, the sizes of keys and
+    of integers, and processor time are bounded too.
+
+    Args:
+        file: where the pickle begins; read up to its end.
+        names: what it may name, and the stand-in of each.
+        size: bytes of the whole file, if the pickle is a part of it.
     """
 
     # The machine's own parts, which type stubs leave out.
@@ -182,22 +76,26 @@ class RestrictedUnpickler(pickle._Unpickler):
     #: Bytes that calls may be given or make, per byte of the pickle. An ordinary pickle needs
     #: three: a storage's bytes, the storage, and the tensor in it.
     SHARE = 6
+    #: Opcodes. A million class numbers need about as many.
+    MOST_OPCODES = 5_000_000
+    #: Processor time. A network of gigabytes takes a few seconds.
+    MOST_SECONDS = 60.0
     #: What an element of a container counts.
     _ELEMENT = 8
-    #: Nested tuples: how many in all, counting repeats, and how deep. As a key of a dict a tuple
-    #: is hashed recursively, on the stack of C, each time.
-    _MOST_TUPLES, _DEEPEST_TUPLE = 100_000, 1_000
+    #: Bytes of an integer; those of text are limited by Python.
+    _LARGEST_INTEGER = 256
 
-    def __init__(self, file: BinaryIO, names: Mapping[str, Any] = PLAIN_NAMES) -> None:
-        # Python 2 strings become bytes: the array data in them survives, text is decoded later.
-        super().__init__(file, encoding="bytes")
-        self.names = names
+    def __init__(
+        self, file: BinaryIO, names: Mapping[str, Any] = PLAIN_NAMES, size: int | None = None
+    ) -> None:
         here = file.tell()
         self._size = file.seek(0, os.SEEK_END) - here
         file.seek(here)
-        self._left = self.SHARE * self._size + 2**20
-        #: Tuples of tuples by identity: the tuple, which keeps that its own; how many; how deep.
-        self._nested: dict[int, tuple[tuple[Any, ...], int, int]] = {}
+        # Python 2 strings become bytes: the array data in them survives, text is decoded later.
+        super().__init__(_Bounded(file, self._size), encoding="bytes")
+        self.names = names
+        self._left = self.SHARE * (size or self._size) + 2**20
+        self._opcodes, self._began = 0, time.thread_time()
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in for ``module.name``; refuse every other name."""
@@ -208,7 +106,8 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         """Refuse references to outside objects."""
-        raise RefusedName(f"persistent object {str(pid)[:60]!r}")
+        shown = repr(pid[:60]) if isinstance(pid, str) else f"of a {type(pid).__name__}"
+        raise RefusedName(f"a persistent object {shown}")
 
     def spend(self, amount: int) -> None:
         """Count bytes that are about to be copied; refuse when they become too many."""
@@ -225,31 +124,36 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     # The machine calls these by opcode, with itself as their argument.
 
+    def step(self) -> None:
+        """Count an opcode; refuse when they become too many or take too long."""
+        self._opcodes += 1
+        if self._opcodes > self.MOST_OPCODES:
+            raise RefusedName(f"more than {self.MOST_OPCODES:,} steps")
+        if not self._opcodes % 1024 and time.thread_time() - self._began > self.MOST_SECONDS:
+            raise RefusedName(f"more than {self.MOST_SECONDS:g} s of processor time")
+
     def call(self, load: Callable[[Any], None], count: int) -> None:
         """Do an opcode that calls something with the last ``count`` values of the stack."""
         for given in self.stack[-count:]:
             self._spend_on(given, *(given if isinstance(given, tuple) else ()))
         load(self)
-        self.measure()
 
-    def measure(self) -> None:
-        """Refuse a tuple on top of the stack that nests too many tuples."""
-        made = self.stack[-1] if self.stack else None
-        inner = [v for v in made if isinstance(v, tuple)] if isinstance(made, tuple) else []
-        if not isinstance(made, tuple) or not inner:
-            return
-        known = [self._nested.get(id(v), (v, 1, 1)) for v in inner]
-        count, depth = 1 + sum(k[1] for k in known), 1 + max(k[2] for k in known)
-        if count > self._MOST_TUPLES or depth > self._DEEPEST_TUPLE:
-            raise RefusedName("tuples nested without end")
-        self._nested[id(made)] = (made, count, depth)
+    def hash_keys(self, keys: Iterable[Any]) -> None:
+        """Count keys that are about to be hashed."""
+        for key in keys:
+            self.spend(self._ELEMENT * (key_size(key) - 1))
 
     def _bytearray(self) -> None:
         """Read a length and as many bytes; pickle's own makes room for them before it looks."""
         (length,) = struct.unpack("<Q", self.read(8))
-        if length > self._size:
-            raise pickle.UnpicklingError(f"a bytearray of {length} bytes")
         self.append(bytearray(self.read(length)))
+
+    def _long4(self) -> None:
+        """Read an integer of any length; what prints it later would take a time quadratic in it."""
+        (length,) = struct.unpack("<i", self.read(4))
+        if not 0 <= length <= self._LARGEST_INTEGER:
+            raise pickle.UnpicklingError(f"an integer of {length} bytes")
+        self.append(pickle.decode_long(self.read(length)))
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
@@ -258,12 +162,20 @@ def _counted(load: Callable[[Any], None], count: int) -> Callable[[Any], None]:
     return lambda machine: machine.call(load, count)
 
 
-def _measured(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    def measured(machine: RestrictedUnpickler) -> None:
+def _hashing(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
+    def hashing(machine: RestrictedUnpickler) -> None:
+        machine.hash_keys(machine.stack[keys])
         load(machine)
-        machine.measure()
 
-    return measured
+    return hashing
+
+
+def _stepping(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    def stepping(machine: RestrictedUnpickler) -> None:
+        machine.step()
+        load(machine)
+
+    return stepping
 
 
 #: How many values each calling opcode takes: 0 is all since the last mark.
@@ -275,12 +187,23 @@ _CALLS = {
     pickle.OBJ: 0,
     pickle.INST: 0,
 }
+#: Where each opcode that hashes finds what it hashes, on the stack since the last mark.
+_KEYS = {
+    pickle.SETITEM: slice(-2, -1),
+    pickle.SETITEMS: slice(0, None, 2),
+    pickle.DICT: slice(0, None, 2),
+    pickle.ADDITEMS: slice(None),
+    pickle.FROZENSET: slice(None),
+}
+_dispatch = RestrictedUnpickler.dispatch
+_dispatch[pickle.BYTEARRAY8[0]] = RestrictedUnpickler._bytearray
+_dispatch[pickle.LONG4[0]] = RestrictedUnpickler._long4
 for _code, _count in _CALLS.items():
-    _load = pickle._Unpickler.dispatch[_code[0]]
-    RestrictedUnpickler.dispatch[_code[0]] = _counted(_load, _count)
-for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
-    RestrictedUnpickler.dispatch[_code[0]] = _measured(pickle._Unpickler.dispatch[_code[0]])
-RestrictedUnpickler.dispatch[pickle.BYTEARRAY8[0]] = RestrictedUnpickler._bytearray
+    _dispatch[_code[0]] = _counted(_dispatch[_code[0]], _count)
+for _code, _keys in _KEYS.items():
+    _dispatch[_code[0]] = _hashing(_dispatch[_code[0]], _keys)
+for _opcode, _load in _dispatch.items():
+    _dispatch[_opcode] = _stepping(_load)
 
 
 def unshell(value: Any) -> Any:
@@ -314,6 +237,22 @@ def _unshell(value: Any, done: dict[int, Any]) -> Any:
     return result
 
 
+def as_array(value: object, what: str) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return an array, or a flat list of numbers as one; ``what`` names it in the error.
+
+    Lists that hold one another would become arrays of any size.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    flat = isinstance(value, list) and all(isinstance(v, (int, float)) for v in value)
+    if not flat:
+        raise ValueError(f"{what} is a {type(value).__name__}, not an array or a list of numbers")
+    return np.asarray(value)
+
+
 def load_plain_pickle(file: BinaryIO | bytes, who: str) -> Any:
     """Read a pickle of plain data and arrays; ``who`` names the file in messages.
 
@@ -321,11 +260,18 @@ def load_plain_pickle(file: BinaryIO | bytes, who: str) -> Any:
     not need. Nothing of the file is executed.
     """
     stream = io.BytesIO(file) if isinstance(file, bytes) else file
-    try:
+    with unpickling(who):
         return unshell(RestrictedUnpickler(stream).load())
+
+
+@contextmanager
+def unpickling(who: str) -> Iterator[None]:
+    """Turn what a pickle raises in the block into ``UserError``; ``who`` names the file."""
+    try:
+        yield
     except RefusedName as refused:
         raise refused_error(who, refused) from None
-    except BROKEN as error:
+    except (*BROKEN, RuntimeError, zipfile.BadZipFile) as error:  # RuntimeError: torch's
         raise corrupt(who, "pickle", error) from None
 
 
@@ -333,7 +279,7 @@ def refused_error(who: str, refused: RefusedName) -> UserError:
     """Return the error for a pickle with a refused name."""
     return UserError(
         who,
-        f"refused: the pickle asks for {refused.name}",
+        f"refused: the pickle asks for {one_line(refused.name, 200)}",
         allowed="numbers, text, containers, arrays",
         remedy="it was not executed; get the file from its original source",
     )

@@ -8,31 +8,19 @@ an :class:`InertAttribute`, and a name that is in no table is refused.
 
 from __future__ import annotations
 
-import io
-import math
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
-import torch
 from torch import Tensor
 
-from cmbench.data.pickles import (
-    BROKEN,
-    PLAIN_NAMES,
-    Function,
-    RefusedName,
-    RestrictedUnpickler,
-    Sealed,
-    refused_error,
-    unshell,
-)
+from cmbench.data.pickle_names import Function, RefusedName, Sealed
+from cmbench.data.pickles import unpickling, unshell
 from cmbench.errors import UserError
-from cmbench.files import corrupt
+from cmbench.importers.tensors import TENSOR_NAMES, TensorUnpickler, storage_from_bytes
 
 #: Modules whose classes may be described (never used): torch's layers, and EDM's persistence.
 _LAYERS = re.compile(r"torch\.nn\.modules\.\w+\.[A-Za-z_]\w*")
@@ -56,6 +44,10 @@ class InertObject(metaclass=Sealed):
 
 class _Dict(dict[str, Any], metaclass=Sealed):
     """Stands for a dict with attribute access."""
+
+    def __init__(self, *given: object) -> None:
+        if given:
+            raise RefusedName("a dict made of other values")
 
     def __setstate__(self, state: object) -> None:
         """Ignore what the class would keep beside its items."""
@@ -91,85 +83,24 @@ def _persistent(meta: object, *_: object) -> InertObject:
     """Describe an object that EDM's persistence would rebuild from its own source code."""
     if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
         raise RefusedName("a persistent object without a state")
-    described = _layer(str(meta.get("class_name", "?")))()
+    name = meta.get("class_name")
+    described = _layer(name if isinstance(name, str) else "?")()
     described.state = meta["state"]
     return described
 
 
-def _storage(data: bytes) -> Tensor:
-    """Return a pickled storage as a flat tensor, through torch's own restricted loader."""
-    if data[:2] == b"PK":  # torch pickles storages in its older format, which cannot be packed
-        raise RefusedName("a storage in a zip")
-    loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    if isinstance(loaded, Tensor):
-        raise RefusedName("a tensor in the place of a storage")
-    untyped, dtype = loaded._untyped_storage, loaded.dtype
-    flat: Tensor = torch.empty(0, dtype=dtype).set_(untyped)
-    return flat
-
-
-def _tensor(
-    storage: object, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
-) -> Tensor:
-    """Rebuild a tensor and check that it lies within its storage."""
-    if not isinstance(storage, Tensor):
-        raise RefusedName("a tensor without a storage")
-    if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
-        raise ValueError(f"a tensor of size {size}, stride {stride}, offset {offset}")
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride))
-    if all(size) and (last >= storage.numel() or math.prod(size) > storage.numel()):
-        raise ValueError(f"a tensor of size {size} that ends at {last} of {storage.numel()}")
-    return torch.as_strided(storage, size, stride, offset).clone()
-
-
-def _parameter(data: object, *_: object) -> Tensor:
-    if not isinstance(data, Tensor):
-        raise RefusedName("a parameter without a tensor")
-    return data
-
-
-_TENSOR, _PARAMETER = Function(_tensor), Function(_parameter)
-
-
-def _from_type(rebuild: object, _type: object, arguments: tuple[Any, ...], *_: object) -> Tensor:
-    """Rebuild a tensor that carried attributes; only our own stand-ins can be named."""
-    if rebuild is not _TENSOR and rebuild is not _PARAMETER:
-        raise RefusedName("a tensor of unknown make")
-    result: Tensor = (_TENSOR if rebuild is _TENSOR else _PARAMETER)(*arguments)
-    return result
-
-
-class _Word(metaclass=Sealed):
-    """Stands for a name without consequence: a dtype, a device, a class beside a tensor."""
-
-    def __init__(self, *arguments: object) -> None:
-        self.arguments = arguments
-
-
 _NAMES: Mapping[str, Callable[..., Any]] = {
-    **PLAIN_NAMES,
-    "collections.OrderedDict": OrderedDict,
+    **TENSOR_NAMES,
     **{f"{builtins}.getattr": Function(_attribute) for builtins in ("builtins", "__builtin__")},
-    "torch._utils._rebuild_tensor": _TENSOR,
-    "torch._utils._rebuild_tensor_v2": _TENSOR,
-    "torch._utils._rebuild_parameter": _PARAMETER,
-    "torch._utils._rebuild_parameter_with_state": _PARAMETER,
-    "torch._tensor._rebuild_from_type_v2": Function(_from_type),
-    "torch.storage._load_from_bytes": Function(_storage),
-    "torch.device": _Word,
-    "torch.Size": tuple,
-    "torch.Tensor": _Word,
-    "torch.nn.parameter.Parameter": _Word,
-    **{f"torch.{name}": _Word for name in ("float16", "bfloat16", "float32", "float64", "int64")},
+    "torch.storage._load_from_bytes": Function(storage_from_bytes),
 }
 
 
-class NetworkUnpickler(RestrictedUnpickler):
+class NetworkUnpickler(TensorUnpickler):
     """Builds tensors, primitives and inert descriptions."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, _NAMES)
-        self._last: Tensor | None = None
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in for ``module.name``; refuse every other name."""
@@ -182,20 +113,6 @@ class NetworkUnpickler(RestrictedUnpickler):
             return _layer(full)
         return super().find_class(module, name)
 
-    def call(self, load: Callable[[Any], None], count: int) -> None:
-        """Count the bytes of tensors too: each is a copy of its part of a storage.
-
-        A tensor is never the object of a call. Its own ``__setstate__`` would let a pickle lay it
-        anew over any size of memory, which nobody has written to, or over another tensor.
-        """
-        if count and isinstance(self.stack[-count - 1], Tensor):
-            raise RefusedName("a change of a tensor")
-        super().call(load, count)
-        made = self.stack[-1]
-        if isinstance(made, Tensor) and made is not self._last:  # as a parameter of it would be
-            self._last = made
-            self.spend(made.numel() * made.element_size())
-
 
 def load_network_pickle(path: Path) -> Any:
     """Read a pickle of networks.
@@ -203,14 +120,8 @@ def load_network_pickle(path: Path) -> Any:
     Raises ``UserError`` if it is truncated or corrupt, or names anything but tensors, plain data,
     layers of torch and EDM's persistent objects. Nothing of the file is executed.
     """
-    who = f"checkpoint {path}"
-    try:
-        with open(path, "rb") as file:
-            return unshell(NetworkUnpickler(file).load())
-    except RefusedName as refused:
-        raise refused_error(who, refused) from None
-    except (*BROKEN, RuntimeError) as error:
-        raise corrupt(who, "pickle", error) from None
+    with unpickling(f"checkpoint {path}"), open(path, "rb") as file:
+        return unshell(NetworkUnpickler(file).load())
 
 
 # ---- what an inert module holds ----------------------------------------------------------------

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from cmbench.errors import UserError
 from cmbench.files import write_atomically
+from cmbench.importers.tensors import read_torch
 
 
 def sha256_tensors(tensors: dict[str, Tensor]) -> str:
@@ -32,13 +36,26 @@ def read_state(path: Path, who: str, allowed: str, remedy: str, key: str) -> dic
         UserError: the file cannot be read, or holds something else.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the zip, pickle and tensor readers raise many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(who, f"cannot be read: {reason}", allowed=allowed, remedy=remedy) from error
+        state = read_torch(path, who)
+    except (OSError, UserError) as error:
+        problem = error.problem if isinstance(error, UserError) else error.strerror
+        what = f"cannot be read: {problem}"
+        raise UserError(who, what, allowed=allowed, remedy=remedy) from error
     if not isinstance(state, dict) or key not in state:
         raise UserError(who, "holds something else", allowed=allowed, remedy=remedy)
     return state
+
+
+@contextmanager
+def written_anew(state: dict[str, Tensor]) -> Iterator[Path]:
+    """Give a file of ``torch.save`` with ``state`` for libraries that unpickle their weights.
+
+    They must not see the file that was checked: another reader may find another archive in it.
+    """
+    with tempfile.TemporaryDirectory(prefix="cmbench-weights-") as folder:
+        path = Path(folder) / "weights.pth"
+        torch.save(state, path)
+        yield path
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

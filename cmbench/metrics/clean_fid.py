@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from cmbench.errors import MissingError, UserError, unknown_name
 from cmbench.files import sha256_file
+from cmbench.metrics._files import written_anew
 from cmbench.metrics.extractor import Features, extract_rgb
-from cmbench.metrics.inception import load_library_network
+from cmbench.metrics.inception import load_library_network, read_inception
 from cmbench.metrics.inception_fast import FastInception
 from cmbench.metrics.precision import exact_float32
 from cmbench.metrics.probe import check_probe, probe_images, relative_error
@@ -207,19 +208,17 @@ def load_pytorch_fid(path: Path) -> nn.Module:
     """Return clean-fid's pytorch-fid network with the weights of ``path``.
 
     clean-fid takes no path: it reads torch.hub's cache, which is pointed at a folder that holds
-    just this file while it does. The file is first read with ``weights_only=True``.
+    just this file while it does, written from what was read safely.
     """
     import cleanfid.inception_pytorch as module
 
-    load_library_network(path, ("2048",))
-    cached = "pt_inception-2015-12-05-6726825d.pth"
+    load_library_network(path, ("2048",))  # which says what is wrong with it
     before: Any = torch.hub.get_dir()
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with written_anew(read_inception(path)) as safe, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        checkpoints = Path(folder) / "checkpoints"
-        checkpoints.mkdir()
-        (checkpoints / cached).symlink_to(path.resolve())
-        torch.hub.set_dir(folder)
+        (safe.parent / "checkpoints").mkdir()
+        safe.rename(safe.parent / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth")
+        torch.hub.set_dir(safe.parent)
         try:
             network: nn.Module = module.InceptionV3(output_blocks=[3], resize_input=False)
         finally:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cmbench.errors import UserError
 from cmbench.files import sha256_file
-from cmbench.metrics._files import read_state
+from cmbench.metrics._files import read_state, written_anew
 from cmbench.metrics.extractor import Features, extract_rgb
 from cmbench.metrics.inception_fast import SPATIAL_CHANNELS, FastInception
 from cmbench.metrics.precision import exact_float32
@@ -170,22 +170,31 @@ def _approximations(implementation: str, *chosen: bool) -> list[str]:
     return asked
 
 
-def load_library_network(path: Path, layers: tuple[str, ...]) -> nn.Module:
-    """Return torch-fidelity's module with the weights of ``path``, which is never unpickled.
+_STATE, _GET = "torch-fidelity's Inception state dict", "run `cmbench prepare inception`"
 
-    torch-fidelity reads its file with ``weights_only=False``, so it is first read with
-    ``weights_only=True``: anything but tensors is refused before the library sees it.
+
+def read_inception(path: Path) -> dict[str, Tensor]:
+    """Return the state dict that torch-fidelity published.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    return read_state(path, f"weights {path}", _STATE, _GET, "fc.weight")
+
+
+def load_library_network(path: Path, layers: tuple[str, ...]) -> nn.Module:
+    """Return torch-fidelity's module with the weights of ``path``.
+
+    torch-fidelity unpickles its file, so it gets one that is written from what was read safely.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    who, allowed = f"weights {path}", "torch-fidelity's Inception state dict"
-    remedy = "run `cmbench prepare inception`"
-    read_state(path, who, allowed, remedy, "fc.weight")
     try:
-        network: nn.Module = FeatureExtractorInceptionV3(
-            "inception-v3-compat", list(layers), feature_extractor_weights_path=str(path)
-        )
+        with written_anew(read_inception(path)) as safe:
+            network: nn.Module = FeatureExtractorInceptionV3(
+                "inception-v3-compat", list(layers), feature_extractor_weights_path=str(safe)
+            )
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(who, reason, allowed=allowed, remedy=remedy) from error
+        raise UserError(f"weights {path}", reason, allowed=_STATE, remedy=_GET) from error
     return network

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import io
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from cmbench.data.npy import npz_names, read_npz
 from cmbench.data.pickles import load_plain_pickle
 from cmbench.errors import MissingError, UserError, first_names, unknown_name
 from cmbench.files import sha256_file, write_atomically
+from cmbench.importers.tensors import read_torch
 from cmbench.metrics.census import CensusTaker
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.reference import ANY, Reference, ReferenceKey
@@ -198,24 +198,24 @@ def _read_npz(path: Path, entry: str) -> FileArrays:
 
 
 def _read_torch(path: Path, entry: str) -> FileArrays:
-    from numpy._core.multiarray import _reconstruct  # what a pickled array names
-
-    plain: list[Any] = [_reconstruct, np.ndarray, np.dtype, np.dtypes.Float64DType]
-    plain += [np.dtypes.Float32DType]
-    try:
-        with torch.serialization.safe_globals(plain):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the zip, pickle and tensor readers raise many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            str(path), f"cannot be read: {reason}", allowed=_ALLOWED, remedy="fetch the file again"
-        ) from error
+    content = read_torch(path, str(path))
     if isinstance(content, Tensor):
         return FileArrays("torch-fidelity", "inception", {"features": content.numpy()})
     if isinstance(content, dict) and {"mu", "sigma"} <= content.keys():
-        arrays = {name: np.asarray(content[name]) for name in ("mu", "sigma")}
-        return FileArrays("torch-fidelity", "inception", arrays)
+        return FileArrays("torch-fidelity", "inception", _statistics(path, content))
     raise _other(path, content)
+
+
+def _statistics(path: Path, content: Mapping[str, Any]) -> dict[str, Array]:
+    """Return ``mu`` and ``sigma`` as arrays."""
+    found = {}
+    for name in ("mu", "sigma"):
+        value = content[name].numpy() if isinstance(content[name], Tensor) else content[name]
+        if not isinstance(value, np.ndarray):
+            problem = f"{name} is a {type(value).__name__}"
+            raise UserError(str(path), problem, allowed="an array", remedy="fetch the file again")
+        found[name] = value
+    return found
 
 
 def _read_pickle(path: Path, entry: str) -> FileArrays:
@@ -232,8 +232,7 @@ def _read_pickle(path: Path, entry: str) -> FileArrays:
             allowed="fid, fd_dinov2",
             remedy=f"the file has: {', '.join(sorted(map(str, content)))}",
         )
-    arrays = {name: np.asarray(values[name]) for name in ("mu", "sigma")}
-    return FileArrays("edm2", extractor, arrays)
+    return FileArrays("edm2", extractor, _statistics(path, values))
 
 
 def _other(path: Path, content: object) -> UserError:
@@ -246,10 +245,7 @@ def _other(path: Path, content: object) -> UserError:
 
 def holds_images(path: Path) -> bool:
     """Say whether a file of statistics also holds images (OpenAI's do, in ``arr_0``)."""
-    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return "arr_0.npy" in archive.namelist()
+    return path.suffix == ".npz" and "arr_0" in npz_names(path)
 
 
 # ---- adding images ------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmbench.data.npy import Array, npz_names, read_npz
+from cmbench.data.npy import Array, map_npy, npz_names, read_npz
 from cmbench.errors import UserError
 from cmbench.files import readable
 from cmbench.samples.source import RANGES, ReadOptions, SampleSource
@@ -42,14 +42,10 @@ class ArraySamples(SampleSource):
                 held = ", ".join(sorted(held_names)) or "nothing"
                 raise cls._refuse(path, f"holds {held}", allowed=f"one of {', '.join(_IMAGES)}")
             labelled = next((n for n in _LABELS if n in held_names), None)
-            arrays = read_npz(path, {name, labelled or name})
+            arrays = read_npz(path, {name, labelled or name}, options.limit)
             labels = arrays[labelled] if labelled else None
             return cls(readable(str(path)), arrays[name], labels, options, "npz")
-        try:
-            images = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise cls._refuse(path, f"cannot be read: {error}", allowed="a whole .npy") from error
-        return cls(readable(str(path)), images, None, options, "npy")
+        return cls(readable(str(path)), map_npy(path), None, options, "npy")
 
     @staticmethod
     def _refuse(path: Path, problem: str, *, allowed: str) -> UserError:

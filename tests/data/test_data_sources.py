@@ -334,7 +334,7 @@ def test_a_truncated_npz(tmp_path: Path) -> None:
     path = tmp_path / "train_data_batch_1.npz"
     np.savez(path, data=np.zeros((3, 12288), np.uint8), labels=[1, 2, 3])
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"batch_1.npz is a truncated or corrupt archive"):
+    with pytest.raises(UserError, match=r"batch_1.npz: cannot be read: File is not a zip"):
         open_source(tmp_path)
 
 
@@ -364,7 +364,7 @@ def test_an_npz_that_claims_more_than_it_holds(tmp_path: Path) -> None:
 def test_an_npz_with_a_pickle_inside_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "train_data_batch_1.npz"
     np.savez(path, data=np.array([{"a": 1}], dtype=object), labels=[1])
-    with pytest.raises(UserError, match=r"allow_pickle=False"):
+    with pytest.raises(UserError, match="Object arrays are not read"):
         list(open_source(tmp_path).chunks())  # type: ignore[attr-defined]
 
 

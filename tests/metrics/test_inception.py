@@ -218,6 +218,25 @@ class TestFiles:
         with pytest.raises(UserError, match=r"weights .*weights\.pth"):
             load_library_network(path, ("2048",))
 
+    def test_the_library_unpickles_what_was_checked_and_nothing_else(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A file may be two archives, and torch's reader may find the other one."""
+        path, given = tmp_path / "weights.pth", []
+
+        def library(*_: object, feature_extractor_weights_path: str) -> torch.nn.Module:
+            used = feature_extractor_weights_path
+            given.append((used, torch.load(used, weights_only=True)))
+            return torch.nn.Identity()
+
+        name = "torch_fidelity.feature_extractor_inceptionv3.FeatureExtractorInceptionV3"
+        monkeypatch.setattr(name, library)
+        torch.save({"fc.weight": torch.arange(3)}, path)
+        load_library_network(path, ("2048",))
+        ((used, state),) = given
+        assert used != str(path)
+        assert torch.equal(state["fc.weight"], torch.arange(3))
+
     def test_missing_weights_say_how_to_get_them(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

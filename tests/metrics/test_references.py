@@ -174,7 +174,7 @@ class TestBadFiles:
             (tmp_path / "cut.npz", "cannot be read"),
             (tmp_path / "no.bin", "a .bin file"),
             (tmp_path / "list.pkl", "holds list"),
-            (tmp_path / "cut.pt", "cannot be read"),
+            (tmp_path / "cut.pt", "truncated or corrupt"),
         ]
         for path, words in cases:
             with pytest.raises(UserError, match=words) as caught:

@@ -8,17 +8,17 @@ from __future__ import annotations
 import hashlib
 import re
 import tarfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from cmbench.data.npy import read_npz
-from cmbench.data.pickles import load_plain_pickle
+from cmbench.data.npy import npz_rows, read_npz
+from cmbench.data.pickles import as_array, load_plain_pickle
 from cmbench.data.sources.archives import TRUNCATED, open_packed, truncated
 from cmbench.data.sources.base import ArraySource, Chunk, Fingerprint
+from cmbench.files import reading
 
 #: MD5 of the batches in the archive that A. Krizhevsky published.
 _CIFAR_MD5 = {
@@ -47,14 +47,15 @@ class BatchSource(ArraySource):
                 allowed="data, labels",
                 remedy="give --source the published archive",
             )
-        data, row = np.asarray(batch["data"]), 3 * self.size * self.size
+        with reading(f"{self.who}, {name}", "give --source the published archive"):
+            data, labels = as_array(batch["data"], "data"), as_array(batch["labels"], "labels")
+        row = 3 * self.size * self.size
         if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != row:
             raise self.error(
                 f"{name} holds {data.dtype} data of shape {data.shape}",
                 allowed=f"uint8 [N, {row}]: images of {self.size}x{self.size}",
                 remedy="give --source batches of the right resolution",
             )
-        labels = np.asarray(batch["labels"])
         if labels.shape != (len(data),) or labels.dtype.kind not in "iu":
             raise self.error(
                 f"{name} holds {labels.dtype} labels of shape {labels.shape}",
@@ -195,13 +196,7 @@ class ImageNetBatchSource(BatchSource):
         for path in self.files:
             if path.suffix != ".npz":
                 return None
-            try:
-                with zipfile.ZipFile(path) as archive, archive.open("labels.npy") as file:
-                    version = np.lib.format.read_magic(file)
-                    read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-                    total += int(np.prod(read(file)[0]))
-            except (*TRUNCATED, KeyError, ValueError, AttributeError) as error:
-                raise truncated(self, error, path.name) from None
+            total += npz_rows(path, "labels")
         return total
 
     def chunks(self) -> Iterator[Chunk]:
