@@ -16,6 +16,7 @@ from cmbench.cli.run_tables import (
     print_runs,
     print_skipped,
     print_table,
+    print_warnings,
     warn_of_few,
 )
 from cmbench.plugin.manager import PluginManager
@@ -55,8 +56,8 @@ def print_finished(options: RunOptions, plugins: PluginManager) -> bool:
     if options.dry_run and None in results.values():
         return False
     spec = plugins.datasets.specs[kept.dataset]
-    warn_of_few(reporter_for(options.quiet, plugins), options.samples, spec.num_samples)
     if options.dry_run:
+        warn_of_few(reporter_for(options.quiet, plugins), options.samples, spec.num_samples)
         print_runs(finished_row(run, result) for run, result in results.items() if result)
         print_cells(cell_row(cell, "done") for cell in kept.cells)
         return True
@@ -64,5 +65,6 @@ def print_finished(options: RunOptions, plugins: PluginManager) -> bool:
     if not options.no_report:
         pages, _ = render_workspace(workspace, [kept.dataset], plugins)
         click.echo(f"report: {pages[0]}")
+    print_warnings(records)
     print_skipped(records)
     return True

@@ -70,11 +70,18 @@ def cell_row(cell: CellPlan | KeptCell, state: str) -> list[str]:
 
 
 def warn_of_few(reporter: Reporter, asked: int | None, protocol: int) -> None:
-    """Warn that a sweep with fewer samples than the protocol's is never ranked with full ones."""
+    """Warn that the planned cells have fewer samples than the protocol and are never ranked."""
     if asked is not None and asked < protocol:
         reporter.warn(
             f"{asked:,} samples instead of the protocol's {protocol:,}: never ranked with full ones"
         )
+
+
+def print_warnings(records: Sequence[Record]) -> None:
+    """Print the warnings of records, even when quiet: they decide what a number is worth."""
+    warned = Counter((r.method, warning) for r in records for warning in r.warnings)
+    for (method, warning), count in warned.items():
+        click.echo(f"warning: {count} cell(s) of {method}: {warning}", err=True)
 
 
 def print_skipped(records: Sequence[Record]) -> None:

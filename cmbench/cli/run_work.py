@@ -11,7 +11,13 @@ from cmbench.cli.common import make_context, stop_asker
 from cmbench.cli.report import render_workspace
 from cmbench.cli.run import RunOptions
 from cmbench.cli.run_finished import key_of
-from cmbench.cli.run_tables import print_failed, print_skipped, print_table, warn_of_few
+from cmbench.cli.run_tables import (
+    print_failed,
+    print_skipped,
+    print_table,
+    print_warnings,
+    warn_of_few,
+)
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, InterruptedRunError, UserError
 from cmbench.importers.public import published_teacher
 from cmbench.plugin.config import MethodConfig
@@ -67,12 +73,12 @@ def sweep(options: RunOptions, context: Context) -> int:
     for line in plan.refused if context.world.leads else ():
         click.echo(f"error: {line}", err=True)
     dataset = context.dataset_spec(request.dataset)
-    warn_of_few(context.reporter, options.samples, dataset.num_samples)
     for line in published_teachers(context, plan):
         context.reporter.note(line)
     if options.dry_run:
         from cmbench.cli.run_plan import print_plan
 
+        warn_of_few(context.reporter, options.samples, dataset.num_samples)
         print_plan(context, plan)
         if all(cell.declined or cell.cell in plan.done for cell in plan.cells):
             keep(options, context, plan)
@@ -88,6 +94,7 @@ def sweep(options: RunOptions, context: Context) -> int:
     if not options.no_report:
         pages, _ = render_workspace(context.workspace, [dataset.name], context.plugins)
         click.echo(f"report: {pages[0]}")
+    print_warnings(records)
     print_skipped(records)
     return EXIT_CELLS_FAILED if print_failed(records) or plan.refused else EXIT_OK
 

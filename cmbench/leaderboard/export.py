@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cmbench.errors import MissingError, UserError
+from cmbench.leaderboard.floors import marked_by_floor
 from cmbench.leaderboard.ranking import rank_all
 from cmbench.leaderboard.rows import Row, aggregate
 from cmbench.leaderboard.sections import sections
@@ -63,7 +64,7 @@ def row_table(folders: Mapping[str, Path]) -> FlatTable:
     """One line per row over seeds: mean, interval and raw values of every metric, and the rank."""
     table = FlatTable()
     for folder in folders.values():
-        parts = sections(aggregate(_read(folder, table)))
+        parts = sections(marked_by_floor(aggregate(_read(folder, table))))
         ranks = rank_all(parts)
         for section in parts:
             for row in section.rows:
@@ -87,12 +88,12 @@ def _row(row: Row) -> dict[str, Any]:
         "family": row.family,
         "recipe": row.configuration,
         "sampler": row.sampler,
-        "marks": ", ".join(row.marks),
         "conditional": row.conditional,
         "nfe": row.nfe,
         "seeds": row.seeds,
         "samples": row.num_samples,
         "parameters": row.parameters,
+        "marks": ", ".join((*row.marks, *row.findings)),
         "cells": " ".join(record.cell for _, record in row.cells),
     }
 

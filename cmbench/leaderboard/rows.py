@@ -20,6 +20,8 @@ from cmbench.records.configuration import overrides_text, sampling_marks
 from cmbench.records.record import MetricRecord, Record
 
 REPORTED = "reported"
+#: The finding that keeps a row from being ranked.
+COPIES = "copies of real images"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Row:
     rank_metric: str = ""
     measurements: Mapping[str, MetricSummary] = field(default_factory=dict)
     marks: tuple[str, ...] = ()
+    #: What a reader should know before trusting the number: ``warnings``, ``copies of real images``
+    findings: tuple[str, ...] = ()
     note: str = ""
     #: Title and reason of the protocol a reported row was measured under.
     protocol: tuple[str, str] = ("", "")
@@ -243,8 +247,16 @@ def _row(identity: str, members: Sequence[tuple[Path, Record]]) -> Row:
         rank_metric=first.rank_metric,
         measurements=measurements,
         marks=sampling_marks(first),
+        findings=_findings([record for _, record in members]),
         cells=tuple(members),
     )
+
+
+def _findings(records: Sequence[Record]) -> tuple[str, ...]:
+    """Return what is odd about the samples of a row."""
+    copies = any(count.significant for record in records for count in record.copies.values())
+    warned = any(record.warnings for record in records)
+    return ((COPIES,) if copies else ()) + (("warnings",) if warned else ())
 
 
 def _measurement(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cmbench.leaderboard.rows import REPORTED, Row
+from cmbench.leaderboard.rows import COPIES, REPORTED, Row
 from cmbench.metrics.values import is_approximate
 
 
@@ -43,6 +43,7 @@ def sections(rows: Iterable[Row]) -> list[Section]:
     short: dict[str, list[Row]] = {}
     unranked: list[Row] = []
     approximate: list[Row] = []
+    copied: list[Row] = []
     reported: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         key = rank_key(row)
@@ -50,12 +51,29 @@ def sections(rows: Iterable[Row]) -> list[Section]:
             reported.setdefault(row.protocol, []).append(row)
         elif not key:
             unranked.append(row)
+        elif COPIES in row.findings:
+            copied.append(row)
         elif is_approximate(key):
             approximate.append(row)
         else:
             (full if row.full_samples else short).setdefault(key, []).append(row)
     result = _told_apart(_ranked(full) + _short(short))
-    return result + _approximate(approximate) + _unranked(unranked) + _reported(reported)
+    result += _copied(copied) + _approximate(approximate)
+    return result + _unranked(unranked) + _reported(reported)
+
+
+def _copied(rows: list[Row]) -> list[Section]:
+    section = Section(
+        "copies",
+        "Copies of real images",
+        "Significantly more of these samples are copies of real images, pixel by pixel or as near "
+        "neighbours, than of held-out real images; never ranked.",
+        False,
+        tuple(rows),
+        rows[0].rank_metric if rows else "",
+        bold=False,
+    )
+    return [section] if rows else []
 
 
 def _approximate(rows: list[Row]) -> list[Section]:

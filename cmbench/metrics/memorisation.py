@@ -9,15 +9,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cmbench.errors import UserError
+from cmbench.metrics.census import Census
 from cmbench.metrics.precision import exact_float32, row_blocks
 from cmbench.metrics.precision_recall import BLOCK, squared_distances
+from cmbench.records.record import CopyCount
 from cmbench.seeds import derive_seed
 
+#: Share of the distance to the second nearest real image at which a sample is a near copy.
+NEAR = 1 / 3
+#: In fewer dimensions the nearest of several neighbours is often much nearer by chance.
+FEWEST_DIMENSIONS = 16
+#: Samples and real images that are examined for near copies.
+EXAMINED = 2000
+Copies = dict[Literal["pixels", "features"], CopyCount]
+_KINDS = {"pixels": "exact copies", "features": "near copies"}
 #: Standard errors above one half at which the share is called suspicious.
 SUSPICIOUS = 4.0
 
@@ -75,6 +86,80 @@ def memorisation(samples: Tensor, train: Tensor, held_out: Tensor) -> Memorisati
         nearest=tuple(_pair(samples, train, int(i), int(kept[which[i]])) for i in order),
         compared=count,
     )
+
+
+def find_copies(
+    samples: Census, real: Census | None, rows: Tensor | None, real_rows: Tensor | None
+) -> Copies:
+    """Count copies of real images by pixels and by features ``[N, D]``, where both are known."""
+    found: Copies = {}
+    if real is not None and real.shape == samples.shape:
+        found["pixels"] = pixel_copies(samples, real)
+    if rows is None or real_rows is None or len(real_rows) < 3:
+        return found
+    if rows.shape[1] >= FEWEST_DIMENSIONS:
+        found["features"] = feature_copies(rows, real_rows.to(rows.device))
+    return found
+
+
+def copy_warnings(found: Copies) -> list[str]:
+    """Return a warning for each count that is significantly above that of held-out images."""
+    return [
+        f"{count.copies} of {count.samples} samples are {_KINDS[kind]} of real images, where"
+        f" {count.held_out_copies} of {count.held_out} held-out real images are: never ranked"
+        for kind, count in found.items()
+        if count.significant
+    ]
+
+
+def pixel_copies(samples: Census, real: Census) -> CopyCount:
+    """Count samples that equal a real image, and real images that equal another one."""
+    _, which, times = torch.unique(real.hashes, return_inverse=True, return_counts=True)
+    return CopyCount(
+        samples=samples.count,
+        copies=samples.shared_with(real),
+        held_out=real.count,
+        held_out_copies=int((times[which] > 1).sum()),
+    )
+
+
+def feature_copies(samples: Tensor, real: Tensor) -> CopyCount:
+    """Count near copies among samples ``[N, D]`` and among real images ``[M, D]``, M > 2.
+
+    A near copy is at most :data:`NEAR` times as far from its nearest real image as from the second
+    nearest (Yoon et al. 2023, "Diffusion probabilistic models generalize when they fail to
+    memorize"): unlike a distance alone, this does not suspect samples that are merely typical. The
+    first :data:`EXAMINED` samples and as many random real images are examined.
+    """
+    centre = real.double().mean(0)
+    rows = (real.double() - centre).float()
+    held_out = _thin(real, min(EXAMINED, len(real)), "copies")
+    asked = (samples[:EXAMINED].double() - centre).float()
+    return CopyCount(
+        samples=len(asked),
+        copies=_near_copies(asked, rows),
+        held_out=len(held_out),
+        held_out_copies=_near_copies(rows[held_out], rows, held_out),
+    )
+
+
+def _near_copies(asked: Tensor, real: Tensor, own: Tensor | None = None) -> int:
+    """Return how many rows are near copies of a row of ``real``; ``own`` are not compared."""
+    found = 0
+    with exact_float32():
+        for first in range(0, len(asked), BLOCK):
+            part = asked[first : first + BLOCK]
+            nearest = part.new_full((len(part), 2), torch.inf)
+            for start in range(0, len(real), BLOCK):
+                distances = squared_distances(part, real[start : start + BLOCK])
+                if own is not None:
+                    columns = own[first : first + BLOCK] - start
+                    here = ((columns >= 0) & (columns < distances.shape[1])).nonzero()[:, 0]
+                    distances[here, columns[here]] = torch.inf
+                both = torch.cat([nearest, distances], 1)
+                nearest = both.topk(2, dim=1, largest=False).values
+            found += int((nearest[:, 0] <= NEAR**2 * nearest[:, 1]).sum())
+    return found
 
 
 def _pair(samples: Tensor, train: Tensor, sample: int, image: int) -> tuple[int, int, float]:

@@ -24,6 +24,7 @@ from cmbench.errors import UserError
 from cmbench.metrics.census import Census, CensusTaker, census_warnings, class_warnings
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.flow_map import ExactFlowMap, FlowMapAccumulator
+from cmbench.metrics.memorisation import Copies, copy_warnings, find_copies
 from cmbench.metrics.metric import NEEDS, OF_REFERENCE, OF_SAMPLES, Metric, MetricData
 from cmbench.metrics.quantize import quantize
 from cmbench.metrics.reference import ANY, Reference
@@ -86,6 +87,7 @@ class MetricSuite:
         self._flow = _flow_accumulator(exact, data_std) if "flow map" in wanted else None
         self._collector = SampleCollector()
         self._census = CensusTaker()
+        self._copies: tuple[int, Copies] | None = None
         self._labels: Counter[int] = Counter()
         self._class_counts = tuple(class_counts)
 
@@ -217,7 +219,16 @@ class MetricSuite:
         notes += class_warnings(self.class_counts, self._class_counts)
         if reference is not None and self.real_census is None and self._extracts:
             notes.append(NO_CENSUS)
-        return notes + census_warnings(self.census, self.real_census)
+        return notes + census_warnings(self.census, self.real_census) + copy_warnings(self.copies)
+
+    @property
+    def copies(self) -> Copies:
+        """Copies of real images among the samples, as far as real images are known."""
+        if self._copies is None or self._copies[0] != self.count:
+            real = self.reference.features if self.reference is not None else None
+            found = find_copies(self.census, self.real_census, self.samples.pool, real)
+            self._copies = self.count, found
+        return self._copies[1]
 
     @property
     def census(self) -> Census:

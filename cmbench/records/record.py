@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -95,6 +96,31 @@ class TrainingRecord(Part):
     )
 
 
+#: Significance at which samples are called copies. Every row is tested, so it is small.
+COPIES_ALPHA = 1e-4
+
+
+def binomial_tail(least: int, trials: int, p: float) -> float:
+    """Return the chance of at least ``least`` successes in ``trials``, each with chance ``p``.
+
+    ``0 < p < 1``; above 10,000 trials by the normal approximation.
+    """
+    if least <= 0:
+        return 1.0
+    if trials > 10_000:
+        spread = math.sqrt(2 * trials * p * (1 - p))
+        return math.erfc((least - 0.5 - trials * p) / spread) / 2
+    log_p, log_q, log_all = math.log(p), math.log1p(-p), math.lgamma(trials + 1)
+    total = 0.0
+    for k in range(least, trials + 1):
+        log_ways = log_all - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
+        term = math.exp(log_ways + k * log_p + (trials - k) * log_q)
+        total += term
+        if k > trials * p and term < 1e-17 * total:  # the rest falls faster than geometrically
+            break
+    return min(total, 1.0)
+
+
 #: By option, what records call the precision of a network's passes.
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -174,6 +200,35 @@ class Artifact(Part):
     sha256: str
 
 
+class CopyCount(Part):
+    """How many samples are copies of real images, against real images that were held out.
+
+    A held-out image is a real one that is compared with all the others.
+    """
+
+    samples: Count = Field(description="samples that were compared with the real images")
+    copies: Count = Field(description="of these, copies of a real image")
+    held_out: Count = Field(description="real images that were compared with the others")
+    held_out_copies: Count = Field(description="of these, copies of another real image")
+
+    @property
+    def p(self) -> float:
+        """Chance of so many copies among the samples if their rate were that of held-out images.
+
+        Given the number of copies in both sets together, those among the samples are binomial
+        (the conditional test of two Poisson rates; conservative for shares that are not small).
+        """
+        if not (self.copies and self.samples and self.held_out):
+            return 1.0
+        share = self.samples / (self.samples + self.held_out)
+        return binomial_tail(self.copies, self.copies + self.held_out_copies, share)
+
+    @property
+    def significant(self) -> bool:
+        """Whether there are more copies than among held-out images."""
+        return self.p <= COPIES_ALPHA
+
+
 class Record(Part):
     """One cell: a run at one NFE, with one sampler setting and one sampling seed."""
 
@@ -200,6 +255,9 @@ class Record(Part):
     environment: EnvironmentRecord
     artifacts: dict[str, Artifact] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
+    copies: dict[Literal["pixels", "features"], CopyCount] = Field(
+        default_factory=dict, description="empty where real images were not at hand"
+    )
 
     @property
     def sha256(self) -> str:
@@ -214,6 +272,8 @@ class Record(Part):
         data = self.model_dump(mode="json")
         if self.schema_version < 3:
             del data["training"]["overrides"], data["sampling"]["overrides"]
+        if not self.copies:  # records that were written without it keep their bytes
+            del data["copies"]
         if self.schema_version == 1:
             data["sampling"]["times"] = data["sampling"].pop("sigmas")
             del data["first_samples"]

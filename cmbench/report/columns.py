@@ -261,7 +261,13 @@ def _provenance_columns(rows: Sequence[Row]) -> list[Column]:
     return [
         text("recipe", "Recipe", lambda r: r.configuration, measured),
         text("sampler", "Sampler", lambda r: r.sampler, measured),
-        text("marks", "Marks", lambda r: ", ".join(r.marks), any(r.marks for r in rows)),
+        text(
+            "marks",
+            "Marks",
+            lambda r: ", ".join((*r.marks, *r.findings)),
+            any(r.marks or r.findings for r in rows),
+            "settings that are not the usual ones, and findings: click a row for its warnings",
+        ),
         text("reference", "Reference", lambda r: r.reference, published),
         text(
             "source",

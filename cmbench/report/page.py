@@ -10,6 +10,7 @@ from cmbench import __version__
 from cmbench.errors import UserError
 from cmbench.leaderboard.best import best_values
 from cmbench.leaderboard.details import Floor, floor_of
+from cmbench.leaderboard.floors import marked_by_floor
 from cmbench.leaderboard.joins import Reported, join_reported
 from cmbench.leaderboard.labels import row_labels
 from cmbench.leaderboard.published import Board, Published
@@ -141,9 +142,8 @@ def build_page(
             unreadable.append((path, without_paths(str(item).replace(str(path), path.name))))
         else:
             records.append((path, item))
-    rows = aggregate(records)
-    if published is not None:
-        rows += published.as_rows(dataset)
+    reported_rows = published.as_rows(dataset) if published is not None else []
+    rows = marked_by_floor([*aggregate(records), *reported_rows])
     parts = sections(rows)
     reported = join_reported(rows)
     columns = table_columns(rows, extra_columns, Findings(rank_all(parts), reported))

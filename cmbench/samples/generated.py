@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from cmbench.samples.source import ReadOptions, SampleSource
@@ -52,3 +53,16 @@ class GeneratedSamples(SampleSource):
         for batch in self.sampler.stream(self.count, batch_size):
             yield replace(batch, images=self._to_pixels(batch.images))
         self.sampler.check_nfe()
+
+    def first_again(self, sizes: Sequence[int], batch_size: int) -> Tensor:
+        """Make the first images again, in batches of ``sizes``; at most as many as there are.
+
+        A compiled network makes them in one batch, which copies fill up to ``batch_size``.
+        """
+        made, first = [], 0
+        for size in (sum(sizes),) if self.sampler.fixed_batch else sizes:
+            if (size := min(size, self.count - first)) > 0:
+                batch = self.sampler.make(first, size, min(batch_size, self.count))
+                made.append(self._to_pixels(batch.images).cpu())
+                first += size
+        return torch.cat(made)

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from cmbench.data.base import draw_labels
+from cmbench.errors import NonFiniteError, PluginError
 from cmbench.files import write_atomically
 from cmbench.measure.gallery import grid_png
 from cmbench.measure.loop import Observer, measure, sample_count_warnings
@@ -21,7 +23,8 @@ from cmbench.records.record import Artifact, Record
 from cmbench.records.reproduction import Reproduction
 from cmbench.samples.generated import GeneratedSamples
 from cmbench.samples.source import ReadOptions
-from cmbench.sampling import Sampler
+from cmbench.sampling import Sampler, guards
+from cmbench.sampling.guards import weights_sha256
 from cmbench.sweep.cell_record import base_record, metric_record, sampling_record
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import CellPlan
@@ -123,23 +126,56 @@ def measure_cell(
     if save_samples:
         observers.append(saved_to(context.workspace.samples(cell.cell)))
     task, sampler = f"sample {cell.cell}", samples.sampler
+    weights = weights_sha256(net.module for net in sampler.nets.values())
     with progress_of(context.reporter, task, cell.num_samples, lambda: sampler.seconds) as progress:
         found = measure(
             samples.source, [suite], batch_size=cell.batch_size, observers=[*observers, progress]
         )
     record, spec = base_record(context, cell, "finished", trained), protocol.spec
+    sampling = sampling_record(cell, spec, sampler)
+    few = sample_count_warnings(found.count, spec.num_samples)
+    warnings = [*found.warnings, *few, *guard_warnings(samples, first.images, weights)]
     grid = grid_png(first.images[:GRID_IMAGES])
     return record.model_copy(
         update={
             "metrics": {n: metric_record(context, n, v) for n, v in found.metrics.items()},
             "dataset": protocol.record,
-            "sampling": sampling_record(cell, spec, sampler),
+            "sampling": sampling,
             "first_samples": first.summary(protocol.extractor, spec.quantize, cell.precision),
             "training": record.training.model_copy(update={"snapshots": dict(samples.snapshots)}),
-            "warnings": [*found.warnings, *sample_count_warnings(found.count, spec.num_samples)],
+            "warnings": warnings,
+            "copies": suite.copies,
             "artifacts": artifacts(context, trained, cell, grid),
         }
     )
+
+
+def guard_warnings(samples: CellSamples, first: Tensor, weights: str) -> list[str]:
+    """Check what sampling has done, when it is over; return warnings for the record.
+
+    Args:
+        samples: the samples of a cell, made.
+        first: the first of them.
+        weights: hash of the weights before sampling.
+
+    Raises:
+        PluginError: sampling has changed the weights.
+    """
+    sampler = samples.sampler
+    if weights_sha256(net.module for net in sampler.nets.values()) != weights:
+        raise PluginError(
+            f"method {type(sampler.method).__name__}, sample hook",
+            "changed weights or buffers of a sampled module",
+            allowed="sampling that leaves the weights as they are",
+            remedy="fix the plugin",
+        )
+    first = first[: sum(guards.AGAIN)]
+    try:
+        again = samples.source.first_again(guards.AGAIN, samples.cell.batch_size)
+    except NonFiniteError:  # in the other batch only
+        again = torch.full_like(first, torch.inf)
+    found = guards.batch_dependence(first, again, samples.cell.precision)
+    return [found] if found else []
 
 
 def reproduce_first(context: Context, trained: TrainedRun, cell: CellPlan) -> Reproduction:

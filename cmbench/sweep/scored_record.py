@@ -115,6 +115,7 @@ def record_of(context: Context, request: ScoreRequest, scored: Scored) -> Record
             "dataset": _dataset_record(scored),
             "rank_metric": rank,
             "metrics": metrics,
+            "copies": scored.suites[0].copies,
             "environment": environment(context.threads, context.gpu),
         }
     )

@@ -57,7 +57,13 @@ def test_results_go_to_stdout_and_talk_to_stderr(
 def test_a_second_run_finds_every_cell_done(cmbench_with_toys: Command) -> None:
     first = cmbench_with_toys(*TOYS)
     second = cmbench_with_toys(*TOYS)
-    assert (second.code, second.out, second.err) == (0, first.out, "")
+    assert (second.code, second.out) == (0, first.out)
+    assert second.err.splitlines() == warned_cells(first.err)
+
+
+def warned_cells(text: str) -> list[str]:
+    """Return the lines that are the warnings of records."""
+    return [line for line in text.splitlines() if line.startswith("warning: 1 cell(s) of toy: ")]
 
 
 def test_precision_makes_cells_of_their_own(
@@ -69,9 +75,17 @@ def test_precision_makes_cells_of_their_own(
     assert sorted(r["sampling"]["dtype"] for r in records) == ["bfloat16", "float32"]
 
 
-def test_quiet_says_nothing(cmbench_with_toys: Command) -> None:
+def test_quiet_prints_the_warnings_of_records_only(
+    cmbench_with_toys: Command, workspace: Workspace
+) -> None:
+    """They decide what a number is worth; a finished sweep prints them again."""
     done = cmbench_with_toys(*TOYS, "--quiet", "--nfe", "1")
-    assert (done.code, done.err) == (0, "")
+    (path,) = workspace.records("toys").glob("*.json")
+    warnings = json.loads(path.read_text())["warnings"]
+    assert any("samples are duplicates" in warning for warning in warnings)
+    expected = [f"warning: 1 cell(s) of toy: {warning}" for warning in warnings]
+    assert (done.code, done.err.splitlines()) == (0, expected)
+    assert cmbench_with_toys(*TOYS, "--quiet", "--nfe", "1").err == done.err
 
 
 def test_columns_follow_the_protocol_fresh_or_read_back(cmbench: Command) -> None:
@@ -538,7 +552,9 @@ def test_samplers_and_levels_that_no_method_takes_are_refused(
 def test_skipped_cells_are_said_with_their_reason(cmbench_with_toys: Command) -> None:
     done = cmbench_with_toys(*TOYS, "--nfe", "1,3", "-q")
     assert done.code == 0
-    assert done.err == "skipped: 1 cell(s) of toy: the toy takes one or two steps\n"
+    *others, last = done.err.splitlines()
+    assert last == "skipped: 1 cell(s) of toy: the toy takes one or two steps"
+    assert others == warned_cells(done.err)
 
 
 def test_fewer_samples_than_the_protocol_are_warned_of(cmbench_with_toys: Command) -> None:
@@ -585,7 +601,8 @@ def test_saving_samples_of_finished_cells_is_said_to_do_nothing(cmbench_with_toy
         "--save-samples: 1 finished cell(s) have no saved images" in cmbench_with_toys(*options).err
     )
     cmbench_with_toys(*options, "-o", "sigma=3")
-    assert cmbench_with_toys(*options, "-o", "sigma=3").err == ""
+    again = cmbench_with_toys(*options, "-o", "sigma=3").err
+    assert again.splitlines() == warned_cells(again)
 
 
 def test_a_failure_says_where_and_how_to_see_more(cmbench_with_toys: Command) -> None:

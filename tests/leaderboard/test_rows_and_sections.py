@@ -57,6 +57,7 @@ def test_a_row_says_what_its_records_have_in_common() -> None:
         "rank_metric": "fd-digits",
         "measurements": row.measurements,
         "marks": (),
+        "findings": (),
         "note": "",
         "protocol": ("", ""),
         "details": {},

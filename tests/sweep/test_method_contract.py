@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from toy import Toy
 
 from cmbench.errors import PluginError, UserError
+from cmbench.leaderboard.rows import aggregate
+from cmbench.leaderboard.sections import sections
 from cmbench.plugin.config import EMAConfig, OptimizerConfig
 from cmbench.plugin.method import Batch, Draws, Kit, Nets, Objective, Phase, Progress, SamplingPlan
 from cmbench.records.record import Record
@@ -211,3 +214,87 @@ def test_modules_that_are_none_are_refused(toys: Context, modules: Any) -> None:
     plan = planned(toys, type("Built", (Toy,), {"build": lambda self, kit: modules}))
     with pytest.raises(UserError, match=r"method Built: its build returned .* a dict of torch.nn"):
         obtain_run(toys, plan)
+
+
+# ---- guards of sampling -------------------------------------------------------------------------
+
+
+class Normalized(Toy):
+    """Samples that are normalized over their batch."""
+
+    def sample(
+        self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
+    ) -> Tensor:
+        x = super().sample(nets, noise, labels, plan, draws)
+        return (x - x.mean(0)) / x.std(0, correction=0) / 3
+
+
+class Unseeded(Toy):
+    """Samples that draw from torch's global generator."""
+
+    def sample(
+        self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
+    ) -> Tensor:
+        return super().sample(nets, noise, labels, plan, draws) + torch.randn_like(noise) / 9
+
+
+class Moving(Toy):
+    """Changes the weights that it samples."""
+
+    def sample(
+        self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
+    ) -> Tensor:
+        x = super().sample(nets, noise, labels, plan, draws)
+        next(nets["model"].module.parameters()).data.mul_(1.0 + 2**-20)
+        return x
+
+
+BATCH = "when they are made again in a smaller batch: the method's sample hook depends on the batch"
+
+
+@pytest.mark.parametrize("nfe", [1, 2])
+def test_samples_that_depend_on_themselves_only_are_not_warned_of(toys: Context, nfe: int) -> None:
+    record = measured(toys, obtain_run(toys, planned(toys, Toy)), nfe)
+    assert not [warning for warning in record.warnings if BATCH in warning]
+    assert record.sampling.nfe_measured == nfe, "the check is not counted"
+
+
+@pytest.mark.parametrize("method_class", [Normalized, Unseeded])
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 8}, {"num_samples": 6}])
+def test_samples_that_depend_on_their_batch_are_warned_of(
+    toys: Context, method_class: type[Toy], settings: dict[str, int]
+) -> None:
+    record = measured(toys, obtain_run(toys, planned(toys, method_class)), **settings)
+    (warning,) = [warning for warning in record.warnings if BATCH in warning]
+    assert warning.startswith(f"the first {settings.get('num_samples', 8)} samples differ by ")
+
+
+def test_weights_that_change_while_sampling_are_an_error(toys: Context) -> None:
+    trained = obtain_run(toys, planned(toys, Moving))
+    with pytest.raises(PluginError, match="method Moving, sample hook: changed weights or buffers"):
+        measured(toys, trained)
+
+
+class Copying(Toy):
+    """Returns images of the data, which score better than any generator."""
+
+    pictures: Tensor
+
+    def sample(
+        self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
+    ) -> Tensor:
+        made = super().sample(nets, noise, labels, plan, draws)
+        chosen = (draws.uniform("which", noise[:, 0, 0, 0]) * len(self.pictures)).long()
+        return self.pictures[chosen] + 0 * made
+
+
+def test_samples_that_are_training_images_are_never_ranked(toys: Context) -> None:
+    Copying.pictures = toys.dataset("toys").batch(0, 96, 0).images
+    cheat = measured(toys, obtain_run(toys, planned(toys, Copying)))
+    honest = measured(toys, obtain_run(toys, planned(toys, Toy, "sigma=3")))
+    assert cheat.copies["pixels"].copies == 64
+    assert "64 of 64 samples are exact copies of real images" in " ".join(cheat.warnings)
+    assert not any("never ranked" in warning for warning in honest.warnings)
+    ranked, copied = sections(aggregate([(Path(r.cell), r) for r in (cheat, honest)]))
+    assert (ranked.ranked, copied.ranked) == (True, False)
+    assert [row.cells[0][1].cell for row in copied.rows] == [cheat.cell]
