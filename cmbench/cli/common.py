@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import signal
 import sys
@@ -10,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +16,7 @@ import click
 from cmbench.cli.options import ComputeOptions
 from cmbench.errors import UserError
 from cmbench.files import readable
-from cmbench.seeds import HELD_OUT_FROM
+from cmbench.sweep.asked import MAX_SEEDS, as_nfes, as_seeds, as_sigmas
 
 if TYPE_CHECKING:
     from cmbench.plugin.manager import PluginManager
@@ -29,10 +27,6 @@ if TYPE_CHECKING:
 DEFAULT_DATASET = "digits"
 #: Value of --sigmas: the noise levels that `cmbench tune-times` found.
 TUNED = "tuned"
-#: More seeds in one command are a typing error.
-MAX_SEEDS = 1000
-#: More network evaluations per image are a typing error, and planning them would never end.
-MAX_NFE = 100_000
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 )
@@ -46,13 +40,10 @@ _LOCAL_FLAGS = frozenset({"-q", "--quiet", "--debug", "--no-report"})
 def parse_numbers(text: str, option: str) -> tuple[int, ...]:
     """Return ``1,2,4`` as numbers; raise ``UserError`` for anything else."""
     try:
-        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1 or max(numbers) > MAX_NFE:
-        allowed = f"whole numbers from 1 to {MAX_NFE:,}, for example 1,2,4"
-        raise UserError(option, f"{text!r}", allowed=allowed)
-    return numbers
+        numbers = []
+    return as_nfes(numbers, option, repr(text))
 
 
 def parse_seeds(text: str, option: str = "--seeds", *, held_out: bool = False) -> tuple[int, ...]:
@@ -60,30 +51,18 @@ def parse_seeds(text: str, option: str = "--seeds", *, held_out: bool = False) -
 
     Seeds that are ``held_out`` for `cmbench tune-times` are refused unless they are asked for.
     """
+    seeds: int | Sequence[int]
     try:
         if text.isdecimal():
-            seeds: tuple[int, ...] | range = range(int(text))
+            seeds = int(text)
         elif "-" in text:
             first, last = (int(part) for part in text.split("-"))
-            seeds = range(first, last + 1)
+            seeds = range(first, min(last, first + MAX_SEEDS) + 1)
         else:
-            seeds = tuple(dict.fromkeys(int(part) for part in text.split(",") if part))
+            seeds = [int(part) for part in text.split(",") if part]
     except ValueError:
-        seeds = ()
-    if not 0 < len(seeds) <= MAX_SEEDS or min(seeds) < 0:
-        raise UserError(
-            option,
-            f"{text!r}",
-            allowed=f"a count (3), a list (0,2) or a range (3-5), of at most {MAX_SEEDS}",
-        )
-    if max(seeds) >= HELD_OUT_FROM and not held_out:
-        raise UserError(
-            option,
-            f"{max(seeds)} is held out for `cmbench tune-times`",
-            allowed=f"below {HELD_OUT_FROM:,}",
-            remedy="choose smaller seeds",
-        )
-    return tuple(seeds)
+        seeds = []
+    return as_seeds(seeds, option, repr(text), held_out=held_out)
 
 
 def parse_sigmas(text: str, option: str = "--sigmas") -> tuple[float, ...] | str:
@@ -91,17 +70,10 @@ def parse_sigmas(text: str, option: str = "--sigmas") -> tuple[float, ...] | str
     if text == TUNED:
         return text
     try:
-        sigmas = tuple(float(part) for part in text.split(","))
+        sigmas = [float(part) for part in text.split(",")]
     except ValueError:
-        sigmas = ()
-    descending = all(a > b for a, b in pairwise(sigmas))
-    if not sigmas or not descending or not all(math.isfinite(s) and s > 0 for s in sigmas):
-        raise UserError(
-            option,
-            f"{text!r}",
-            allowed="descending positive noise levels, for example 80,0.8; or tuned",
-        )
-    return sigmas
+        sigmas = []
+    return as_sigmas(sigmas, option, repr(text))
 
 
 def parse_names(text: str, option: str) -> tuple[str, ...]:

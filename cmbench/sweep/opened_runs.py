@@ -69,7 +69,7 @@ def open_run(context: Context, path: Path, nfe: int | None, options: ReadOptions
         trained = saved_run(context, folder, remedy)
         if path != folder:
             weights = trained.weights(path.stem.removeprefix(_WEIGHTS))
-    cell = _choose_cell(context, trained.plan, nfe, options)
+    cell = choose_cell(context, trained.plan, nfe, options)
     return open_samples_of(context, trained, cell, weights, options)
 
 
@@ -97,7 +97,7 @@ def open_imported_samples(
             remedy="name the dataset that it was trained on",
         )
     plan = plan_imported_run(context, given, None, dataset, None, options.seed)
-    cell = _choose_cell(context, plan, nfe, options, settings)
+    cell = choose_cell(context, plan, nfe, options, settings)
     return open_samples_of(context, obtain_run(context, plan), cell, options=options)
 
 
@@ -111,7 +111,7 @@ def _folder_of(path: Path) -> Path | None:
     return None
 
 
-def _choose_cell(
+def choose_cell(
     context: Context,
     plan: RunPlan,
     nfe: int | None,

@@ -217,7 +217,15 @@ def parse_overrides(pairs: Sequence[str]) -> Table:
             raise UserError(
                 "-o", f"{pair!r} is not key=value", allowed="for example -o optimizer.lr=1e-4"
             )
-        inner: Any = parse_value(text.strip())
+        table = merge(table, nested({key: parse_value(text.strip())}))
+    return table
+
+
+def nested(options: Mapping[str, Any]) -> Table:
+    """Return ``{"optimizer.lr": 1e-4}`` as tables within tables."""
+    table: Table = {}
+    for key, value in options.items():
+        inner = value
         for part in reversed(key.split(".")):
             inner = {part: inner}
         table = merge(table, inner)

@@ -86,7 +86,8 @@ def dataset_asked(
     A run is compared with its own dataset if nothing else is named; and it says by its dataset what
     its samples are, whatever they are compared with.
     """
-    trained = find_run(context, request.samples)
+    given = request.samples
+    trained = find_run(context, given) if isinstance(given, str) else None
     own = run_dataset(trained) if trained is not None else None
     if own is not None and request.dataset is None and request.reference is None:
         request = replace(request, dataset=own)

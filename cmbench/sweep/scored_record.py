@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,10 @@ from cmbench.sweep.plans import SampleSettings
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
+#: Opens samples that are in memory, when it is known how to read them.
+OpenSamples = Callable[[ReadOptions], SampleSource]
+
+
 @dataclass(frozen=True)
 class ScoreRequest:
     """What ``cmbench eval`` was asked for.
@@ -41,7 +46,7 @@ class ScoreRequest:
     the generator never saw, for the check of memorised ones.
     """
 
-    samples: str
+    samples: str | OpenSamples
     dataset: str | None = None
     reference: str | None = None
     metrics: tuple[str, ...] = ()

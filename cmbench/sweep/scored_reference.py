@@ -32,7 +32,7 @@ from cmbench.sweep.context import Context
 from cmbench.sweep.imported import is_import
 from cmbench.sweep.opened_runs import find_run, open_imported_samples, open_run
 from cmbench.sweep.plans import SampleSettings
-from cmbench.sweep.scored_record import ScoreRequest
+from cmbench.sweep.scored_record import OpenSamples, ScoreRequest
 
 _STATISTICS = {".safetensors", ".pt", ".pkl"}
 
@@ -144,7 +144,7 @@ class RealImages:
 
 def open_source(
     context: Context,
-    given: str,
+    given: str | OpenSamples,
     options: ReadOptions,
     nfe: int = 0,
     dataset: str | None = None,
@@ -155,6 +155,8 @@ def open_source(
     A run of this harness, an imported checkpoint (sampled as ``dataset`` and ``settings`` ask), or
     what others made.
     """
+    if not isinstance(given, str):
+        return given(options), None
     if is_import(given):
         opened = open_imported_samples(
             context, given, dataset, nfe or None, options, settings or SampleSettings()

@@ -135,7 +135,7 @@ def test_what_cannot_be_tuned_is_said_in_one_line(trained: Command, workspace: W
     said = failure(trained, "tune-times", *TUNE, "--held-out-seeds", "5-8")
     assert "5 is a seed that records may use" in said
     said = failure(trained, "tune-times", *TUNE, "--metric", "flow-map-mean")
-    assert "'flow-map-mean' cannot be tuned by" in said
+    assert "'flow-map-mean' cannot be used for tuning" in said
     said = failure(trained, "tune-times", *TUNE, "--sampler", "heun")
     assert "multistep only" in said
     said = failure(trained, "tune-times", *TUNE, "--sigma-min", "100")

@@ -1,0 +1,1 @@
+"""The functions of ``import cmbench``: sweeps, results, models, scoring, data."""
