@@ -129,6 +129,15 @@ METHODS = [
         family="distillation",
         needs_teacher=True,
     ),
+    _method(
+        "tract",
+        "tract:TRACT",
+        "Transitive closure time-distillation",
+        reference="Berthelot et al. 2023, arXiv:2303.04248",
+        year=2023,
+        family="distillation",
+        needs_teacher=True,
+    ),
 ]
 
 

@@ -34,6 +34,7 @@ from cmbench.plugin.config import Fraction, MethodConfig, Positive
 from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Phase, Progress, SamplingPlan
 from cmbench.training.randomness import RandomState, replayed
 from cmbench.training.resident import resident
+from cmbench_plugins._averages import move_towards
 from cmbench_plugins._sigmas import multistep_plan
 from cmbench_plugins.edm import initial_network
 
@@ -232,11 +233,7 @@ class CM(MetricMethod):
     def after_step(self, nets: Nets, progress: Progress) -> None:
         """``theta^- <- mu theta^- + (1 - mu) theta`` (line 8)."""
         if "target" in nets:
-            torch._foreach_lerp_(
-                list(nets["target"].parameters()),
-                list(nets["model"].parameters()),
-                1 - self.target_decay(progress),
-            )
+            move_towards(nets["target"], nets["model"], 1 - self.target_decay(progress))
 
     def has_target(self) -> bool:
         """Say whether a target network of its own is needed."""

@@ -24,9 +24,9 @@ from cmbench.diffusion.distances import l2_mean
 from cmbench.diffusion.frames import append_dims, cosine_time_to_sigma
 from cmbench.diffusion.grids import choose_uniformly, halving_stages, karras_sigmas
 from cmbench.diffusion.models import DiffusionModel
-from cmbench.diffusion.solvers import ddim_step, euler, two_step_target
+from cmbench.diffusion.solvers import ddim_step, two_step_target
 from cmbench.diffusion.weightings import snr_plus_one_weight, truncated_snr_weight
-from cmbench.errors import Declined, UserError
+from cmbench.errors import UserError
 from cmbench.plugin.config import EMAConfig, MethodConfig, OptimizerConfig, Positive
 from cmbench.plugin.method import (
     Batch,
@@ -40,6 +40,7 @@ from cmbench.plugin.method import (
     SamplingPlan,
 )
 from cmbench.training.resident import resident
+from cmbench_plugins._jumps import jumps_plan, sample_by_jumps
 from cmbench_plugins.edm import MODELS, channel_copies, initial_network
 
 __all__ = ["PD", "PDConfig"]
@@ -172,30 +173,15 @@ class PD(Method):
         self, nfe: int, sigmas: Sequence[float] | None = None, sampler: str | None = None
     ) -> SamplingPlan:
         """DDIM with the student trained for exactly ``nfe`` steps."""
-        if sampler not in (None, "euler", "ddim"):
-            raise Declined(f"sampler {sampler!r}: progressive distillation has DDIM (euler) only")
         stages = halving_stages(self.config.start_steps, self.config.end_steps)
-        if nfe not in stages:
-            raise Declined(
-                f"progressive distillation from {self.config.start_steps} steps has students of "
-                f"{', '.join(map(str, stages))} steps, none of {nfe}"
-            )
-        if sigmas is not None:
-            raise Declined("a student of progressive distillation knows only its own noise levels")
-        grid = self.grid(nfe).flip(0)
-        return SamplingPlan(nfe, "euler", tuple(grid[:-1].tolist()), variant=f"steps-{nfe}")
+        who = f"progressive distillation from {self.config.start_steps} steps"
+        return jumps_plan(who, stages, self.grid, nfe, sigmas, sampler)
 
     def sample(
         self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
     ) -> Tensor:
         """DDIM from ``sigma_max`` down to the grid's end."""
-        model, cosine = self.model(nets["model"]), self.config.grid == "cosine"
+        cosine = self.config.grid == "cosine"
         clip = cosine and self.config.clip_samples and self.data.bounded
-        end = 0.0 if cosine else self.config.sigma_min
-        grid = torch.tensor([*plan.sigmas, end], dtype=torch.float64)
-
-        def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-            denoised = model.denoise(x.to(noise.dtype), sigma.to(noise.dtype), labels).double()
-            return denoised.clamp(-1, 1) if clip else denoised
-
-        return euler(denoise, noise.double() * grid[0], grid, labels=labels).to(noise.dtype)
+        levels = (*plan.sigmas, 0.0 if cosine else self.config.sigma_min)
+        return sample_by_jumps(self.model(nets["model"]), noise, levels, labels, clip=clip)

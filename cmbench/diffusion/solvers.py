@@ -61,12 +61,13 @@ def two_step_target(
 ) -> Tensor:
     """Return the ``D`` whose one DDIM step meets two of a teacher (arXiv:2202.00512, App. G).
 
-    ``first`` and ``second`` are the teacher's predictions at ``sigma`` and ``middle``, images;
-    levels are ``[N]``, ``sigma > middle > end >= 0``. The two steps are inverted as one; x cancels
-    and a mean of the predictions is left, which at ``end`` = 0 is the second.
+    ``first`` and ``second`` are the predictions at ``sigma`` and ``middle``, images; levels are
+    ``[N]``, ``sigma > middle >= end >= 0``. The two steps are inverted as one; x cancels and a mean
+    of the predictions is left, which at ``end`` = 0 is the second, and at ``middle`` = ``end`` the
+    first.
     """
-    share = (1 - end / middle) / (1 - end / sigma)
-    return torch.lerp(first, second, append_dims(share, first))
+    rest = torch.where(middle > end, 1 - end / middle, torch.zeros_like(middle))
+    return torch.lerp(first, second, append_dims(rest / (1 - end / sigma), first))
 
 
 def trigflow_ddim_step(x_t: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor) -> Tensor:

@@ -112,6 +112,9 @@ def test_evaluations_are_as_declared_or_declined_with_a_reason(
 def test_an_image_does_not_depend_on_its_batch(name: str, dataset: str, conditional: bool) -> None:
     case = build(name, dataset, conditional=conditional)
     for nfe in (1, 2):
+        if isinstance(plan_or_reason(case.method, nfe), str):
+            assert nfe > 1
+            continue
         together = sampler(case, nfe).make(0, 5).images
         split = sampler(case, nfe)
         apart = torch.cat([split.make(start, count).images for start, count in ((3, 2), (0, 3))])

@@ -1,0 +1,66 @@
+"""Students that were trained for their own step counts, and sample by as many DDIM jumps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from cmbench.diffusion.models import DiffusionModel
+from cmbench.diffusion.solvers import euler
+from cmbench.errors import Declined
+from cmbench.plugin.method import SamplingPlan
+
+
+def jumps_plan(
+    who: str,
+    students: Sequence[int],
+    grid: Callable[[int], Tensor],
+    nfe: int,
+    sigmas: Sequence[float] | None,
+    sampler: str | None,
+    *,
+    staged: bool = True,
+) -> SamplingPlan:
+    """Return the plan of the student of exactly ``nfe`` steps; anything else is declined.
+
+    Args:
+        who: the method, for messages.
+        students: step counts that were trained for.
+        grid: returns the ascending levels ``[steps + 1]`` of a step count, the end first.
+        nfe: evaluations, one a step.
+        sigmas: of the user, declined.
+        sampler: of the user: DDIM under either name.
+        staged: whether the student of N steps is the variant ``steps-N``.
+    """
+    if sampler not in (None, "euler", "ddim"):
+        raise Declined(f"sampler {sampler!r}: {who} has DDIM (euler) only")
+    if nfe not in students:
+        counts = ", ".join(map(str, students))
+        raise Declined(f"{who} has students of {counts} steps, none of {nfe}")
+    if sigmas is not None:
+        raise Declined(f"a student of {who} knows only its own noise levels")
+    levels = grid(nfe).flip(0)[:-1]
+    return SamplingPlan(nfe, "euler", tuple(levels.tolist()), f"steps-{nfe}" if staged else "")
+
+
+def sample_by_jumps(
+    model: DiffusionModel,
+    noise: Tensor,
+    sigmas: Sequence[float],
+    labels: Tensor | None,
+    *,
+    clip: bool,
+) -> Tensor:
+    """Return images after DDIM jumps from ``sigmas[0]`` to ``sigmas[-1]``; the state is float64.
+
+    ``clip`` clamps every denoised image to [-1, 1].
+    """
+    grid = torch.tensor(sigmas, dtype=torch.float64)
+
+    def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        denoised = model.denoise(x.to(noise.dtype), sigma.to(noise.dtype), labels).double()
+        return denoised.clamp(-1, 1) if clip else denoised
+
+    return euler(denoise, noise.double() * grid[0], grid, labels=labels).to(noise.dtype)

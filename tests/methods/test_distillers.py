@@ -1,0 +1,215 @@
+"""Distillers: quick checks on exact models, calls per training step, and their parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exact_maps import SD, ExactConsistency, exact_model, line_mixture, quantile_map
+from method_kit import FixedDraws, build, exact_teacher
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from cmbench.diffusion.grids import karras_sigmas
+from cmbench.diffusion.segments import addim_denoised, heun_denoised
+from cmbench.diffusion.solvers import ddim_step, heun_step, two_step_target
+from cmbench.errors import Declined, UserError
+from cmbench.plugin.method import Batch, DataInfo, Progress
+from cmbench.training.loop import Trainer
+from cmbench.training.settings import Settings
+from cmbench_plugins.tract import TRACT
+
+PROGRESS = Progress(0, 1, 0, 1)
+
+
+def make(method: Any, **config: Any) -> Any:
+    """Return a method for the mixture on the line, with its exact teacher."""
+    table = {"network": {"name": "formula"}, "duration_kimg": 1.0, **config}
+    made = method(method.Config(**table), DataInfo("line", (1, 1, 1), 0, SD, bounded=False))
+    made.teacher = exact_teacher(exact_model())
+    return made
+
+
+def data(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images, unit noise and uniform numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    x0, _ = line_mixture().sample(count, generator, dtype=torch.float64)
+    noise = torch.randn((count, 1, 1, 1), generator=generator, dtype=torch.float64)
+    return x0, noise, torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+# --- calls per training step ---------------------------------------------------------------------
+
+#: Forward equivalents per image of a step: 1 for a call, 3 for one that is differentiated. The
+#: fact sheet's table of calls, "a + b graded" being a + 3 b.
+CALLS = [
+    pytest.param("tract", {}, 3 + 3 * 1, id="tract"),
+    pytest.param("tract", {"solver": "ddim"}, 2 + 3 * 1, id="tract-ddim"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "expected"), CALLS)
+def test_calls_per_training_step(name: str, options: dict[str, Any], expected: float) -> None:
+    """Counted by the engine, the teacher's included, over ten steps."""
+    case = build(name, "gmm", teacher="edm:smoke", **options)
+    teacher: Any = case.teacher
+    state, batch_size, steps = case.state(), 4, 10
+    state.observed = [teacher.model.network]
+
+    class Feed:
+        def batch(self, start: int, count: int, seed: int) -> Batch:
+            return case.batch(count, seed)
+
+    trainer = Trainer(state, Feed(), Settings(0, batch_size))
+    state.enter(0)
+    for _ in range(steps):
+        trainer.train_step()
+    assert state.network_evaluations == expected * batch_size * steps
+
+
+# --- steps of a teacher --------------------------------------------------------------------------
+
+
+def test_a_heun_step_as_the_denoised_images_of_one_ddim_step() -> None:
+    x0, noise, _ = data(64)
+    grid, model = karras_sigmas(8), exact_model()
+    sigma, following = grid[torch.arange(64) % 7 + 1], grid[torch.arange(64) % 7]
+    x = x0 + sigma.reshape(-1, 1, 1, 1) * noise
+    denoised = heun_denoised(model.denoise, x, sigma, following)
+    expected = heun_step(model.denoise, x, sigma, following)
+    torch.testing.assert_close(
+        ddim_step(x, denoised, sigma, following), expected, rtol=1e-10, atol=1e-10
+    )
+    zero = torch.zeros_like(sigma)
+    assert torch.equal(heun_denoised(model.denoise, x, sigma, zero), model.denoise(x, sigma))
+
+
+def test_the_target_of_a_jump_is_its_inverse() -> None:
+    """Two DDIM steps end where one with their target does; also where the first ends it all."""
+    x0, noise, _ = data(40)
+    levels = torch.tensor([80.0, 3.0, 0.4, 0.0], dtype=torch.float64)
+    for sigma, middle, end in ((0, 1, 2), (0, 1, 3), (1, 2, 2), (0, 3, 3)):
+        s, m, e = (levels[i].expand(40) for i in (sigma, middle, end))
+        x = x0 + s.reshape(-1, 1, 1, 1) * noise
+        first, second = torch.sin(x), torch.cos(x0)
+        arrived = ddim_step(x, first, s, m)
+        if middle != end:
+            arrived = ddim_step(arrived, second, m, e)
+        target = two_step_target(first, second, s, m, e)
+        torch.testing.assert_close(ddim_step(x, target, s, e), arrived, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("end", [0.0, 0.3])
+def test_addim_adds_the_variance_that_the_mean_lacks(end: float) -> None:
+    """Written out; without variance it is DDIM."""
+    x0, noise, _ = data(4 * 3 * 5 * 5)
+    x0, noise = x0.reshape(4, 3, 5, 5), noise.reshape(4, 3, 5, 5)
+    sigma = torch.tensor([0.5, 2.0, 9.0, 80.0], dtype=torch.float64)
+    following, variance = torch.full_like(sigma, end), 0.1 / (2 + sigma**-2)
+    x = x0 + sigma.reshape(-1, 1, 1, 1) * noise
+    denoised = torch.sin(x0)
+    e = (x - denoised) / sigma.reshape(-1, 1, 1, 1)
+    size = e.square().flatten(1).sum(1)
+    q = 75 / size * (1 - end / sigma) ** 2 * variance
+    expected = denoised + (end**2 + q).sqrt().reshape(-1, 1, 1, 1) * e
+    found = addim_denoised(x, denoised, sigma, following, variance)
+    torch.testing.assert_close(
+        ddim_step(x, found, sigma, following), expected, rtol=1e-12, atol=1e-12
+    )
+    none = torch.zeros_like(sigma)
+    assert torch.equal(addim_denoised(x, denoised, sigma, following, none), denoised)
+
+
+# --- TRACT ---------------------------------------------------------------------------------------
+
+
+def tract_residual(points: int, share: float) -> float:
+    """Return the largest distance of TRACT's target from the exact function at a level's index."""
+    made = make(TRACT, steps=(points, 1))
+    levels = made.levels(points)
+    index = round(share * points)
+    noise = torch.linspace(-2, 2, 41, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    x0 = torch.full_like(noise, 0.1)
+    sigma = levels[index].expand(41)
+    exact = quantile_map((x0 + sigma.reshape(-1, 1, 1, 1) * noise).flatten(), sigma, 0.0)
+    targets: list[Tensor] = []
+    made.distance = lambda d, target, s: targets.append(target) or d
+    nets = {n: ExactConsistency(sigma_min=0.0) for n in ("model", "self_teacher")}
+    draws = FixedDraws(
+        {"index": torch.full((41,), (index - 0.5) / points, dtype=torch.float64), "noise": noise}
+    )
+    made.phase_loss(points, 1, nets, Batch(x0, None), draws, PROGRESS)
+    return float((targets[0].flatten() - exact).abs().median())
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_target_of_tract_is_a_step_of_third_order_off_the_exact_function(share: float) -> None:
+    """With the exact teacher and the exact function as the self-teacher, Heun's error is left."""
+    counts = (40, 80, 160, 320)
+    found = [tract_residual(count, share) for count in counts]
+    slope = np.polyfit(np.log(counts), np.log(found), 1)[0]
+    assert slope == pytest.approx(-3, abs=0.4)
+    assert found[0] < (1e-5 if share == 1.0 else 2e-2)
+
+
+def test_self_teacher_of_tract_copies_the_student_first() -> None:
+    """Shares 1, 1 / (1 + beta), …; the average of a phase keeps 0.001 over all its steps."""
+    made = make(TRACT, steps=(8, 2, 1))
+    nets: Any = {n: nn.Linear(1, 1, bias=False) for n in ("model", "self_teacher", "average")}
+    values = [1.0, 3.0, -2.0, 5.0]
+    with torch.no_grad():
+        for n, value in enumerate(values, 1):
+            nets["model"].weight.fill_(value)
+            made.after_step(nets, Progress(n - 1, 4, n - 1, 4))
+            for name, beta in (("self_teacher", 0.5), ("average", 0.001 ** (1 / 4))):
+                weights = [beta ** (n - k) for k in range(1, n + 1)]
+                expected = sum(w * v for w, v in zip(weights, values, strict=False)) / sum(weights)
+                assert float(nets[name].weight) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_average_of_a_phase_teaches_the_next() -> None:
+    case = build("tract", "gmm", steps=[8, 2, 1], solver="ddim", grid="cosine")
+    state: Any = case.state()
+    assert [p.export for p in state.phases] == ["steps-2", "steps-1"]
+    state.enter(1)
+    nets = case.modules
+    for a, b in zip(nets["teacher"].parameters(), nets["average"].parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(nets["teacher"].parameters(), nets["model"].parameters(), strict=True)
+    )
+
+
+def test_levels_of_tract() -> None:
+    """Forty Karras levels and zero; the cosine grid's ends are logsnr 20 and -20."""
+    karras, cosine = make(TRACT), make(TRACT, grid="cosine", steps=(1024, 32, 1))
+    assert karras.levels(40).tolist() == [0.0, *karras_sigmas(40).tolist()]
+    assert karras.plan_sampling(1).sigmas == (80.0,)
+    ends = cosine.levels(1)
+    torch.testing.assert_close(-2 * ends.log(), torch.tensor([20.0, -20.0], dtype=torch.float64))
+    torch.testing.assert_close(cosine.levels(1024)[::32], cosine.levels(32))
+    assert len(cosine.plan_sampling(32).sigmas) == 32
+
+
+@pytest.mark.parametrize("steps", [(40,), (40, 3), (40, 40), (8, 2, 0), (8, 2, 4)])
+def test_schedules_that_do_not_divide_are_refused(steps: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError, match=r"allowed: each a divisor|at least 2 items"):
+        make(TRACT, steps=steps)
+
+
+def test_students_of_other_step_counts_are_declined() -> None:
+    with pytest.raises(Declined, match="TRACT from 40 steps has students of 2, 1 steps, none of 3"):
+        make(TRACT, steps=(40, 2, 1)).plan_sampling(3)
+
+
+# --- without a teacher ---------------------------------------------------------------------------
+
+
+def test_distillers_without_a_teacher() -> None:
+    made = make(TRACT)
+    made.teacher = None
+    with pytest.raises(UserError, match=r"method TRACT.*no teacher.*METHOD:RECIPE or analytic"):
+        made.first_teacher()

@@ -1,0 +1,136 @@
+"""Distillers trained from the exact teacher of a mixture on the line, and how far they come.
+
+The setting of the fact sheet's references: 0.3 N(-0.66, 0.16^2) + 0.7 N(0.4, 0.1^2), an MLP of 3
+layers of 128, batches of 512, Adam at 1e-3 falling linearly (to zero here, to a tenth there),
+averages at decay 0.999, a student that starts from a network trained with EDM's loss. W1 is
+between samples and the exact quantiles.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from method_kit import exact_teacher
+from torch import Tensor, nn
+
+from cmbench.diffusion.gaussian_mixture import GaussianMixture
+from cmbench.diffusion.models import MixtureModel
+from cmbench.networks.counted import CountedNetwork
+from cmbench.plugin.method import Batch, DataInfo
+from cmbench.sweep.runs import seeded
+from cmbench.training.loop import Trainer
+from cmbench.training.randomness import StepDraws
+from cmbench.training.settings import Settings
+from cmbench.training.state import TrainingState
+from cmbench_plugins.edm import EDM
+
+BATCH, SHAPE = 512, (1, 1, 1)
+MEANS, STDS, WEIGHTS = (-0.66, 0.4), (0.16, 0.1), (0.3, 0.7)
+
+
+def mixture() -> GaussianMixture:
+    """Return two modes; the standard deviation is 0.5."""
+    means, stds, weights = (torch.tensor(v, dtype=torch.float64) for v in (MEANS, STDS, WEIGHTS))
+    return GaussianMixture(means.reshape(2, 1, 1, 1), stds, weights)
+
+
+class Feed:
+    """Fresh samples of the mixture by their position."""
+
+    def batch(self, start: int, count: int, seed: int) -> Batch:
+        """Return the samples; their seed is their position."""
+        generator = torch.Generator().manual_seed(start + 1_000_003 * seed)
+        return Batch(mixture().sample(count, generator)[0], None)
+
+
+class Line(nn.Module):
+    """A plain multilayer perceptron of the sample and its noise label."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (2, 128, 128, 128)
+        layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
+        self.body = nn.Sequential(*(part for layer in layers for part in (layer, nn.SiLU())))
+        self.out = nn.Linear(128, 1)
+
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the raw output ``[N, 1, 1, 1]``."""
+        inputs = torch.stack([x.flatten(), c_noise.expand(len(x))], 1)
+        out: Tensor = self.out(self.body(inputs)).reshape(x.shape)
+        return out
+
+
+class Kit:
+    """Builds networks; a student starts from the given weights."""
+
+    def __init__(self, teacher: Any, weights: dict[str, Tensor] | None) -> None:
+        self.teacher, self.weights = teacher, weights
+
+    def network(self, *, channel_copies: int = 1, **overrides: Any) -> nn.Module:
+        """Return a network with initial weights."""
+        return Line()
+
+    def student(self, parameterization: str, *, channel_copies: int = 1, **_: Any) -> nn.Module:
+        """Return a network with the pretrained weights."""
+        made = self.network()
+        if self.weights is not None:
+            made.load_state_dict(self.weights)
+        return made
+
+
+def trained(
+    method: Any, steps: int, seed: int = 0, *, pretrained: bool = True, **config: Any
+) -> tuple[Any, dict[str, CountedNetwork]]:
+    """Train a method; return it with the averaged networks."""
+    table = {
+        "network": {"name": "mlp"},
+        "duration_kimg": steps * BATCH / 1000,
+        "batch_size": BATCH,
+        "optimizer": {"lr": 1e-3, "decay": "linear"},
+        "ema": [{"decay": 0.999}],
+        **config,
+    }
+    made = method(method.Config(**table), DataInfo("line", SHAPE, 0, 0.5, bounded=False))
+    weights = diffusion_weights(seed) if pretrained else None
+    with seeded(seed, "modules"):
+        modules = made.build(Kit(exact_teacher(MixtureModel(mixture(), 0.5)), weights))
+    state = TrainingState(made, modules)
+    Trainer(state, Feed(), Settings(seed, BATCH)).train()
+    averaged = state.averages[0].state_dict()
+    nets = {}
+    for name, module in state.sampled.items():
+        own = {k.partition(".")[2]: v for k, v in averaged.items() if k.startswith(f"{name}.")}
+        module.load_state_dict(own)
+        nets[name] = CountedNetwork(module.eval().requires_grad_(False))
+    return made, nets
+
+
+@cache
+def diffusion_weights(seed: int = 0) -> dict[str, Tensor]:
+    """Return the weights of a denoiser, 3000 steps of EDM's loss."""
+    _, nets = trained(EDM, 3000, seed, pretrained=False)
+    return {k: v.clone() for k, v in nets["model"].module.state_dict().items()}
+
+
+def wasserstein(made: Any, nets: Any, nfe: int = 1, count: int = 50_000) -> float:
+    """Return W1 between samples and the mixture's quantiles."""
+    generator = torch.Generator().manual_seed(123)
+    noise = torch.randn((count, *SHAPE), generator=generator)
+    with torch.no_grad():
+        samples = made.sample(nets, noise, None, made.plan_sampling(nfe), StepDraws(5, 0))
+    exact = quantiles((torch.arange(count, dtype=torch.float64) + 0.5) / count)
+    return float((samples.double().flatten().sort().values - exact).abs().mean())
+
+
+def quantiles(u: Tensor) -> Tensor:
+    """Return the mixture's quantiles of ``u`` in (0, 1), by bisection."""
+    means, stds, weights = (torch.tensor(v, dtype=torch.float64) for v in (MEANS, STDS, WEIGHTS))
+    low, high = torch.full_like(u, -3.0), torch.full_like(u, 3.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = (weights * torch.special.ndtr((middle[:, None] - means) / stds)).sum(1)
+        low, high = torch.where(below < u, middle, low), torch.where(below < u, high, middle)
+    return (low + high) / 2
