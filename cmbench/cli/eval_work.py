@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import click
 
 from cmbench.cli.common import echo_table, make_context
 from cmbench.cli.eval import EvalOptions
+from cmbench.errors import UserError
 from cmbench.leaderboard.details import extrapolation_of, floor_of, interval_of
-from cmbench.records.record import Record, write_record
+from cmbench.records.keeping import keep_record
+from cmbench.records.record import Record
 from cmbench.samples.source import ReadOptions
 from cmbench.sweep.context import Context
 from cmbench.sweep.scored import score
@@ -15,31 +20,48 @@ from cmbench.sweep.scored_record import ScoreRequest
 
 
 def carry_out(options: EvalOptions) -> None:
-    """Score the samples, print the values, write the record."""
+    """Score the samples, write the record, print the values."""
     context = make_context(options)
     record = score(context, make_request(options, str(context.device)))
+    kept = Kept() if options.no_record else keep_first(context, record, "cmbench eval")
     print_warnings(record)
     if options.as_json:
         click.echo(record.to_json(), nl=False)
     else:
         print_scores(record)
-    if not options.no_record:
-        keep_record(context, record, err=options.as_json)
+    kept.tell(err=options.as_json)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where a record was written, or why it was not; neither if it was not to be."""
+
+    path: Path | None = None
+    refusal: UserError | None = None
+
+    def tell(self, *, err: bool = False) -> None:
+        """Print the path, or raise the refusal: the last thing that a verb says."""
+        if self.refusal is not None:
+            raise self.refusal
+        if self.path is not None:
+            click.echo(f"record: {self.path}", err=err)
+
+
+def keep_first(context: Context, record: Record, who: str) -> Kept:
+    """Write a record before anything is printed: whoever reads may stop reading.
+
+    What was measured is printed even where the record is refused.
+    """
+    try:
+        return Kept(keep_record(record, context.workspace.records(record.dataset.name), who))
+    except UserError as error:
+        return Kept(refusal=error)
 
 
 def print_warnings(record: Record) -> None:
     """Print a record's warnings, even when quiet: they decide what a number is worth."""
     for warning in record.warnings:
         click.echo(f"warning: {warning}", err=True)
-
-
-def keep_record(context: Context, record: Record, *, err: bool = False) -> None:
-    """Write a record, unless the same samples left it before, and print its path."""
-    folder = context.workspace.records(record.dataset.name)
-    path = folder / f"{record.cell}.json"
-    if not path.exists():
-        write_record(record, folder)
-    click.echo(f"record: {path}", err=err)
 
 
 def make_request(options: EvalOptions, device: str) -> ScoreRequest:
@@ -96,5 +118,6 @@ def print_scores(record: Record) -> None:
             f" (50 % expected), distance ratio {copied['distance_ratio']:.3f} (1 expected)"
         )
     header = ["metric", "value", "standard error", "95 % interval", "N → ∞", "floor or ceiling"]
-    title = f"{record.method}: {record.sampling.num_samples:,} samples on {record.dataset.name}"
+    name = record.label or record.method
+    title = f"{name}: {record.sampling.num_samples:,} samples on {record.dataset.name}"
     echo_table(header, rows, title=title)

@@ -95,12 +95,12 @@ def import_file(
     found = read(path, options, options.sigma_data)
     if public is not None:
         found = found.model_copy(update={"source": {**found.source, "url": public.url}})
+    inside = target.parent == workspace.imported
+    sha256 = keep(found, target, force=options.force, ours=inside)
     for line in describe(found):
         click.echo(line)
     for line in published_facts(public) if public is not None else ():
         click.echo(line)
-    inside = target.parent == workspace.imported
-    sha256 = keep(found, target, force=options.force, ours=inside)
     name = target.stem if inside else str(target)
     click.echo(f"written          {target} (sha256 {sha256[:16]})")
     dataset = public.dataset if public is not None else "DATASET"

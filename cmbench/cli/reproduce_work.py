@@ -12,7 +12,7 @@ import click
 from cmbench.cli.checkpoints import CheckpointOptions
 from cmbench.cli.checkpoints_work import keep, read
 from cmbench.cli.common import echo_table, make_context
-from cmbench.cli.eval_work import keep_record, print_warnings
+from cmbench.cli.eval_work import keep_first, print_warnings
 from cmbench.cli.importing import DownloadLines
 from cmbench.cli.reproduce import ReproduceOptions
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, MissingError, UserError
@@ -116,11 +116,12 @@ def carry_out(options: ReproduceOptions, row: PublicCheckpoint) -> int:
     comparisons = compared(row, record)
     doubts = [*files.doubts, *doubts_of(row, record)]
     record = with_verdict(record, row, comparisons, doubts)
+    kept = keep_first(context, record, "cmbench reproduce")
     print_warnings(record)
     print_comparison(row, comparisons)
     verdict = verdict_of(comparisons, doubts)
     click.echo(f"verdict: {verdict}" + (f" ({'; '.join(doubts)})" if doubts else ""))
-    keep_record(context, record)
+    kept.tell()
     return EXIT_CELLS_FAILED if verdict == NOT_REPRODUCED else EXIT_OK
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import click
@@ -20,6 +21,8 @@ from cmbench.cli.run_tables import (
     warn_of_few,
 )
 from cmbench.plugin.manager import PluginManager
+from cmbench.plugin.specs import DatasetSpec
+from cmbench.records.record import Record
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.kept_plans import find_plan, plan_key
 from cmbench.sweep.run_files import read_result_file
@@ -61,10 +64,25 @@ def print_finished(options: RunOptions, plugins: PluginManager) -> bool:
         print_runs(finished_row(run, result) for run, result in results.items() if result)
         print_cells(cell_row(cell, "done") for cell in kept.cells)
         return True
-    print_table(records, spec.metrics)
-    if not options.no_report:
-        pages, _ = render_workspace(workspace, [kept.dataset], plugins)
-        click.echo(f"report: {pages[0]}")
+    pages = () if options.no_report else [kept.dataset]
+    print_results(records, workspace, spec, plugins, pages)
     print_warnings(records)
     print_skipped(records)
     return True
+
+
+def print_results(
+    records: Sequence[Record],
+    workspace: Workspace,
+    spec: DatasetSpec,
+    plugins: PluginManager,
+    pages: Sequence[str],
+) -> None:
+    """Render the ``pages`` of datasets, then print the table of a sweep.
+
+    In this order: whoever reads may stop reading.
+    """
+    written = render_workspace(workspace, pages, plugins)[0] if pages else []
+    print_table(records, spec.metrics)
+    if written:
+        click.echo(f"report: {written[0]}")

@@ -8,16 +8,9 @@ from typing import Any, get_args
 import click
 
 from cmbench.cli.common import make_context, stop_asker
-from cmbench.cli.report import render_workspace
 from cmbench.cli.run import RunOptions
-from cmbench.cli.run_finished import key_of
-from cmbench.cli.run_tables import (
-    print_failed,
-    print_skipped,
-    print_table,
-    print_warnings,
-    warn_of_few,
-)
+from cmbench.cli.run_finished import key_of, print_results
+from cmbench.cli.run_tables import print_failed, print_skipped, print_warnings, warn_of_few
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, InterruptedRunError, UserError
 from cmbench.importers.public import published_teacher
 from cmbench.plugin.config import MethodConfig
@@ -90,10 +83,8 @@ def sweep(options: RunOptions, context: Context) -> int:
         return EXIT_OK
     if all(record.status in ("finished", "skipped") for record in records):
         keep(options, context, plan)
-    print_table(records, dataset.metrics)
-    if not options.no_report:
-        pages, _ = render_workspace(context.workspace, [dataset.name], context.plugins)
-        click.echo(f"report: {pages[0]}")
+    pages = () if options.no_report else [dataset.name]
+    print_results(records, context.workspace, dataset, context.plugins, pages)
     print_warnings(records)
     print_skipped(records)
     return EXIT_CELLS_FAILED if print_failed(records) or plan.refused else EXIT_OK

@@ -31,13 +31,12 @@ def carry_out(options: StudyOptions, name: str, plugins: PluginManager) -> int:
 
 
 def show(result: StudyResult, folder: Path, plots: bool) -> int:
-    """Print the table of a study, write its page into ``folder``; return the exit code."""
+    """Write the page of a study into ``folder``, print its table; return the exit code."""
     rows = [
         [arm.arm.name, str(nfe), *(mean_text(arm.values(m, nfe)) for m in result.metrics)]
         for arm in result.arms
         for nfe in arm.nfes
     ]
-    echo_table(["arm", "NFE", *result.metrics], rows)
     page = folder / f"{result.name}.md"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +48,7 @@ def show(result: StudyResult, folder: Path, plots: bool) -> int:
             f"{folder} cannot be written ({error.strerror})",
             remedy="choose another folder",
         ) from error
+    echo_table(["arm", "NFE", *result.metrics], rows)
     click.echo(f"page: {page}")
     reasons = Counter(r.reason for a in result.arms for r in a.records if r.status == "failed")
     for reason, count in reasons.items():

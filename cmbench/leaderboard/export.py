@@ -84,6 +84,7 @@ def _row(row: Row) -> dict[str, Any]:
         "dataset": row.dataset,
         "kind": row.kind,
         "method": row.method,
+        "label": row.label,
         "title": row.title,
         "family": row.family,
         "recipe": row.configuration,

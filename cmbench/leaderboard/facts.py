@@ -49,9 +49,19 @@ def value_facts(record: Record) -> dict[str, Any]:
         "dataset": f"{dataset.revision} {dataset.sha256[:_DIGITS]}",
         "reference": dataset.reference_sha256[:_DIGITS],
         "extractor": f"{dataset.extractor} {dataset.extractor_sha256[:_DIGITS]}",
+        "held_out": held_out_sha256(record)[:_DIGITS] or "none",
         "metrics": list(record.metrics),
         "keys": hashlib.sha256(keys.encode()).hexdigest()[:_DIGITS],
     }
+
+
+def held_out_sha256(record: Record) -> str:
+    """Return the hash of the held-out images that the samples were compared with, if any were."""
+    for metric in record.metrics.values():
+        found = metric.detail.get("memorisation")
+        if isinstance(found, Mapping):
+            return str(found.get("held_out_sha256", ""))
+    return ""
 
 
 def telling_apart(facts: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -14,7 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cmbench.leaderboard.facts import configuration_facts, telling_apart, value_facts
+from cmbench.leaderboard.facts import (
+    configuration_facts,
+    held_out_sha256,
+    telling_apart,
+    value_facts,
+)
 from cmbench.leaderboard.statistics import Interval, Unit, interval_over_seeds
 from cmbench.records.configuration import overrides_text, sampling_marks
 from cmbench.records.record import MetricRecord, Record
@@ -51,6 +56,8 @@ class Row:
     kind: str
     method: str
     title: str
+    #: As the user called the samples, where that is not a method's name.
+    name: str = ""
     family: str = ""
     reference: str = ""
     year: int = 0
@@ -86,8 +93,8 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The name in tables and charts: as printed by the source, or the method's own."""
-        return self.title if self.kind == REPORTED else self.method
+        """The name in tables and charts: as printed by the source, as given, or the method's."""
+        return self.title if self.kind == REPORTED else self.name or self.method
 
     @property
     def configuration(self) -> str:
@@ -133,6 +140,7 @@ def conditioning(conditional: bool | None) -> str:
 def setting(record: Record) -> dict[str, Any]:
     """Return everything of ``record`` that decides its numbers except the seeds."""
     training, sampling, dataset = record.training, record.sampling, record.dataset
+    held_out = held_out_sha256(record)
     return {
         "kind": record.kind,
         "method": record.method,
@@ -156,6 +164,7 @@ def setting(record: Record) -> dict[str, Any]:
         "extractor": [dataset.extractor, dataset.extractor_sha256],
         "rank_metric": record.rank_metric,
         "metric_keys": {name: metric.key for name, metric in sorted(record.metrics.items())},
+        **({"held_out": held_out} if held_out else {}),
     }
 
 
@@ -229,6 +238,7 @@ def _row(identity: str, members: Sequence[tuple[Path, Record]]) -> Row:
         kind=first.kind,
         method=first.method,
         title=first.title or first.method,
+        name=first.label,
         family=first.family,
         reference=first.reference,
         year=first.year,

@@ -26,7 +26,8 @@ def select(rows: Iterable[Row], selector: str) -> list[Row]:
         UserError: there is none; the message lists what there is.
     """
     measured = [row for row in rows if row.kind != REPORTED]
-    found = [row for row in measured if len(selector) >= 6 and row.id.startswith(selector)]
+    found = [row for row in measured if row.label == selector]
+    found += [row for row in measured if len(selector) >= 6 and row.id.startswith(selector)]
     match = _SELECTOR.fullmatch(selector)
     if found or match is None:
         return found or _none(measured, selector)

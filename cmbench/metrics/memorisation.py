@@ -44,6 +44,7 @@ class Memorisation:
             held-out image); about 1 is ideal.
         nearest: (sample, training image, distance) of the ten closest pairs.
         compared: training and held-out images compared with, each.
+        held_out_sha256: of the held-out images' content, where they come from a file.
     """
 
     train_share: float
@@ -51,6 +52,7 @@ class Memorisation:
     distance_ratio: float
     nearest: tuple[tuple[int, int, float], ...]
     compared: int
+    held_out_sha256: str = ""
 
     @property
     def suspicious(self) -> bool:

@@ -28,6 +28,8 @@ def sampling_marks(record: Record) -> tuple[str, ...]:
 
 def configured_method(record: Record) -> str:
     """Return the method with what differs from its recipe: ``M +lr=0.01, sigmas 80,0.8``."""
-    method = " ".join([record.method, *(f"+{text}" for text in overrides_text(record))])
+    method = " ".join(
+        [record.label or record.method, *(f"+{text}" for text in overrides_text(record))]
+    )
     sampler = (record.sampling.overrides or {}).get("sampler")
     return ", ".join([method, *([str(sampler)] if sampler else []), *sampling_marks(record)])

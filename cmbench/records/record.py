@@ -20,7 +20,7 @@ from cmbench.errors import UserError
 from cmbench.files import read_json, reading, write_atomically
 
 #: Version 2 calls the noise levels ``sigmas`` (version 1: ``times``) and keeps ``first_samples``.
-#: Version 3 keeps what the user changed of the recipe (``overrides``).
+#: Version 3 keeps what the user changed of the recipe (``overrides``) and rows' names as given.
 SCHEMA_VERSION = 3
 #: Text chunk of a sample grid's PNG: the size of one image, ``WIDTHxHEIGHT`` in pixels. Pages cut
 #: grids along it, so that one seed of several methods stands in one row.
@@ -38,6 +38,8 @@ LARGEST_COUNT = 2**53
 Finite = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
+#: Any text in one line.
+RowLabel = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 #: What becomes a path: no control characters (a NUL is no path at all).
 PathText = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -240,6 +242,9 @@ class Record(Part):
     created: str = Field(description="UTC time, ISO 8601")
     command: str = Field("", description="the command that reproduces the record")
     method: Name
+    label: RowLabel = Field(
+        "", description="the row's name as the user gave it; empty where `method` is the same"
+    )
     title: str = ""
     family: str = ""
     reference: str = ""
@@ -271,7 +276,7 @@ class Record(Part):
         """
         data = self.model_dump(mode="json")
         if self.schema_version < 3:
-            del data["training"]["overrides"], data["sampling"]["overrides"]
+            del data["training"]["overrides"], data["sampling"]["overrides"], data["label"]
         if not self.copies:  # records that were written without it keep their bytes
             del data["copies"]
         if self.schema_version == 1:

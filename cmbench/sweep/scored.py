@@ -189,7 +189,8 @@ def check_memorised(suite: MetricSuite, unseen: Reference) -> Memorisation:
     """Compare the samples' nearest real images with held-out ones."""
     samples, train = suite.samples.pool, require_features(suite.reference)
     assert samples is not None
-    return memorisation(samples, train, require_features(unseen).to(train.device))
+    found = memorisation(samples, train, require_features(unseen).to(train.device))
+    return replace(found, held_out_sha256=unseen.key.source_sha256)
 
 
 def plan_of(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cmbench.data.base import Dataset
+from cmbench.errors import UserError
+from cmbench.files import readable
 from cmbench.measure.loop import Measurement, sample_count_warnings
 from cmbench.metrics.memorisation import Memorisation
+from cmbench.metrics.reference import Reference
 from cmbench.metrics.suite import MetricSuite
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.records.provenance import environment
@@ -28,6 +32,8 @@ from cmbench.sweep.cells import CellSamples
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import SampleSettings
 
+#: The longest name of a row.
+MAX_LABEL = 200
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
@@ -99,6 +105,8 @@ def record_of(context: Context, request: ScoreRequest, scored: Scored) -> Record
         else _bare_record(context, request, scored)
     )
     keys = "\n".join([scored.sha256, *(m.key for m in found.metrics.values())])
+    if scored.memorised is not None:
+        keys += f"\nheld out: {scored.memorised.held_out_sha256}"
     digest = hashlib.sha256(keys.encode()).hexdigest()
     rank = next(iter(found.metrics))
     metrics = {n: metric_record(context, n, v) for n, v in found.metrics.items()}
@@ -142,21 +150,31 @@ def looks_warning(context: Context, record: Record) -> list[str]:
 
     Every look at a metric is a record; choosing among looks by their value biases the number.
     """
-    looks = 0
-    for _, other in read_records(context.workspace.records(record.dataset.name)):
-        if isinstance(other, Record) and other.cell != record.cell:
-            looks += (other.kind, other.method, other.sampling.nfe, other.sampling.seed) == (
-                record.kind,
-                record.method,
-                record.sampling.nfe,
-                record.sampling.seed,
-            ) and other.rank_metric == record.rank_metric
+    looks = {
+        samples_identity(other)
+        for _, other in read_records(context.workspace.records(record.dataset.name))
+        if isinstance(other, Record)
+        and (other.kind, other.method, other.rank_metric)
+        == (record.kind, record.method, record.rank_metric)
+        and (other.sampling.nfe, other.sampling.seed) == (record.sampling.nfe, record.sampling.seed)
+    } - {samples_identity(record)}
     if not looks:
         return []
+    name = record.label or record.method
     return [
-        f"{looks} other set(s) of samples named {record.method!r} were scored here at this NFE and"
+        f"{len(looks)} other set(s) of samples named {name!r} were scored here at this NFE and"
         " seed: the best of several looks is biased; choose on other seeds than you report"
     ]
+
+
+def samples_identity(record: Record) -> tuple[object, ...]:
+    """Return what decides which images a record scored; more metrics of them are no other look.
+
+    The run of scored samples is named after their pixels.
+    """
+    training, sampling = record.training, record.sampling
+    made = (sampling.sampler, tuple(sampling.sigmas), sampling.dtype, sampling.num_samples)
+    return (training.run, training.checkpoint_sha256, training.ema, *made)
 
 
 def _run_record(
@@ -177,7 +195,7 @@ def _run_record(
     training = {"checkpoint_sha256": opened.weights_sha256}
     return base.model_copy(
         update={
-            "method": as_name(request.label or base.method),
+            **named(request.label or base.method),
             "sampling": base.sampling.model_copy(update=sampling),
             "training": base.training.model_copy(update=training),
         }
@@ -187,14 +205,14 @@ def _run_record(
 def _bare_record(context: Context, request: ScoreRequest, scored: Scored) -> Record:
     """Return the record of samples of which nothing else is known."""
     found, source = scored.found, scored.source
-    label = as_name(request.label or Path(source.name.partition(":")[0]).stem)
+    name = named(request.label or Path(source.name.partition(":")[0]).stem)
     kept_labels = ", ".join(f"{k}: {n}" for k, n in list(found.class_counts.items())[:20])
     return Record(
-        cell=label,
+        cell=name["method"],
         status="finished",
         created=now(),
         command=context.command,
-        method=label,
+        **name,
         title=f"samples from {source.kind}",
         family="scored samples",
         plugin=PluginRecord(name="scored samples", distribution="none", version=""),
@@ -227,9 +245,41 @@ def _bare_record(context: Context, request: ScoreRequest, scored: Scored) -> Rec
 def _dataset_record(scored: Scored) -> DatasetRecord:
     first, reference = scored.suites[0], scored.suites[0].reference
     assert first.extractor is not None
-    other = as_name(reference.key.source if reference else "none")
-    name = scored.spec.name if scored.spec else other
+    name = scored.spec.name if scored.spec else reference_page(reference)
     return dataset_record(name, scored.dataset, reference, first.extractor)
+
+
+def reference_page(reference: Reference | None) -> str:
+    """Return the name of the page of samples that were compared with no dataset.
+
+    Never that of a dataset, whatever the reference is called: nothing there was measured under a
+    protocol.
+    """
+    return as_name(f"reference-{reference.key.source}" if reference else "no-reference")
+
+
+def named(label: str) -> dict[str, str]:
+    """Return the fields ``method`` and ``label`` of a record for the name of a row.
+
+    A name that is none of a file is kept as the label; a hash tells its method from that of other
+    names that are spelled alike without what no file name has.
+
+    Raises:
+        UserError: it is too long, or holds control characters.
+    """
+    text = readable(label)
+    method = as_name(text)
+    if method == text:
+        return {"method": method}
+    if len(text) > MAX_LABEL or any(unicodedata.category(c) == "Cc" for c in text):
+        raise UserError(
+            "--label",
+            f"{text[:60]!r}",
+            allowed=f"up to {MAX_LABEL} characters in one line",
+            remedy="give a shorter name with --label",
+        )
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return {"method": f"{method}-{digest[:8]}", "label": text}
 
 
 def as_name(text: str) -> str:

@@ -39,6 +39,7 @@ def test_a_row_says_what_its_records_have_in_common() -> None:
         "kind": "measured",
         "method": "beta",
         "title": "Beta models",
+        "name": "",
         "family": "consistency training",
         "reference": "Beta et al., 2024",
         "year": 2024,

@@ -49,14 +49,15 @@ class TestEval:
         options = ("--dataset", "digits", "--label", "my model", "--nfe", "2", "-q")
         first = cmbench("eval", str(noisy), *options)
         assert first.code == 0, first.err
-        assert "my-model: 400 samples on digits" in first.out
+        assert "my model: 400 samples on digits" in first.out
         assert "fd-digits" in first.out
         assert "400 samples instead of the protocol's 2000" in first.err
         (path,) = workspace.records("digits").glob("*.json")
         assert f"record: {path}" in first.out
         record = read_record(path)
         assert record.kind == "scored samples"
-        assert record.method == "my-model"
+        assert record.label == "my model"
+        assert record.method.startswith("my-model-")
         assert record.sampling.nfe == 2
         assert record.rank_metric == "fd-digits"
         assert record.metrics["fd-digits"].detail["samples"] == 400
