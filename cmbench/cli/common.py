@@ -115,8 +115,9 @@ def reporter_for(quiet: bool, plugins: PluginManager) -> Reporter:
     from cmbench.cli.console import make_reporter
 
     reporter = make_reporter(quiet)
-    for info in plugins.failed:
-        reporter.warn(f"{info}: {info.error}")
+    for info in plugins.plugins:
+        if line := info.error or info.warning:
+            reporter.warn(f"{info}: {line}")
     return reporter
 
 

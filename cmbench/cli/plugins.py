@@ -23,5 +23,6 @@ def plugins(as_json: bool) -> int:
         return code
     for info in found:
         line = f"{info.name:<24} {info.distribution} {info.version}  {info.status}"
-        click.echo(line + (f"  {info.error}" if info.error else f"  ({len(info.hooks)} hooks)"))
+        said = info.error or info.warning
+        click.echo(line + (f"  {said}" if said else f"  ({len(info.hooks)} hooks)"))
     return code

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from cmbench.leaderboard.published import Published
 from cmbench.plugin.manager import PluginManager, load_plugins
 from cmbench.records.workspace import Workspace
 from cmbench.report import render
+from cmbench.report.cells import path_problem
 
 
 def render_workspace(
@@ -85,19 +86,45 @@ def echo_pages(written: Sequence[Path], errors: Sequence[UserError]) -> int:
 def hook_columns(plugins: PluginManager) -> dict[str, str]:
     """Return the columns that plugins add; a plugin that returns something else is listed."""
     columns: dict[str, str] = {}
-    for found in plugins.gather("cmbench_report_columns"):
-        if isinstance(found, Mapping):
-            columns.update({str(title): str(path) for title, path in found.items()})
+    for found in gathered(plugins, "cmbench_report_columns", columns_problem):
+        columns.update({str(title): path for title, path in found.items()})
     return columns
+
+
+def columns_problem(found: Any) -> str:
+    """Return what is wrong with the columns of a plugin, or an empty string."""
+    if not isinstance(found, Mapping):
+        return f"returned {type(found).__name__}; allowed: titles to dotted paths into a record"
+    problems = (path_problem(path) for path in found.values())
+    return next((f"returned {problem}" for problem in problems if problem), "")
+
+
+def gathered(
+    plugins: PluginManager, hook: str, problem: Callable[[Any], str], **arguments: Any
+) -> list[Any]:
+    """Return what plugins return from a hook; print a warning for each that is left out."""
+    before = [id(info) for info in plugins.failed]
+    found = plugins.gather(hook, problem, **arguments)
+    for info in plugins.failed:
+        if id(info) not in before:
+            click.echo(f"warning: {info}: {info.error}", err=True)
+    return found
 
 
 def hook_charts(
     plugins: PluginManager, dataset: str, rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[Mapping[str, str]]:
     """Yield the charts that plugins add."""
-    for found in plugins.gather("cmbench_report_charts", dataset=dataset, rows=rows):
-        if isinstance(found, Iterable):
-            yield from (chart for chart in found if isinstance(chart, Mapping))
+    hook = "cmbench_report_charts"
+    for found in gathered(plugins, hook, charts_problem, dataset=dataset, rows=rows):
+        yield from found
+
+
+def charts_problem(found: Any) -> str:
+    """Return what is wrong with the charts of a plugin, or an empty string."""
+    if isinstance(found, list | tuple) and all(isinstance(chart, Mapping) for chart in found):
+        return ""
+    return f"returned {type(found).__name__}; allowed: a list of mappings with title and svg"
 
 
 @click.command()

@@ -59,8 +59,9 @@ def print_finished(options: RunOptions, plugins: PluginManager) -> bool:
     if options.dry_run and None in results.values():
         return False
     spec = plugins.datasets.specs[kept.dataset]
+    reporter = reporter_for(options.quiet, plugins)
     if options.dry_run:
-        warn_of_few(reporter_for(options.quiet, plugins), options.samples, spec.num_samples)
+        warn_of_few(reporter, options.samples, spec.num_samples)
         print_runs(finished_row(run, result) for run, result in results.items() if result)
         print_cells(cell_row(cell, "done") for cell in kept.cells)
         return True

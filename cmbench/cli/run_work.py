@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, get_args
+from typing import get_args
 
 import click
 
@@ -16,6 +16,7 @@ from cmbench.importers.public import published_teacher
 from cmbench.plugin.config import MethodConfig
 from cmbench.plugin.manager import PluginManager
 from cmbench.sweep.context import Context
+from cmbench.sweep.executors import open_executor
 from cmbench.sweep.kept_plans import keep_plan
 from cmbench.sweep.plans import SampleSettings
 from cmbench.sweep.sweep import SweepPlan, SweepRequest, execute, is_trained, plan_sweep
@@ -77,8 +78,7 @@ def sweep(options: RunOptions, context: Context) -> int:
             keep(options, context, plan)
         return EXIT_CELLS_FAILED if plan.refused else EXIT_OK
     warn_of_unsaved(context, request, plan)
-    executor: Any = context.plugins.executors.load(options.executor)()
-    records = execute(context, plan, executor)
+    records = execute(context, plan, open_executor(context.plugins, options.executor))
     if not context.world.leads:
         return EXIT_OK
     if all(record.status in ("finished", "skipped") for record in records):

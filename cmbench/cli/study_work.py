@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import click
 
 from cmbench.cli.common import echo_table, make_context, stop_asker
+from cmbench.cli.run_tables import print_failed, print_warnings
 from cmbench.cli.study import StudyOptions
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.files import write_atomically
@@ -50,7 +50,6 @@ def show(result: StudyResult, folder: Path, plots: bool) -> int:
         ) from error
     echo_table(["arm", "NFE", *result.metrics], rows)
     click.echo(f"page: {page}")
-    reasons = Counter(r.reason for a in result.arms for r in a.records if r.status == "failed")
-    for reason, count in reasons.items():
-        click.echo(f"error: {count} cell(s) failed: {reason}", err=True)
-    return EXIT_CELLS_FAILED if reasons else EXIT_OK
+    records = [record for arm in result.arms for record in arm.records]
+    print_warnings(records)
+    return EXIT_CELLS_FAILED if print_failed(records) else EXIT_OK

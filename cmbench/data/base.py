@@ -133,4 +133,12 @@ def load_dataset(
             allowed="a cmbench.data.base.Dataset",
             remedy="fix the plugin that registers it",
         )
+    counts = len(dataset.class_counts)
+    if counts and counts != spec.num_classes:
+        raise UserError(
+            f"dataset {spec.name!r}",
+            f"its labels are of {counts} classes, its spec says {spec.num_classes}",
+            allowed=f"labels from 0 to {spec.num_classes - 1}",
+            remedy="fix num_classes in the plugin that registers it, or its labels",
+        )
     return dataset

@@ -19,6 +19,7 @@ class PluginInfo:
     version: str
     status: str = "ok"
     error: str = ""
+    warning: str = ""
     hooks: tuple[str, ...] = ()
 
     def __str__(self) -> str:

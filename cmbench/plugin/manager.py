@@ -10,6 +10,8 @@ fails is listed with its error and its distribution; everything else works.
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
@@ -37,6 +39,18 @@ STRICT_VARIABLE = "CMBENCH_STRICT_PLUGINS"
 S = TypeVar("S", bound=Spec)
 
 
+class NameTakenError(PluginError):
+    """Two plugins claim one name; ``other`` is the one that did so first."""
+
+    def __init__(self, name: str, owner: PluginInfo, other: PluginInfo) -> None:
+        self.name, self.owner, self.other = name, owner, other
+        super().__init__(
+            str(owner),
+            f"{name} is already taken by {other}",
+            remedy="uninstall one of the two or ask its author for another name",
+        )
+
+
 @dataclass
 class Registry(Generic[S]):
     """The specs of one kind, by name, each with the plugin that registered it."""
@@ -46,16 +60,18 @@ class Registry(Generic[S]):
     owners: dict[str, PluginInfo] = field(default_factory=dict)
     #: all plugins: a name may be unknown because its plugin failed
     plugins: list[PluginInfo] = field(default_factory=list)
+    #: the first plugin that claimed each name, also of plugins that were refused since
+    claims: dict[str, PluginInfo] = field(default_factory=dict)
 
     def add(self, spec: S, owner: PluginInfo) -> None:
-        """Add a spec; a name that another plugin uses is an error that names both."""
-        if spec.name in self.owners:
-            other = self.owners[spec.name]
-            raise PluginError(
-                str(owner),
-                f"{self.kind} name {spec.name!r} is already taken by {other}",
-                remedy="uninstall one of the two or ask its author for another name",
-            )
+        """Add a spec.
+
+        Raises:
+            NameTakenError: another plugin claimed the name before, or this one did.
+        """
+        other = self.claims.setdefault(spec.name, owner)
+        if other is not owner or spec.name in self.specs:
+            raise NameTakenError(f"{self.kind} name {spec.name!r}", owner, other)
         self.specs[spec.name] = spec
         self.owners[spec.name] = owner
 
@@ -130,18 +146,22 @@ class PluginManager:
         self.plugins.append(info)
         clash = [i for i in self.plugins[:-1] if i.name == info.name]
         if clash:
-            return self._fail(
-                info,
-                f"entry point name {info.name!r} is already used by {clash[0].distribution} "
-                f"{clash[0].version}",
-            )
+            taken = NameTakenError(f"entry point name {info.name!r}", info, clash[0])
+            return self._refuse_both(taken)
+        began, lean = time.perf_counter(), "torch" not in sys.modules
         try:
             plugin = info.load()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
             return self._fail(info, f"cannot be imported: {described(error)}")
-        return self.register(plugin, info)
+        self.register(plugin, info)
+        if lean and "torch" in sys.modules:
+            info.warning = (
+                f"imports torch when it is registered, in {time.perf_counter() - began:.1f} s at"
+                " every start of cmbench; import it in the modules that factories name"
+            )
+        return info
 
     def register(self, plugin: object, info: PluginInfo) -> PluginInfo:
         """Validate ``plugin`` in a scratch manager, then register it and collect its specs."""
@@ -161,13 +181,21 @@ class PluginManager:
                 registry: Registry[Any] = getattr(self, kind)
                 for spec in specs:
                     registry.add(spec, info)
-        except PluginError as error:
+        except NameTakenError as error:
             self._forget(info)
-            self.pluggy.unregister(name=info.name)
-            return self._fail(info, str(error))
+            return self._refuse_both(error)
         return info
 
+    def _refuse_both(self, taken: NameTakenError) -> PluginInfo:
+        """Refuse both plugins that claim one name; a built-in one keeps it."""
+        owner, other = taken.owner, taken.other
+        if other.status == "ok" and other is not owner and other.distribution != "cmbench":
+            self._forget(other)
+            self._fail(other, str(NameTakenError(taken.name, other, owner)))
+        return self._fail(owner, str(taken))
+
     def _forget(self, info: PluginInfo) -> None:
+        self.pluggy.unregister(name=info.name)
         for kind, _ in _REGISTRATION.values():
             registry: Registry[Any] = getattr(self, kind)
             for name in [n for n, owner in registry.owners.items() if owner is info]:
@@ -218,17 +246,28 @@ class PluginManager:
                     )
         return problems
 
-    def gather(self, hook: str, **arguments: Any) -> list[Any]:
-        """Call a collecting hook plugin by plugin; plugins that raise are left out and listed."""
+    def gather(
+        self, hook: str, problem: Callable[[Any], str] = lambda found: "", **arguments: Any
+    ) -> list[Any]:
+        """Call a collecting hook plugin by plugin; plugins that raise are left out and listed.
+
+        ``problem`` returns what is wrong with a result, or an empty string; a plugin with a wrong
+        result is left out and listed too.
+        """
         results = []
         for implementation in getattr(self.pluggy.hook, hook).get_hookimpls():
             taken = {name: arguments[name] for name in implementation.argnames}
             try:
-                results.append(implementation.function(**taken))
+                found = implementation.function(**taken)
+                wrong = problem(found)
             except Exception as error:
-                for info in self.plugins:
-                    if info.name == implementation.plugin_name:
-                        self._fail(info, f"{hook} raised {described(error)}")
+                wrong = f"raised {described(error)}"
+            if not wrong:
+                results.append(found)
+                continue
+            for info in self.plugins:
+                if info.name == implementation.plugin_name:
+                    self._fail(info, f"{hook} {wrong}")
         return results
 
 

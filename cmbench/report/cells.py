@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from cmbench.leaderboard.joins import Reported
 from cmbench.leaderboard.ranking import Rank
@@ -73,6 +74,28 @@ def lookup(record: Record, path: str) -> Any:
         else:
             return None
     return found
+
+
+def path_problem(path: Any) -> str:
+    """Return why a dotted path cannot name anything in a record, or an empty string."""
+    if not isinstance(path, str):
+        return f"the path {path!r}; allowed: dotted names"
+    kinds: list[Any] = [Record]
+    for part in path.split("."):
+        if Any in kinds:
+            return ""
+        fields = {n: f.annotation for k in kinds for n, f in getattr(k, "model_fields", {}).items()}
+        values = [get_args(kind)[1] for kind in kinds if get_origin(kind) is dict]
+        if part not in fields and not values:
+            known = ", ".join(sorted(fields)) or "nothing, it is a value"
+            return f"the path {path!r}, in which {part!r} does not exist; allowed there: {known}"
+        kinds = [a for kind in values or [fields[part]] for a in _alternatives(kind)]
+    return ""
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    """Return the members of a union, or the type itself."""
+    return [*get_args(kind)] if get_origin(kind) is UnionType else [kind]
 
 
 # ---- cells --------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+from cmbench.errors import PluginError, blaming
+from cmbench.plugin.manager import PluginManager
 from cmbench.sweep.plans import CellPlan
 
 #: The cells of one run, which share its training and its weights.
@@ -20,6 +22,21 @@ class Executor(Protocol):
 
     def run(self, jobs: Iterable[Job], work: Callable[[Job], None]) -> None:
         """Call ``work`` once for every job; an exception from it ends the sweep."""
+
+
+def open_executor(plugins: PluginManager, name: str) -> Executor:
+    """Return a registered executor; raise ``PluginError`` if its factory makes none."""
+    factory, who = plugins.executors.load(name), f"executor {name!r}"
+    with blaming(who, "cannot be made:", remedy="fix the plugin"):
+        made: Executor = factory()
+    if not callable(getattr(made, "run", None)):
+        raise PluginError(
+            who,
+            f"its factory returned {type(made).__name__}",
+            allowed="an object with run(jobs, work)",
+            remedy="fix the plugin",
+        )
+    return made
 
 
 class Local:

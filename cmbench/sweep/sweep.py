@@ -180,8 +180,10 @@ def execute(context: Context, plan: SweepPlan, executor: Executor) -> list[Recor
         context.world.lead(lambda: require_metrics(context, plan.request.dataset))
     records: dict[str, Record] = {n: read_record(plan.done[n]) for n in done if leads}
     busy: list[BusyError] = []
+    carried_out: set[str] = set()
 
     def work(job: Job) -> None:
+        carried_out.update(cell.cell for cell in job)
         open_cells = [cell for cell in job if cell.cell not in done]
         try:
             for record in outcomes(context, plan.request, open_cells):
@@ -191,6 +193,7 @@ def execute(context: Context, plan: SweepPlan, executor: Executor) -> list[Recor
             busy.append(error)
 
     executor.run(plan.jobs, work)
+    _require_carried_out(plan, carried_out, executor)
     for error in busy[1:]:
         context.reporter.warn(str(error))
     if busy:
@@ -200,12 +203,24 @@ def execute(context: Context, plan: SweepPlan, executor: Executor) -> list[Recor
     return [records[cell.cell] for cell in plan.cells]
 
 
+def _require_carried_out(plan: SweepPlan, carried_out: set[str], executor: Executor) -> None:
+    """Raise ``PluginError`` if an executor has left out jobs or worked on others."""
+    cells = {cell.cell for cell in plan.cells}
+    if cells != carried_out:
+        raise PluginError(
+            f"executor {type(executor).__name__}",
+            f"{len(cells - carried_out)} of {len(cells)} cells were not worked on, "
+            f"{len(carried_out - cells)} others were",
+            allowed="one call of work for every job, with the job itself",
+            remedy="fix the plugin and start again: the other cells have their records",
+        )
+
+
 def outcomes(context: Context, request: SweepRequest, cells: Job) -> Iterator[Record]:
     """Yield the record of each cell as it is done; a failure is a record, not the sweep's end."""
     wanted = [cell for cell in cells if cell.sampling is not None]
     for cell in cells:
         if cell.broken:
-            context.reporter.warn(f"{cell.cell}: {cell.broken}")
             yield base_record(context, cell, "failed", reason=cell.broken)
         elif cell.sampling is None:
             yield base_record(context, cell, "skipped", reason=cell.declined)
@@ -219,7 +234,9 @@ def outcomes(context: Context, request: SweepRequest, cells: Job) -> Iterator[Re
         if context.world.size > 1 and not isinstance(error, NonFiniteError | SharedFailureError):
             raise  # perhaps in this process only: the launcher ends the others
         reason = reason_of(context, wanted[0].run, "training", error)
-        context.reporter.warn(reason)
+        context.reporter.warn(
+            f"run {wanted[0].run.run_id} failed; the reason is printed at the end"
+        )
         yield from (base_record(context, cell, "failed", reason=reason) for cell in wanted)
     else:
         for cell in wanted:
@@ -244,7 +261,7 @@ def attempt(context: Context, request: SweepRequest, trained: TrainedRun, cell: 
         raise
     except (Exception, SystemExit) as error:
         reason = reason_of(context, cell.run, "sampling", error)
-    context.reporter.warn(f"{cell.cell}: {reason}")
+    context.reporter.warn(f"cell {cell.cell} failed; the reason is printed at the end")
     return base_record(context, cell, "failed", trained, reason)
 
 

@@ -127,6 +127,7 @@ def test_plugins_in_words_and_as_json(cmbench_with_toys: Command) -> None:
         "version": "1.2.3",
         "status": "ok",
         "error": "",
+        "warning": "",
         "hooks": ["cmbench_register_datasets", "cmbench_register_methods"],
     }
 

@@ -179,14 +179,65 @@ def test_two_plugins_that_claim_one_name_are_both_named(module: Callable[..., st
         "plugin 'b' (dist-b 1.0): method name 'good' is already taken by plugin 'a' (dist-a 1.0); "
         "uninstall one of the two or ask its author for another name"
     )
-    assert list(manager.methods.specs) == ["good"]
+    assert error_of(manager, 0).startswith(
+        "plugin 'a' (dist-a 1.0): method name 'good' is already taken by plugin 'b' (dist-b 1.0); "
+    )
+    assert list(manager.methods.specs) == []
+    assert not manager.pluggy.get_plugins(), "nor do they observe anything"
+
+
+def test_a_third_claimant_is_refused_like_the_two_before(module: Callable[..., str]) -> None:
+    modules = [module(cmbench_register_methods=methods(GOOD)) for _ in range(3)]
+    manager = loaded(*(entry(f"p{i}", m, f"dist-{i}") for i, m in enumerate(modules)))
+    assert [info.status for info in manager.plugins] == ["failed"] * 3
+    assert "method name 'good' is already taken by plugin 'p0'" in error_of(manager)
+    assert list(manager.methods.specs) == []
+
+
+def test_a_built_in_plugin_keeps_its_names(module: Callable[..., str]) -> None:
+    ours = module(cmbench_register_methods=methods(GOOD))
+    theirs = module(cmbench_register_methods=methods(GOOD._replace(title="Other")))
+    manager = loaded(entry("a", ours, "cmbench"), entry("b", theirs, "dist-b"))
+    assert [info.status for info in manager.plugins] == ["ok", "failed"]
+    assert manager.methods.specs["good"].title == "Good"
+
+
+def test_a_name_twice_in_one_plugin(module: Callable[..., str]) -> None:
+    manager = loaded(entry("a", module(cmbench_register_methods=methods(GOOD, GOOD))))
+    assert "method name 'good' is already taken by plugin 'a'" in error_of(manager)
+    assert list(manager.methods.specs) == []
+
+
+def test_importing_torch_at_registration_is_said_with_what_it_costs(
+    module: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @hookimpl
+    def cmbench_register_methods() -> Any:
+        sys.modules["torch"] = torch
+        return [GOOD]
+
+    torch = sys.modules["torch"]
+    heavy = module(cmbench_register_methods=cmbench_register_methods)
+    lean = module(cmbench_register_methods=methods(GOOD._replace(name="lean")))
+    monkeypatch.delitem(sys.modules, "torch")
+    manager = loaded(entry("lean", lean), entry("heavy", heavy))
+    first, second = manager.plugins
+    assert (first.warning, first.status, second.status) == ("", "ok", "ok")
+    assert re.fullmatch(
+        r"imports torch when it is registered, in \d+\.\d s at every start of cmbench; import it "
+        "in the modules that factories name",
+        second.warning,
+    )
 
 
 def test_two_entry_points_of_one_name(module: Callable[..., str]) -> None:
     first = module(cmbench_register_methods=methods(GOOD))
     manager = loaded(entry("a", first, "dist-a"), entry("a", module(), "dist-b"))
-    assert error_of(manager) == "entry point name 'a' is already used by dist-a 1.0"
-    assert list(manager.methods.specs) == ["good"]
+    for index, (one, other) in enumerate([("dist-a", "dist-b"), ("dist-b", "dist-a")]):
+        assert error_of(manager, index).startswith(
+            f"plugin 'a' ({one} 1.0): entry point name 'a' is already taken by plugin 'a' ({other} "
+        )
+    assert list(manager.methods.specs) == []
 
 
 def test_strict_mode_is_fatal_and_names_all(
@@ -375,6 +426,18 @@ def test_a_collector_that_raises_is_listed_and_the_others_are_kept() -> None:
     assert manager.gather("cmbench_report_columns") == [{"A": "metrics.a"}]
     assert info.status == "failed"
     assert info.error == "cmbench_report_columns raised ValueError: no columns"
+
+
+def test_a_collector_with_a_wrong_result_is_listed_too() -> None:
+    class Charts:
+        @hookimpl
+        def cmbench_report_columns(self) -> Any:
+            return 3
+
+    manager = PluginManager()
+    info = manager.register(Charts(), PluginInfo("charts", "c", "c-dist", "1"))
+    assert manager.gather("cmbench_report_columns", lambda found: f"returned {found}") == []
+    assert (info.status, info.error) == ("failed", "cmbench_report_columns returned 3")
 
 
 # ---- hook specs ---------------------------------------------------------------------------------
