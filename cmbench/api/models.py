@@ -106,6 +106,7 @@ class OpenedRun:
         nfe: int | None = None,
         seed: int = 0,
         *,
+        labels: Sequence[int] | Tensor | None = None,
         sigmas: Sequence[float] | None = None,
         sampler: str | None = None,
         ema: str | None = None,
@@ -121,7 +122,11 @@ class OpenedRun:
         options = ReadOptions(limit=count, seed=seed)
         nfe = None if nfe is None else as_nfes(nfe, "sample, nfe")[0]
         cell = choose_cell(self._context, self.plan, nfe, options, settings)
-        return open_samples_of(self._context, self.trained, cell, options=options)
+        made = open_samples_of(self._context, self.trained, cell, options=options)
+        if labels is not None:
+            given = self._labels(labels, count)
+            made.sampler.labels = lambda start, number: given[start : start + number]
+        return made
 
     def _labels(self, labels: Sequence[int] | Tensor, count: int) -> Tensor:
         given = torch.as_tensor(labels).to(torch.int64).reshape(-1)
@@ -168,22 +173,32 @@ def open_run(
         UserError: the names do not fit.
     """
     context = open_context("cmbench.open_run", where)
-    text = str(run)
-    if not is_import(text) and (folder := find_run(context, text)) is not None:
+    return opened(context, str(run), dataset, recipe, seed, nested(options or {}))
+
+
+def opened(
+    context: Context,
+    run: str,
+    dataset: str | None,
+    recipe: str | None,
+    seed: int,
+    options: Mapping[str, Any],
+) -> OpenedRun:
+    """Open what :func:`open_run` names, in a context that exists."""
+    if not is_import(run) and (folder := find_run(context, run)) is not None:
         return OpenedRun(context, saved_run(context, folder))
     if dataset is None:
         raise MissingError(
-            "cmbench.open_run",
-            f"{text!r} is not a run of {context.workspace.root}",
+            f"run {run}",
+            f"is not in {context.workspace.root}",
             allowed="a run's id or folder, or a method or import:NAME with its dataset",
             remedy="see `cmbench status`, or name the dataset",
         )
-    extra = nested(options or {})
-    if is_import(text):
-        plan = plan_imported_run(context, text, None, dataset, recipe, seed, extra)
+    if is_import(run):
+        plan = plan_imported_run(context, run, None, dataset, recipe, seed, options)
         return OpenedRun(context, obtain_run(context, plan))
-    plan = plan_run(context, text, dataset, recipe, seed, extra)
-    remedy = f"train it: cmbench.run({text!r}, {dataset!r}, …) with the same arguments"
+    plan = plan_run(context, run, dataset, recipe, seed, options)
+    remedy = f"train it: cmbench.run({run!r}, {dataset!r}, …) with the same arguments"
     folder = context.workspace.run(plan.run_id)
     if not (folder / RUN_FILE).is_file():
         raise MissingError(f"run {plan.run_id}", f"is not in {folder.parent}", remedy=remedy)

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("cmbench.cli.prepare:prepare", "Convert a dataset into the prepared format."),
     "import": ("cmbench.cli.importing:import_", "Read a checkpoint of another project."),
     "parity": ("cmbench.cli.parity:parity", "Compare an import with the official outputs."),
+    "sample": ("cmbench.cli.sample:sample", "Make images of a run or an imported checkpoint."),
     "reproduce": ("cmbench.cli.reproduce:reproduce", "Measure a published value again."),
     "eval": ("cmbench.cli.eval:eval_", "Score samples of any generator."),
     "refs": ("cmbench.cli.refs:refs", "List, show, import and compare reference statistics."),

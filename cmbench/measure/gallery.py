@@ -14,6 +14,7 @@ from cmbench.errors import UserError
 from cmbench.metrics.quantize import quantize
 from cmbench.records.record import GRID_TILE
 
+_REMEDY = "free space, or leave out --save-samples"
 #: Side of a drawn scatter plot, pixels, and the range of data it shows.
 PLOT_SIDE, PLOT_RANGE = 256, 1.2
 
@@ -37,17 +38,20 @@ def grid_png(images: Tensor, columns: int = 8) -> bytes:
     return _png(_picture(canvas), f"{w}x{h}")
 
 
-def save_pngs(images: Tensor, first: int, folder: Path) -> None:
-    """Write images as ``<index>.png``."""
+def save_pngs(
+    images: Tensor,
+    first: int,
+    folder: Path,
+    remedy: str = "free space, or leave out --save-samples",
+) -> None:
+    """Write images ``[N, C, H, W]`` in [-1, 1] as ``<index>.png``; ``remedy`` ends an error."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for offset, picture in enumerate(quantize(images.cpu().clamp(-1, 1), "round")):
             (folder / f"{first + offset:06d}.png").write_bytes(_png(_picture(picture)))
     except OSError as error:
         raise UserError(
-            f"samples folder {folder}",
-            f"cannot be written ({error.strerror})",
-            remedy="free space, or leave out --save-samples",
+            f"samples folder {folder}", f"cannot be written ({error.strerror})", remedy=remedy
         ) from error
 
 

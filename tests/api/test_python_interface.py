@@ -177,7 +177,7 @@ def test_a_run_is_opened_by_id_and_by_folder(
 def test_models_that_are_not_there_are_one_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"is not in .*; train it: cmbench.run\('sct', 'digits'"):
         cmbench.open_run("sct", "digits", recipe="smoke", workspace=tmp_path)
-    with pytest.raises(MissingError, match="'nothing' is not a run of"):
+    with pytest.raises(MissingError, match=r"run nothing: is not in .*name the dataset"):
         cmbench.open_run("nothing", workspace=tmp_path)
 
 

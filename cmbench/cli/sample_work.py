@@ -1,0 +1,99 @@
+"""The work of ``cmbench sample``: everything that needs torch."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmbench.api.models import OpenedRun, opened
+from cmbench.cli.common import make_context, stop_asker
+from cmbench.cli.sample import SampleOptions
+from cmbench.errors import UserError
+from cmbench.files import write_atomically
+from cmbench.measure.gallery import grid_png, save_pngs
+from cmbench.metrics.quantize import quantize
+
+
+def carry_out(options: SampleOptions) -> None:
+    """Make the images of every NFE and write them."""
+    with stop_asker(None) as should_stop:
+        context = make_context(options, should_stop=should_stop)
+        model = opened(context, options.run, options.dataset, None, options.seed, {})
+        for nfe in options.nfes or (None,):
+            write(options, model, nfe, several=len(options.nfes or ()) > 1)
+
+
+def write(options: SampleOptions, model: OpenedRun, nfe: int | None, *, several: bool) -> None:
+    """Make the images of one NFE, write them, and say where they are and what they cost."""
+    sigmas = options.sigmas
+    assert not isinstance(sigmas, str), "refused before torch was imported"
+    made = model.samples(
+        options.count,
+        nfe,
+        options.seed,
+        labels=repeated(options.labels, options.count),
+        sigmas=sigmas,
+        sampler=options.sampler,
+        ema=options.ema,
+        precision=options.precision,
+    )
+    batches = list(made.source.batches(options.batch_size))
+    images = torch.cat([batch.images.cpu() for batch in batches])
+    found = [batch.labels.cpu() for batch in batches if batch.labels is not None]
+    labels = torch.cat(found) if found else None
+    suffix = f"-nfe{made.cell.nfe}" if several else ""
+    written = []
+    if options.grid is not None:
+        written.append(named(options.grid, suffix))
+        put(written[-1], grid_png(images))
+    if options.out is not None:
+        written.append(named(options.out, suffix))
+        if options.out.suffix == ".npz":
+            put(written[-1], npz(images, labels))
+        else:
+            save_pngs(images, 0, written[-1], remedy="name another folder with --out")
+    where = ", ".join(map(str, written))
+    click.echo(
+        f"NFE {made.cell.nfe} (counted {made.sampler.nfe_measured:g}): "
+        f"{len(images)} images of {model.run_id}, seed {options.seed}: {where}"
+    )
+
+
+def repeated(labels: tuple[int, ...] | None, count: int) -> Tensor | None:
+    """Return classes in turn, int64 ``[count]``."""
+    if labels is None:
+        return None
+    return torch.tensor(labels).repeat(-(-count // len(labels)))[:count]
+
+
+def named(path: Path, suffix: str) -> Path:
+    """Return ``path`` with ``suffix`` before its extension."""
+    return path.with_name(f"{path.stem}{suffix}{path.suffix}")
+
+
+def put(path: Path, data: bytes) -> None:
+    """Write a file whole."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as error:
+        raise UserError(
+            str(path), f"cannot be written ({error.strerror})", remedy="name another path"
+        ) from error
+
+
+def npz(images: Tensor, labels: Tensor | None) -> bytes:
+    """Return images as OpenAI's sample batch; data that are not pictures as floats."""
+    pictures = images.shape[1] in (1, 3)
+    pixels = quantize(images.clamp(-1, 1), "round") if pictures else images
+    arrays = [pixels.permute(0, 2, 3, 1).contiguous().numpy()]
+    if labels is not None:
+        arrays.append(labels.numpy())
+    buffer = io.BytesIO()
+    np.savez(buffer, *arrays)
+    return buffer.getvalue()
