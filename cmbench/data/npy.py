@@ -17,8 +17,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from cmbench.data.zips import UNREADABLE_ZIP, GuardedZip
 from cmbench.errors import UserError, one_line
+from cmbench.zips import UNREADABLE_ZIP, GuardedZip
 
 Array = npt.NDArray[Any]
 #: What the readers raise for files that are not arrays, or are damaged.

@@ -77,6 +77,17 @@ _BITS_PER_SAMPLE = 258
 _DEPTH = 24
 
 
+def mode_of(channels: int) -> str:
+    """Return the mode of pictures with so many channels; raise ``PictureError`` without one."""
+    if channels not in MODES:
+        raise PictureError(
+            f"cannot have {channels} channels",
+            allowed="1 or 3; .npy arrays may have others",
+            remedy="give the right source",
+        )
+    return MODES[channels]
+
+
 class PictureError(Exception):
     """A picture that is refused: why, what is allowed and what to do."""
 
@@ -135,7 +146,7 @@ def open_picture(data: bytes, channels: int, *, upright: bool = True) -> OpenedP
         Exception: any other of :data:`UNREADABLE`, if it cannot be decoded.
 
     """
-    image, mode = _open(data), MODES[channels]
+    image, mode = _open(data), mode_of(channels)
     if image.mode == mode and _ODD.isdisjoint(image.info):  # nearly all pictures end here
         if image.format == "JPEG":
             return OpenedPicture(image, "JPEG")
@@ -156,11 +167,21 @@ def open_picture(data: bytes, channels: int, *, upright: bool = True) -> OpenedP
     return OpenedPicture(image, lossy, tuple(notes))
 
 
-def decode_picture(data: bytes, channels: int) -> tuple[Pixels, tuple[str, ...]]:
+def decode_picture(
+    data: bytes, channels: int, most_pixels: int = _MAX_PIXELS
+) -> tuple[Pixels, tuple[str, ...]]:
     """Return the pixels uint8 ``[H, W, C]`` of a picture and its notes, upright.
 
-    Raises as :func:`open_picture` does.
+    Raises as :func:`open_picture` does, and for a picture of more than ``most_pixels``, whose
+    pixels are not decoded.
     """
+    width, height = _open(data).size
+    if width * height > most_pixels:
+        raise PictureError(
+            f"has {width:,} x {height:,} pixels",
+            allowed=f"up to {most_pixels:,} pixels",
+            remedy="score samples of the size that they were generated in",
+        )
     image, lossy, notes = open_picture(data, channels)
     pixels = np.array(image, dtype=np.uint8)
     pixels = pixels if pixels.ndim == 3 else pixels[:, :, None]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cmbench.data.pickle_names import PLAIN_NAMES, Function, RefusedName, Sealed
 from cmbench.data.pickles import RestrictedUnpickler, unpickling, unshell
-from cmbench.data.zips import GuardedZip
+from cmbench.zips import GuardedZip
 
 
 class _Word(metaclass=Sealed):

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import struct
+import shutil
 import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -24,25 +24,17 @@ from cmbench.errors import UserError
 from cmbench.files import parse_json, reading, write_atomically
 from cmbench.records.artifacts import ArtifactError, read_artifact
 from cmbench.records.record import Record, read_record
+from cmbench.zips import UNREADABLE_ZIP, GuardedZip
 
 MANIFEST = "manifest.json"
 _AGAIN = "ask for the archive again; `cmbench submit` makes it"
 MAX_FILES = 100_000
 MAX_BYTES = 2 * 1024**3
+#: Bytes of a manifest, a record, a recipe or an environment.
+MAX_TEXT = 64 * 1024**2
+_BLOCK = 1 << 20
 #: What a zip can represent first: the same content gives the same bytes.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-#: What Python's zipfile raises for broken, encrypted or exotic archives.
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    OverflowError,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-)
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -189,52 +181,68 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
             entry at all, a record that no entry lists.
     """
     who = f"submission {archive}"
-    files = _read_zip(archive, who)
-    manifest = _manifest(files, who)
-    listed = {**manifest.files}
-    for name in sorted(set(files) - {MANIFEST}):
-        if name not in listed:
-            raise _bad(who, f"{name!r} is not in its manifest")
-        if _sha256(files[name]) != listed.pop(name):
-            raise _bad(who, f"{name!r} has another hash than its manifest says")
-    if listed:
-        raise _bad(who, f"{sorted(listed)[0]!r} of its manifest is missing")
-    _check_complete(manifest, who)
-    try:
-        for name, data in files.items():
+    with _opened(archive, who) as (opened, members):
+        if MANIFEST not in members:
+            raise _bad(who, f"has no {MANIFEST}")
+        manifest = _manifest(opened.read_member(members[MANIFEST], MAX_TEXT), who)
+        _check_files(opened, members, manifest.files, who)
+        _check_complete(manifest, who)
+        texts = {
+            name: opened.read_member(members[name], MAX_TEXT)
+            for entry in manifest.entries
+            for name in (entry.record, entry.recipe, entry.environment)
+        }
+        for name, info in members.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-    except OSError as error:  # a full disk, or a name that is a file and a folder
-        raise _bad(who, f"cannot be extracted ({error.strerror})") from error
+            with opened.open_member(info) as file, path.open("wb") as out:
+                shutil.copyfileobj(file, out, _BLOCK)
     for entry in manifest.entries:
-        _check_entry(entry, read_record(folder / entry.record), files, who)
+        _check_entry(entry, read_record(folder / entry.record), texts, who)
     return [folder / entry.record for entry in manifest.entries]
+
+
+@contextmanager
+def _opened(archive: Path, who: str) -> Iterator[tuple[GuardedZip, dict[str, zipfile.ZipInfo]]]:
+    """Give the archive and its members, whose names and sizes are allowed."""
+    try:
+        with GuardedZip(archive) as opened:
+            infos = opened.infolist()
+            if len(infos) > MAX_FILES or sum(i.file_size for i in infos) > MAX_BYTES:
+                raise _bad(who, f"holds more than {MAX_FILES:,} files or {MAX_BYTES:,} bytes")
+            members: dict[str, zipfile.ZipInfo] = {}
+            for info in infos:
+                _inside(info.filename, who)
+                if info.filename in members:
+                    raise _bad(who, f"{info.filename!r} occurs twice")
+                members[info.filename] = info
+            yield opened, members
+    except UNREADABLE_ZIP as error:
+        what = "is not a readable zip: damaged or truncated"
+        if isinstance(error, OSError) and error.errno is not None:
+            what = "cannot be extracted"  # a full disk, or a name that is a file and a folder
+        raise _bad(who, f"{what} ({error})") from error
+
+
+def _check_files(
+    opened: GuardedZip, members: dict[str, zipfile.ZipInfo], listed: dict[str, str], who: str
+) -> None:
+    """Compare each member with its hash; no more than a block is in memory at a time."""
+    for name in sorted(members.keys() - {MANIFEST}):
+        if name not in listed:
+            raise _bad(who, f"{name!r} is not in its manifest")
+        digest = hashlib.sha256()
+        with opened.open_member(members[name]) as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        if digest.hexdigest() != listed[name]:
+            raise _bad(who, f"{name!r} has another hash than its manifest says")
+    if missing := sorted(listed.keys() - members.keys()):
+        raise _bad(who, f"{missing[0]!r} of its manifest is missing")
 
 
 def _bad(who: str, problem: str) -> UserError:
     return UserError(who, problem, remedy=_AGAIN)
-
-
-def _read_zip(archive: Path, who: str) -> dict[str, bytes]:
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            infos = opened.infolist()
-            if len(infos) > MAX_FILES or sum(i.file_size for i in infos) > MAX_BYTES:
-                raise _bad(who, f"holds more than {MAX_FILES:,} files or {MAX_BYTES:,} bytes")
-            files: dict[str, bytes] = {}
-            for info in infos:
-                _inside(info.filename, who)
-                if info.filename in files:
-                    raise _bad(who, f"{info.filename!r} occurs twice")
-                with opened.open(info) as file:  # the header's size may lie: read no more
-                    data = file.read(info.file_size + 1)
-                if len(data) != info.file_size:
-                    raise _bad(who, f"{info.filename!r} is larger than its header says")
-                files[info.filename] = data
-            return files
-    except _UNREADABLE as error:
-        raise _bad(who, f"is not a readable zip: damaged or truncated ({error})") from error
 
 
 def _inside(name: str, who: str) -> None:
@@ -244,11 +252,9 @@ def _inside(name: str, who: str) -> None:
         raise _bad(who, f"the name {name!r} is not allowed")
 
 
-def _manifest(files: dict[str, bytes], who: str) -> SubmissionManifest:
-    if MANIFEST not in files:
-        raise _bad(who, f"has no {MANIFEST}")
+def _manifest(data: bytes, who: str) -> SubmissionManifest:
     with reading(f"{who}, {MANIFEST}", _AGAIN):
-        return SubmissionManifest.model_validate(parse_json(files[MANIFEST]))
+        return SubmissionManifest.model_validate(parse_json(data))
 
 
 def _check_complete(manifest: SubmissionManifest, who: str) -> None:

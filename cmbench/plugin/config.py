@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+#: Larger numbers are mistakes, and what is computed from them overflows.
+LARGEST_NUMBER = 1e12
 
 
 def _takes_bool(annotation: Any) -> bool:
@@ -27,12 +29,14 @@ class Options(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse ``true`` and ``false`` for a number, which pydantic reads as 1 and 0."""
+    def _no_odd_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse huge numbers, and ``true`` and ``false``, which pydantic reads as 1 and 0."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         given = value if isinstance(value, list | tuple) else (value,)
         if any(isinstance(v, bool) for v in given) and not _takes_bool(annotation):
             raise ValueError("true and false are not numbers")
+        if any(isinstance(v, int | float) and abs(v) > LARGEST_NUMBER for v in given):
+            raise ValueError(f"numbers go up to {LARGEST_NUMBER:g}")
         return value
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
+import re
 import tarfile
 import zipfile
 from contextlib import suppress
@@ -406,6 +408,56 @@ def test_an_lmdb_that_is_cut(tmp_path: Path, keep: float) -> None:
     message = rf"truncated database: data.mdb takes {int(keep * size):,} bytes; allowed: [\d,]+ by"
     with pytest.raises(UserError, match=message):
         LmdbSource(tmp_path).index()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_lmdb_is_read_as_its_library_does(tmp_path: Path, seed: int) -> None:
+    """Trees of several levels, values of any size, keys that were removed again."""
+    lmdb = pytest.importorskip("lmdb", reason="the package lmdb is not installed")
+    rng = random.Random(seed)
+    with lmdb.open(str(tmp_path), map_size=64 << 20) as environment:
+        keys = [rng.randbytes(rng.randint(1, 60)) for _ in range(3000)]
+        with environment.begin(write=True) as transaction:
+            for key in keys:
+                size = rng.choice((0, 1, 100, 2021, 2022, 2023, 5000))
+                transaction.put(key, rng.randbytes(size))
+        with environment.begin(write=True) as transaction:
+            for key in keys[:: 2 + seed]:
+                transaction.delete(key)
+        with environment.begin() as transaction:
+            wanted = list(transaction.cursor())
+    source = LmdbSource(tmp_path)
+    index, reader = source.index(), source.reader()
+    assert [reader.read(place) for place in index.locators] == [value for _, value in wanted]
+    assert index.names == [key.decode("utf-8", "backslashreplace") for key, _ in wanted]
+    reader.close()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_lmdb_is_one_clear_line(tmp_path: Path, seed: int) -> None:
+    """Page numbers, offsets and sizes lead nowhere: the process lives."""
+    lmdb = pytest.importorskip("lmdb", reason="the package lmdb is not installed")
+    rng, path = random.Random(seed), tmp_path / "data.mdb"
+    with (
+        lmdb.open(str(tmp_path), map_size=1 << 20) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        for i in range(200):
+            transaction.put(f"{i:010d}".encode(), bytes(50 if i % 2 else 3000))
+    data = bytearray(path.read_bytes())
+    starts = [start for start in range(0, len(data), 4096) if any(data[start : start + 4096])]
+    for _ in range(3):  # in what says where things are: the beginnings of pages
+        place = rng.choice(starts) + rng.randrange(8, 160)
+        data[place : place + 4] = rng.choice((b"\xff\xff\xff\xff", rng.randbytes(4), bytes(4)))
+    path.write_bytes(data)
+    source = LmdbSource(tmp_path)
+    try:
+        places = source.index().locators
+    except UserError as error:
+        places, line = [], str(error)
+        clear = re.search("truncated or corrupt database|truncated database|is empty", line)
+        assert clear, line
+    assert all(len(source.reader().read(place)) == place[1] for place in places)
 
 
 # ---- detection ---------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -233,3 +234,29 @@ def test_a_header_that_lies_about_the_size_is_caught(archive: Path, tmp_path: Pa
     with pytest.raises(UserError, match=r"larger than its header says|is not a readable zip"):
         unpack(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_large_archive_is_checked_in_blocks(tmp_path: Path) -> None:
+    """A picture of 64 MiB beside a record never lies in memory as a whole."""
+    pack([honest(tmp_path / "r")], tmp_path / "a.zip")
+    files = files_of(tmp_path / "a.zip")
+    large = bytes(64 << 20)
+    manifest = json.loads(files[MANIFEST])
+    manifest["files"]["records/digits/large.png"] = sha(large)
+    files |= {MANIFEST: json.dumps(manifest).encode(), "records/digits/large.png": large}
+    path = zipped(tmp_path / "b.zip", list(files.items()))
+    del large, files
+    tracemalloc.start()
+    try:
+        unpack(path, tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "out" / "records" / "digits" / "large.png").stat().st_size == 64 << 20
+
+
+def test_a_manifest_that_would_fill_the_memory(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(MANIFEST, b" " * (65 << 20))
+    with pytest.raises(UserError, match=r"'manifest.json' takes 68,157,440 bytes"):
+        unpack(tmp_path / "a.zip", tmp_path / "out")

@@ -4,9 +4,10 @@ import io
 import json
 import sys
 import tomllib
+import tracemalloc
 import types
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -521,3 +522,69 @@ def test_generators_may_return_arrays_and_make_the_protocols_count() -> None:
     assert images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
     assert labels is not None
     assert labels.tolist() == [0, 1, 2, 3, 4]
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Return the largest memory of NumPy, Pillow's callers and Python while ``call`` runs."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_limit_reads_only_what_it_needs(tmp_path: Path) -> None:
+    """64 MiB of zeros in a file of 64 KiB."""
+    path, count = tmp_path / "s.npz", 1 << 16
+    np.savez_compressed(path, arr_0=np.zeros((count, 32, 32, 1), np.uint8), arr_1=np.arange(count))
+    options = ReadOptions(channels=1, limit=10)
+
+    def whole() -> None:
+        source = open_samples(str(path), options)
+        assert source.count == 10
+        (batch,) = source.batches(100)
+        assert batch.images.shape == (10, 1, 32, 32)
+        assert batch.labels is not None
+        assert batch.labels.tolist() == list(range(10))
+
+    assert peak_bytes(whole) < 8 << 20
+
+
+def test_a_limit_with_columns_first(tmp_path: Path) -> None:
+    images = pixels(20)
+    np.savez(tmp_path / "s.npz", arr_0=np.asfortranarray(images))
+    found, _, _ = read(tmp_path / "s.npz", ReadOptions(limit=3))
+    assert torch.equal(found, torch.from_numpy(images[:3]).permute(0, 3, 1, 2))
+
+
+def test_huge_pictures_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    for i in range(12):
+        Image.new("L", (9_400, 9_400)).save(tmp_path / f"{i}.png")
+    message = r"image '0.png' has 9,400 x 9,400 pixels; allowed: up to 16,777,216 pixels"
+
+    def refused() -> None:
+        with pytest.raises(UserError, match=message):
+            list(open_samples(str(tmp_path), GREY).batches(100))
+
+    assert peak_bytes(refused) < 64 << 20
+
+
+def test_large_pictures_come_in_smaller_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = pixels(7)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    monkeypatch.setattr("cmbench.samples.images._BATCH_BYTES", 3 * images[0].size)
+    batches = list(open_samples(str(tmp_path)).batches(5))
+    assert [(b.first, len(b.images)) for b in batches] == [(0, 3), (3, 3), (6, 1)]
+    assert torch.equal(
+        torch.cat([b.images for b in batches]), torch.from_numpy(images).permute(0, 3, 1, 2)
+    )
+
+
+def test_two_channels_that_no_picture_has(tmp_path: Path) -> None:
+    Image.fromarray(pixels(1)[0]).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"'a.png' cannot have 2 channels; allowed: 1 or 3"):
+        list(open_samples(str(tmp_path), ReadOptions(channels=2)).batches(4))

@@ -21,7 +21,7 @@ from PIL import Image
 from cmbench.data import npy
 from cmbench.data.layout import Layout
 from cmbench.data.npy import Array
-from cmbench.data.pictures import MODES, UNREADABLE, PictureError, open_picture, unreadable
+from cmbench.data.pictures import UNREADABLE, PictureError, mode_of, open_picture, unreadable
 from cmbench.data.sources.base import EncodedSource, Reader
 from cmbench.data.transforms import TRANSFORMS
 from cmbench.errors import UserError
@@ -120,16 +120,13 @@ class ImageDecoder:
             for i, (name, data) in enumerate(zip(names, datas)):
                 out[i] = self.array(data, name)
             return
-        if self.channels not in MODES:
-            raise self._error(
-                names[0],
-                f"cannot have {len(out[0])} channels",
-                "1 or 3; .npy arrays may have others",
-                "prepare the right source",
-            )
+        try:
+            mode = mode_of(self.channels)
+        except PictureError as error:
+            raise unreadable(self.who, names[0], error) from None
         # One tall picture for all of them: splitting its channels and getting its bytes costs
         # less than doing that picture by picture.
-        tall = Image.new(MODES[self.channels], (self.width, self.height * len(names)))
+        tall = Image.new(mode, (self.width, self.height * len(names)))
         for i, (name, data) in enumerate(zip(names, datas)):
             self.place(tall, i * self.height, data, name)
         for c, band in enumerate(tall.split()):

@@ -226,8 +226,8 @@ class ZipSource(EncodedSource):
         return ZipReader(self.path)
 
 
-class TarReader:
-    """Reads members of an uncompressed tar by their place."""
+class PlacedReader:
+    """Reads parts of a file by their place: members of a tar, values of a database."""
 
     def __init__(self, path: Path) -> None:
         self.file = os.open(path, os.O_RDONLY)
@@ -238,7 +238,7 @@ class TarReader:
         return os.pread(self.file, size, offset)
 
     def close(self) -> None:
-        """Close the archive."""
+        """Close the file."""
         os.close(self.file)
 
 
@@ -327,9 +327,9 @@ class TarSource(EncodedSource):
                 raise truncated(self, EOFError("it lacks the end mark"))
         return members
 
-    def reader(self) -> TarReader:
+    def reader(self) -> PlacedReader:
         """Open the plain archive."""
-        return TarReader(self.plain)
+        return PlacedReader(self.plain)
 
 
 def open_packed(path: Path) -> BinaryIO:
