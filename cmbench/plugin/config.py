@@ -6,6 +6,7 @@ unknown keys are forbidden and every field has a description with its unit.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -35,7 +36,7 @@ class Options(BaseModel):
         given = value if isinstance(value, list | tuple) else (value,)
         if any(isinstance(v, bool) for v in given) and not _takes_bool(annotation):
             raise ValueError("true and false are not numbers")
-        if any(isinstance(v, int | float) and abs(v) > LARGEST_NUMBER for v in given):
+        if any(isinstance(v, int | float) and LARGEST_NUMBER < abs(v) < math.inf for v in given):
             raise ValueError(f"numbers go up to {LARGEST_NUMBER:g}")
         return value
 

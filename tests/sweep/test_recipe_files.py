@@ -394,3 +394,9 @@ def test_a_switch_takes_true_and_false(context: Context) -> None:
 def test_a_teacher_that_would_be_ignored_is_refused(context: Context) -> None:
     with pytest.raises(UserError, match="'edm' trains without a teacher, so 'analytic' would be"):
         plan_run(context, "edm", "gmm", None, 0, ("teacher=analytic",))
+
+
+@pytest.mark.parametrize("key", ["duration_kimg", "batch_size", "checkpoint_kimg"])
+@pytest.mark.parametrize("value", [1e308, 10**400, -(10**13)])
+def test_numbers_whose_products_overflow(key: str, value: float) -> None:
+    assert f"{key}: numbers go up to 1e+12" in refused(**{key: value})
