@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,55 @@ def parse_json(text: str | bytes, largest: float | None = None) -> Any:
         return data
     except (ValueError, RecursionError) as error:
         raise FormatError(f"is not JSON ({error})") from error
+
+
+#: Key of the hash that a file holds of everything else in it.
+SEAL = "seal"
+
+
+def seal_of(data: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of plain data, without its seal, as it is read back from JSON."""
+    kept = json.loads(json.dumps({key: data[key] for key in data if key != SEAL}))
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data with its seal, which :func:`unsealed` checks.
+
+    Facts beside tensors hold the hash of their tensors too, so the seal ties the two together. It
+    finds damage and edits by hand, not a forger, who can compute it again.
+    """
+    return {**data, SEAL: seal_of(data)}
+
+
+def unsealed(data: Mapping[str, Any], *, required: bool = False) -> dict[str, Any]:
+    """Return sealed data without its seal.
+
+    Args:
+        data: what a file holds.
+        required: refuse data without a seal, which files of earlier versions are.
+
+    Raises:
+        FormatError: the data are not those that were sealed.
+    """
+    if SEAL not in data and required:
+        raise FormatError("has no hash of its contents: an earlier version wrote it")
+    if SEAL in data and data[SEAL] != seal_of(data):
+        raise FormatError("was changed after it was written: its contents do not match their hash")
+    return {key: value for key, value in data.items() if key != SEAL}
+
+
+def read_sealed(path: Path, *, required: bool = False) -> dict[str, Any]:
+    """Return what a JSON file of :func:`write_sealed` holds; see :func:`unsealed`."""
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise FormatError("is not a JSON object")
+    return unsealed(data, required=required)
+
+
+def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
+    """Write plain data as JSON with its seal, atomically."""
+    write_json(path, sealed(data))
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import click
 
 from cmbench.cli.options import workspace_option
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
-from cmbench.files import UNREADABLE, read_json
+from cmbench.files import UNREADABLE, read_sealed
 from cmbench.records.record import read_records
 from cmbench.records.workspace import Workspace
 
@@ -48,7 +48,7 @@ def status(workspace_dir: str | None) -> int:
 def imported_state(manifest: Path) -> str:
     """Describe an imported checkpoint."""
     try:
-        facts = read_json(manifest)["meta"]["imported"]
+        facts = read_sealed(manifest)["meta"]["imported"]
         size = "x".join(map(str, facts["data_shape"]))
         classes = f"{facts['num_classes'] or 'no'} classes"
         return f"{facts['network']['name']}, {size}, {classes}, from {facts['source']['name']}"
@@ -60,7 +60,7 @@ def run_state(folder: Path) -> str:
     """Describe how far a run is."""
     try:
         if (folder / "result.json").exists():
-            result = read_json(folder / "result.json")
+            result = read_sealed(folder / "result.json")
             return f"trained, {result['images_seen']:,} images"
     except UNREADABLE:
         return "result.json cannot be read; delete it and run again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -14,6 +15,7 @@ from cmbench.data.rules import RULES
 from cmbench.data.store import MANIFEST, Store, open_store
 from cmbench.data.stored import ArrayDataset, to_float
 from cmbench.data.streaming import Key, ReadAhead
+from cmbench.data.verify import CheckedBlocks
 from cmbench.errors import MissingError, UserError
 from cmbench.plugin.method import Batch
 from cmbench.plugin.specs import DatasetSpec
@@ -52,7 +54,8 @@ class PreparedDataset(ArrayDataset):
     """A prepared dataset.
 
     On the CPU a batch is gathered from the memory map. :meth:`to` keeps the images resident on a
-    GPU that has room for them, and reads ahead otherwise.
+    GPU that has room for them, and reads ahead otherwise. Images are compared with their hashes
+    (see :class:`CheckedBlocks`).
     """
 
     def __init__(self, spec: DatasetSpec, store: Store) -> None:
@@ -60,6 +63,7 @@ class PreparedDataset(ArrayDataset):
         self._ahead: ReadAhead | None = None
         self.spec, self.data_shape = spec, spec.data_shape
         check_fits(spec, store, self.stored_shape)
+        self._blocks = CheckedBlocks(store)
         super().__init__(
             spec,
             store.images,
@@ -87,6 +91,24 @@ class PreparedDataset(ArrayDataset):
             moved.device = device
             moved._ahead = ReadAhead(moved._read, device)
         return moved
+
+    def _bind(self, device: torch.device) -> None:
+        if device.type != "cpu":  # all images are read, in order
+            self._blocks.check_range(0, self.store.manifest.count)
+        super()._bind(device)
+
+    def gather(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
+        """See :meth:`ArrayDataset.gather`; changed images are an error."""
+        self._blocks.check_images(indices.numpy())
+        return super().gather(indices, out)
+
+    def reference_images(self, batch_size: int = 500) -> Iterator[Tensor]:
+        """See :meth:`ArrayDataset.reference_images`; changed images are an error."""
+        first = 0
+        for batch in super().reference_images(batch_size):
+            self._blocks.check_range(first, first + len(batch))
+            first += len(batch)
+            yield batch
 
     def _read(self, key: Key) -> tuple[Tensor, ...]:
         """Gather uint8 images, mirror bits, indices and labels on the host, pinned if that helps.

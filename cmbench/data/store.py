@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cmbench.data.npy import Array
 from cmbench.errors import MissingError, UserError
-from cmbench.files import read_json, reading
+from cmbench.files import read_sealed, reading
 
 FORMAT: Final = 1
 StoredLabels = npt.NDArray[np.int32]
@@ -125,7 +125,7 @@ def read_manifest(folder: Path) -> DatasetManifest:
             remedy=f"run `cmbench prepare {folder.name}`",
         )
     with reading(f"prepared dataset {folder}, {MANIFEST}", _prepare_again(folder)):
-        return DatasetManifest.model_validate(read_json(path))
+        return DatasetManifest.model_validate(read_sealed(path))
 
 
 def _load(folder: Path, name: str, shape: tuple[int, ...], dtype: str) -> Array:

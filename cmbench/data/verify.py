@@ -2,17 +2,93 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from cmbench.data.layout import Layout, hash_block
-from cmbench.data.store import IMAGES, DatasetManifest, check_content_hash, open_store, read_blocks
+from cmbench.data.store import (
+    IMAGES,
+    DatasetManifest,
+    Store,
+    check_content_hash,
+    open_store,
+    read_blocks,
+)
 from cmbench.errors import UserError
 
 #: ``progress(stage, images done, images in all)``; a stage with a total of 0 cannot be counted.
 ProgressCallback = Callable[[str, int, int], None]
+
+
+#: A dataset up to this size is checked block by block as it is read, whatever the order.
+CHECKED_BYTES = 2**30
+#: Blocks of a larger one that are checked on opening, chosen anew each time.
+SAMPLED_BLOCKS = 8
+
+
+class CheckedBlocks:
+    """Compares blocks of an open dataset with their hashes, each once, before they are used.
+
+    A dataset above :data:`CHECKED_BYTES` is read in any order, so that a few images would cost
+    their whole blocks: :data:`SAMPLED_BLOCKS` of it are checked on opening, and all of them where
+    it is read from end to end, or by `cmbench prepare --verify`.
+
+    Raises:
+        UserError: hashes and manifest disagree.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.hashes = store, read_blocks(store.folder)
+        check_content_hash(store.folder, store.manifest, self.hashes)
+        self._size, self._known = store.manifest.block_images, [False] * len(self.hashes)
+        self.in_any_order = store.images.nbytes <= CHECKED_BYTES
+        if not self.in_any_order:
+            blocks = range(len(self.hashes))
+            self._check(random.SystemRandom().sample(blocks, min(SAMPLED_BLOCKS, len(blocks))))
+
+    def check_images(self, indices: npt.NDArray[np.int64]) -> None:
+        """Check the blocks of images that are about to be read in any order.
+
+        Raises:
+            UserError: images have changed since they were prepared; the message names them.
+        """
+        if self.in_any_order and not all(self._known):
+            self._check(np.unique(indices // self._size).tolist())
+
+    def check_range(self, first: int, stop: int) -> None:
+        """Check the blocks of the images ``first … stop - 1``, read from end to end."""
+        self._check(range(first // self._size, -(-stop // self._size)))
+
+    def _check(self, blocks: Iterable[int]) -> None:
+        for block in blocks:
+            if not self._known[block]:
+                part = self.store.images[block * self._size : (block + 1) * self._size]
+                if (
+                    hashlib.sha256(np.ascontiguousarray(part).data).hexdigest()
+                    != self.hashes[block]
+                ):
+                    raise changed_images(self.store.folder, self.store.manifest, [block])
+                self._known[block] = True
+
+
+def changed_images(folder: Path, manifest: DatasetManifest, blocks: Sequence[int]) -> UserError:
+    """Return the error for blocks of images that have other hashes."""
+    size, count = manifest.block_images, manifest.count
+    some = ", ".join(f"{b * size}-{min((b + 1) * size, count) - 1}" for b in blocks[:5])
+    some += ", …" if len(blocks) > 5 else ""
+    return UserError(
+        f"prepared dataset {folder}",
+        f"images {some} have changed since they were prepared",
+        allowed=f"SHA-256 {manifest.sha256[:16]}…",
+        remedy=f"run `cmbench prepare {folder.name} --source … --force` again",
+    )
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
@@ -47,13 +123,5 @@ def verify(folder: Path, progress: ProgressCallback = no_progress) -> DatasetMan
     layout = Layout((channels, height, width), manifest.dtype)
     changed = changed_blocks(folder / IMAGES, layout, manifest.count, hashes, progress)
     if changed:
-        ranges = (layout.block_range(block, manifest.count) for block in changed[:5])
-        some = ", ".join(f"{first}-{stop - 1}" for first, stop in ranges)
-        some += ", …" if len(changed) > 5 else ""
-        raise UserError(
-            f"prepared dataset {folder}",
-            f"images {some} have changed since they were prepared",
-            allowed=f"SHA-256 {manifest.sha256[:16]}…",
-            remedy=f"run `cmbench prepare {folder.name} --source … --force` again",
-        )
+        raise changed_images(folder, manifest, changed)
     return manifest

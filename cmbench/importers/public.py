@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cmbench.errors import MissingError, UserError
-from cmbench.files import read_json, sha256_file, write_json
+from cmbench.files import read_sealed, sha256_file, write_sealed
 from cmbench.importers.download import DownloadError, Progress, download, secure
 
 #: Formats that `cmbench import` reads. What is in brackets after a name in the list explains it.
@@ -193,7 +193,7 @@ def fetch_listed(
         raise MissingError(who, "cannot be downloaded directly", remedy=remedy)
     try:
         download(listed.url, path, sha256=listed.sha256, progress=progress, allowed=allowed)
-        write_json(_origin(path), {"url": listed.url, "sha256": sha256_file(path)})
+        write_sealed(_origin(path), {"url": listed.url, "sha256": sha256_file(path)})
     except DownloadError as error:
         raise MissingError(who, f"cannot be downloaded: {error}", remedy=remedy) from None
     except OSError as error:
@@ -215,7 +215,7 @@ def unproven(listed: PublicCheckpoint, path: Path) -> str:
     if listed.sha256:
         return "" if found == listed.sha256 else f"has sha256 {found}, not {listed.sha256}"
     try:
-        origin = read_json(_origin(path))
+        origin = read_sealed(_origin(path), required=True)
         if (origin["url"], origin["sha256"]) == (listed.url, found):
             return ""
     except (OSError, ValueError, KeyError, TypeError):

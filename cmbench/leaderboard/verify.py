@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from cmbench.errors import UserError
-from cmbench.files import sha256_file
+from cmbench.files import UNREADABLE, read_sealed, sha256_file
 from cmbench.leaderboard.sampled_again import DEFAULT_TOLERANCE, Check, check_again
 from cmbench.records.record import Artifact, Record, read_record
 from cmbench.records.reproduction import Reproduce
@@ -43,6 +43,7 @@ def verify_record(
         _check_config(record),
         *_check_artifacts(path, record),
         _check_checkpoint(record, runs),
+        *_check_training(record, runs),
         *_check_snapshots(record, runs),
         _check_nfe(record),
         *check_again(path, record, reproduce, full, tolerance),
@@ -126,6 +127,30 @@ def _check_checkpoint(record: Record, runs: Path | None) -> Check:
     if expected in hashes.values():
         return Check("checkpoint", "ok", expected)
     return Check("checkpoint", "failed", f"none of {', '.join(hashes)} has the hash {expected}")
+
+
+def _check_training(record: Record, runs: Path | None) -> list[Check]:
+    """Compare the record's parameters and images with the run's result, which is sealed."""
+    training, label = record.training, "training"
+    try:
+        folder = None if runs is None else (runs / training.run).resolve()
+        if runs is None or folder is None or not folder.is_relative_to(runs.resolve()):
+            return []
+        if not (folder / "result.json").is_file():
+            return []
+        result = read_sealed(folder / "result.json")
+        weights = training.checkpoint_sha256
+        exports = [e for e in result["exports"].values() if e["sha256"] == weights]
+        pairs = {"parameters": (training.parameters, {result["parameters"]})}
+        if exports:
+            pairs["images"] = (training.images_seen, {e["images_seen"] for e in exports})
+    except UNREADABLE as error:
+        return [Check(label, "failed", f"the run's result {error}")]
+    for what, (told, known) in pairs.items():
+        if told not in known:
+            words = " or ".join(f"{n:,}" for n in sorted(known))
+            return [Check(label, "failed", f"{told:,} {what}, but the run's result says {words}")]
+    return [Check(label, "ok", f"{training.parameters:,} parameters, as the run's result")]
 
 
 def _check_snapshots(record: Record, runs: Path | None) -> list[Check]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cmbench.errors import UserError
+from cmbench.files import reading, sealed, unsealed
 from cmbench.metrics._files import read_tensors, sha256_tensors, write_tensors
 from cmbench.metrics.census import Census, CensusTaker
 from cmbench.metrics.extractor import Extractor
@@ -91,9 +92,8 @@ def cached_census(images: Callable[[], Iterable[Tensor]], path: Path) -> Census:
     """Return the census of images: read from ``path`` if possible, else taken."""
     if path.is_file():
         try:
-            tensors, metadata = read_tensors(path, CENSUS_KIND)
-            found = _read_census(tensors)
-            if found is not None and sha256_tensors(tensors) == metadata.get("sha256"):
+            tensors, _ = _read(path, CENSUS_KIND)
+            if (found := _read_census(tensors)) is not None:
                 return found
         except (UserError, KeyError, ValueError):
             pass  # damaged: taken again
@@ -101,9 +101,23 @@ def cached_census(images: Callable[[], Iterable[Tensor]], path: Path) -> Census:
     for batch in images():
         taker.update(batch)
     census = taker.result()
-    tensors = _census_tensors(census)
-    write_tensors(path, tensors, {"kind": CENSUS_KIND, "sha256": sha256_tensors(tensors)})
+    _write(path, _census_tensors(census), {"kind": CENSUS_KIND})
     return census
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors with sealed metadata, which hold the tensors' hash."""
+    facts = sealed({**metadata, "sha256": sha256_tensors(tensors)})
+    write_tensors(path, tensors, facts)
+
+
+def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file of :func:`_write`; raise ``UserError`` if tensors or metadata have changed."""
+    tensors, metadata = read_tensors(path, kind)
+    if sha256_tensors(tensors) != metadata.get("sha256"):
+        raise UserError(str(path), "content does not match its hash", remedy=_REMEDY)
+    with reading(str(path), _REMEDY):
+        return tensors, unsealed(metadata, required=True)
 
 
 def save_reference(reference: Reference, path: Path) -> None:
@@ -128,9 +142,8 @@ def save_reference(reference: Reference, path: Path) -> None:
         "divisor": reference.moments.divisor,
         "score": json.dumps(asdict(reference.score)) if reference.score else "",
         "floor": reference.floors.to_json() if reference.floors else "",
-        "sha256": sha256_tensors(tensors),
     }
-    write_tensors(path, tensors, metadata)
+    _write(path, tensors, metadata)
 
 
 def load_reference(path: Path, key: ReferenceKey | None = None) -> Reference:
@@ -139,9 +152,7 @@ def load_reference(path: Path, key: ReferenceKey | None = None) -> Reference:
     Raises:
         UserError: the file is missing, damaged, or belongs to another key.
     """
-    tensors, metadata = read_tensors(path, KIND)
-    if sha256_tensors(tensors) != metadata.get("sha256"):
-        raise UserError(str(path), "content does not match its hash", remedy=_REMEDY)
+    tensors, metadata = _read(path, KIND)
     try:
         found = ReferenceKey(**json.loads(metadata["key"]))
         reference = _assemble(found, tensors, metadata)

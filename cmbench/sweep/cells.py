@@ -30,7 +30,7 @@ from cmbench.sweep.context import Context
 from cmbench.sweep.plans import CellPlan
 from cmbench.sweep.protocol import open_protocol
 from cmbench.sweep.run_files import read_log
-from cmbench.sweep.runs import TrainedRun, build_modules, load_weights
+from cmbench.sweep.runs import TrainedRun, build_modules, load_weights, require_parameters
 from cmbench.sweep.threads import use_threads
 from cmbench.training.checkpoint import Checkpoint
 from cmbench.training.contract import sampled_modules
@@ -77,8 +77,10 @@ def open_samples_of(
     use_threads(int(trained.result.get("threads", context.threads)))
     labels, to_pixels = _of_data(context, cell, options or ReadOptions())
     method, modules = build_modules(context, trained.plan, None)
+    sampled = sampled_modules(method, modules)
+    require_parameters(trained, sampled)
     weights = weights or trained.weights(cell.sampling.variant)
-    snapshots = load_weights(weights, sampled_modules(method, modules), cell.ema)
+    snapshots = load_weights(weights, sampled, cell.ema)
     sampler = Sampler(
         method,
         modules,

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmbench.files import UNREADABLE, read_json, write_json
+from cmbench.files import UNREADABLE, read_sealed, write_sealed
 from cmbench.plugin.manager import PluginManager
 from cmbench.records.record import Record, read_record
 from cmbench.records.workspace import Workspace
@@ -99,7 +99,7 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 def find_plan(workspace: Workspace, key: str) -> KeptPlan | None:
     """Return the plan that was kept under ``key``; None if there is none, or its code changed."""
     try:
-        data = read_json(_path(workspace, key))
+        data = read_sealed(_path(workspace, key), required=True)
         if any(_stamp(Path(file)) != (file, size, time) for file, size, time in data["code"]):
             return None
         cells = tuple(KeptCell(**cell) for cell in data["cells"])
@@ -119,7 +119,7 @@ def keep_plan(workspace: Workspace, key: str, plan: SweepPlan, plugins: PluginMa
         tuple(KeptCell(c.cell, c.nfe, c.seed, c.num_samples, c.declined) for c in cells),
     )
     data = {**asdict(kept), "code": _code(plugins)}
-    write_json(_path(workspace, key), data)
+    write_sealed(_path(workspace, key), data)
 
 
 def _follows(run: RunPlan) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cmbench.errors import MissingError
-from cmbench.files import read_json, reading
+from cmbench.files import read_sealed, reading
 
 #: The run's description, written before training starts.
 RUN_FILE = "run.json"
@@ -39,7 +39,7 @@ def read_run_file(folder: Path) -> Mapping[str, Any]:
         MissingError: there is no such file, or it cannot be read.
     """
     with reading(f"run {folder}, {RUN_FILE}", "name the folder of a finished run", MissingError):
-        saved = read_json(folder / RUN_FILE)
+        saved = read_sealed(folder / RUN_FILE)
         return {**saved, **{key: saved[key] for key in _SAVED}}
 
 
@@ -53,7 +53,7 @@ def read_result_file(folder: Path) -> Mapping[str, Any] | None:
     if not path.exists():
         return None
     with reading(f"run file {path}", "delete it to finish the run again from its last checkpoint"):
-        result: Mapping[str, Any] = read_json(path)
+        result: Mapping[str, Any] = read_sealed(path)
         result["parameters"], result["images_seen"], int(result["threads"])
         files = [weights_path(folder, name) for name in result["exports"]]
     if not all(file.exists() and file.with_suffix(".json").exists() for file in files):

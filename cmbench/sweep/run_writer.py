@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cmbench.errors import UserError
-from cmbench.files import write_atomically, write_json
+from cmbench.files import write_atomically, write_sealed
 from cmbench.networks.base import num_parameters
 from cmbench.plugin.method import Teacher
 from cmbench.sweep.context import Context
@@ -62,7 +62,7 @@ class RunWriter:
                 "teacher": self.teacher.name if self.teacher else None,
                 "command": self.context.command,
             }
-            write_json(self.folder / RUN_FILE, description)
+            write_sealed(self.folder / RUN_FILE, description)
         kept = [row for row in read_log(self.folder) if row["nimg"] <= state.seen_nimg]
         lines = "".join(f"{json.dumps(row)}\n" for row in kept)
         write_atomically(self.folder / LOG_FILE, lines.encode())
@@ -134,7 +134,7 @@ class RunWriter:
             "world_size": self.settings.world.size,
             "teacher": self.teacher.name if self.teacher else None,
         }
-        write_json(self.folder / RESULT_FILE, result)
+        write_sealed(self.folder / RESULT_FILE, result)
         return result
 
 

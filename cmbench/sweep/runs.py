@@ -13,12 +13,13 @@ from torch import nn
 
 from cmbench.diffusion.models import DiffusionModel
 from cmbench.errors import UserError
+from cmbench.networks.base import num_parameters
 from cmbench.networks.counted import SampledNetworks, to_device
 from cmbench.plugin.method import DataInfo, Method, Nets, Teacher
 from cmbench.seeds import derive_seed
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import Builder, RunPlan
-from cmbench.sweep.run_files import MAIN, SNAPSHOTS, read_result_file, weights_path
+from cmbench.sweep.run_files import MAIN, SNAPSHOTS, read_result_file, read_run_file, weights_path
 from cmbench.sweep.validation import validate
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint
 from cmbench.training.contract import checked_modules, sampled_modules
@@ -46,10 +47,27 @@ class TrainedRun:
             )
         if self.plan.imported is not None:
             return self.plan.imported.export()
-        return load_checkpoint(
-            weights_path(self.folder, name),
-            remedy=f"restore the file, or delete {self.folder} to train the run again",
-        )
+        remedy = f"restore the file, or delete {self.folder} to train the run again"
+        found = load_checkpoint(weights_path(self.folder, name), remedy)
+        self._require_own(found, self.result["exports"][name], remedy)
+        return found
+
+    def _require_own(self, found: Checkpoint, export: Mapping[str, Any], remedy: str) -> None:
+        """Raise ``UserError`` unless weights, manifest, result and description name one another."""
+        run = read_run_file(self.folder)["run"]
+        pairs = {
+            "run": (found.meta.get("run", run), run),
+            "sha256": (found.sha256, export["sha256"]),
+            "images": (found.meta.get("seen_nimg", export["images_seen"]), export["images_seen"]),
+        }
+        for what, (of_weights, expected) in pairs.items():
+            if of_weights != expected:
+                raise UserError(
+                    f"checkpoint {found.path}",
+                    f"is not what the run's other files describe: {what} {of_weights}",
+                    allowed=str(expected),
+                    remedy=remedy,
+                )
 
 
 def read_result(plan: RunPlan, folder: Path) -> TrainedRun | None:
@@ -136,6 +154,17 @@ def build_modules(
 def on_device(context: Context, module: nn.Module) -> nn.Module:
     """Move a network to the context's device; on CUDA its convolutions are channels-last."""
     return to_device(module, context.device, channels_last=context.device.type == "cuda")
+
+
+def require_parameters(trained: TrainedRun, sampled: nn.Module) -> None:
+    """Raise ``UserError`` unless a run's result counts the parameters of what is sampled."""
+    found, told = num_parameters(sampled), trained.result["parameters"]
+    if found != told:
+        raise UserError(
+            f"run {trained.plan.run_id}",
+            f"its result says {told:,} parameters, the network that is sampled has {found:,}",
+            remedy=f"restore {trained.folder}, or delete it to train the run again",
+        )
 
 
 def load_weights(weights: Checkpoint, sampled: nn.ModuleDict, ema: str) -> Mapping[str, str]:

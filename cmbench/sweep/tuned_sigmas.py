@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from cmbench.errors import MissingError, UserError
-from cmbench.files import read_json, reading
+from cmbench.files import read_sealed, reading
 from cmbench.plugin.method import SamplingPlan
 from cmbench.records.record import Finite, Part
 from cmbench.records.workspace import Workspace
@@ -72,7 +72,7 @@ def read_tuned(path: Path) -> TunedSigmas:
     """Read and validate a file of tuned levels."""
     who, remedy = f"tuned noise levels {path}", "run `cmbench tune-times` again"
     with reading(who, remedy):
-        tuned = TunedSigmas.model_validate(read_json(path))
+        tuned = TunedSigmas.model_validate(read_sealed(path, required=True))
     levels = tuned.sigmas
     if levels[-1] <= 0 or any(a <= b for a, b in pairwise(levels)):
         raise UserError(

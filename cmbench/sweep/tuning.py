@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from cmbench.errors import MissingError, UserError
-from cmbench.files import write_json
+from cmbench.files import write_sealed
 from cmbench.measure.loop import measure
 from cmbench.measure.observers import stopped_by
 from cmbench.metrics.values import MetricValue
@@ -122,7 +122,7 @@ def tune(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> Tu
         )
     tuned = _result(context, cells[0], settings, score, found)
     tuned = tuned.model_copy(update={"seconds": round(time.perf_counter() - began, 3)})
-    write_json(tuned_file(context.workspace, run, start), tuned.model_dump(mode="json"))
+    write_sealed(tuned_file(context.workspace, run, start), tuned.model_dump(mode="json"))
     return tuned
 
 

@@ -2,7 +2,8 @@
 
 The tensors are written to a temporary name, flushed and renamed; then a JSON manifest with their
 SHA-256 follows the same way. The manifest is the commit point: a checkpoint without a manifest, or
-whose tensors do not match it, does not exist for a reader. Older ones are removed only after that.
+whose tensors do not match it, does not exist for a reader. The manifest is sealed: its metadata
+cannot change unnoticed either. Older ones are removed only after that.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cmbench.errors import UserError
-from cmbench.files import read_json, reading, sha256_file, write_json
+from cmbench.files import read_sealed, reading, sha256_file, write_sealed
 
 FORMAT = 1
 
@@ -56,7 +57,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]
             remedy="free space or choose a writable folder with --workspace, then start again: "
             "training resumes from the last good checkpoint",
         ) from error
-    write_json(path.with_suffix(".json"), {"format": FORMAT, "sha256": sha256, "meta": meta})
+    write_sealed(path.with_suffix(".json"), {"format": FORMAT, "sha256": sha256, "meta": meta})
     return sha256
 
 
@@ -106,7 +107,7 @@ def read_manifest(path: Path, remedy: str = _REMEDY) -> tuple[dict[str, Any], st
     """
     who = f"checkpoint {path}"
     with reading(f"{who}, manifest", remedy):
-        manifest = read_json(path.with_suffix(".json"))
+        manifest = read_sealed(path.with_suffix(".json"))
         expected, meta, version = manifest["sha256"], dict(manifest["meta"]), manifest["format"]
     if version != FORMAT:
         raise UserError(who, f"has format {version!r}", allowed=str(FORMAT), remedy=remedy)

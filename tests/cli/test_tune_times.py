@@ -12,6 +12,7 @@ import pytest
 
 from cmbench.cli.tune_times import TuneOptions
 from cmbench.errors import UserError
+from cmbench.files import read_sealed, write_sealed
 from cmbench.plugin.manager import PluginManager
 from cmbench.records.record import read_record
 from cmbench.records.workspace import Workspace
@@ -168,12 +169,20 @@ def test_untuned_and_damaged_times_are_refused(trained: Command, workspace: Work
     assert "no tuned noise levels for ict on gmm, recipe smoke, NFE 2" in said
     trained("tune-times", *TUNE)
     path = tuned_files(workspace)[0]
-    data = json.loads(path.read_text())
-    path.write_text(json.dumps({**data, "sigmas": [1.0, 2.0]}))
+    text, data = path.read_text(), read_sealed(path)
+    path.write_text(text.replace(f'"nfe": {data["nfe"]}', '"nfe": 3'))
+    assert "was changed after it was written" in failure(
+        trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned"
+    )
+    path.write_text(json.dumps(data))
+    assert "has no hash of its contents" in failure(
+        trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned"
+    )
+    write_sealed(path, {**data, "sigmas": [1.0, 2.0]})
     assert "positive and descending" in failure(
         trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned"
     )
-    path.write_text(json.dumps({**data, "more": 1}))
+    write_sealed(path, {**data, "more": 1})
     assert "field 'more'" in failure(trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned")
     path.write_text("{")
     assert "is not JSON" in failure(trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned")

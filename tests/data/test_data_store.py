@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from cmbench.data.rules import Rule
 from cmbench.data.store import BLOCKS, IMAGES, LABELS, MANIFEST, open_store
 from cmbench.data.verify import verify
 from cmbench.errors import MissingError, UserError
+from cmbench.files import read_sealed, write_sealed
 from cmbench.plugin.specs import DatasetSpec
 
 shapes = st.tuples(st.integers(1, 8), st.integers(1, 300), st.integers(1, 300))
@@ -69,8 +69,7 @@ def test_one_changed_bit_is_found_and_placed(folder: Path, place: int) -> None:
 
 
 def damage_manifest(folder: Path, **changes: object) -> None:
-    manifest = json.loads((folder / MANIFEST).read_text()) | changes
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    write_sealed(folder / MANIFEST, read_sealed(folder / MANIFEST) | changes)
 
 
 def test_damage_gets_one_clear_line(folder: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cmbench.errors import MissingError, UserError
+from cmbench.files import sealed
 from cmbench.importers.read import read_checkpoint
 from cmbench.leaderboard.verify import _check_config
 from cmbench.records.record import Record
@@ -380,10 +381,11 @@ def test_a_damaged_manifest_is_one_line(patches: Context, tmp_path: Path) -> Non
     manifest = patches.workspace.imported / "m.json"
     data = json.loads(manifest.read_text())
     data["meta"]["imported"]["num_classes"] = -1
-    for text in ("{", "[]", json.dumps(data)):
+    edited = json.dumps(data)
+    for text in ("{", "[]", edited, json.dumps(sealed(data))):
         manifest.write_text(text)
         with pytest.raises(
-            UserError, match=r"m\..*(is not JSON|cannot be read|field '\w+': ).*--force"
+            UserError, match=r"m\..*(is not (a )?JSON|was changed|field '\w+': ).*--force"
         ):
             open_imported(patches.workspace, "m")
 

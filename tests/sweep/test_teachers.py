@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from cmbench.errors import InterruptedRunError, MissingError, UserError
+from cmbench.files import read_sealed, write_sealed
 from cmbench.plugin.method import Teacher
 from cmbench.records.record import Record
 from cmbench.records.reproduction import CannotReproduceError
@@ -63,11 +64,14 @@ def student(
 
 
 def changed(folder: Path) -> None:
-    """Change one number of a run's weights, as another training would."""
+    """Change one number of a run's weights and its result, as another training would."""
     path = folder / "weights-final.safetensors"
     found = load_checkpoint(path)
     tensors = {k: v + (i == 0) for i, (k, v) in enumerate(sorted(found.tensors.items()))}
-    save_checkpoint(path, tensors, found.meta)
+    sha256 = save_checkpoint(path, tensors, found.meta)
+    result = read_sealed(folder / "result.json")
+    result["exports"]["final"]["sha256"] = sha256
+    write_sealed(folder / "result.json", result)
 
 
 def content(teacher: Teacher | None) -> dict[str, torch.Tensor]:
@@ -182,9 +186,9 @@ def test_another_content_in_the_same_place_is_another_run(
     after = student(toys, recipe, f"run:{elsewhere.folder}")
     assert after.run_id != before.run_id
     assert obtain_run(toys, after).folder != trained.folder
-    saved = json.loads((elsewhere.folder / "run.json").read_text())
+    saved = read_sealed(elsewhere.folder / "run.json")
     saved["config"]["p_mean"] = -1.0
-    (elsewhere.folder / "run.json").write_text(json.dumps(saved))
+    write_sealed(elsewhere.folder / "run.json", saved)
     last = student(toys, recipe, f"run:{elsewhere.folder}")
     assert len({before.run_id, after.run_id, last.run_id}) == 3
 
@@ -263,10 +267,7 @@ def test_a_teacher_with_another_content_is_refused_by_its_hash(
     named = plan.config.teacher
     assert named is not None
     changed(elsewhere.folder)
-    line = (
-        rf"teacher {named}: the run in .* has the hash \w+; allowed: {named[-16:]}; name the fold"
-    )
-    with pytest.raises(UserError, match=line):
+    with pytest.raises(UserError, match=r"other files describe: sha256 \w+; allowed: \w+; restore"):
         obtain_teacher(toys, plan)
     with pytest.raises(UserError, match=rf"has the hash \w+; allowed: {named[-16:]}; "):
         student(toys, recipe, f"run:{elsewhere.folder}@{named[-16:]}")

@@ -18,6 +18,7 @@ from torch import nn
 from toy import Toy
 
 from cmbench.errors import BusyError, InterruptedRunError, MissingError, PluginError, UserError
+from cmbench.files import read_sealed, write_sealed
 from cmbench.plugin.method import Objective, Phase
 from cmbench.sweep import runs, threads, training_run
 from cmbench.sweep.context import Context, choose_device
@@ -115,7 +116,7 @@ def test_a_corrupt_result_is_one_error_whose_remedy_works(
     path.write_text(text)
     with pytest.raises(UserError) as raised:
         obtain_run(toys, planned(toys))
-    assert re.match(rf"run file {path}: (is not JSON|cannot be read) \(", str(raised.value))
+    assert re.match(rf"run file {path}: (is not (a )?JSON|cannot be read)", str(raised.value))
     assert str(raised.value).endswith("delete it to finish the run again from its last checkpoint")
     path.unlink()
     again = obtain_run(toys, planned(toys))
@@ -231,7 +232,9 @@ def test_more_threads_than_there_are_cores_are_not_kept(
 ) -> None:
     interrupt(toys, planned(toys), 4)
     manifest = max(toys.workspace.root.glob("runs/toys/*/checkpoints/*.json"))
-    manifest.write_text(manifest.read_text().replace('"threads": 1', '"threads": 64'))
+    saved = read_sealed(manifest)
+    saved["meta"]["threads"] = 64
+    write_sealed(manifest, saved)
     monkeypatch.setattr(threads, "available_cores", lambda: 8)
     assert obtain_run(toys, planned(toys)).result["threads"] == 1
     (said,) = [w for w in listener.warnings if "threads" in w]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -83,7 +84,14 @@ def test_only_what_shares_memory_is_copied() -> None:
 def test_the_manifest_is_what_other_versions_read(tmp_path: Path) -> None:
     path = save(tmp_path, 5)
     manifest = json.loads(path.with_suffix(".json").read_text())
-    assert manifest == {"format": 1, "meta": {"nimg": 5}, "sha256": sha256_file(path)}
+    facts = {"format": 1, "meta": {"nimg": 5}, "sha256": sha256_file(path)}
+    text = json.dumps(facts, sort_keys=True)
+    assert manifest == {**facts, "seal": hashlib.sha256(text.encode()).hexdigest()}
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    assert load_checkpoint(path).meta == {"nimg": 5}, "an earlier version's file"
+    path.with_suffix(".json").write_text(json.dumps({**manifest, "meta": {"nimg": 6}}))
+    with pytest.raises(UserError, match="was changed after it was written"):
+        load_checkpoint(path)
 
 
 def test_a_state_with_buffers_is_saved(tmp_path: Path) -> None:

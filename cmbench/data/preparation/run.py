@@ -35,7 +35,7 @@ from cmbench.data.store import (
 )
 from cmbench.data.verify import ProgressCallback, no_progress
 from cmbench.errors import UserError
-from cmbench.files import readable
+from cmbench.files import readable, write_sealed
 from cmbench.plugin.specs import DatasetSpec
 
 #: Below this many images, starting workers costs more than it saves.
@@ -289,7 +289,7 @@ class Preparation:
         if content.labels is not None:
             np.save(folder / LABELS, content.labels.astype("<i4"), allow_pickle=False)
         (folder / BLOCKS).write_text("\n".join(blocks) + "\n", encoding="ascii")
-        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+        write_sealed(folder / MANIFEST, manifest.model_dump(mode="json"))
         self.partial.put_in_place(self.target)
         return manifest
 
