@@ -11,17 +11,30 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from cmbench.diffusion.grids import sampling_log_sigmas, sampling_sigmas, sampling_vp_time_sigmas
+from cmbench.diffusion.grids import (
+    sampling_karras_sigmas,
+    sampling_log_sigmas,
+    sampling_sigmas,
+    sampling_vp_time_sigmas,
+)
 from cmbench.diffusion.solvers import (
-    dpm_fast_orders,
-    dpm_solver_singlestep,
+    Denoiser,
+    Prediction,
     euler,
     euler_ancestral,
     heun,
     heun_nfe,
     stochastic_heun,
 )
-from cmbench.diffusion.solvers_multistep import deis_tab, dpm_solver_pp_2m, dpm_solver_pp_3m, unipc
+from cmbench.diffusion.solvers_adams import adams_bashforth, deis_tab, ipndm
+from cmbench.diffusion.solvers_dpm import (
+    dpm_solver_multistep,
+    dpm_solver_singlestep,
+    singlestep_orders,
+)
+from cmbench.diffusion.solvers_dpm_v3 import ModelStatistics, dpm_solver_v3
+from cmbench.diffusion.solvers_sa import sa_solver
+from cmbench.diffusion.solvers_unipc import unipc
 from cmbench.errors import Declined
 
 
@@ -42,6 +55,11 @@ class Solver(NamedTuple):
     def ends_at_zero(self) -> bool:
         """Whether the last level is zero, not ``sigma_min``."""
         return self.grid is sampling_sigmas
+
+    @property
+    def takes_rho(self) -> bool:
+        """Whether the grid has an exponent."""
+        return self.grid in (sampling_sigmas, sampling_karras_sigmas)
 
 
 def _one_a_step(nfe: int) -> int:
@@ -69,6 +87,39 @@ def _equal_orders(order: int) -> Callable[[int], dict[str, Any]]:
     return lambda nfe: {"orders": [order] * (nfe // order)}
 
 
+def _options(**options: Any) -> Callable[[int], dict[str, Any]]:
+    return lambda nfe: options
+
+
+def _multistep(**options: Any) -> Solver:
+    return Solver(dpm_solver_multistep, _one_a_step, sampling_log_sigmas, _options(**options))
+
+
+def _singlestep(order: int, prediction: Prediction) -> Solver:
+    return Solver(
+        dpm_solver_singlestep,
+        lambda nfe: len(singlestep_orders(nfe, order)),
+        sampling_log_sigmas,
+        lambda nfe: {"orders": singlestep_orders(nfe, order), "prediction": prediction},
+    )
+
+
+def _dpm_solver_v3_degenerate(
+    denoise: Denoiser, x: Tensor, sigmas: Tensor, **options: Any
+) -> Tensor:
+    """DPM-Solver-v3 without statistics of the model, of order 3 with corrector."""
+    statistics = ModelStatistics.degenerate(float(sigmas[-1]), float(sigmas[0]))
+    return dpm_solver_v3(denoise, x, sigmas, statistics, corrector=True, **options)
+
+
+_AFS = _options(analytic_first_step=True)
+
+
+def _one_more(nfe: int) -> int:
+    """An analytic first step costs no evaluation."""
+    return nfe + 1
+
+
 SOLVERS: dict[str, Solver] = {
     "heun": Solver(
         heun,
@@ -84,23 +135,49 @@ SOLVERS: dict[str, Solver] = {
     "dpm-solver-3": Solver(
         dpm_solver_singlestep, _multiples_of(3), sampling_log_sigmas, _equal_orders(3)
     ),
-    "dpm-solver-fast": Solver(
-        dpm_solver_singlestep,
-        lambda nfe: len(dpm_fast_orders(nfe)),
-        sampling_log_sigmas,
-        lambda nfe: {"orders": dpm_fast_orders(nfe)},
-    ),
-    "dpm-solver++2m": Solver(dpm_solver_pp_2m, _one_a_step, sampling_log_sigmas),
+    "dpm-solver-fast": _singlestep(3, "noise"),
+    "dpm-solver++2s": _singlestep(2, "data"),
+    "dpm-solver++3s": _singlestep(3, "data"),
+    "dpm-solver-2m": _multistep(prediction="noise"),
+    "dpm-solver-3m": _multistep(prediction="noise", order=3),
+    "dpm-solver++2m": _multistep(),
     # As printed in the paper: the last step keeps its order, however few steps there are.
-    "dpm-solver++2m-second-order-end": Solver(
-        dpm_solver_pp_2m,
-        _one_a_step,
-        sampling_log_sigmas,
-        options=lambda nfe: {"lower_order_final": False},
-    ),
-    "dpm-solver++3m": Solver(dpm_solver_pp_3m, _one_a_step, sampling_log_sigmas),
+    "dpm-solver++2m-second-order-end": _multistep(lower_order_final=False),
+    "dpm-solver++3m": _multistep(order=3),
+    "dpm-solver-v3-degenerate": Solver(_dpm_solver_v3_degenerate, _one_a_step, sampling_log_sigmas),
     "deis": Solver(deis_tab, _one_a_step, sampling_vp_time_sigmas),
+    "deis-afs": Solver(deis_tab, _one_more, sampling_vp_time_sigmas, _AFS),
+    "adams-bashforth": Solver(adams_bashforth, _one_a_step, sampling_karras_sigmas),
+    "ipndm": Solver(ipndm, _one_a_step, sampling_karras_sigmas),
+    "ipndm-3": Solver(ipndm, _one_a_step, sampling_karras_sigmas, _options(order=3)),
+    "ipndm-2": Solver(ipndm, _one_a_step, sampling_karras_sigmas, _options(order=2)),
+    "ipndm-0": Solver(ipndm, _one_a_step),
+    "ipndm-2-0": Solver(ipndm, _one_a_step, options=_options(order=2)),
+    "ipndm-3-0": Solver(ipndm, _one_a_step, options=_options(order=3)),
+    "ipndm-afs": Solver(ipndm, _one_more, sampling_karras_sigmas, _AFS),
+    "ipndm-2-afs": Solver(
+        ipndm, _one_more, sampling_karras_sigmas, _options(order=2, analytic_first_step=True)
+    ),
+    "ipndm-afs-0": Solver(ipndm, _one_more, options=_AFS),
+    "ipndm-2-afs-0": Solver(ipndm, _one_more, options=_options(order=2, analytic_first_step=True)),
+    "ipndm-3-afs-0": Solver(ipndm, _one_more, options=_options(order=3, analytic_first_step=True)),
+    "sa-solver": Solver(sa_solver, _one_a_step, sampling_log_sigmas),
+    "sa-karras": Solver(sa_solver, _one_a_step, sampling_karras_sigmas),
+    "sa-2-2": Solver(
+        sa_solver,
+        _one_a_step,
+        sampling_karras_sigmas,
+        _options(predictor_order=2, corrector_order=2),
+    ),
     "unipc": Solver(unipc, _one_a_step, sampling_log_sigmas),
+    "unipc-2": Solver(unipc, _one_a_step, sampling_log_sigmas, _options(order=2)),
+    "unipc-karras": Solver(unipc, _one_a_step, sampling_karras_sigmas),
+    "unipc-2-karras": Solver(unipc, _one_a_step, sampling_karras_sigmas, _options(order=2)),
+    "unipc-2-0": Solver(unipc, _one_a_step, options=_options(order=2)),
+    "2m-karras": Solver(dpm_solver_multistep, _one_a_step, sampling_karras_sigmas),
+    "2m-0": Solver(dpm_solver_multistep, _one_a_step),
+    "deis-karras": Solver(deis_tab, _one_a_step, sampling_karras_sigmas),
+    "deis-1": Solver(deis_tab, _one_a_step, sampling_vp_time_sigmas, _options(order=1)),
 }
 #: Another name for the same thing.
 ALIASES = {"ddim": "euler"}

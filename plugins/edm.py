@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from cmbench.diffusion.frames import append_dims, sigma_to_t
-from cmbench.diffusion.grids import lognormal_sigmas, sampling_sigmas
+from cmbench.diffusion.grids import lognormal_sigmas
 from cmbench.diffusion.models import DiffusionModel, EDMModel, TrigFlowModel
 from cmbench.diffusion.predictions import DataAndNoiseModel, DataModel
 from cmbench.diffusion.tangent import trigflow_interpolate, trigflow_velocity_target
@@ -172,7 +172,7 @@ class EDM(Method):
         solver = SOLVERS[name]
         steps = solver.steps(nfe)
         if sigmas is None:
-            rho = (c.rho,) if solver.grid is sampling_sigmas else ()
+            rho = (c.rho,) if solver.takes_rho else ()
             grid = solver.grid(steps, c.sigma_min, c.sigma_max, *rho)
             sigmas = tuple(float(s) for s in grid[:-1])
         if len(sigmas) != steps:

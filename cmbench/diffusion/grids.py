@@ -101,6 +101,14 @@ def sampling_sigmas(
     return torch.cat([grid, grid.new_zeros(1)])
 
 
+def sampling_karras_sigmas(
+    n_steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
+) -> Tensor:
+    """Return ``n_steps + 1`` descending noise levels: the Karras grid itself, without a final 0."""
+    _check_grid("sampling_karras_sigmas", n_steps, sigma_min, sigma_max, 0.0)
+    return karras_sigmas(n_steps + 1, sigma_min, sigma_max, rho).flip(0)
+
+
 def sampling_log_sigmas(
     n_steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX
 ) -> Tensor:

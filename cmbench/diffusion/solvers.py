@@ -31,6 +31,8 @@ from cmbench.errors import UserError
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 #: ``noise_sampler(step) -> unit noise`` shaped as the state.
 NoiseSampler = Callable[[int], Tensor]
+#: What a solver extrapolates along a trajectory: the denoised images, or the noise.
+Prediction = Literal["data", "noise"]
 
 
 def batch_sigma(sigma: Tensor, x: Tensor) -> Tensor:
@@ -41,6 +43,20 @@ def batch_sigma(sigma: Tensor, x: Tensor) -> Tensor:
 def ends_at_zero(sigmas: Tensor) -> bool:
     """Return whether the last noise level of a grid ``[n + 1]`` is zero."""
     return bool(sigmas[-1] == 0)
+
+
+def log_steps(sigmas: Tensor) -> Tensor:
+    """Return ``h_i = ln(sigma_i / sigma_{i+1})`` ``[n]``, infinite for a step to 0."""
+    logs = sigmas.log()
+    return logs[:-1] - logs[1:]
+
+
+def check_order(who: str, what: str, order: int, lowest: int, highest: int) -> None:
+    """Raise ``UserError`` unless an order, or what it counts, is within its range."""
+    if not lowest <= order <= highest:
+        raise UserError(
+            who, f"{what} {order}", allowed=f"{lowest} to {highest}", remedy="choose one of these"
+        )
 
 
 # --- steps -----------------------------------------------------------------------------------
@@ -54,6 +70,29 @@ def ddim_step(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor) ->
     """
     ratio = append_dims(sigma_next / sigma, x)
     return ratio * x + (1 - ratio) * denoised
+
+
+def as_prediction(prediction: Prediction, denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """Return what a solver extrapolates, shaped as ``x``: ``D``, or ``e = (x - D) / sigma``."""
+    return denoised if prediction == "data" else (x - denoised) / sigma
+
+
+def linear_step(
+    prediction: Prediction, x: Tensor, value: Tensor, sigma: Tensor, sigma_next: Tensor
+) -> Tensor:
+    """Return the state at ``s`` if ``value``, the denoised images or the noise, stays constant."""
+    if prediction == "data":
+        return ddim_step(x, value, sigma, sigma_next)
+    return x + (sigma_next - sigma) * value
+
+
+def analytic_denoised(x: Tensor, sigma: Tensor) -> Tensor:
+    """Return the ``D`` of ``e = x / sqrt(1 + sigma^2)``: the state, scaled to unit variance.
+
+    At ``sigma_max`` the state is almost pure noise: the analytic first step of Dockhorn et al. 2022
+    (arXiv:2210.05475) saves a network evaluation there.
+    """
+    return x - sigma * x / torch.sqrt(1 + sigma**2)
 
 
 def two_step_target(
@@ -78,10 +117,6 @@ def trigflow_ddim_step(x_t: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor)
     """
     gap = append_dims(t - t_next, x_t)
     return torch.cos(gap) * x_t - torch.sin(gap) * velocity
-
-
-def _slope(denoise: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-    return (x - denoise(x, batch_sigma(sigma, x), labels)) / sigma
 
 
 def heun_step(
@@ -185,6 +220,37 @@ def heun_nfe(nfe: int, *, extra_euler: Literal["first", "last"] = "first") -> He
     return HeunPlan(nfe // 2 + 1, int(first), int(not first))
 
 
+def amed(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    ratios: Sequence[float],
+    scales: Sequence[float],
+    *,
+    labels: Tensor | None = None,
+    noise_sampler: NoiseSampler | None = None,
+    analytic_first_step: bool = False,
+) -> Tensor:
+    """Solve by AMED steps: a slope between the ends of a step, scaled; two evaluations each.
+
+    Zhou et al. 2023 (arXiv:2312.00094), Sec. 3. The slope is taken at ``s^r sigma^(1 - r)`` with
+    ``r`` of ``ratios [n]``, and multiplied by ``scales [n]``; the paper's network predicts both.
+    Ratio 1/2 and scale 1 is DPM-Solver-2. A step to 0 is an Euler step.
+    """
+    for step, (sigma, s) in enumerate(pairwise(sigmas.unbind())):
+        if step == 0 and analytic_first_step:
+            denoised = analytic_denoised(x, sigma)
+        else:
+            denoised = denoise(x, batch_sigma(sigma, x), labels)
+        if s == 0:
+            return ddim_step(x, denoised, sigma, s)
+        middle = s ** ratios[step] * sigma ** (1 - ratios[step])
+        between = ddim_step(x, denoised, sigma, middle)
+        slope = (between - denoise(between, batch_sigma(middle, x), labels)) / middle
+        x = x + scales[step] * (s - sigma) * slope
+    return x
+
+
 def stochastic_heun(
     denoise: Denoiser,
     x: Tensor,
@@ -250,80 +316,3 @@ def euler_ancestral(
             up = sigma_next * torch.sqrt((sigma**2 - sigma_next**2).clamp_min(0)) / sigma
             x = x + up * required_noise("euler_ancestral", noise_sampler, step)
     return x
-
-
-# --- DPM-Solver, single-step -----------------------------------------------------------------
-
-
-def _dpm_step_2(
-    denoise: Denoiser, x: Tensor, sigma: Tensor, s: Tensor, labels: Tensor | None
-) -> Tensor:
-    """DPM-Solver-2 with r = 1/2 (Lu et al. 2022, arXiv:2206.00927, Algorithm 1)."""
-    middle = torch.sqrt(sigma * s)
-    slope = _slope(denoise, x, sigma, labels)
-    return x + (s - sigma) * _slope(denoise, x + (middle - sigma) * slope, middle, labels)
-
-
-def _dpm_step_3(
-    denoise: Denoiser, x: Tensor, sigma: Tensor, s: Tensor, labels: Tensor | None
-) -> Tensor:
-    """DPM-Solver-3 with r1 = 1/3, r2 = 2/3 (Lu et al. 2022, Algorithm 2)."""
-    r1, r2 = 1 / 3, 2 / 3
-    h = torch.log(sigma / s)
-    m1, m2 = sigma ** (1 - r1) * s**r1, sigma ** (1 - r2) * s**r2
-    slope = _slope(denoise, x, sigma, labels)
-    change_1 = _slope(denoise, x + (m1 - sigma) * slope, m1, labels) - slope
-    phi_middle = torch.expm1(r2 * h) / (r2 * h) - 1
-    u2 = x + (m2 - sigma) * slope - m2 * (r2 / r1) * phi_middle * change_1
-    change_2 = _slope(denoise, u2, m2, labels) - slope
-    return x + (s - sigma) * slope - (s / r2) * (torch.expm1(h) / h - 1) * change_2
-
-
-def dpm_solver_singlestep(
-    denoise: Denoiser,
-    x: Tensor,
-    sigmas: Tensor,
-    orders: Sequence[int],
-    *,
-    labels: Tensor | None = None,
-    noise_sampler: NoiseSampler | None = None,
-) -> Tensor:
-    """Solve with DPM-Solver of the given order (1, 2 or 3) in each step; NFE = sum of orders.
-
-    Lu et al. 2022 (arXiv:2206.00927), Sec. 3. A step to 0 counts as order 1 whatever is asked: its
-    ``h`` is infinite. See :func:`dpm_fast_orders` for the orders of DPM-Solver-fast.
-    """
-    if len(orders) != len(sigmas) - 1 or not set(orders) <= {1, 2, 3}:
-        raise UserError(
-            "dpm_solver_singlestep",
-            f"orders {list(orders)} for {len(sigmas) - 1} steps",
-            allowed="1, 2 or 3 for each step",
-            remedy="give one order per step",
-        )
-    last = len(sigmas) - 2
-    to_zero = ends_at_zero(sigmas)
-    for step, order in enumerate(orders):
-        sigma, sigma_next = sigmas[step], sigmas[step + 1]
-        if order == 1 or (step == last and to_zero):
-            x = ddim_step(x, denoise(x, batch_sigma(sigma, x), labels), sigma, sigma_next)
-        elif order == 2:
-            x = _dpm_step_2(denoise, x, sigma, sigma_next, labels)
-        else:
-            x = _dpm_step_3(denoise, x, sigma, sigma_next, labels)
-    return x
-
-
-def dpm_fast_orders(nfe: int) -> tuple[int, ...]:
-    """Return the orders of DPM-Solver-fast, summing to ``nfe``, for steps uniform in lambda.
-
-    As many third-order steps as fit, then 2 and 1, 1, or 2 (Lu et al. 2022, Sec. 3.4); NFE 10 is
-    3, 3, 3, 1.
-    """
-    if nfe < 1:
-        raise UserError(
-            "dpm_fast_orders", f"NFE {nfe}", allowed="1 or more", remedy="ask for at least one"
-        )
-    thirds, rest = divmod(nfe, 3)
-    if rest:
-        return (3,) * thirds + (rest,)
-    return (3,) * (thirds - 1) + (2, 1)

@@ -17,13 +17,17 @@ from torch import Tensor
 
 from cmbench.diffusion.frames import edm_to_trig, sigma_to_t, sigma_to_vp_time, trig_to_edm
 from cmbench.diffusion.gaussian_mixture import GaussianMixture
-from cmbench.diffusion.grids import sampling_log_sigmas, sampling_sigmas, sampling_vp_time_sigmas
+from cmbench.diffusion.grids import (
+    sampling_karras_sigmas,
+    sampling_log_sigmas,
+    sampling_sigmas,
+    sampling_vp_time_sigmas,
+)
 from cmbench.diffusion.solvers import (
     Denoiser,
     HeunPlan,
+    amed,
     ddim_step,
-    dpm_fast_orders,
-    dpm_solver_singlestep,
     euler,
     euler_ancestral,
     heun,
@@ -32,14 +36,26 @@ from cmbench.diffusion.solvers import (
     stochastic_heun,
     trigflow_ddim_step,
 )
-from cmbench.diffusion.solvers_multistep import (
-    _deis_coefficients,
-    _pp_step_3m,
+from cmbench.diffusion.solvers_adams import (
+    _extrapolation_coefficients,
+    adams_bashforth,
     deis_tab,
-    dpm_solver_pp_2m,
-    dpm_solver_pp_3m,
-    unipc,
+    ipndm,
 )
+from cmbench.diffusion.solvers_dpm import (
+    _multistep_3,
+    dpm_solver_multistep,
+    dpm_solver_singlestep,
+    singlestep_orders,
+)
+from cmbench.diffusion.solvers_dpm_v3 import (
+    ModelStatistics,
+    StatisticsBatch,
+    dpm_solver_v3,
+    estimate_statistics,
+)
+from cmbench.diffusion.solvers_sa import sa_solver
+from cmbench.diffusion.solvers_unipc import unipc
 from cmbench.errors import UserError
 
 Solver = Callable[..., Tensor]
@@ -53,19 +69,43 @@ def dpm_solver_3(denoise: Denoiser, x: Tensor, sigmas: Tensor, **options: Any) -
     return dpm_solver_singlestep(denoise, x, sigmas, [3] * (len(sigmas) - 1), **options)
 
 
+def amed_midpoint(denoise: Denoiser, x: Tensor, sigmas: Tensor, **options: Any) -> Tensor:
+    steps = len(sigmas) - 1
+    return amed(denoise, x, sigmas, [0.5] * steps, [1.0] * steps, **options)
+
+
+def v3_degenerate(denoise: Denoiser, x: Tensor, sigmas: Tensor, **options: Any) -> Tensor:
+    statistics = ModelStatistics.degenerate(LOW, HIGH, intervals=9600)
+    return dpm_solver_v3(denoise, x, sigmas, statistics, **options)
+
+
+HIGH, LOW = 80.0, 0.02
+
+dpm_solver_pp_3m = partial(dpm_solver_multistep, order=3)
 DETERMINISTIC: dict[str, Solver] = {
     "euler": euler,
     "heun": heun,
     "dpm_solver_2": dpm_solver_2,
     "dpm_solver_3": dpm_solver_3,
-    "dpm_solver_pp_2m": dpm_solver_pp_2m,
-    "dpm_solver_pp_2m_second_order_end": partial(dpm_solver_pp_2m, lower_order_final=False),
+    "dpm_solver_pp_2s": partial(dpm_solver_2, prediction="data"),
+    "dpm_solver_pp_3s": partial(dpm_solver_3, prediction="data"),
+    "dpm_solver_pp_2m": dpm_solver_multistep,
+    "dpm_solver_pp_2m_second_order_end": partial(dpm_solver_multistep, lower_order_final=False),
     "dpm_solver_pp_3m": dpm_solver_pp_3m,
+    "dpm_solver_2m": partial(dpm_solver_multistep, prediction="noise"),
+    "dpm_solver_3m": partial(dpm_solver_pp_3m, prediction="noise"),
+    "dpm_solver_v3": v3_degenerate,
+    "dpm_solver_v3_corrected": partial(v3_degenerate, corrector=True, pseudo=True),
+    "amed": amed_midpoint,
+    "ipndm": ipndm,
+    "adams_bashforth": adams_bashforth,
+    "sa_solver": partial(sa_solver, tau=lambda sigma: 0.0),
     "deis_tab_0": partial(deis_tab, order=0),
     "deis_tab_3": deis_tab,
     "unipc_1": partial(unipc, order=1),
     "unipc_3": unipc,
     "unipc_3_bh2": partial(unipc, variant="bh2"),
+    "unipc_3_noise": partial(unipc, prediction="noise"),
 }
 #: NFE of n steps: on a grid that ends at 0, and on one that ends above.
 NFE: dict[str, tuple[Callable[[int], int], Callable[[int], int]]] = {
@@ -74,6 +114,9 @@ NFE: dict[str, tuple[Callable[[int], int], Callable[[int], int]]] = {
     "heun": (lambda n: 2 * n - 1, lambda n: 2 * n),
     "dpm_solver_2": (lambda n: 2 * n - 1, lambda n: 2 * n),
     "dpm_solver_3": (lambda n: 3 * n - 2, lambda n: 3 * n),
+    "dpm_solver_pp_2s": (lambda n: 2 * n - 1, lambda n: 2 * n),
+    "dpm_solver_pp_3s": (lambda n: 3 * n - 2, lambda n: 3 * n),
+    "amed": (lambda n: 2 * n - 1, lambda n: 2 * n),
 }
 
 
@@ -94,8 +137,6 @@ class Counted:
 
 
 # --- convergence -----------------------------------------------------------------------------
-
-HIGH, LOW = 80.0, 0.02
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +163,19 @@ def slope(errors: dict[int, float]) -> float:
         (heun, 2, (40, 80, 160)),
         (dpm_solver_2, 2, (40, 80, 160)),
         (dpm_solver_3, 3, (40, 80, 160)),
-        (dpm_solver_pp_2m, 2, (40, 80, 160)),
+        (partial(dpm_solver_2, prediction="data"), 2, (40, 80, 160)),
+        (partial(dpm_solver_3, prediction="data"), 3, (40, 80, 160)),
+        (amed_midpoint, 2, (40, 80, 160)),
+        (dpm_solver_multistep, 2, (40, 80, 160)),
+        (partial(dpm_solver_multistep, prediction="noise"), 2, (40, 80, 160)),
+        (partial(dpm_solver_pp_3m, prediction="noise", curvature="exact"), 3, (80, 160, 320)),
+        (partial(v3_degenerate, order=1), 1, (40, 80, 160)),
+        (partial(v3_degenerate, order=2, lower_order_final=False), 2, (40, 80, 160)),
+        (partial(v3_degenerate, order=3, lower_order_final=False), 3, (40, 80, 160)),
+        (partial(adams_bashforth, order=2), 2, (80, 160, 320)),
+        (partial(adams_bashforth, order=3), 3, (80, 160, 320)),
+        (partial(adams_bashforth, order=4), 4, (160, 320, 640)),
+        (ipndm, 2, (80, 160, 320)),
         (dpm_solver_pp_3m, 2, (80, 160, 320)),
         (partial(dpm_solver_pp_3m, curvature="exact"), 3, (40, 80, 160)),
         (partial(deis_tab, order=0), 1, (40, 80, 160)),
@@ -150,6 +203,46 @@ def test_convergence_order(
     assert slope(errors) == pytest.approx(order, abs=0.25), errors
 
 
+@pytest.mark.parametrize(("predictor", "corrector", "order"), [(2, 0, 2), (2, 3, 3), (3, 0, 3)])
+def test_order_of_the_stochastic_adams_method_without_noise(
+    lopsided: GaussianMixture,
+    problem: tuple[Tensor, Tensor],
+    predictor: int,
+    corrector: int,
+    order: int,
+) -> None:
+    """In the form that corrects every step and returns the denoised images."""
+    x, exact = problem
+    exact = lopsided.denoised(exact, torch.full((len(x),), LOW, dtype=torch.float64))
+    errors = {}
+    for n in (40, 80, 160):
+        ours = sa_solver(
+            lopsided.denoised,
+            x,
+            sampling_log_sigmas(n, LOW, HIGH),
+            predictor_order=predictor,
+            corrector_order=corrector,
+            tau=lambda sigma: 0.0,
+            few_steps=False,
+        )
+        errors[n] = float((ours - exact).flatten(1).norm(dim=1).mean())
+    assert slope(errors) == pytest.approx(order, abs=0.25), errors
+
+
+def test_equal_steps_in_sigma_are_what_constant_weights_are_for(lopsided: GaussianMixture) -> None:
+    """There iPNDM is Adams-Bashforth; on another grid the two differ."""
+    x = torch.ones((4, 2, 1, 1), dtype=torch.float64)
+    equal = torch.linspace(3.0, 0.5, 9, dtype=torch.float64)
+    for order in (1, 2, 3, 4):
+        constant = ipndm(lopsided.denoised, x, equal, order=order)
+        exact = adams_bashforth(lopsided.denoised, x, equal, order=order)
+        torch.testing.assert_close(constant, exact, rtol=1e-12, atol=1e-12)
+    other = sampling_karras_sigmas(8, 0.5, 3.0)
+    constant = ipndm(lopsided.denoised, x, other)
+    exact = adams_bashforth(lopsided.denoised, x, other)
+    assert float((constant - exact).abs().min()) > 1e-4
+
+
 def test_unipc_3_is_of_fourth_order(
     lopsided: GaussianMixture, problem: tuple[Tensor, Tensor]
 ) -> None:
@@ -172,7 +265,7 @@ def test_higher_order_pays(lopsided: GaussianMixture, problem: tuple[Tensor, Ten
         return float((solver(lopsided.denoised, x, grid) - exact).norm())
 
     log_grid = sampling_log_sigmas(20, LOW, HIGH)
-    by_family = [error(solver, log_grid) for solver in (euler, dpm_solver_pp_2m, unipc)]
+    by_family = [error(solver, log_grid) for solver in (euler, dpm_solver_multistep, unipc)]
     assert by_family == sorted(by_family, reverse=True)
     vp_grid = sampling_vp_time_sigmas(20, LOW, HIGH)
     by_order = [error(partial(deis_tab, order=q), vp_grid) for q in range(4)]
@@ -187,8 +280,8 @@ def test_2m_ends_with_a_first_order_step_below_10_steps(images: GaussianMixture)
     better = []
     for n in range(1, 12):
         grid = sampling_log_sigmas(n, 0.002, HIGH)
-        released = dpm_solver_pp_2m(images.denoised, x, grid)
-        printed = dpm_solver_pp_2m(images.denoised, x, grid, lower_order_final=False)
+        released = dpm_solver_multistep(images.denoised, x, grid)
+        printed = dpm_solver_multistep(images.denoised, x, grid, lower_order_final=False)
         if n in (1, 10, 11):
             assert torch.equal(released, printed)
         elif float((released - exact).norm()) < float((printed - exact).norm()):
@@ -212,7 +305,7 @@ def test_2m_written_out(ring: GaussianMixture) -> None:
     bent = d2 + math.log(s2 / s3) / (2 * math.log(s1 / s2)) * (d2 - d1)
     grid = torch.tensor([s0, s1, s2, s3], dtype=torch.float64)
     for lower, last in ((None, d2), (True, d2), (False, bent)):
-        ours = dpm_solver_pp_2m(ring.denoised, x, grid, lower_order_final=lower)
+        ours = dpm_solver_multistep(ring.denoised, x, grid, lower_order_final=lower)
         torch.testing.assert_close(ours, s3 / s2 * x2 + (1 - s3 / s2) * last)
 
 
@@ -303,22 +396,22 @@ def test_even_budgets_of_heun(lopsided: GaussianMixture, generator: torch.Genera
 
 @given(nfe=st.integers(1, 100))
 def test_fast_orders_sum_to_the_budget(nfe: int) -> None:
-    orders = dpm_fast_orders(nfe)
+    orders = singlestep_orders(nfe)
     assert sum(orders) == nfe
     assert len(orders) == nfe // 3 + 1
     assert set(orders) <= {1, 2, 3}
 
 
 def test_fast_orders_published() -> None:
-    assert dpm_fast_orders(10) == (3, 3, 3, 1)
-    assert dpm_fast_orders(12) == (3, 3, 3, 2, 1)
-    assert dpm_fast_orders(11) == (3, 3, 3, 2)
+    assert singlestep_orders(10) == (3, 3, 3, 1)
+    assert singlestep_orders(12) == (3, 3, 3, 2, 1)
+    assert singlestep_orders(11) == (3, 3, 3, 2)
 
 
 def test_single_step_orders_are_counted(ring: GaussianMixture) -> None:
     counted = Counted(ring)
     x = torch.ones(1, 2, 1, 1, dtype=torch.float64) * 80
-    orders = dpm_fast_orders(13)
+    orders = singlestep_orders(13)
     end = dpm_solver_singlestep(counted, x, sampling_log_sigmas(len(orders)), orders)
     assert counted.calls == 13
     assert bool(end.isfinite().all())
@@ -341,6 +434,146 @@ def test_noise_levels_inside_a_step(
     high, low = 3.0, 0.2
     solver(denoise, torch.ones(1, 2, 1, 1, dtype=torch.float64), torch.tensor([high, low]).double())
     assert seen == pytest.approx([high ** (1 - r) * low**r for r in fractions], rel=1e-6)
+
+
+# --- analytic first step, exact solutions, statistics --------------------------------------------
+
+
+@pytest.mark.parametrize("solver", [ipndm, adams_bashforth, deis_tab, amed_midpoint])
+def test_the_analytic_first_step_takes_the_state_for_the_noise(
+    ring: GaussianMixture, solver: Solver
+) -> None:
+    """One evaluation less; the same as a network that answers so at the first level."""
+
+    def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        if sigma[0] < 80:
+            return ring.denoised(x, sigma)
+        return x - 80 * x / math.sqrt(1 + 80**2)
+
+    x = 80 * torch.randn((4, 2, 1, 1), generator=torch.Generator().manual_seed(3)).double()
+    grid, counted = sampling_karras_sigmas(4), Counted(ring)
+    calls_without = 4 * (2 if solver is amed_midpoint else 1)
+    ours = solver(counted, x, grid, analytic_first_step=True)
+    assert counted.calls == calls_without - 1
+    torch.testing.assert_close(ours, solver(denoise, x, grid), rtol=1e-12, atol=1e-12)
+
+
+def test_the_analytic_first_step_at_nfe_1_evaluates_the_second_level(ring: GaussianMixture) -> None:
+    seen: list[float] = []
+
+    def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        seen.extend(sigma.tolist())
+        return ring.denoised(x, sigma)
+
+    x = torch.ones(1, 2, 1, 1, dtype=torch.float64) * 80
+    grid = torch.tensor([80.0, 2.0, 0.0], dtype=torch.float64)
+    ours = ipndm(denoise, x, grid, analytic_first_step=True)
+    assert seen == [2.0]
+    there = x + (2.0 - 80.0) * x / math.sqrt(1 + 80.0**2)
+    expected = ring.denoised(there, torch.tensor([2.0], dtype=torch.float64))
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+def gaussian(mean: float, std: float) -> GaussianMixture:
+    return GaussianMixture(
+        means=torch.full((1, 2, 1, 1), mean, dtype=torch.float64),
+        stds=torch.full((1, 2, 1, 1), std, dtype=torch.float64),
+        weights=torch.ones(1, dtype=torch.float64),
+    )
+
+
+def statistics_of(mixture: GaussianMixture, std: float, grid: Tensor) -> ModelStatistics:
+    generator = torch.Generator().manual_seed(5)
+    shape = (32, 2, 1, 1)
+    noise, data = (torch.randn(shape, generator=generator).double() for _ in range(2))
+    signs = torch.randint(0, 2, shape, generator=generator).double() * 2 - 1
+    batches = [StatisticsBatch(mixture.means[0] + std * data, noise, signs)]
+    return estimate_statistics(mixture.denoised, batches, grid)
+
+
+def test_estimated_statistics_of_a_normal_distribution() -> None:
+    """``D`` is linear: l = sigma^2 / (std^2 + sigma^2), f = -l mean, s = 0, b = df/dlambda."""
+    mean, std = 0.4, 0.5
+    grid = torch.linspace(-math.log(HIGH), -math.log(LOW), 241, dtype=torch.float64)
+    found = statistics_of(gaussian(mean, std), std, grid)
+    variance = torch.exp(-2 * grid)
+    linear = variance / (std**2 + variance)
+    expected = linear[:, None, None, None].expand(-1, 2, 1, 1)
+    torch.testing.assert_close(found.l, expected, rtol=1e-10, atol=1e-12)
+    assert bool((found.s == 0).all())
+    slope_of_l = -2 * linear * (1 - linear)
+    expected = -mean * slope_of_l[:, None, None, None].expand(-1, 2, 1, 1)
+    torch.testing.assert_close(found.b[1:-1], expected[1:-1], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.4])
+def test_with_statistics_few_first_order_steps_are_exact_for_a_normal_distribution(
+    mean: float,
+) -> None:
+    std = 0.5
+    mixture = gaussian(mean, std)
+    grid = torch.linspace(-math.log(HIGH), -math.log(LOW), 961, dtype=torch.float64)
+    x = HIGH * torch.randn((8, 2, 1, 1), generator=torch.Generator().manual_seed(1)).double()
+    exact = mixture.flow_map(x, torch.full((8,), HIGH, dtype=torch.float64), LOW)
+    sigmas = sampling_log_sigmas(3, LOW, HIGH)
+
+    def error(statistics: ModelStatistics) -> float:
+        ours = dpm_solver_v3(mixture.denoised, x, sigmas, statistics, order=1)
+        return float((ours - exact).abs().max())
+
+    fitted = error(statistics_of(mixture, std, grid))
+    assert fitted < 1e-3  # of the trapezoid sums and the differences of l
+    assert fitted < error(ModelStatistics.degenerate(LOW, HIGH, 960)) / 50
+
+
+def test_statistics_fit_a_mixture_better_than_none(lopsided: GaussianMixture) -> None:
+    """Estimated on its samples, they make steps of order 1 more accurate."""
+    generator = torch.Generator().manual_seed(5)
+    clean = lopsided.sample(512, generator)[0]
+    noise = torch.randn(clean.shape, generator=generator, dtype=torch.float64)
+    signs = torch.randint(0, 2, clean.shape, generator=generator).double() * 2 - 1
+    grid = torch.linspace(-math.log(HIGH), -math.log(LOW), 121, dtype=torch.float64)
+    found = estimate_statistics(lopsided.denoised, [StatisticsBatch(clean, noise, signs)], grid)
+    x = HIGH * torch.randn((256, 2, 1, 1), generator=generator, dtype=torch.float64)
+    exact = lopsided.flow_map(x, torch.full((256,), HIGH, dtype=torch.float64), LOW)
+    errors = []
+    for statistics in (found, ModelStatistics.degenerate(LOW, HIGH, 120)):
+        ours = dpm_solver_v3(
+            lopsided.denoised, x, sampling_log_sigmas(5, LOW, HIGH), statistics, order=1
+        )
+        errors.append(float((ours - exact).flatten(1).norm(dim=1).mean()))
+    assert errors[0] < errors[1], errors
+
+
+def test_noise_of_the_stochastic_adams_method(ring: GaussianMixture) -> None:
+    """It is asked for in the steps to sigma in [0.05, 1] only, and by step."""
+    asked: list[int] = []
+    x = torch.ones(1, 2, 1, 1, dtype=torch.float64) * 80
+
+    def noise(step: int) -> Tensor:
+        asked.append(step)
+        return torch.zeros_like(x)
+
+    grid = torch.tensor([80.0, 5.0, 0.9, 0.3, 0.04, 0.002], dtype=torch.float64)
+    sa_solver(ring.denoised, x, grid, noise_sampler=noise)
+    assert asked == [1, 2]
+    with pytest.raises(UserError, match="sa_solver"):
+        sa_solver(ring.denoised, x, grid)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda d, x, g: ipndm(d, x, g, order=5), "ipndm: order 5"),
+        (lambda d, x, g: adams_bashforth(d, x, g, order=0), "adams_bashforth: order 0"),
+        (lambda d, x, g: sa_solver(d, x, g, corrector_order=5), "sa_solver: corrector order 5"),
+        (lambda d, x, g: v3_degenerate(d, x, g, order=4), "dpm_solver_v3: order 4"),
+        (lambda d, x, g: unipc(d, x, g, order=5), "unipc: order 5"),
+    ],
+)
+def test_orders_that_do_not_exist(ring: GaussianMixture, call: Solver, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        call(ring.denoised, torch.ones(1, 2, 1, 1), sampling_log_sigmas(3))
 
 
 # --- algebra of the steps ----------------------------------------------------------------------
@@ -417,7 +650,7 @@ def test_three_slopes_integrate_a_parabola() -> None:
     def ours(weight: float) -> float:
         history = [torch.tensor(parabola(u), dtype=torch.float64) for u in lam[:3].flip(0).tolist()]
         start = torch.tensor(2.0, dtype=torch.float64)
-        return float(_pp_step_3m(start, history, sigmas[2], sigmas[3], steps, weight))
+        return float(_multistep_3("data", start, history, sigmas[2], sigmas[3], steps, weight))
 
     # x_s = (s / sigma) x + s * integral of e^lambda D(lambda)
     integral, _ = quad(lambda u: math.exp(u) * parabola(u), lam[2], lam[3], epsabs=1e-14)
@@ -435,7 +668,7 @@ def test_deis_coefficients_integrate_polynomials(n_past: int, step: int) -> None
     sigmas = sampling_vp_time_sigmas(7)
     newest = step + n_past - 1
     past, sigma, after = sigmas[step : newest + 1].flip(0), sigmas[newest], sigmas[newest + 1]
-    coefficients = _deis_coefficients(past, sigma, after)
+    coefficients = _extrapolation_coefficients(past, after, sigma_to_vp_time)
     for power in range(n_past):
         moments = (sigma_to_vp_time(past) ** power).tolist()
         ours = sum(c * m for c, m in zip(coefficients, moments, strict=True))
@@ -517,8 +750,8 @@ def test_stochastic_solver_without_noise_says_so(ring: GaussianMixture, solver: 
 def test_bad_budgets_and_orders_say_what_is_allowed(ring: GaussianMixture) -> None:
     with pytest.raises(UserError, match="heun: NFE 0; allowed: 1 or more"):
         heun_nfe(0)
-    with pytest.raises(UserError, match="dpm_fast_orders: NFE -3"):
-        dpm_fast_orders(-3)
+    with pytest.raises(UserError, match="singlestep_orders: NFE -3"):
+        singlestep_orders(-3)
     x = torch.ones(1, 2, 1, 1)
     with pytest.raises(UserError, match=r"orders \[3\] for 2 steps"):
         dpm_solver_singlestep(ring.denoised, x, sampling_log_sigmas(2), [3])
