@@ -149,35 +149,10 @@ SOLVERS: dict[str, Solver] = {
     "deis-afs": Solver(deis_tab, _one_more, sampling_vp_time_sigmas, _AFS),
     "adams-bashforth": Solver(adams_bashforth, _one_a_step, sampling_karras_sigmas),
     "ipndm": Solver(ipndm, _one_a_step, sampling_karras_sigmas),
-    "ipndm-3": Solver(ipndm, _one_a_step, sampling_karras_sigmas, _options(order=3)),
-    "ipndm-2": Solver(ipndm, _one_a_step, sampling_karras_sigmas, _options(order=2)),
-    "ipndm-0": Solver(ipndm, _one_a_step),
-    "ipndm-2-0": Solver(ipndm, _one_a_step, options=_options(order=2)),
-    "ipndm-3-0": Solver(ipndm, _one_a_step, options=_options(order=3)),
     "ipndm-afs": Solver(ipndm, _one_more, sampling_karras_sigmas, _AFS),
-    "ipndm-2-afs": Solver(
-        ipndm, _one_more, sampling_karras_sigmas, _options(order=2, analytic_first_step=True)
-    ),
-    "ipndm-afs-0": Solver(ipndm, _one_more, options=_AFS),
-    "ipndm-2-afs-0": Solver(ipndm, _one_more, options=_options(order=2, analytic_first_step=True)),
-    "ipndm-3-afs-0": Solver(ipndm, _one_more, options=_options(order=3, analytic_first_step=True)),
     "sa-solver": Solver(sa_solver, _one_a_step, sampling_log_sigmas),
-    "sa-karras": Solver(sa_solver, _one_a_step, sampling_karras_sigmas),
-    "sa-2-2": Solver(
-        sa_solver,
-        _one_a_step,
-        sampling_karras_sigmas,
-        _options(predictor_order=2, corrector_order=2),
-    ),
     "unipc": Solver(unipc, _one_a_step, sampling_log_sigmas),
     "unipc-2": Solver(unipc, _one_a_step, sampling_log_sigmas, _options(order=2)),
-    "unipc-karras": Solver(unipc, _one_a_step, sampling_karras_sigmas),
-    "unipc-2-karras": Solver(unipc, _one_a_step, sampling_karras_sigmas, _options(order=2)),
-    "unipc-2-0": Solver(unipc, _one_a_step, options=_options(order=2)),
-    "2m-karras": Solver(dpm_solver_multistep, _one_a_step, sampling_karras_sigmas),
-    "2m-0": Solver(dpm_solver_multistep, _one_a_step),
-    "deis-karras": Solver(deis_tab, _one_a_step, sampling_karras_sigmas),
-    "deis-1": Solver(deis_tab, _one_a_step, sampling_vp_time_sigmas, _options(order=1)),
 }
 #: Another name for the same thing.
 ALIASES = {"ddim": "euler"}

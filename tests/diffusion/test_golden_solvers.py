@@ -30,7 +30,7 @@ from cmbench.diffusion.solvers_sa import sa_solver
 from cmbench.diffusion.solvers_unipc import unipc
 from cmbench.diffusion.trajectory_grids import cheapest_path, euler_step_costs
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden" / "distillation"
 
 
 class CountedTeacher:

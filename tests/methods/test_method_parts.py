@@ -112,7 +112,7 @@ def test_every_solver_spends_what_it_declares_and_converges(name: str) -> None:
         assert calls == nfe
         assert bool(torch.isfinite(ours).all())
         errors.append(float((ours - exact).flatten(1).norm(dim=1).median()))
-    if name in ("euler-ancestral", "stochastic-heun"):
+    if name in ("euler-ancestral", "stochastic-heun", "sa-solver"):
         radius = ours.flatten(1).norm(dim=1)  # other samples, of the same distribution
         assert float((radius - mixture.means.flatten(1).norm(dim=1)[0]).abs().median()) < 0.12
     else:
