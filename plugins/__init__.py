@@ -138,6 +138,15 @@ METHODS = [
         family="distillation",
         needs_teacher=True,
     ),
+    _method(
+        "mscd",
+        "mscd:MSCD",
+        "Multistep consistency models",
+        reference="Heek et al. 2024, arXiv:2403.06807",
+        year=2024,
+        family="distillation",
+        needs_teacher=True,
+    ),
 ]
 
 

@@ -20,10 +20,8 @@ def jumps_plan(
     nfe: int,
     sigmas: Sequence[float] | None,
     sampler: str | None,
-    *,
-    staged: bool = True,
 ) -> SamplingPlan:
-    """Return the plan of the student of exactly ``nfe`` steps; anything else is declined.
+    """Return the plan of the student of exactly ``nfe`` steps, ``steps-NFE``, or decline.
 
     Args:
         who: the method, for messages.
@@ -32,7 +30,6 @@ def jumps_plan(
         nfe: evaluations, one a step.
         sigmas: of the user, declined.
         sampler: of the user: DDIM under either name.
-        staged: whether the student of N steps is the variant ``steps-N``.
     """
     if sampler not in (None, "euler", "ddim"):
         raise Declined(f"sampler {sampler!r}: {who} has DDIM (euler) only")
@@ -42,7 +39,7 @@ def jumps_plan(
     if sigmas is not None:
         raise Declined(f"a student of {who} knows only its own noise levels")
     levels = grid(nfe).flip(0)[:-1]
-    return SamplingPlan(nfe, "euler", tuple(levels.tolist()), f"steps-{nfe}" if staged else "")
+    return SamplingPlan(nfe, "euler", tuple(levels.tolist()), variant=f"steps-{nfe}")
 
 
 def sample_by_jumps(

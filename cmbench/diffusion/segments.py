@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cmbench.diffusion.frames import append_dims, tiny
-from cmbench.diffusion.grids import RHO, SIGMA_MIN, karras_sigmas
+from cmbench.diffusion.grids import RHO, SIGMA_MAX, SIGMA_MIN, karras_sigmas
 from cmbench.diffusion.solvers import Denoiser, ddim_step
 
 
@@ -55,21 +55,31 @@ def addim_denoised(
 
 
 def refined_sigmas(
-    coarse: Tensor, n_edges: int, sigma_min: float = SIGMA_MIN, rho: float = RHO
+    n_edges: int,
+    own_intervals: int,
+    sigma_min: float = SIGMA_MIN,
+    sigma_max: float = SIGMA_MAX,
+    rho: float = RHO,
 ) -> Tensor:
     """Return a teacher's ascending levels, 0 first, with at least ``n_edges`` edges.
 
-    A Karras grid from ``sigma_min`` to the student's largest level, without the levels that are the
-    student's own in between (relative 1e-5). ``coarse`` are the student's levels, ascending, 0
-    first (EpiGenomicsCode/edm).
+    A Karras grid without the levels that are inner ones of the student's Karras grid of
+    ``own_intervals`` intervals between the same ends (EpiGenomicsCode/edm). 0 if the student's ends
+    are others: then none is left out.
     """
-    inside = coarse[(coarse > sigma_min * (1 + 1e-5)) & (coarse < coarse[-1])]
-    for points in range(n_edges, 2 * n_edges + len(coarse) + 1):
-        grid = karras_sigmas(points, sigma_min, float(coarse[-1]), rho)
-        kept = grid[~((grid[:, None] - inside).abs() < 1e-5 * inside).any(1)]
+    points = n_edges
+    while True:
+        gaps = max(points - 1, 1)
+        kept = [
+            i
+            for i in range(points)
+            if i in (0, gaps) or not own_intervals or i * own_intervals % gaps
+        ]
         if len(kept) >= n_edges:
             break
-    return torch.cat([kept.new_zeros(1), kept])
+        points += 1
+    levels = karras_sigmas(points, sigma_min, sigma_max, rho)[torch.tensor(kept)]
+    return torch.cat([levels.new_zeros(1), levels])
 
 
 def edge_probabilities(sigmas: Tensor, p_mean: float, p_std: float, rho: float = RHO) -> Tensor:

@@ -19,6 +19,7 @@ from cmbench.errors import Declined, UserError
 from cmbench.plugin.method import Batch, DataInfo, Progress
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings
+from cmbench_plugins.mscd import MSCD
 from cmbench_plugins.tract import TRACT
 
 PROGRESS = Progress(0, 1, 0, 1)
@@ -47,6 +48,9 @@ def data(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 CALLS = [
     pytest.param("tract", {}, 3 + 3 * 1, id="tract"),
     pytest.param("tract", {"solver": "ddim"}, 2 + 3 * 1, id="tract-ddim"),
+    pytest.param("mscd", {"grid": "cosine", "solver": "addim"}, 2 + 3 * 1, id="mscd"),
+    pytest.param("mscd", {"solver": "heun"}, 3 + 3 * 1, id="mscd-heun"),
+    pytest.param("mscd", {"form": "training"}, 1 + 3 * 1, id="mscd-training"),
 ]
 
 
@@ -205,11 +209,100 @@ def test_students_of_other_step_counts_are_declined() -> None:
         make(TRACT, steps=(40, 2, 1)).plan_sampling(3)
 
 
+# --- multistep consistency models ----------------------------------------------------------------
+
+
+class Point:
+    """The exact model of one image."""
+
+    sigma_data, parameterization = SD, ""
+
+    def denoise(self, x: Tensor, sigma: Tensor, labels: Any = None) -> Tensor:
+        return torch.full_like(x, 0.3)
+
+
+@pytest.mark.parametrize("segments", [1, 2, 5])
+@pytest.mark.parametrize("form", ["distillation", "training"])
+@pytest.mark.parametrize(("grid", "solver"), [("karras", "heun"), ("cosine", "addim")])
+def test_every_target_is_the_image_if_there_is_only_one(
+    segments: int, form: str, grid: str, solver: str
+) -> None:
+    """A student that knows it has no loss, at any edge of any number of segments."""
+    config = {"segments": (segments,), "form": form, "grid": grid, "solver": solver}
+    made = make(MSCD, metric="l2", **config)
+    made.teacher = exact_teacher(Point())
+    made.model = lambda network: Point()
+    _, noise, u = data(200)
+    batch, draws = (
+        Batch(torch.full_like(noise, 0.3), None),
+        FixedDraws({"index": u, "noise": noise}),
+    )
+    loss = made.phase_loss(segments, {"model": None}, batch, draws, PROGRESS)
+    assert float(loss.max()) < 1e-24
+
+
+@pytest.mark.parametrize("grid", ["karras", "cosine"])
+@pytest.mark.parametrize("segments", [1, 2, 3, 8])
+def test_edges_lie_in_their_segments(grid: str, segments: int) -> None:
+    made = make(MSCD, grid=grid, segments=(segments,), student_sigma_min=0.4)
+    u = torch.linspace(0, 0.9999, 2000, dtype=torch.float64)
+    for steps in (16, 17, 64):
+        if grid == "karras":  # the highest edges are too rare to be met by chance
+            chances = made.probabilities(segments, steps)
+            u = chances.cumsum(0) - chances / 2
+        sigma, following, end = made.edge(segments, steps, u)
+        own = made.levels(segments)
+        upper = own[torch.searchsorted(own, end * (1 + 1e-9) + 1e-12)]
+        assert bool(((end <= following) & (following < sigma)).all())
+        assert bool((sigma <= upper * (1 + 1e-9)).all())
+        assert len(set(end.tolist())) == segments
+
+
+def test_teachers_steps_grow_in_proportion() -> None:
+    made = make(MSCD, annealing_share=0.5)
+    found = [made.teacher_steps(Progress(n, 100, n, 100)) for n in (0, 25, 50, 100)]
+    assert found == [64, round((64 * 1280) ** 0.5), 1280, 1280]
+
+
+def test_students_of_all_segments_start_alike() -> None:
+    case = build("mscd", "gmm", segments=[4, 2, 1])
+    state: Any = case.state()
+    assert [p.export for p in state.phases] == ["steps-4", "steps-2", "steps-1"]
+    state.enter(1)
+    for a, b in zip(
+        case.modules["model"].parameters(), case.modules["initial"].parameters(), strict=True
+    ):
+        assert torch.equal(a, b)
+    assert set(build("mscd", "gmm", segments=[4]).modules) == {"model"}
+
+
+def test_first_level_of_the_cosine_schedule_is_finite() -> None:
+    """tan(pi / 2) is -2e7 in float32; alpha = cos and sigma = sin everywhere else."""
+    levels = make(MSCD, grid="cosine").levels(64)
+    u = torch.arange(64, dtype=torch.float64) / 64 * torch.pi / 2
+    torch.testing.assert_close(levels[:-1], u.sin() / u.cos())
+    assert float(levels[-1].log()) == pytest.approx(10)
+    assert float(levels[0]) == 0
+
+
+def test_last_step_of_multistep_models() -> None:
+    """As released the last jump leaves 0.002; with one segment there is only 80 -> 0."""
+    assert make(MSCD).plan_sampling(1).sigmas == (80.0,)
+    plan = make(MSCD, segments=(3,)).plan_sampling(3)
+    assert plan.sigmas == pytest.approx((80.0, float(karras_sigmas(3)[1]), 0.002))
+    assert plan.variant == "steps-3"
+    with pytest.raises(Declined, match="students of 3 steps, none of 1"):
+        make(MSCD, segments=(3,)).plan_sampling(1)
+
+
 # --- without a teacher ---------------------------------------------------------------------------
 
 
 def test_distillers_without_a_teacher() -> None:
-    made = make(TRACT)
-    made.teacher = None
-    with pytest.raises(UserError, match=r"method TRACT.*no teacher.*METHOD:RECIPE or analytic"):
-        made.first_teacher()
+    tract, mscd = make(TRACT), make(MSCD)
+    tract.teacher = mscd.teacher = None
+    message = r"method {}.*no teacher.*METHOD:RECIPE or analytic"
+    with pytest.raises(UserError, match=message.format("TRACT")):
+        tract.first_teacher()
+    with pytest.raises(UserError, match=message.format("MSCD")):
+        mscd.distilled()

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from cmbench.diffusion.frames import append_dims
 from cmbench.diffusion.models import EDMModel
 from cmbench.diffusion.predictions import DataModel
+from cmbench.diffusion.solvers import ddim_step
 from cmbench.plugin.method import Batch, DataInfo, Progress
+from cmbench_plugins.mscd import MSCD
 from cmbench_plugins.tract import TRACT
 
 FOLDER = Path(__file__).parents[1] / "golden" / "distillation"
@@ -135,3 +137,109 @@ def test_staged_tract(phase: int, entry: str) -> None:
     near(targets[0], g[f"{entry}.target"], 1e-11)
     near(value.mean(), g[f"{entry}.loss"])
     near(gradient, g[f"{entry}.grad_net"], 1e-9)
+
+
+# --- multistep consistency models ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["addim", "ddim"])
+def test_multistep_distillation_on_the_cosine_schedule(solver: str) -> None:
+    """The networks know the schedule's time t = 2 / pi arctan(sigma)."""
+    g = golden("multistep-cd")
+
+    def time(c: Tensor) -> Tensor:
+        return torch.atan(torch.exp(4 * c)) * (2 / torch.pi)
+
+    taught = Formula(lambda z, c: 0.45 * torch.cos(0.7 * z - 0.5 * time(c)) + 0.25 * z)
+    network = Formula(lambda z, c: 0.5 * torch.sin(0.9 * z + 0.6 * time(c)) + 0.3 * z)
+    made = make(
+        MSCD,
+        DataModel(taught, 0.5),
+        parameterization="x",
+        grid="cosine",
+        segments=(4,),
+        teacher_steps_start=64,
+        teacher_steps_end=64,
+        solver=solver,
+        metric="l2",
+    )
+    draws = FixedDraws({"index": g["t"] - 0.5 / 64, "noise": g["noise"]})
+    sigma, following, end = made.edge(4, 64, draws.values["index"])
+    near(torch.atan(sigma) * 2 / torch.pi, g["t"])
+    near(torch.atan(following) * 2 / torch.pi, g["s"])
+    near(torch.atan(end) * 2 / torch.pi, g["t_step"])
+
+    x = g["x"] + append_dims(sigma, g["x"]) * g["noise"]
+    first = made.teacher_step(g["x"], x, sigma, following, None)
+    alpha = append_dims(1 / (1 + following**2).sqrt(), x)
+    near(alpha * ddim_step(x, first, sigma, following), g[f"z_s.{solver}"])
+    if solver == "ddim":
+        return
+    denoised = made.teacher.model.denoise(x, sigma)
+    near(0.75 * (denoised - g["x"]).square().flatten(1).mean(1), g["x_var"])
+
+    targets: list[Tensor] = []
+    distance = made.distance
+    made.distance = lambda d, target, s: targets.append(target) or distance(d, target, s)
+
+    def loss() -> Tensor:
+        batch = Batch(g["x"], None)
+        return made.phase_loss(4, {"model": network}, batch, draws, PROGRESS)  # type: ignore[no-any-return]
+
+    value, gradient = with_gradient(network, g["x"], loss)
+    near(targets[0], g["target"])
+    near(value, g["loss"])
+    near(gradient, g["grad_x"])
+
+
+@pytest.mark.parametrize(("segments", "steps"), [(4, 16), (2, 18)])
+@pytest.mark.parametrize("last_target", ["teacher", "data"])
+@pytest.mark.parametrize("metric", ["pseudo-huber", "l2"])
+def test_multistep_distillation_on_the_karras_grid(
+    segments: int, steps: int, last_target: str, metric: str
+) -> None:
+    g, entry = golden("multistep-cd-edm"), f"S{segments}.T{steps}"
+    made = make(
+        MSCD,
+        EDMModel(teacher(), 0.5),
+        segments=(segments,),
+        teacher_steps_start=steps,
+        teacher_steps_end=steps,
+        last_target=last_target,
+        metric=metric,
+    )
+    near(made.levels(segments).flip(0), g[f"{entry}.student_sigmas"])
+    near(made.fine_levels(segments, steps).flip(0), g[f"{entry}.teacher_sigmas"])
+    probabilities = made.probabilities(segments, steps)
+    near(
+        probabilities.flip(0), g[f"{entry}.edge_probability"], 1e-9
+    )  # it has regularisers of 1e-10
+
+    edges = len(probabilities)
+    chosen = edges - 1 - g[f"{entry}.teacher_index"]
+    u = (probabilities.cumsum(0) - probabilities / 2)[chosen]
+    draws = FixedDraws({"index": u, "noise": g["noise"]})
+    sigma, following, end = made.edge(segments, steps, u)
+    near(sigma, g[f"{entry}.sigma_t"])
+    near(end, g[f"{entry}.sigma_boundary"])
+    near(following, torch.maximum(g[f"{entry}.sigma_s"], end))
+    snapped = (following == end) & (end > 0)
+    assert torch.equal(snapped, g[f"{entry}.is_boundary_snap"].bool())
+    assert torch.equal(following == 0, g[f"{entry}.is_terminal"].bool())
+
+    network, targets = student(), []
+    distance = made.distance
+    made.distance = lambda d, target, s: targets.append(target) or distance(d, target, s)
+
+    def loss() -> Tensor:
+        batch = Batch(g["x"], None)
+        return made.phase_loss(  # type: ignore[no-any-return]
+            segments, {"model": network}, batch, draws, PROGRESS
+        )
+
+    value, gradient = with_gradient(network, g["x"], loss)
+    results = f"{entry}.{last_target}_end"
+    key = f"{results}.{metric.replace('-', '_')}"
+    near(targets[0], g[f"{results}.target"])
+    near(value, g[f"{key}.loss"])
+    near(gradient, g[f"{key}.grad_F"])

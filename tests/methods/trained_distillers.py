@@ -82,12 +82,12 @@ class Kit:
 
 
 def trained(
-    method: Any, steps: int, seed: int = 0, *, pretrained: bool = True, **config: Any
+    method: Any, iterations: int, seed: int = 0, *, pretrained: bool = True, **config: Any
 ) -> tuple[Any, dict[str, CountedNetwork]]:
     """Train a method; return it with the averaged networks."""
     table = {
         "network": {"name": "mlp"},
-        "duration_kimg": steps * BATCH / 1000,
+        "duration_kimg": iterations * BATCH / 1000,
         "batch_size": BATCH,
         "optimizer": {"lr": 1e-3, "decay": "linear"},
         "ema": [{"decay": 0.999}],
