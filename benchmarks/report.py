@@ -61,7 +61,7 @@ def write_records(root: Path, count: int, datasets: int = DATASETS) -> None:
 
 def measure(root: Path) -> dict[str, float]:
     """Render every page of ``root/records``; return seconds, peak MiB and page sizes."""
-    from cmbench.records.record import read_records
+    from cmbench.records.folders import read_records
     from cmbench.report import render
 
     began, spent = time.perf_counter(), time.process_time()

@@ -17,6 +17,10 @@ from cmbench.errors import UserError, described
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
+#: Levels of lists and tables in a JSON file; ours have fewer than twenty.
+DEEPEST = 100
+
+
 class FormatError(ValueError):
     """A file is not of its format; the text continues a message: ``is not JSON (…)``."""
 
@@ -74,11 +78,22 @@ def parse_json(text: str | bytes, largest: float | None = None) -> Any:
 
     try:
         data = json.loads(text, parse_int=integer, parse_float=number, parse_constant=constant)
+        if _depth(data) > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} levels deep")
         if isinstance(text, str) and "\\ud" in text.lower():
             json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair cannot be printed
         return data
     except (ValueError, RecursionError) as error:
         raise FormatError(f"is not JSON ({error})") from error
+
+
+def _depth(data: Any) -> int:
+    """Return how deep lists and tables are nested; what walks them later may recurse."""
+    depth, level = 0, [data]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [x for item in level for x in (item.values() if isinstance(item, dict) else item)]
+    return depth
 
 
 #: Key of the hash that a file holds of everything else in it.

@@ -10,7 +10,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from cmbench.leaderboard.details import floor_of
-from cmbench.records.record import Record, read_records
+from cmbench.records.folders import read_records
+from cmbench.records.record import Record
 
 ROOT = Path(__file__).resolve().parent.parent
 NFES = (1, 2, 4, 8)

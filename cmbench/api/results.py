@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from cmbench.errors import MissingError, UserError
 from cmbench.leaderboard.details import floor_of, interval_of
-from cmbench.records.record import Record, read_records
+from cmbench.records.folders import read_records
+from cmbench.records.record import Record
 from cmbench.records.workspace import Workspace
 
 if TYPE_CHECKING:

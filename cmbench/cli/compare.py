@@ -40,7 +40,7 @@ def compare_(a: str, b: str, dataset: str | None, workspace_dir: str | None) -> 
     """
     folders = record_folders(Workspace.existing(workspace_dir), (dataset,) if dataset else ())
     readings = Readings()
-    found = [item for folder in folders.values() for item in readings.read(folder)]
+    found = [item for name, folder in folders.items() for item in readings.read(folder, name)]
     rows = aggregate([(path, record) for path, record in found if isinstance(record, Record)])
     echo_unreadable(readings.errors)
     compared = compare(select(rows, a), select(rows, b))

@@ -13,6 +13,7 @@ from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, EXIT_USAGE, UserError, un
 from cmbench.leaderboard import boards
 from cmbench.leaderboard.published_files import check_published, load_published
 from cmbench.plugin.manager import load_plugins
+from cmbench.records.folders import record_files
 from cmbench.report.page import build_page
 
 _FOLDER = click.argument(
@@ -72,7 +73,7 @@ def list_(folder: Path | None) -> int:
     lines = []
     for path in boards.board_folders(found):
         published = load_published(path)
-        count = len(list(records[path.name].glob("*.json"))) if path.name in records else 0
+        count = len(record_files(records[path.name])) if path.name in records else 0
         lines.append([path.name, str(len(published.rows)), str(count), published.board.title])
     echo_table(["dataset", "published", "records", "title"], lines, prose=("title",))
     return EXIT_OK
@@ -90,7 +91,7 @@ def show(dataset: str, folder: Path | None, nfe: int | None) -> int:
         known = {*loaded, *records}
         raise unknown_name("cmbench leaderboard show", "dataset", dataset, known)
     readings = Readings()
-    cells = readings.read(records[dataset]) if dataset in records else ()
+    cells = readings.read(records[dataset], dataset) if dataset in records else ()
     page = build_page(dataset, cells, loaded.get(dataset), {}, "")
     for section in page.sections:
         lines = [line for line in section.lines if nfe in (None, line.row.nfe)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cmbench.cli.options import workspace_option
-from cmbench.cli.record_files import echo_unreadable
+from cmbench.cli.record_files import echo_hidden, echo_unreadable
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK
 from cmbench.leaderboard.merge import merge
 from cmbench.records.workspace import Workspace
@@ -21,19 +21,26 @@ from cmbench.records.workspace import Workspace
 def merge_(sources: tuple[Path, ...], workspace_dir: str | None) -> int:
     """Copy the records of other workspaces or record folders into this workspace.
 
-    Equal records are kept once. Two finished records of one cell that differ are a conflict, and so
-    are two different artifacts of one name: the error names them and nothing is written. Records
-    that cannot be read are left out and listed, and the exit code is 1.
+    Equal records are kept once. A cell that was measured again with a result that agrees within the
+    tolerance of `cmbench verify --full` is kept beside the first as a reproduction, which pages do
+    not count and `cmbench show` names. Other finished records of one cell that differ are a
+    conflict, and so are two different artifacts of one name: the error names them and nothing is
+    written. Records that cannot be read are left out and listed, and the exit code is 1.
     """
+    echo_hidden(folder for source in sources for folder in (source, *source.glob("**/")))
     result = merge(sources, Workspace.choose(workspace_dir).all_records)
-    for word, names in (("added", result.added), ("replaced", result.replaced)):
+    for word, names in (
+        ("added", result.added),
+        ("replaced", result.replaced),
+        ("reproduced", result.reproduced),
+    ):
         for name in names:
             click.echo(f"{word}  {name}")
     for reason in result.left_out:
         click.echo(f"not copied: {reason}", err=True)
     click.echo(
         f"{len(result.added)} added, {len(result.replaced)} replaced, "
-        f"{len(result.equal)} already there",
+        f"{len(result.reproduced)} reproduced, {len(result.equal)} already there",
         err=True,
     )
     echo_unreadable(result.unreadable)

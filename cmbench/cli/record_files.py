@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
 
+from cmbench.cli.common import printable
 from cmbench.errors import MissingError, UserError, first_names
-from cmbench.records.record import ReadRecord, read_records
+from cmbench.records.folders import ReadRecord, hidden_files, read_records, record_files
 from cmbench.records.workspace import Workspace
 
 
@@ -18,9 +19,9 @@ class Readings:
     def __init__(self) -> None:
         self.errors: list[UserError] = []
 
-    def read(self, folder: Path) -> Iterator[ReadRecord]:
+    def read(self, folder: Path, dataset: str) -> Iterator[ReadRecord]:
         """Yield what ``read_records`` finds."""
-        for path, found in read_records(folder):
+        for path, found in read_records(folder, dataset):
             if isinstance(found, UserError):
                 self.errors.append(found)
             yield path, found
@@ -32,9 +33,19 @@ def echo_unreadable(errors: Sequence[UserError]) -> None:
         click.echo(f"unreadable: {error}", err=True)
 
 
+def echo_hidden(folders: Iterable[Path]) -> None:
+    """Say once, on stderr, that files whose names begin with a dot are not read."""
+    names = [path.name for folder in folders for path in hidden_files(folder)]
+    if names:
+        click.echo(
+            f"not read: {len(names)} hidden file(s), such as {printable(names[0])}", err=True
+        )
+
+
 def record_folders(workspace: Workspace, datasets: Sequence[str] = ()) -> dict[str, Path]:
     """Return the folders of records by dataset; raise ``UserError`` for one without records."""
-    known = {p.name: p for p in sorted(workspace.all_records.glob("*")) if p.is_dir()}
+    known = {p.name: p for p in sorted(workspace.all_records.glob("[!.]*")) if p.is_dir()}
+    echo_hidden(known.values())
     for name in datasets:
         if name not in known:
             raise UserError(
@@ -52,7 +63,7 @@ def find_record(workspace: Workspace, name: str, who: str) -> Path:
         return Path(name)
     if name.endswith((".json", ".zip")):  # no cell has such a name
         raise MissingError(who, f"file {name} does not exist", remedy="check the path")
-    files = sorted(workspace.all_records.glob("*/*.json"))
+    files = record_files(workspace.all_records, "*/*.json")
     matches = [f for f in files if f.stem == name] or [f for f in files if f.stem.startswith(name)]
     if len(matches) == 1:
         return matches[0]

@@ -64,7 +64,7 @@ def render_pages(
     """Render folders of records with the columns and charts that plugins add."""
     readings = Readings()
     written = render(
-        {name: readings.read(folder) for name, folder in folders.items()},
+        {name: readings.read(folder, name) for name, folder in folders.items()},
         out,
         templates=templates,
         extra_columns=hook_columns(plugins),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 
 import click
 
 from cmbench.cli.common import printable
 from cmbench.cli.options import workspace_option
 from cmbench.cli.record_files import find_record
+from cmbench.errors import UserError
 from cmbench.leaderboard.details import extrapolation_of, floor_of, interval_of
 from cmbench.records.configuration import configured_method
+from cmbench.records.folders import reproductions
 from cmbench.records.record import MetricRecord, Record, read_record
 from cmbench.records.workspace import Workspace
 
@@ -32,6 +35,20 @@ def show(cell: str, as_json: bool, workspace_dir: str | None) -> None:
     for line in describe(record):
         click.echo(printable(line))
     click.echo(f"file         {path}")
+    for other in reproductions(path):
+        click.echo(f"reproduced   {printable(reproduction_line(other))}")
+
+
+def reproduction_line(path: Path) -> str:
+    """Return the rank metric of a record that agrees with the one shown, and its file."""
+    try:
+        record = read_record(path)
+    except UserError as error:
+        return str(error)
+    found = record.metrics.get(record.rank_metric)
+    value = "-" if found is None or found.value is None else f"{found.value:.7g}"
+    machine = record.environment.gpu or record.environment.cpu
+    return f"{record.rank_metric} {value} on {machine}, {record.created}: {path}"
 
 
 def describe(record: Record) -> list[str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 
 from cmbench.cli.options import workspace_option
+from cmbench.cli.record_files import record_folders
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.files import UNREADABLE, read_sealed
-from cmbench.records.record import read_records
+from cmbench.records.folders import read_records
 from cmbench.records.workspace import Workspace
 
 
@@ -29,9 +30,9 @@ def status(workspace_dir: str | None) -> int:
     for path in sorted(workspace.imported.glob("*.json")):
         click.echo(f"imported  {path.stem}  {imported_state(path)}")
     trouble = 0
-    for dataset in sorted(workspace.all_records.glob("*")):
+    for dataset in record_folders(workspace).values():
         counts: Counter[str] = Counter()
-        for path, found in read_records(dataset):
+        for path, found in read_records(dataset, dataset.name):
             if isinstance(found, UserError):
                 trouble += 1
                 click.echo(f"unreadable  {found}")

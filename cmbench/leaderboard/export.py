@@ -16,7 +16,8 @@ from cmbench.leaderboard.floors import marked_by_floor
 from cmbench.leaderboard.ranking import rank_all
 from cmbench.leaderboard.rows import Row, aggregate
 from cmbench.leaderboard.sections import sections
-from cmbench.records.record import Record, read_records
+from cmbench.records.folders import read_records
+from cmbench.records.record import Record
 
 
 @dataclass
@@ -32,8 +33,8 @@ class FlatTable:
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
 
-def _read(folder: Path, table: FlatTable) -> Iterator[tuple[Path, Record]]:
-    for path, found in read_records(folder):
+def _read(folder: Path, dataset: str, table: FlatTable) -> Iterator[tuple[Path, Record]]:
+    for path, found in read_records(folder, dataset):
         if isinstance(found, UserError):
             table.errors.append(found)
         else:
@@ -43,8 +44,8 @@ def _read(folder: Path, table: FlatTable) -> Iterator[tuple[Path, Record]]:
 def cell_table(folders: Mapping[str, Path]) -> FlatTable:
     """One line per record, its fields as dotted columns; lists and mappings as JSON text."""
     table = FlatTable()
-    for folder in folders.values():
-        for _, record in _read(folder, table):
+    for dataset, folder in folders.items():
+        for _, record in _read(folder, dataset, table):
             table.rows.append(dict(_flat("", record.model_dump(mode="json"))))
     return table
 
@@ -63,8 +64,8 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 def row_table(folders: Mapping[str, Path]) -> FlatTable:
     """One line per row over seeds: mean, interval and raw values of every metric, and the rank."""
     table = FlatTable()
-    for folder in folders.values():
-        parts = sections(marked_by_floor(aggregate(_read(folder, table))))
+    for dataset, folder in folders.items():
+        parts = sections(marked_by_floor(aggregate(_read(folder, dataset, table))))
         ranks = rank_all(parts)
         for section in parts:
             for row in section.rows:

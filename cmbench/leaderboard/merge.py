@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cmbench.errors import MissingError, UserError
 from cmbench.files import sha256_file, write_atomically
-from cmbench.records.record import Record, read_record
+from cmbench.leaderboard.reproduced import agreement
+from cmbench.leaderboard.sampled_again import Check
+from cmbench.records.folders import REPRODUCTIONS, read_cell, record_files
+from cmbench.records.record import Record
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,12 @@ class MergeResult:
     unreadable: tuple[UserError, ...] = ()
     #: Why artifacts were not copied.
     left_out: tuple[str, ...] = ()
+    #: Cells that were measured twice with results that agree, and how well.
+    reproduced: tuple[str, ...] = ()
+
+
+#: A record that reproduces another one, its file, and what was compared.
+Evidence = tuple[Path, Record, list[Check]]
 
 
 def find_records(source: Path) -> list[Path]:
@@ -38,17 +47,20 @@ def find_records(source: Path) -> list[Path]:
             remedy="check the path",
         )
     root = source / "records" if (source / "records").is_dir() else source
-    found = sorted([*root.glob("*.json"), *root.glob("*/*.json")])
+    found = sorted(record_files(root) + record_files(root, "*/*.json"))
     if not found:
         raise UserError("merge", f"{source} has no records", remedy="check the path")
-    return found
+    again = [f"{REPRODUCTIONS}/*/*.json", f"*/{REPRODUCTIONS}/*/*.json"]
+    return found + sorted(path for pattern in again for path in record_files(root, pattern))
 
 
 def merge(sources: Sequence[Path], target: Path) -> MergeResult:
     """Copy the records of ``sources`` with their artifacts to ``target/<dataset>/``.
 
     All records are read and all conflicts found before anything is written. A finished record
-    replaces a failed or skipped one of the same cell; two finished ones that differ are a conflict,
+    replaces a failed or skipped one of the same cell. Of two finished ones that differ, the second
+    is kept as a reproduction if everything that decides the numbers is equal and the numbers agree
+    within the tolerance of :mod:`cmbench.leaderboard.reproduced`; otherwise they are a conflict,
     and so are two artifacts of one name that differ: no file is ever overwritten by another one.
     Files that cannot be read, or are not named after their cell, are neither copied nor replaced,
     and are returned with the reason.
@@ -59,7 +71,8 @@ def merge(sources: Sequence[Path], target: Path) -> MergeResult:
     """
     conflicts: list[str] = []
     unreadable: list[UserError] = []
-    files = sorted(target.glob("*/*.json")) if target.is_dir() else []
+    files = record_files(target, "*/*.json") if target.is_dir() else []
+    reproduced: dict[str, Evidence] = {}
     there = {_key(record): (path, record) for path, record in _readable(files, unreadable)}
     chosen = dict(there)
     kept = set(files) - {path for path, _ in there.values()}
@@ -68,7 +81,7 @@ def merge(sources: Sequence[Path], target: Path) -> MergeResult:
         for path, record in _readable(find_records(source), unreadable):
             if target / record.dataset.name / f"{record.cell}.json" not in kept:
                 seen.add(_key(record))
-                _choose(path, record, chosen, conflicts)
+                _choose(path, record, chosen, reproduced, conflicts)
     if conflicts:
         raise UserError(
             "merge",
@@ -76,7 +89,14 @@ def merge(sources: Sequence[Path], target: Path) -> MergeResult:
             remedy="records are immutable: keep one of each pair and move the other away",
         )
     chosen = {key: found for key, found in chosen.items() if key in seen}
-    return replace(_write(chosen, there, target), unreadable=tuple(unreadable))
+    result = _write(chosen, there, target)
+    told, left_out = _write_evidence(reproduced.values(), target)
+    return replace(
+        result,
+        unreadable=tuple(unreadable),
+        reproduced=tuple(told),
+        left_out=(*result.left_out, *left_out),
+    )
 
 
 def _key(record: Record) -> tuple[str, str]:
@@ -87,27 +107,16 @@ def _readable(paths: Sequence[Path], unreadable: list[UserError]) -> Iterator[tu
     """Yield the records of ``paths``; collect the errors of the others."""
     for path in paths:
         try:
-            yield path, _read(path)
+            yield path, read_cell(path)
         except UserError as error:
             unreadable.append(error)
-
-
-def _read(path: Path) -> Record:
-    record = read_record(path)
-    if path.stem != record.cell:
-        raise UserError(
-            f"record {path}",
-            f"has the cell {record.cell!r}, which is not its name",
-            allowed=f"{record.cell}.json",
-            remedy="rename the file",
-        )
-    return record
 
 
 def _choose(
     path: Path,
     record: Record,
     chosen: dict[tuple[str, str], tuple[Path, Record]],
+    reproduced: dict[str, Evidence],
     conflicts: list[str],
 ) -> None:
     key = _key(record)
@@ -118,7 +127,14 @@ def _choose(
     if other.to_json() == record.to_json():
         return
     if other.status == "finished" and record.status == "finished":
-        conflicts.append(f"{record.dataset.name}/{record.cell} in {other_path} and {path}")
+        checks = agreement(other, record)
+        failed = [check for check in checks if check.state == "failed"]
+        if failed:
+            reasons = ", ".join(f"{check.name}: {check.detail}" for check in failed[:3])
+            name = f"{record.dataset.name}/{record.cell}"
+            conflicts.append(f"{name} in {other_path} and {path} ({reasons})")
+        else:
+            reproduced.setdefault(record.sha256, (path, record, checks))
     elif record.status == "finished" or (
         other.status != "finished" and record.created > other.created
     ):
@@ -141,7 +157,8 @@ def _write(
             continue
         (replaced if (dataset, cell) in there else added).append(name)
         new.append((path, record))
-    copies, left_out = _plan_artifacts({**there, **chosen}.values(), new, target)
+    kept = {**there, **chosen}.values()
+    copies, left_out = _plan_artifacts(kept, new, lambda record: target / record.dataset.name)
     for goal, source in copies.items():
         write_atomically(goal, source.read_bytes())
     for _, record in new:
@@ -150,8 +167,31 @@ def _write(
     return MergeResult(tuple(added), tuple(equal), tuple(replaced), left_out=tuple(left_out))
 
 
+def _write_evidence(found: Iterable[Evidence], target: Path) -> tuple[list[str], list[str]]:
+    """Write reproductions with their artifacts, each into a folder of its own."""
+    told, left_out = [], []
+    for path, record, checks in found:
+        folder = target / record.dataset.name / REPRODUCTIONS / record.sha256[:12]
+        if not (folder / path.name).exists():
+            left_out += _write_reproduction(path, record, folder)
+            within = (f"{c.name} {c.detail}" for c in checks if c.name.startswith("metric"))
+            told.append(f"{record.dataset.name}/{record.cell}: {', '.join(within)}")
+    return told, left_out
+
+
+def _write_reproduction(path: Path, record: Record, folder: Path) -> list[str]:
+    item = [(path, record)]
+    copies, left_out = _plan_artifacts(item, item, lambda _: folder)
+    for goal, source in copies.items():
+        write_atomically(goal, source.read_bytes())
+    write_atomically(folder / f"{record.cell}.json", record.to_json().encode())
+    return left_out
+
+
 def _plan_artifacts(
-    kept: Iterable[tuple[Path, Record]], new: Sequence[tuple[Path, Record]], target: Path
+    kept: Iterable[tuple[Path, Record]],
+    new: Sequence[tuple[Path, Record]],
+    folder_of: Callable[[Record], Path],
 ) -> tuple[dict[Path, Path], list[str]]:
     """Return what to copy, by goal, and why the others are left out; nothing is written yet.
 
@@ -161,14 +201,14 @@ def _plan_artifacts(
         UserError: the goal of an artifact holds other bytes, or another record wants other bytes
             there.
     """
-    wanted = _wanted_hashes(kept, target)
+    wanted = _wanted_hashes(kept, folder_of)
     copies: dict[Path, Path] = {}
     left_out, conflicts = [], []
     for path, record in new:
         for artifact in record.artifacts.values():
             label = f"{artifact.file!r} of {record.dataset.name}/{record.cell}"
             source = _inside(path.parent, artifact.file)
-            goal = _inside(target / record.dataset.name, artifact.file)
+            goal = _inside(folder_of(record), artifact.file)
             if source is None or goal is None:
                 left_out.append(f"{label}: leaves its folder")
             elif conflict := _conflict(source, goal, artifact.sha256, wanted[goal]):
@@ -186,12 +226,14 @@ def _plan_artifacts(
     return copies, left_out
 
 
-def _wanted_hashes(kept: Iterable[tuple[Path, Record]], target: Path) -> dict[Path, str]:
+def _wanted_hashes(
+    kept: Iterable[tuple[Path, Record]], folder_of: Callable[[Record], Path]
+) -> dict[Path, str]:
     """Return the hash that the records want at each goal; empty if two records disagree."""
     wanted: dict[Path, str] = {}
     for _, record in kept:
         for artifact in record.artifacts.values():
-            goal = _inside(target / record.dataset.name, artifact.file)
+            goal = _inside(folder_of(record), artifact.file)
             if goal is not None and wanted.setdefault(goal, artifact.sha256) != artifact.sha256:
                 wanted[goal] = ""
     return wanted

@@ -76,7 +76,7 @@ def check_again(
         if stored is None:
             checks.append(Check(f"metric {name}", "failed", "measured, but not in the record"))
             continue
-        checks.append(_check_metric(name, stored, made, tolerance, record.sampling))
+        checks.append(check_metric(name, stored, made, tolerance, record.sampling))
         if made is not None and record.schema_version > 1:
             checks += _check_detail(name, stored, made)
     return checks
@@ -121,14 +121,14 @@ def _check_first(path: Path, record: Record, again: Reproduction) -> list[Check]
     if made.pixels_sha256 == stored.pixels_sha256:
         told = f"the first {stored.count} images are the same: sha256 {stored.pixels_sha256}"
         return [Check(label, "ok", told), _check_grid(path, record, 0.0, again.grid_png)]
-    pixels, features = _tolerances(record.sampling, stored)
+    pixels, features = tolerances(record.sampling, stored)
     return [
-        _check_features(stored, made, features),
+        check_features(stored, made, features),
         _check_grid(path, record, pixels, again.grid_png),
     ]
 
 
-def _tolerances(sampling: SamplingRecord, stored: FirstSamples) -> tuple[float, float]:
+def tolerances(sampling: SamplingRecord, stored: FirstSamples) -> tuple[float, float]:
     """Return what pixels and features may differ by: what the record states, within our limits."""
     precision = {dtype: name for name, dtype in DTYPES.items()}.get(sampling.dtype, "fp32")
     pixels, features = TOLERANCES[precision]
@@ -144,7 +144,8 @@ def _within(label: str, difference: float, allowed: float, unit: str) -> Check:
     return Check(label, "failed", f"differs by {difference:.3g} {unit}, allowed {allowed:g}")
 
 
-def _check_features(stored: FirstSamples, made: FirstSamples, tolerance: float) -> Check:
+def check_features(stored: FirstSamples, made: FirstSamples, tolerance: float) -> Check:
+    """Compare the mean feature of the first samples, relative to its norm."""
     label = f"mean feature of {stored.count} samples"
     ours, theirs = np.asarray(made.mean_feature), np.asarray(stored.mean_feature)
     if ours.shape != theirs.shape:
@@ -180,13 +181,14 @@ def _picture(data: bytes) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float
         return np.asarray(picture.convert("RGB"), float), GRID_TILE in picture.info
 
 
-def _check_metric(
+def check_metric(
     name: str,
     stored: MetricRecord,
     again: MetricRecord | None,
     tolerance: float,
     sampling: SamplingRecord,
 ) -> Check:
+    """Compare a metric's value with the stored one, within a share of it or of its error."""
     label = f"metric {name}"
     if again is None:
         return Check(label, "not checked", "it was not measured again")

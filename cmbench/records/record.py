@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -287,10 +286,6 @@ class Record(Part):
         return json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
-#: A file and the record in it, or why it cannot be read.
-ReadRecord = tuple[Path, Record | UserError]
-
-
 def finite_or_none(value: float | None) -> float | None:
     """Return ``value``, or None where it is NaN, infinite or above `LARGEST`: no record has it."""
     return value if value is not None and abs(value) <= LARGEST else None
@@ -329,12 +324,3 @@ def read_record(path: Path) -> Record:
         if version == 1 and isinstance(sampling, dict) and "times" in sampling:
             sampling["sigmas"] = sampling.pop("times")
         return Record.model_validate(data)
-
-
-def read_records(folder: Path) -> Iterator[ReadRecord]:
-    """Yield every ``*.json`` directly in ``folder`` in name order, each a record or its error."""
-    for path in sorted(folder.glob("*.json")):
-        try:
-            yield path, read_record(path)
-        except UserError as error:
-            yield path, error

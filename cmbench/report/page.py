@@ -17,7 +17,8 @@ from cmbench.leaderboard.published import Board, Published
 from cmbench.leaderboard.ranking import rank_all
 from cmbench.leaderboard.rows import Row, aggregate, conditioning, unfinished
 from cmbench.leaderboard.sections import Section, sections
-from cmbench.records.record import ReadRecord, Record
+from cmbench.records.folders import ReadRecord
+from cmbench.records.record import Record
 from cmbench.report.cells import TableCell
 from cmbench.report.columns import Column, Findings, metric_title, table_columns
 from cmbench.report.csvtable import csv_cells, csv_header

@@ -12,7 +12,7 @@ from typing import Any
 from cmbench.errors import UserError
 from cmbench.files import write_atomically
 from cmbench.leaderboard.published import Published
-from cmbench.records.record import ReadRecord
+from cmbench.records.folders import ReadRecord
 from cmbench.report.charts import Charts, chart_images
 from cmbench.report.environment import Templates
 from cmbench.report.page import Page, build_page

@@ -17,6 +17,7 @@ from cmbench.metrics.memorisation import Memorisation
 from cmbench.metrics.reference import Reference
 from cmbench.metrics.suite import MetricSuite
 from cmbench.plugin.specs import DatasetSpec
+from cmbench.records.folders import read_records
 from cmbench.records.provenance import environment
 from cmbench.records.record import (
     DatasetRecord,
@@ -24,7 +25,6 @@ from cmbench.records.record import (
     Record,
     SamplingRecord,
     TrainingRecord,
-    read_records,
 )
 from cmbench.samples.source import ReadOptions, SampleSource
 from cmbench.sweep.cell_record import base_record, dataset_record, metric_record, now

@@ -19,7 +19,8 @@ from cmbench.measure.loop import measure
 from cmbench.measure.observers import stopped_by
 from cmbench.metrics.values import MetricValue
 from cmbench.plugin.specs import DatasetSpec
-from cmbench.records.record import Record, read_records
+from cmbench.records.folders import read_records
+from cmbench.records.record import Record
 from cmbench.sampling.search import FoundLevels, Levels, search_levels
 from cmbench.seeds import HELD_OUT_FROM
 from cmbench.sweep.cell_record import now

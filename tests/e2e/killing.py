@@ -27,7 +27,8 @@ import torch
 from toy import add_toys
 
 from cmbench.plugin.manager import load_plugins
-from cmbench.records.record import Record, read_records
+from cmbench.records.folders import read_records
+from cmbench.records.record import Record
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Local

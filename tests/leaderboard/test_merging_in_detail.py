@@ -102,7 +102,8 @@ def test_every_conflict_is_named_with_both_files(tmp_path: Path) -> None:
     cells = [f"digits-{m}-demo-nfe1-s0" for m in ("alpha", "beta")]
     told = "; ".join(
         f"digits/{cell} in {tmp_path / 'one' / 'digits' / cell}.json and "
-        f"{tmp_path / 'two' / 'digits' / cell}.json"
+        f"{tmp_path / 'two' / 'digits' / cell}.json (metric fd-digits: 2 again, 1 stored, allowed "
+        "±0.01)"
         for cell in cells
     )
     assert str(raised.value) == (
@@ -120,7 +121,7 @@ def test_a_record_under_another_name_is_told(tmp_path: Path) -> None:
     (error,) = merge([tmp_path / "one"], tmp_path / "all").unreadable
     assert str(error) == (
         f"record {other}: has the cell {CELL!r}, which is not its name; allowed: {CELL}.json; "
-        "rename the file"
+        "rename the file, or delete it if it is a copy"
     )
 
 

@@ -13,7 +13,8 @@ from cmbench.leaderboard.ranking import Rank, rank_all
 from cmbench.leaderboard.rows import Row, aggregate
 from cmbench.leaderboard.sections import sections
 from cmbench.leaderboard.significance import compare_units
-from cmbench.records.record import Record, read_records
+from cmbench.records.folders import read_records
+from cmbench.records.record import Record
 
 
 def rows(records: list[Record]) -> list[Row]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cmbench.errors import UserError
+from cmbench.records.folders import read_records
 from cmbench.records.record import (
     LARGEST,
     DatasetRecord,
@@ -24,7 +25,6 @@ from cmbench.records.record import (
     TrainingRecord,
     finite_or_none,
     read_record,
-    read_records,
     write_record,
 )
 

@@ -12,7 +12,7 @@ from record_factory import metric, on_disk, record, with_artifact
 
 from cmbench.leaderboard.boards import load_boards, record_folders
 from cmbench.measure.gallery import grid_png
-from cmbench.records.record import read_records
+from cmbench.records.folders import read_records
 from cmbench.report import render
 
 BOARDS = Path(__file__).parents[2] / "leaderboards"

@@ -22,7 +22,7 @@ from cmbench.leaderboard.published import (
     SourceTable,
 )
 from cmbench.leaderboard.published_files import load_published
-from cmbench.records.record import read_records
+from cmbench.records.folders import read_records
 from cmbench.report import render
 
 BOARDS = Path(__file__).parents[2] / "leaderboards"

@@ -17,7 +17,7 @@ from cmbench.leaderboard.labels import row_labels
 from cmbench.leaderboard.rows import aggregate
 from cmbench.measure.gallery import grid_png
 from cmbench.metrics.quantize import quantize
-from cmbench.records.record import read_records
+from cmbench.records.folders import read_records
 from cmbench.report import render
 from cmbench.report.artifacts import STRIP_SIDE, picture
 

@@ -14,7 +14,7 @@ from record_factory import metric, on_disk, record
 from cmbench.leaderboard.joins import Reported
 from cmbench.leaderboard.published_files import load_published
 from cmbench.leaderboard.rows import aggregate
-from cmbench.records.record import read_records
+from cmbench.records.folders import read_records
 from cmbench.report import render
 from cmbench.report.cells import TableCell, reported_cell
 from cmbench.report.columns import Column

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from record_factory import on_disk, record, with_artifact
 
-from cmbench.records.record import read_records
+from cmbench.records.folders import read_records
 from cmbench.report import render
 from cmbench.report.paths import clean, without_paths
 

@@ -12,7 +12,7 @@ from record_factory import metric, on_disk, png, record, sweep, with_artifact
 
 from cmbench.errors import UserError
 from cmbench.leaderboard.statistics import Unit, interval_over_seeds
-from cmbench.records.record import read_records
+from cmbench.records.folders import read_records
 from cmbench.report import render
 from cmbench.report.numbers import format_mean
 
