@@ -36,11 +36,12 @@ def merge_(sources: tuple[Path, ...], workspace_dir: str | None) -> int:
     ):
         for name in names:
             click.echo(f"{word}  {name}")
+    again = f"{len(result.reproduced)} reproduced, " if result.reproduced else ""
     for reason in result.left_out:
         click.echo(f"not copied: {reason}", err=True)
     click.echo(
-        f"{len(result.added)} added, {len(result.replaced)} replaced, "
-        f"{len(result.reproduced)} reproduced, {len(result.equal)} already there",
+        f"{len(result.added)} added, {len(result.replaced)} replaced, {again}"
+        f"{len(result.equal)} already there",
         err=True,
     )
     echo_unreadable(result.unreadable)
