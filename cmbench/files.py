@@ -185,8 +185,14 @@ def write_json(path: Path, data: Any) -> None:
     write_atomically(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` to a temporary name next to ``path``, flush it to disk, rename it."""
+def write_atomically(
+    path: Path, data: bytes, remedy: str = "free space or choose a writable folder with --workspace"
+) -> None:
+    """Write ``data`` to a temporary name next to ``path``, flush it to disk, rename it.
+
+    Raises:
+        UserError: the file cannot be written; ``remedy`` ends the message.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -200,7 +206,5 @@ def write_atomically(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}",
-            error.strerror or str(error),
-            remedy="free space or choose a writable folder with --workspace",
+            f"cannot write {path}", error.strerror or str(error), remedy=remedy
         ) from error

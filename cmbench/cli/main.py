@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "refs": ("cmbench.cli.refs:refs", "List, show, import and compare reference statistics."),
     "status": ("cmbench.cli.status:status", "Show runs, checkpoints and records of the workspace."),
     "show": ("cmbench.cli.show:show", "Show one record."),
+    "recipe": ("cmbench.cli.recipe:recipe", "List, show, compare and export recipes."),
     "list": ("cmbench.cli.listing:list_", "List methods, datasets, metrics, networks, recipes."),
     "plugins": ("cmbench.cli.plugins:plugins", "List plugins with their status and errors."),
     "env": ("cmbench.cli.env:env", "Show versions, hardware and paths."),

@@ -124,6 +124,9 @@ _WORKSPACE: Any = {
     "help": "Folder of runs, records and reports.  [env: CMBENCH_WORKSPACE; default: cmbench-out]",
 }
 workspace_option = click.option("--workspace", "-w", "workspace_dir", **_WORKSPACE)
+overrides_option = click.option(
+    "--option", "-o", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a value."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from cmbench.api.models import OpenedRun, opened
 from cmbench.cli.common import make_context, stop_asker
 from cmbench.cli.sample import SampleOptions
-from cmbench.errors import UserError
 from cmbench.files import write_atomically
 from cmbench.measure.gallery import grid_png, save_pngs
 from cmbench.metrics.quantize import quantize
@@ -50,11 +49,11 @@ def write(options: SampleOptions, model: OpenedRun, nfe: int | None, *, several:
     written = []
     if options.grid is not None:
         written.append(named(options.grid, suffix))
-        put(written[-1], grid_png(images))
+        write_atomically(written[-1], grid_png(images), "name another file with --grid")
     if options.out is not None:
         written.append(named(options.out, suffix))
         if options.out.suffix == ".npz":
-            put(written[-1], npz(images, labels))
+            write_atomically(written[-1], npz(images, labels), "name another file with --out")
         else:
             save_pngs(images, 0, written[-1], remedy="name another folder with --out")
     where = ", ".join(map(str, written))
@@ -74,17 +73,6 @@ def repeated(labels: tuple[int, ...] | None, count: int) -> Tensor | None:
 def named(path: Path, suffix: str) -> Path:
     """Return ``path`` with ``suffix`` before its extension."""
     return path.with_name(f"{path.stem}{suffix}{path.suffix}")
-
-
-def put(path: Path, data: bytes) -> None:
-    """Write a file whole."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, data)
-    except OSError as error:
-        raise UserError(
-            str(path), f"cannot be written ({error.strerror})", remedy="name another path"
-        ) from error
 
 
 def npz(images: Tensor, labels: Tensor | None) -> bytes:

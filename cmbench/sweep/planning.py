@@ -10,6 +10,7 @@ from typing import Any, get_args
 from cmbench.errors import Declined, PluginError, UserError
 from cmbench.importers.imported import Parameterization
 from cmbench.plugin.config import EMAConfig, MethodConfig
+from cmbench.plugin.manager import PluginManager
 from cmbench.plugin.method import Method, SamplingPlan
 from cmbench.plugin.specs import DatasetSpec, MethodSpec
 from cmbench.records.options import dotted
@@ -54,7 +55,7 @@ def plan_run(
     spec = context.plugins.methods.get(method, "cmbench run")
     data = context.dataset_spec(dataset, "cmbench run")
     dataset = data.name
-    method_class = load_method_class(context, spec)
+    method_class = load_method_class(context.plugins, spec)
     recipe = recipe or default_recipe(spec, dataset)
     extra = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     base = recipe_table(spec, dataset, recipe)
@@ -62,7 +63,7 @@ def plan_run(
     _require_no_idle_teacher(spec, table.get("teacher"))
     teacher, table = resolve_teacher(context, table, extra, data)
     config = validate(method_class.Config, table, f"recipe {method}/{dataset}.{recipe}")
-    config = _with_network_options(context, config)
+    config = with_network_options(context.plugins, config)
     _require_trainable(config, data, f"recipe {method}/{dataset}.{recipe}")
     if teacher is not None:
         teacher = teacher.planned(context, config, dataset, plan_run)
@@ -111,7 +112,7 @@ def _changed(
     if not extra:
         return {}
     try:
-        usual = _with_network_options(context, validate(type(config), base, "recipe"))
+        usual = with_network_options(context.plugins, validate(type(config), base, "recipe"))
         before = dict(dotted(usual.model_dump(mode="json")))
     except UserError:  # complete only with the overrides, or with what the teacher determines
         before = dict(dotted(base))
@@ -139,7 +140,7 @@ def plan_imported_run(
     model = open_imported(context.workspace, checkpoint)
     model.require_data(data)
     spec, parameterization = _sampling_method(context, model, method)
-    method_class = load_method_class(context, spec)
+    method_class = load_method_class(context.plugins, spec)
     extra = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     if "network" in extra:
         raise UserError("-o network", "the network is the checkpoint's", remedy="leave it out")
@@ -160,7 +161,7 @@ def plan_imported_run(
     }
     table = {**merge(base, extra), **facts_of_model}
     config = validate(method_class.Config, table, f"imported checkpoint {model.name}")
-    config = _with_network_options(context, config)
+    config = with_network_options(context.plugins, config)
     changed = _changed(context, {**base, **facts_of_model}, extra, config)
     return RunPlan(spec, data.name, model.name, seed, config, None, method_class, model, changed)
 
@@ -187,18 +188,24 @@ def _sampling_method(
     return able[found], found
 
 
-def _with_network_options(context: Context, config: MethodConfig) -> MethodConfig:
+def network_name(plugins: PluginManager, table: Mapping[str, Any]) -> str:
+    """Return a network's name in a recipe; raise ``UserError`` if it has none."""
+    name = table.get("name")
+    if isinstance(name, str):
+        return name
+    raise UserError(
+        "recipe, network",
+        "has no name",
+        allowed=", ".join(sorted(plugins.networks.specs)),
+        remedy="set network.name",
+    )
+
+
+def with_network_options(plugins: PluginManager, config: MethodConfig) -> MethodConfig:
     """Validate the network's options by its own config and write its defaults out in full."""
-    table = dict(config.network)
-    name = table.pop("name", None)
-    if not isinstance(name, str):
-        raise UserError(
-            "recipe, network",
-            "has no name",
-            allowed=", ".join(sorted(context.plugins.networks.specs)),
-            remedy="set network.name",
-        )
-    network_class: Any = context.plugins.networks.load(name)
+    name = network_name(plugins, config.network)
+    table = {key: value for key, value in config.network.items() if key != "name"}
+    network_class: Any = plugins.networks.load(name)
     options = validate(network_class.Config, table, f"network {name!r}", "network.")
     full = {"name": name, **options.model_dump(mode="json")}
     if config.augment > 0 and full.get("augment_dim") != LABEL_DIM:

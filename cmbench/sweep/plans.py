@@ -13,6 +13,7 @@ from torch import nn
 
 from cmbench.errors import PluginError
 from cmbench.plugin.config import MethodConfig
+from cmbench.plugin.manager import PluginManager
 from cmbench.plugin.method import DataInfo, Method, SamplingPlan, Teacher
 from cmbench.plugin.specs import MethodSpec
 from cmbench.sweep.context import Context
@@ -131,9 +132,9 @@ class TeacherSource(ABC):
         """Return a teacher of the same shapes with random weights, for estimates of cost."""
 
 
-def load_method_class(context: Context, spec: MethodSpec) -> type[Method]:
+def load_method_class(plugins: PluginManager, spec: MethodSpec) -> type[Method]:
     """Import a method's class; raise ``PluginError`` if it is not what the contract asks for."""
-    loaded: Any = context.plugins.methods.load(spec.name)
+    loaded: Any = plugins.methods.load(spec.name)
     if not (isinstance(loaded, type) and issubclass(loaded, Method)):
         raise PluginError(
             f"method {spec.name!r}",

@@ -86,7 +86,12 @@ def default_recipe(spec: MethodSpec, dataset: str) -> str:
 
 
 def recipe_table(spec: MethodSpec, dataset: str, recipe: str) -> Table:
-    """Return a recipe's merged table.
+    """Return a recipe's merged table, see :func:`recipe_layers`."""
+    return merged(recipe_layers(spec, dataset, recipe))
+
+
+def recipe_layers(spec: MethodSpec, dataset: str, recipe: str) -> list[tuple[str, Table]]:
+    """Return the tables that make up a recipe with their names in the file, each over the last.
 
     ``recipe`` may be ``FILE.toml:NAME`` for a user's file, or, on a dataset without recipes,
     ``DATASET.NAME`` for another dataset's.
@@ -109,7 +114,7 @@ def recipe_table(spec: MethodSpec, dataset: str, recipe: str) -> Table:
         other, dot, rest = name.partition(".")
         if dot and dataset not in tables and other in tables:
             dataset, name = other, rest  # a dataset without recipes uses another's
-    return _resolve(spec, tables, dataset, name, ())
+    return _layers(spec, tables, dataset, name, ())
 
 
 def _no_name(file: str, dataset: str) -> UserError:
@@ -141,9 +146,9 @@ def sampling_table(spec: MethodSpec, dataset: str, recipe: str | None) -> Table:
     return dict(shared)
 
 
-def _resolve(
+def _layers(
     spec: MethodSpec, tables: Table, dataset: str, name: str, seen: tuple[str, ...]
-) -> Table:
+) -> list[tuple[str, Table]]:
     recipes = tables.get(dataset, {})
     if name not in recipes:
         if not recipes:
@@ -151,8 +156,9 @@ def _resolve(
         raise unknown_name(f"method {spec.name!r} on {dataset!r}", "recipe", name, recipes)
     table = dict(recipes[name])
     parent = table.pop("extends", None)
+    own = (f"{dataset}.{name}", table)
     if parent is None:
-        return merge(tables.get(BASE, {}), table)
+        return [(BASE, tables.get(BASE, {})), own]
     owner, dot, rest = parent.partition(".")
     owner, rest = (owner, rest) if dot else (dataset, parent)
     seen = (*seen, f"{dataset}.{name}")
@@ -162,7 +168,15 @@ def _resolve(
             f"extends itself through {parent!r}",
             remedy="remove one of the extends",
         )
-    return merge(_resolve(spec, tables, owner, rest, seen), table)
+    return [*_layers(spec, tables, owner, rest, seen), own]
+
+
+def merged(layers: Sequence[tuple[str, Table]]) -> Table:
+    """Return the tables of a recipe as one, the last on top."""
+    table: Table = {}
+    for _, layer in layers:
+        table = merge(table, layer)
+    return table
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Table:

@@ -92,7 +92,7 @@ def saved_plan(context: Context, saved: Mapping[str, Any]) -> RunPlan:
     resolved ``config``, the ``teacher``'s name and, since version 3 of records, ``overrides``.
     """
     spec = context.plugins.methods.get(saved["method"], "run")
-    method_class = load_method_class(context, spec)
+    method_class = load_method_class(context.plugins, spec)
     who = f"run of {spec.name!r} on {saved['dataset']!r}"
     config = validate(method_class.Config, saved["config"], who)
     teacher = parse_teacher(config.teacher, saved["teacher"])

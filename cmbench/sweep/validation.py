@@ -38,7 +38,7 @@ def validate(
             places.append(where)
             got = f", got {item['input']!r}" if _is_short(item.get("input")) else ""
             if item["type"] == "extra_forbidden":
-                owner = _owner(model, item["loc"])
+                owner = owner_of(model, item["loc"])
                 keys = set(owner.model_fields) if owner else keys
                 near = get_close_matches(str(item["loc"][-1]), sorted(keys), n=1)
                 close = close or (f"did you mean {near[0]!r}?" if near else "")
@@ -66,7 +66,7 @@ def _valid_values(
     model: type[BaseModel], location: tuple[int | str, ...], name: str, message: str
 ) -> str:
     """Return the valid values of a field: its constraints and description, or pydantic's words."""
-    owner = _owner(model, location)
+    owner = owner_of(model, location)
     field = owner.model_fields.get(str(location[-1])) if owner and location else None
     signs = [
         f"{sign} {getattr(rule, key):g}"
@@ -81,7 +81,7 @@ def _valid_values(
     return f"{name}: {expected}" if expected != message else ""
 
 
-def _owner(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
+def owner_of(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
     """Return the model that has the last part of a location as a field."""
     current: type[BaseModel] | None = model
     for part in location[:-1]:

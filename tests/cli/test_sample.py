@@ -85,7 +85,7 @@ def test_samples_are_those_of_the_scored_run(
         (("--grid", "g.png", "--labels", "10"), 2, "labels from 10 to 10; allowed: 64 labels"),
         (("--grid", "g.png", "--sampler", "heun"), 2, "sampler 'heun'"),
         (("--grid", "g.png", "--ema", "x"), 2, "--ema: 'x' is not kept by this run"),
-        (("--grid", "/proc/none/g.png"), 2, "/proc/none/g.png: cannot be written"),
+        (("--grid", "/proc/none/g.png"), 2, "cannot write /proc/none/g.png: No such file"),
         (("--out", "/proc/none"), 2, "/proc/none: cannot be written"),
     ],
 )
