@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from method_kit import TINY, build, context
+from method_kit import build, context
 
 from cmbench.training.augment import DatasetFeed
 from cmbench.training.loop import Trainer
@@ -23,7 +23,7 @@ def weights_after(name: str, dataset: str, *, compiled: bool, device: str = "cpu
     """Train a few steps with Adam's eps large, so that rounding stays rounding."""
     torch._dynamo.reset()
     optimizer = {"name": "adam", "lr": 0.05, "eps": 1.0}
-    case = build(name, dataset, batch_size=BATCH, optimizer=optimizer, network=TINY[dataset])
+    case = build(name, dataset, batch_size=BATCH, optimizer=optimizer)
     for module in case.modules.values():
         module.to(device)
     if case.teacher is not None and case.teacher.network is not None:

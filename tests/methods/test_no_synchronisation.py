@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_kit import TINY, context, method_names
+from method_kit import TINY, context
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,8 +36,8 @@ from cmbench.training.state import TrainingState
 BATCH = 4
 #: Methods with the options under which they take another path, and precisions.
 CASES = [
-    *((name, {}) for name in method_names()),
-    ("edm", {"augment": 0.5, "network": {**TINY["digits"], "augment_dim": 9}}),
+    *((name, {}) for name in sorted(context().plugins.methods.specs)),
+    ("edm", {"augment": 0.5, "network": {**TINY["unet-tiny"], "augment_dim": 9}}),
     ("edm", {"optimizer": {"grad_clip": 1.0}}),
     ("edm", {"precision": "fp16"}),
     ("sct", {"n_points": 20}),
@@ -86,7 +86,7 @@ class Refusing(TorchDispatchMode):
 
 
 def planned(method: str, options: dict[str, Any]) -> RunPlan:
-    table = {"network": TINY["digits"], "batch_size": BATCH, "conditional": True, **options}
+    table = {"network": TINY["unet-tiny"], "batch_size": BATCH, "conditional": True, **options}
     return plan_run(context(), method, "digits", "smoke", 0, table)
 
 

@@ -52,7 +52,7 @@ def test_generator_goes_on_where_the_student_left_it(device: str) -> None:
         case = build("ict", **DROPOUT)
         case.modules["model"].to(device).train()
         method: Any = case.method
-        x, sigma = case.batch().images.to(device), torch.ones(6, device=device)
+        x, sigma = case.batch().images.to(device), torch.ones(8, device=device)
         torch.manual_seed(5)
         if with_target:
             method.pair_outputs(case.nets, x, sigma, x, sigma, None)
