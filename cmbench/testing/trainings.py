@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -165,7 +166,7 @@ def two_processes(subject: Subject) -> str | None:
     if reason := why_no_children():
         return reason
 
-    def steps(world: World) -> tuple[dict[str, object], ...]:
+    def steps(world: World) -> tuple[dict[str, Any], dict[str, Any]]:
         case = subject.case()
         ready = trainer(case, world=world)
         ready.state.enter(0)

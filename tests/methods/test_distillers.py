@@ -17,6 +17,7 @@ from cmbench.diffusion.segments import addim_denoised, heun_denoised
 from cmbench.diffusion.solvers import ddim_step, heun_step, two_step_target
 from cmbench.errors import Declined, UserError
 from cmbench.plugin.method import Batch, DataInfo, Progress
+from cmbench.testing.case import RandomFeed
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings
 from cmbench_plugins.mscd import MSCD
@@ -61,12 +62,7 @@ def test_calls_per_training_step(name: str, options: dict[str, Any], expected: f
     teacher: Any = case.teacher
     state, batch_size, steps = case.state(), 4, 10
     state.observed = [teacher.model.network]
-
-    class Feed:
-        def batch(self, start: int, count: int, seed: int) -> Batch:
-            return case.batch(count, seed)
-
-    trainer = Trainer(state, Feed(), Settings(0, batch_size))
+    trainer = Trainer(state, RandomFeed(case.data), Settings(0, batch_size))
     state.enter(0)
     for _ in range(steps):
         trainer.train_step()
