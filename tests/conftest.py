@@ -126,3 +126,11 @@ def cmbench_with_toys(
     found = [*installed_plugins(), PluginInfo("toys", "toy:PLUGIN", "toy-distribution", "1.2.3")]
     monkeypatch.setattr(manager_module, "installed_plugins", lambda: found)
     return cmbench
+
+
+@pytest.fixture
+def any_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics of a few features count as those of any extractor, which spares tests minutes."""
+    from cmbench.metrics import reference_import  # imports torch
+
+    monkeypatch.setattr(reference_import, "_require_width", lambda *_: None)

@@ -34,6 +34,7 @@ from cmbench.data.pickles import load_plain_pickle
 from cmbench.errors import MissingError, UserError, first_names, unknown_name
 from cmbench.files import sha256_file, write_atomically
 from cmbench.importers.tensors import read_torch
+from cmbench.metrics.catalog import EXTRACTORS
 from cmbench.metrics.census import CensusTaker
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.reference import ANY, Reference, ReferenceKey
@@ -52,6 +53,11 @@ PUBLISHED = {
     # EDM2 resizes otherwise than dgm-eval: its statistics fit the extractor "dinov2-edm2" alone.
     "dinov2": (ANY, "edm2"),
 }
+#: Width of each one's features, and of the spatial ones of OpenAI's files (7 maps of 17 x 17).
+WIDTHS = {name: 1024 if name == "dinov2" else 2048 for name in PUBLISHED}
+SPATIAL_WIDTH = 2023
+#: Largest negative eigenvalue of a covariance in float32, relative to the largest one.
+_ROUNDING = 1e-4
 _ALLOWED = "an EDM, clean-fid, OpenAI, torch-fidelity, EDM2 or cmbench reference file"
 #: clean-fid's own names: {data}_{mode}_{split}_{resolution}.npz, and _kid.npz. A mode's name
 #: anywhere else says nothing: such files are taken for EDM's unless ``extractor`` says otherwise.
@@ -97,8 +103,7 @@ def import_reference(
         return load_reference(path)
     found = _read(path, entry)
     chosen = extractor or found.extractor
-    if chosen not in PUBLISHED:
-        raise unknown_name(str(path), "extractor", chosen, PUBLISHED)
+    _require_published(path, chosen)
     weights, preprocessing = PUBLISHED[chosen]
     key = ReferenceKey(
         source=name or path.stem,
@@ -112,6 +117,29 @@ def import_reference(
     return _build(path, key, found.arrays, count)
 
 
+def _require_published(path: Path, extractor: str) -> None:
+    """Raise ``UserError`` unless statistics of an extractor can be imported."""
+    if extractor in {spec.name for spec in EXTRACTORS} - PUBLISHED.keys():
+        raise UserError(
+            str(path),
+            f"statistics of {extractor!r} cannot be imported: no file names its weights",
+            allowed=", ".join(PUBLISHED),
+            remedy="give the images themselves as --reference",
+        )
+    if extractor not in PUBLISHED:
+        raise unknown_name(str(path), "extractor", extractor, PUBLISHED)
+
+
+def _require_width(path: Path, what: str, width: int, expected: int, extractor: str) -> None:
+    if width != expected:
+        raise UserError(
+            str(path),
+            f"{what} of {width} features",
+            allowed=f"{expected}, the width of {extractor!r}",
+            remedy="name the extractor that made them with --extractor, or fetch the file again",
+        )
+
+
 def _build(
     path: Path, key: ReferenceKey, arrays: Mapping[str, Array], count: int | None
 ) -> Reference:
@@ -120,11 +148,14 @@ def _build(
         if rows.ndim != 2 or rows.dtype.kind != "f" or len(rows) < 2:
             problem = f"features of shape {rows.shape} and {rows.dtype}"
             raise UserError(str(path), problem, allowed="floats [N, D]")
+        _require_width(path, "rows", rows.shape[1], WIDTHS[key.extractor], key.extractor)
         return Reference.of_features(key, torch.from_numpy(rows.astype(np.float32)).clone())
     moments = _moments(path, arrays["mu"], arrays["sigma"], count)
+    _require_width(path, "statistics", moments.dim, WIDTHS[key.extractor], key.extractor)
     spatial = None
     if "mu_s" in arrays:
         spatial = _moments(path, arrays["mu_s"], arrays["sigma_s"], count)
+        _require_width(path, "spatial statistics", spatial.dim, SPATIAL_WIDTH, key.extractor)
     return Reference(key, moments, spatial=spatial)
 
 
@@ -145,15 +176,28 @@ def _moments(path: Path, mean: Array, cov: Array, count: int | None) -> Moments:
     if count is not None and count < 2:
         raise UserError(str(path), f"count {count}", allowed="at least 2")
     found = replace(moments, cov=(moments.cov + moments.cov.T) / 2)
-    _check_rank(path, found, np.finfo(cov.dtype).eps)
+    _check_values(path, found, np.finfo(cov.dtype).eps)
     return found
 
 
-def _check_rank(path: Path, moments: Moments, eps: float) -> None:
-    """Refuse a count that the covariance contradicts: its rank is at most count - 1."""
+def _check_values(path: Path, moments: Moments, eps: float) -> None:
+    """Refuse negative variances, and a count that the covariance contradicts.
+
+    The rank is at most count - 1.
+    """
+    variances = moments.cov.diagonal()
+    if bool((variances < 0).any()):
+        index = int(variances.argmin())
+        problem = f"the variance of feature {index} is {float(variances[index]):.3g}"
+        raise UserError(str(path), problem, allowed="a covariance matrix, variances from 0")
+    values = torch.linalg.eigvalsh(moments.cov)
+    if float(values[0]) < -_ROUNDING * float(values[-1]):
+        problem = (
+            f"sigma has the eigenvalue {float(values[0]):.3g}: a direction of negative variance"
+        )
+        raise UserError(str(path), problem, allowed="a covariance matrix, eigenvalues from 0")
     if moments.rank_bound == moments.dim:
         return
-    values = torch.linalg.eigvalsh(moments.cov)
     rank = int((values > 10 * float(values[-1]) * moments.dim * eps).sum())
     if rank > moments.rank_bound:
         raise UserError(

@@ -18,6 +18,8 @@ from cmbench.cli.main import COMMANDS
 from cmbench.plugin.manager import PluginManager
 from cmbench.records.workspace import Workspace
 
+pytestmark = pytest.mark.usefixtures("any_width")
+
 Command = Callable[..., Any]
 
 

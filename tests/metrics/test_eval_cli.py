@@ -22,6 +22,8 @@ from cmbench.records.record import read_record
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.context import Context
 
+pytestmark = pytest.mark.usefixtures("any_width")
+
 Cmbench = Callable[..., Any]
 DIM = 4
 

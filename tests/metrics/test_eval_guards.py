@@ -32,6 +32,8 @@ from cmbench.sweep.scored import score
 from cmbench.sweep.scored_record import ScoreRequest
 from cmbench.sweep.scored_reference import content_hash
 
+pytestmark = pytest.mark.usefixtures("any_width")
+
 Cmbench = Callable[..., Any]
 
 

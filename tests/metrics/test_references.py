@@ -25,6 +25,8 @@ from cmbench.metrics.shipped_cnn import DigitsExtractor
 from cmbench.metrics.suite import MetricSuite, check_reference
 from cmbench.samples.opening import open_samples
 
+pytestmark = pytest.mark.usefixtures("any_width")
+
 DIM = 6
 ROWS = np.random.RandomState(0).randn(40, DIM)
 MU, SIGMA = ROWS.mean(0), np.cov(ROWS, rowvar=False)
