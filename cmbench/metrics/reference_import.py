@@ -192,9 +192,7 @@ def _check_values(path: Path, moments: Moments, eps: float) -> None:
         raise UserError(str(path), problem, allowed="a covariance matrix, variances from 0")
     values = torch.linalg.eigvalsh(moments.cov)
     if float(values[0]) < -_ROUNDING * float(values[-1]):
-        problem = (
-            f"sigma has the eigenvalue {float(values[0]):.3g}: a direction of negative variance"
-        )
+        problem = f"sigma has the eigenvalue {float(values[0]):.3g}, a negative variance"
         raise UserError(str(path), problem, allowed="a covariance matrix, eigenvalues from 0")
     if moments.rank_bound == moments.dim:
         return

@@ -26,11 +26,10 @@ def write(path: Path, **arrays: Any) -> Path:
 def test_the_width_of_each_extractor_is_known() -> None:
     from cmbench.metrics.clean_fid import CleanFidExtractor
     from cmbench.metrics.dinov2 import ARCHITECTURES
-    from cmbench.metrics.inception import InceptionExtractor
 
     assert WIDTHS.keys() == PUBLISHED.keys()
     assert WIDTHS["dinov2"] == ARCHITECTURES["vitl14"][1]
-    assert WIDTHS["inception"] == InceptionExtractor.feature_dim == CleanFidExtractor.feature_dim
+    assert WIDTHS["inception"] == WIDTHS["inception-clean"] == CleanFidExtractor.feature_dim
     assert SPATIAL_WIDTH == SPATIAL_CHANNELS * 17 * 17
 
 
@@ -63,7 +62,7 @@ def test_spatial_statistics_and_rows_of_another_width_are_refused(tmp_path: Path
     ("sigma", "message"),
     [
         (np.diag([1.0, -0.5, 2.0]), r"the variance of feature 1 is -0\.5; allowed: a covariance"),
-        (np.array([[1.0, 2.0], [2.0, 1.0]]), r"has the eigenvalue -1: a direction of negative var"),
+        (np.array([[1.0, 2.0], [2.0, 1.0]]), r"has the eigenvalue -1, a negative variance"),
         (np.array([[1.0, 0.5], [0.0, 1.0]]), r"sigma is not symmetric"),
         (np.eye(3)[:2], r"mean of shape \(2,\) with covariance \(2, 3\)"),
     ],
