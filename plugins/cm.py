@@ -31,7 +31,17 @@ from cmbench.diffusion.models import EDMConsistency
 from cmbench.diffusion.solvers import ddim_step, heun_step
 from cmbench.errors import UserError
 from cmbench.plugin.config import Fraction, MethodConfig, Positive
-from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Phase, Progress, SamplingPlan
+from cmbench.plugin.method import (
+    Batch,
+    ConsistencyFunction,
+    Draws,
+    Kit,
+    Method,
+    Nets,
+    Phase,
+    Progress,
+    SamplingPlan,
+)
 from cmbench.training.randomness import RandomState, replayed
 from cmbench.training.resident import resident
 from cmbench_plugins._averages import move_towards
@@ -114,6 +124,10 @@ class ConsistencyMethod(Method):
         """``f`` around a network."""
         return EDMConsistency(network, self.sigma_data, self.config.sigma_min)
 
+    def consistency_function(self, nets: Nets) -> ConsistencyFunction:
+        """``f`` of the trained network, as it is sampled."""
+        return self.consistency(nets["model"])
+
     def trained_consistency(self, network: nn.Module) -> EDMConsistency:
         """``f`` in training, where it is another than in sampling."""
         return self.consistency(network)
@@ -152,7 +166,7 @@ class ConsistencyMethod(Method):
     ) -> Tensor:
         """Algorithm 1."""
         return multistep_consistency(
-            self.consistency(nets["model"]),
+            self.consistency_function(nets),
             noise,
             torch.tensor(plan.sigmas, dtype=torch.float64),
             sigma_min=self.renoising_sigma_min,

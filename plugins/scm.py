@@ -47,7 +47,16 @@ from cmbench.diffusion.weightings import adaptive_weighted_loss
 from cmbench.errors import UserError
 from cmbench.networks.heads import LogVarianceHead
 from cmbench.plugin.config import MethodConfig, Positive
-from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Progress, SamplingPlan
+from cmbench.plugin.method import (
+    Batch,
+    ConsistencyFunction,
+    Draws,
+    Kit,
+    Method,
+    Nets,
+    Progress,
+    SamplingPlan,
+)
 from cmbench.training.randomness import RandomState, replayed
 from cmbench.training.resident import resident
 from cmbench_plugins._sigmas import multistep_plan
@@ -214,6 +223,11 @@ class SCT(Method):
         for index, name in enumerate(("small_t", "middle_t", "large_t")):
             here = (third == index).to(norm)
             progress.log(f"tangent_norm_{name}", (norm * here).sum() / here.sum().clamp_min(1))
+
+    def consistency_function(self, nets: Nets) -> ConsistencyFunction:
+        """``f`` of the trained network: TrigFlow's denoiser at the same F, in EDM's frame."""
+        read_as = _AS_TRIGFLOW[self.config.parameterization]
+        return TrigFlowModel(nets["model"], self.sigma_data, *read_as).denoise
 
     # ---- sampling ------------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ Trouble = Literal[
     "list-images",
     "plan-raises",
     "plan-wrong-nfe",
-    "plan-no-sigmas",
+    "plan-ascending",
     "plan-not-a-plan",
     "sample-raises",
 ]
@@ -139,8 +139,8 @@ class Toy(Method):
                 raise KeyError("planning broke")
             case "plan-wrong-nfe":
                 return SamplingPlan(nfe + 1, "toy", (self.config.sigma,))
-            case "plan-no-sigmas":
-                return SamplingPlan(nfe, "toy", ())
+            case "plan-ascending":
+                return SamplingPlan(nfe, "toy", (1.0, 2.0))
             case "plan-not-a-plan":
                 return (nfe, "toy")  # type: ignore[return-value]
         if nfe > 2:

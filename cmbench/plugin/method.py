@@ -77,17 +77,63 @@ class Progress:
         self.scalars[name] = value.detach().float().mean()
 
 
+#: ``f(x, sigma, labels) -> images``, see :meth:`Method.consistency_function`.
+ConsistencyFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+#: ``f(x, sigma, sigma_end, labels) -> images``, see :meth:`Method.flow_map`.
+FlowMap = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 LossFunction = Callable[[Nets, Batch, Draws, Progress], Tensor]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """One optimizer: the modules it moves and the loss ``[N]`` that moves them."""
+    """One optimizer: the modules it moves and the loss ``[N]`` that moves them.
+
+    All other modules are frozen while the loss is computed. ``every`` is the number of steps
+    between two updates. A loss of sets of images has a ``group`` size: the batch that it receives
+    is whole groups of consecutive images, and it returns each image's share of its group's loss.
+    """
 
     loss: LossFunction
     trains: tuple[str, ...]
     optimizer: OptimizerConfig
     every: int = 1
+    group: int = 1
+
+
+class PhaseStart(dict[str, Any]):
+    """What a phase's ``start`` receives: the modules by name, with their weights as they are.
+
+    Args:
+        nets: the modules.
+        draws: named randomness of this start.
+        batch: ``batch(count)`` returns training images with their labels, the first of the phase.
+        averaged: ``averaged(module, index=0)`` returns the state dict of a sampled module under an
+            average of the phase before; its own weights if that phase kept none, or is the first.
+        exported: ``exported(export, module="model", index=0)`` returns the state dict of a module
+            as an earlier phase has exported it, under one of its averages (or its own weights).
+    """
+
+    draws: Draws
+    batch: Callable[[int], Batch]
+    averaged: Callable[..., dict[str, Tensor]]
+    exported: Callable[..., dict[str, Tensor]]
+
+    def __init__(
+        self,
+        nets: Nets,
+        draws: Draws | None = None,
+        batch: Callable[[int], Batch] | None = None,
+        averaged: Callable[..., dict[str, Tensor]] | None = None,
+        exported: Callable[..., dict[str, Tensor]] | None = None,
+    ) -> None:
+        super().__init__(nets)
+        self._known = {"draws": draws, "batch": batch, "averaged": averaged, "exported": exported}
+
+    def __getattr__(self, name: str) -> Any:
+        found = self.__dict__.get("_known", {}).get(name)
+        if found is None:
+            raise AttributeError(f"{type(self).__name__} has no {name!r} here")
+        return found
 
 
 @dataclass(frozen=True)
@@ -104,7 +150,7 @@ class Phase:
     images: int
     objectives: tuple[Objective, ...]
     ema: tuple[EMAConfig, ...]
-    start: Callable[[Nets], None] | None = None
+    start: Callable[[PhaseStart], None] | None = None
     after_step: Callable[[Nets, Progress], None] | None = None
     export: str | None = None
 
@@ -162,8 +208,9 @@ class Kit(Protocol):
 class SamplingPlan:
     """How a method uses its network evaluations.
 
-    ``sigmas`` are the noise levels at which the network is evaluated, descending. ``variant`` is
-    the phase's ``export`` to load for a staged method, or empty.
+    ``sigmas`` are the noise levels at which the network is evaluated, descending: none for a method
+    without noise levels, infinity for pure noise. ``variant`` is the phase's ``export`` to load for
+    a staged method, or empty.
     """
 
     nfe: int
@@ -176,6 +223,9 @@ class Method(ABC):
     """Base class of all methods. Subclasses are in plugins, one file per paper."""
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    #: Whether samples are compared with the probability flow's images of their noise, on datasets
+    #: that know it. False for methods whose map from noise to images is another (a GAN's).
+    follows_probability_flow: ClassVar[bool] = True
 
     def __init__(self, config: MethodConfig, data: DataInfo) -> None:
         self.config, self.data = config, data
@@ -243,17 +293,36 @@ class Method(ABC):
         """Return the trained model as a diffusion model, for methods that can be teachers."""
         raise Declined(f"{type(self).__name__} does not train a diffusion model")
 
+    def consistency_function(self, nets: Nets) -> ConsistencyFunction:
+        """Return ``f(x, sigma, labels)``, the origin of the trajectory through noisy images.
+
+        In EDM's frame, ``x = x0 + sigma z``, whatever frame the method works in: ``x``
+        ``[N, C, H, W]``, ``sigma`` ``[N]``, labels int64 ``[N]`` or None. One network evaluation.
+        For tasks, tests and users; raises :class:`Declined` for methods without one.
+        """
+        raise Declined(f"{type(self).__name__} has no consistency function")
+
+    def flow_map(self, nets: Nets) -> FlowMap:
+        """Return ``f(x, sigma, sigma_end, labels)``: images moved along their trajectories.
+
+        As :meth:`consistency_function`, to the noise level ``sigma_end`` ``[N]`` instead of zero.
+        """
+        raise Declined(f"{type(self).__name__} has no flow map")
+
 
 __all__ = [
     "Batch",
+    "ConsistencyFunction",
     "DataInfo",
     "Declined",
     "Draws",
+    "FlowMap",
     "Kit",
     "Method",
     "Nets",
     "Objective",
     "Phase",
+    "PhaseStart",
     "Progress",
     "SamplingPlan",
     "Teacher",

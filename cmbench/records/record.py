@@ -13,10 +13,11 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
 
 from cmbench.errors import UserError
 from cmbench.files import read_json, reading, write_atomically
+from cmbench.records.binomial import binomial_tail
 
 #: Version 2 calls the noise levels ``sigmas`` (version 1: ``times``) and keeps ``first_samples``.
 #: Version 3 keeps what the user changed of the recipe (``overrides``) and rows' names as given.
@@ -28,10 +29,24 @@ GRID_TILE = "tile"
 Status = Literal["finished", "failed", "skipped"]
 Kind = Literal["measured", "imported checkpoint", "scored samples"]
 
+
+def _finite_or_pure_noise(sigma: float) -> float:
+    if not sigma <= LARGEST and sigma != math.inf:
+        raise ValueError("is no noise level")
+    return sigma
+
+
 #: Names become file names and table cells: a conservative alphabet.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}$")]
 #: No number is larger in magnitude: squares of sums of such numbers are floats still.
 LARGEST = 1e50
+#: A noise level; infinite for pure noise, which JSON spells ``"inf"``.
+Sigma = Annotated[
+    float,
+    Field(allow_inf_nan=True, ge=-LARGEST),
+    AfterValidator(_finite_or_pure_noise),
+    PlainSerializer(lambda sigma: "inf" if math.isinf(sigma) else sigma, when_used="json"),
+]
 #: Counts up to here are exact as floats, which is what pages and JavaScript make of them.
 LARGEST_COUNT = 2**53
 Finite = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
@@ -101,27 +116,6 @@ class TrainingRecord(Part):
 COPIES_ALPHA = 1e-4
 
 
-def binomial_tail(least: int, trials: int, p: float) -> float:
-    """Return the chance of at least ``least`` successes in ``trials``, each with chance ``p``.
-
-    ``0 < p < 1``; above 10,000 trials by the normal approximation.
-    """
-    if least <= 0:
-        return 1.0
-    if trials > 10_000:
-        spread = math.sqrt(2 * trials * p * (1 - p))
-        return math.erfc((least - 0.5 - trials * p) / spread) / 2
-    log_p, log_q, log_all = math.log(p), math.log1p(-p), math.lgamma(trials + 1)
-    total = 0.0
-    for k in range(least, trials + 1):
-        log_ways = log_all - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
-        term = math.exp(log_ways + k * log_p + (trials - k) * log_q)
-        total += term
-        if k > trials * p and term < 1e-17 * total:  # the rest falls faster than geometrically
-            break
-    return min(total, 1.0)
-
-
 #: By option, what records call the precision of a network's passes.
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -132,7 +126,9 @@ class SamplingRecord(Part):
     nfe: Count = Field(description="network evaluations per image, declared; 0 if unknown")
     nfe_measured: Finite | None = Field(None, description="counted by wrapping the network")
     sampler: str = ""
-    sigmas: list[Finite] = Field(default_factory=list, description="noise levels, descending")
+    sigmas: list[Sigma] = Field(
+        default_factory=list, description="noise levels, descending; empty for methods without"
+    )
     tuned: dict[str, Any] | None = Field(None, description="how they were tuned, if they were")
     seed: Seed
     num_samples: Count

@@ -195,11 +195,12 @@ def _count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
     for name, module in modules.items():
         module.requires_grad_(name in trained)
     shard = min(plan.config.microbatch_size or plan.config.batch_size, plan.config.batch_size)
-    most = min(shard, 2)
-    kept = {n: _counted_step(context, plan, method, modules, phases[0], n) for n in {1, most}}
+    least = min(shard, max(objective.group for objective in phases[0].objectives))
+    most = min(shard, 2 * least)
+    kept = {n: _counted_step(context, plan, method, modules, phases[0], n) for n in {least, most}}
     # What a second image adds is needed per image, the rest (cast weights) once.
-    each = kept[most][1] - kept[1][1] if most > 1 else 0
-    activations = kept[1][1] + each * (shard - 1)
+    each = (kept[most][1] - kept[least][1]) / max(most - least, 1)
+    activations = kept[least][1] + each * (shard - least)
     averaged = [*method.sampled_modules(modules)] * len(phases[0].ema)
     fixed = _fixed_bytes(modules, trained, teacher, averaged)
     return images, kept[most][0] / most, fixed, float(activations)
@@ -266,6 +267,8 @@ def seconds_per_image(context: Context, plan: RunPlan, batch: int) -> float:
     """Time steps of ``batch`` random images with random weights, uncompiled."""
     method, modules = build_modules(context, plan, stand_in(context, plan, build_modules))
     state = TrainingState(method, modules)
+    group = max(objective.group for objective in state.phases[0].objectives)
+    batch = -(-batch // group) * group
     settings = Settings(seed=0, batch_size=batch, precision=plan.config.precision, log_seconds=1e9)
     trainer = Trainer(state, _RandomFeed(method, plan, context.device), settings)
     state.enter(0)

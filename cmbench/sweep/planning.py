@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, get_args
 
 from cmbench.errors import Declined, PluginError, UserError
@@ -330,8 +331,11 @@ def _sampling_plan(
             remedy="fix the plugin, or raise Declined for a budget it cannot spend",
         )
     sigmas = tuple(float(s) for s in plan.sigmas)
-    if not sigmas or not all(math.isfinite(s) and s > 0 for s in sigmas):
+    ordered = all(a >= b for a, b in pairwise(sigmas))
+    if not ordered or not all(s > 0 for s in sigmas) or math.inf in sigmas[1:]:
         raise PluginError(
-            who, f"gives noise levels {sigmas!r}", allowed="at least one, finite and positive"
+            who,
+            f"gives noise levels {sigmas!r}",
+            allowed="descending positive ones, the first perhaps infinite, or none at all",
         )
     return replace(plan, sigmas=sigmas)

@@ -34,9 +34,17 @@ class Protocol:
     reference: Reference
 
     def suite(self, cell: CellPlan, metrics: Sequence[str] | None = None) -> MetricSuite:
-        """Return the suite of the protocol's metrics, or of ``metrics``, for one cell."""
+        """Return the suite of the protocol's metrics, or of ``metrics``, for one cell.
+
+        A method that follows no probability flow, or a plan without a first noise level, has no
+        flow-map metrics.
+        """
         analytic = getattr(self.dataset, "mixture", None) is not None
-        sigma_max = cell.sampling.sigmas[0] if cell.sampling else math.nan
+        sigmas = cell.sampling.sigmas if cell.sampling else ()
+        sigma_max = sigmas[0] if sigmas else math.inf
+        opened = open_metrics(self.context.plugins, metrics or self.spec.metrics)
+        if not cell.run.method_class.follows_probability_flow or math.isinf(sigma_max):
+            opened = [metric for metric in opened if "flow map" not in metric.needs]
 
         def exact(noise: Tensor, labels: Tensor | None) -> Tensor:
             conditional = labels if cell.run.config.conditional else None
@@ -45,7 +53,7 @@ class Protocol:
             return found
 
         return MetricSuite(
-            open_metrics(self.context.plugins, metrics or self.spec.metrics),
+            opened,
             extractor=self.extractor,
             reference=self.reference,
             quantization=self.spec.quantize,

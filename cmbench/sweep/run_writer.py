@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from cmbench.errors import UserError
 from cmbench.files import write_atomically, write_sealed
 from cmbench.networks.base import num_parameters
@@ -23,11 +25,11 @@ from cmbench.sweep.run_files import (
     read_log,
     weights_path,
 )
-from cmbench.training.checkpoint import prune_checkpoints, save_checkpoint
+from cmbench.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 from cmbench.training.loop import checkpoint_due
 from cmbench.training.posthoc import save_snapshot
 from cmbench.training.settings import Settings, Watchers
-from cmbench.training.state import TrainingState
+from cmbench.training.state import TrainingState, under
 
 
 @dataclass
@@ -67,7 +69,7 @@ class RunWriter:
         lines = "".join(f"{json.dumps(row)}\n" for row in kept)
         write_atomically(self.folder / LOG_FILE, lines.encode())
         should_stop = self.context.should_stop
-        return Watchers(self.log, self.checkpoint, self.phase_done, should_stop)
+        return Watchers(self.log, self.checkpoint, self.phase_done, should_stop, self.exported)
 
     def log(self, state: TrainingState, scalars: Mapping[str, float]) -> None:
         """Log the means of an interval and pass them to the reporter and the observers."""
@@ -120,9 +122,31 @@ class RunWriter:
                 "run": self.plan.run_id,
                 "seen_nimg": state.seen_nimg,
                 "phase": state.phase.name,
+                "averages": [average.config.label for average in state.averages],
             }
             self.exports[name] = export_facts(state, save_checkpoint(path, state.export(), meta))
         self.checkpoint(state)
+
+    def exported(self, export: str, module: str = "model", index: int = 0) -> dict[str, Tensor]:
+        """Return a module's state dict as a finished phase has exported it.
+
+        Raises:
+            UserError: no phase of that export is finished, or its file is damaged.
+        """
+        path = weights_path(self.folder, export)
+        if not path.is_file():
+            raise UserError(
+                f"run {self.plan.run_id}",
+                f"no finished phase has the export {export!r}",
+                allowed=", ".join(p.stem.partition("-")[2] for p in self.folder.glob("weights-*s"))
+                or "none",
+                remedy="fix the method's phases",
+            )
+        saved = load_checkpoint(path)
+        averages = [f"{label}/{module}." for label in saved.meta["averages"]] or [f"raw/{module}."]
+        state = under(saved.tensors, averages[index])
+        device = self.context.device
+        return {key: value.to(device) for key, value in state.items()}
 
     def finish(self, state: TrainingState) -> Mapping[str, Any]:
         """Write and return the result of the finished run."""

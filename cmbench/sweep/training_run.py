@@ -22,6 +22,7 @@ from cmbench.sweep.runs import TrainedRun, build_modules
 from cmbench.sweep.threads import resumed_threads, use_threads
 from cmbench.training.augment import DatasetFeed
 from cmbench.training.checkpoint import Checkpoint, latest_checkpoint
+from cmbench.training.contract import require_whole_groups
 from cmbench.training.distributed import SPLIT_FROM
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings, Watchers
@@ -115,7 +116,7 @@ def _train(context: Context, plan: RunPlan, folder: Path, teacher: Teacher | Non
     settings = _settings(context, plan, state, saved)
     exports = dict(saved["exports"]) if saved else {}
     writer = RunWriter(context, plan, folder, settings, threads, teacher, exports)
-    watchers = Watchers(should_stop=context.should_stop)
+    watchers = Watchers(should_stop=context.should_stop, exported=writer.exported)
     with world.together():
         if world.leads:
             watchers = writer.begin(state, dataset.sha256, resumed=saved is not None)
@@ -179,10 +180,12 @@ def _settings(context: Context, plan: RunPlan, state: TrainingState, saved: Save
     else:
         longest = max((phase.images for phase in state.phases), default=0)
         checkpoint_nimg = max(longest // 10, config.batch_size)
+    shard = shard_size(context, plan, saved)
+    require_whole_groups(state.phases, shard or config.batch_size // context.world.size)
     return Settings(
         seed=plan.seed,
         batch_size=config.batch_size,
-        microbatch_size=shard_size(context, plan, saved),
+        microbatch_size=shard,
         precision=config.precision,
         compile=context.compile,
         checkpoint_nimg=checkpoint_nimg,

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from cmbench.errors import PluginError
+from cmbench.errors import PluginError, UserError
 from cmbench.plugin.config import EMAConfig, OptimizerConfig
 from cmbench.plugin.method import Method, Objective, Phase
 
@@ -90,8 +90,23 @@ def _check_objective(
         raise _broken(method, f"{who} an objective whose modules have no parameters", "some")
     if not isinstance(objective.every, int) or objective.every < 1:
         raise _broken(method, f"{who} an objective every {objective.every!r} steps", "from 1")
+    if not isinstance(objective.group, int) or objective.group < 1:
+        raise _broken(method, f"{who} an objective of groups of {objective.group!r}", "from 1")
     if not isinstance(objective.optimizer, OptimizerConfig):
         raise _broken(method, f"{who} the optimizer {objective.optimizer!r}", "an OptimizerConfig")
+
+
+def require_whole_groups(phases: Iterable[Phase], shard: int) -> None:
+    """Raise ``UserError`` if shards of a batch would cut the groups of an objective."""
+    for phase in phases:
+        for objective in phase.objectives:
+            if shard % objective.group:
+                raise UserError(
+                    f"phase {phase.name!r}",
+                    f"shards of {shard} images cut its loss's groups of {objective.group}",
+                    allowed=f"a multiple of {objective.group} images per forward pass and process",
+                    remedy="choose batch_size or microbatch_size accordingly",
+                )
 
 
 def _listed(modules: Iterable[str]) -> str:

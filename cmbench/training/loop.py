@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from cmbench.errors import BrokenRunError, NonFiniteError, PluginError
 from cmbench.networks.counted import CountedNetwork
-from cmbench.plugin.method import Objective, Progress
+from cmbench.plugin.method import Objective, PhaseStart, Progress
+from cmbench.seeds import derive_seed
 from cmbench.training.distributed import RELAYED, LostProcessError, SharedFailureError
 from cmbench.training.memory import memory_explained
 from cmbench.training.meter import Meter
@@ -60,7 +61,7 @@ class Trainer:
         for index in range(max(state.phase_index, 0), len(state.phases)):
             if index != state.phase_index:
                 with self.settings.world.together():
-                    state.enter(index)
+                    state.enter(index, start=self.phase_start(index))
             while self.should_continue():
                 due, unsaved, stop = self.step_together()
                 if due:
@@ -71,6 +72,18 @@ class Trainer:
                     return stop
             self.finish_phase()
         return None
+
+    def phase_start(self, index: int) -> PhaseStart:
+        """Return what the start of phase ``index`` receives, before the phase is entered."""
+        state, seed = self.state, self.settings.seed
+        position = state.seen_nimg
+        return PhaseStart(
+            state.modules,
+            StepDraws(derive_seed(seed, "phase", index), position),
+            lambda count: self.feed.batch(position, count, seed),
+            state.averaged_module,
+            self.watchers.exported,
+        )
 
     def should_continue(self) -> bool:
         """Return whether the current phase has images left."""
@@ -150,6 +163,7 @@ class Trainer:
         """Back-propagate the mean loss of the batch, shard by shard; return it."""
         state, settings, world = self.state, self.settings, self.settings.world
         total = torch.zeros((), device=state.device)
+        state.freeze_others(objective)
         whole = state.whole_parameters(objective)
         # If weights are split, the block itself waits for the other processes.
         together = world.together() if state.sharding is None else nullcontext()

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from torch import Tensor
+
 from cmbench.plugin.method import Batch
 from cmbench.training.distributed import World
 from cmbench.training.state import TrainingState
@@ -42,3 +44,5 @@ class Watchers:
     checkpoint: Callable[[TrainingState], None] = lambda state: None
     phase_done: Callable[[TrainingState], None] = lambda state: None
     should_stop: Callable[[], str | None] = lambda: None
+    #: ``exported(export, module, index)``, see :class:`cmbench.plugin.method.PhaseStart`
+    exported: Callable[..., dict[str, Tensor]] | None = None

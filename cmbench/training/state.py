@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.networks.counted import CountedNetwork
-from cmbench.plugin.method import Method, Objective, Phase
+from cmbench.plugin.method import Method, Objective, Phase, PhaseStart
 from cmbench.training.contract import checked_phases, sampled_modules
 from cmbench.training.ema import WeightAverage
 from cmbench.training.optimizers import load_state_tensors, make_optimizer, state_tensors
@@ -75,15 +75,19 @@ class TrainingState:
             self.sharding.split(self.modules, compiled=compiled)
             self._split = True
 
-    def enter(self, index: int, *, resumed: bool = False) -> None:
-        """Begin phase ``index``: create optimizers and averages, call the phase's start."""
+    def enter(self, index: int, *, resumed: bool = False, start: PhaseStart | None = None) -> None:
+        """Begin phase ``index``: create optimizers and averages, call the phase's start.
+
+        ``start`` is what that receives: by default the modules and their averages only.
+        """
         self.phase_index = index
         phase = self.phase
         if not resumed:
             self.nimg = 0
             if phase.start is not None:
+                start = start or PhaseStart(self.modules, averaged=self.averaged_module)
                 with torch.no_grad(), self.mixed():
-                    phase.start(self.modules)
+                    phase.start(start)
         trained = {name for objective in phase.objectives for name in objective.trains}
         for name, module in self.modules.items():
             module.requires_grad_(name in trained).train(name in trained or name == "target")
@@ -94,6 +98,20 @@ class TrainingState:
         slices = self.sharding.slices if self.sharding is not None else list
         self.averages = [WeightAverage(config, self.sampled, slices) for config in phase.ema]
         self._scalers, self._scaler_states = [], []
+
+    def freeze_others(self, objective: Objective) -> None:
+        """Freeze what an objective does not train, in a phase that has several objectives."""
+        if len(self.phase.objectives) > 1:
+            for name, module in self.modules.items():
+                module.requires_grad_(name in objective.trains)
+
+    def averaged_module(self, name: str, index: int = 0) -> dict[str, Tensor]:
+        """Return a module's state dict under average ``index``, or its own without averages."""
+        state = dict(self.modules[name].state_dict())
+        if self.averages and name in self.sampled:
+            kept = under(self.averages[index].parameters(), f"{name}.")
+            state |= {k: self._whole(v, state[k]) for k, v in kept.items()}
+        return state
 
     def scaler(self, index: int) -> LossScaler:
         """Return the loss scaler of optimizer ``index``, made at its first use."""

@@ -17,7 +17,8 @@ from cmbench.leaderboard.floors import marked_by_floor
 from cmbench.leaderboard.ranking import rank_all
 from cmbench.leaderboard.rows import REPORTED, Row, aggregate
 from cmbench.leaderboard.sections import sections
-from cmbench.records.record import CopyCount, Record, binomial_tail, read_record, write_record
+from cmbench.records.binomial import binomial_tail
+from cmbench.records.record import CopyCount, Record, read_record, write_record
 from cmbench.report.environment import Templates
 from cmbench.report.page import build_page
 

@@ -249,7 +249,7 @@ TROUBLES = {
     "around-the-wrapper": "method Toy: declares NFE 1 but 2 network evaluations per image were ",
     "plan-raises": "method 'toy' failed while planning NFE 1: KeyError: 'planning broke'",
     "plan-wrong-nfe": "method 'toy', plan_sampling: was asked for NFE 1 and plans 2; allowed: 1; ",
-    "plan-no-sigmas": "method 'toy', plan_sampling: gives noise levels (); allowed: at least one",
+    "plan-ascending": "method 'toy', plan_sampling: gives noise levels (1.0, 2.0); allowed: desc",
     "plan-not-a-plan": "method 'toy', plan_sampling: returned tuple; allowed: a SamplingPlan",
 }
 
