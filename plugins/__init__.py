@@ -22,6 +22,7 @@ from cmbench.plugin.specs import (
     NetworkSpec,
     StudySpec,
 )
+from cmbench_plugins._samplers import DDIM, DIFFUSION, MULTISTEP
 
 _CONSISTENCY = {"boundary": dict[str, Any]()}
 _RECIPES = Path(__file__).parent / "recipes"
@@ -44,6 +45,7 @@ METHODS = [
         family="diffusion",
         is_teacher=True,
         samples_imported={"edm": {"parameterization": "edm"}},
+        samplers=DIFFUSION,
     ),
     _method(
         "cd",
@@ -54,6 +56,7 @@ METHODS = [
         family="distillation",
         needs_teacher=True,
         samples_imported=_CONSISTENCY,
+        samplers=MULTISTEP,
     ),
     _method(
         "ct",
@@ -63,6 +66,7 @@ METHODS = [
         year=2023,
         family="consistency training",
         samples_imported=_CONSISTENCY,
+        samplers=MULTISTEP,
     ),
     _method(
         "cct",
@@ -72,6 +76,7 @@ METHODS = [
         year=2023,
         family="consistency training",
         needs_teacher=True,
+        samplers=MULTISTEP,
     ),
     _method(
         "ict",
@@ -81,6 +86,7 @@ METHODS = [
         year=2023,
         family="consistency training",
         samples_imported=_CONSISTENCY,
+        samplers=MULTISTEP,
     ),
     _method(
         "ict-deep",
@@ -90,6 +96,7 @@ METHODS = [
         year=2023,
         family="consistency training",
         samples_imported=_CONSISTENCY,
+        samplers=MULTISTEP,
     ),
     _method(
         "ect",
@@ -100,6 +107,7 @@ METHODS = [
         family="consistency training",
         needs_teacher=True,
         samples_imported=_CONSISTENCY,
+        samplers=MULTISTEP,
     ),
     _method(
         "sct",
@@ -110,6 +118,7 @@ METHODS = [
         family="consistency training",
         needs_teacher=True,
         default=True,
+        samplers=MULTISTEP,
     ),
     _method(
         "scd",
@@ -119,6 +128,7 @@ METHODS = [
         year=2024,
         family="distillation",
         needs_teacher=True,
+        samplers=MULTISTEP,
     ),
     _method(
         "pd",
@@ -128,6 +138,7 @@ METHODS = [
         year=2022,
         family="distillation",
         needs_teacher=True,
+        samplers=DDIM,
     ),
     _method(
         "tract",

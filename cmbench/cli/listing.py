@@ -18,6 +18,7 @@ KINDS = (
     "metrics",
     "networks",
     "recipes",
+    "samplers",
     "extractors",
     "executors",
     "studies",
@@ -30,6 +31,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "metrics": ("name", "title", "needs", "reference"),
     "networks": ("name", "title", "reference"),
     "recipes": ("method", "dataset", "recipe"),
+    "samplers": ("method", "name", "title", "nfe", "order", "reference"),
     "extractors": ("name", "title", "reference"),
     "executors": ("name", "title"),
     "studies": ("name", "title"),
@@ -45,6 +47,12 @@ def rows_of(kind: str, manager: PluginManager) -> list[dict[str, Any]]:
             {"method": spec.name, "dataset": dataset, "recipe": recipe}
             for spec in manager.methods.specs.values()
             for dataset, recipe in recipe_names(spec)
+        ]
+    if kind == "samplers":
+        return [
+            {"method": spec.name, **sampler._asdict()}
+            for spec in manager.methods.specs.values()
+            for sampler in spec.samplers
         ]
     registry = getattr(manager, kind)
     rows = []
@@ -74,6 +82,9 @@ def _plain(value: Any) -> Any:
     """Return a spec's field as JSON has it."""
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple):
+        fields = getattr(value, "_asdict", None)
+        return _plain(fields()) if fields else tuple(_plain(v) for v in value)
     return str(value) if isinstance(value, Path) else value
 
 
@@ -81,7 +92,7 @@ def _plain(value: Any) -> Any:
 @click.argument("kind", type=click.Choice(KINDS))
 @json_option
 def list_(kind: str, as_json: bool) -> None:
-    """List methods, datasets, metrics, networks, recipes, extractors, executors or studies."""
+    """List what plugins register; samplers by method."""
     rows = rows_of(kind, load_plugins())
     if as_json:
         click.echo(json.dumps(rows, indent=1))

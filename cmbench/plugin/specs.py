@@ -14,6 +14,23 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
+class SamplerSpec(NamedTuple):
+    """A sampler that a method has by name, for listings: plans and errors come from the method.
+
+    ``nfe`` says which numbers of network evaluations it takes, ``order`` its order of convergence
+    (or ``stochastic``), ``grid`` where its noise levels lie and ``one_step`` what it does at NFE 1.
+    ``reference`` cites the paper.
+    """
+
+    name: str
+    title: str
+    nfe: str = "any"
+    order: str = ""
+    grid: str = ""
+    one_step: str = "denoises at sigma_max"
+    reference: str = ""
+
+
 class MethodSpec(NamedTuple):
     """A way to get a generator.
 
@@ -23,7 +40,7 @@ class MethodSpec(NamedTuple):
     method that ``cmbench run`` takes when none is named; of several, the first that is loaded.
     ``samples_imported`` says which imported networks the method can sample: their parameterization
     (``"edm"`` for a denoiser, ``"boundary"`` for a consistency function) -> the options under which
-    the method reads a network so.
+    the method reads a network so. ``samplers`` are those that ``--sampler`` chooses from.
     """
 
     name: str
@@ -37,6 +54,7 @@ class MethodSpec(NamedTuple):
     is_teacher: bool = False
     default: bool = False
     samples_imported: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    samplers: tuple[SamplerSpec, ...] = ()
 
 
 class DatasetSpec(NamedTuple):

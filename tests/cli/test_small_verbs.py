@@ -96,7 +96,7 @@ def test_listings_as_a_table_and_as_json(cmbench: Command, kind: str) -> None:
     rows = json.loads(data.out)
     assert len(rows) == len(plain.out.splitlines()) - 1 > 0
     first = plain.out.splitlines()[0].split()
-    assert first[0] == ("METHOD" if kind == "recipes" else "NAME")
+    assert first[0] == ("METHOD" if kind in ("recipes", "samplers") else "NAME")
 
 
 def test_listed_methods_say_where_they_come_from(

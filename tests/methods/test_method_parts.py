@@ -120,6 +120,37 @@ def test_every_solver_spends_what_it_declares_and_converges(name: str) -> None:
         assert errors[-1] < errors[0] / 5
 
 
+def test_listed_samplers_are_those_that_can_be_chosen() -> None:
+    """By name, with the budgets and the evaluation at NFE 1 that they are listed with."""
+    assert [s.name for s in DIFFUSION] == list(SOLVERS)
+    for listed in DIFFUSION:
+        able = {nfe for nfe in range(1, 13) if not isinstance(listed_plan(listed, nfe), str)}
+        expected = {"any": range(1, 13), "odd": range(1, 13, 2)}
+        expected |= {f"multiples of {k}": range(k, 13, k) for k in (2, 3)}
+        assert able == set(expected[listed.nfe]), listed.name
+        plan = listed_plan(listed, 1)
+        if isinstance(plan, str):
+            assert listed.one_step == "declined"
+        else:
+            assert len(plan.sigmas) == (2 if listed.one_step.startswith("evaluates") else 1)
+
+
+def listed_plan(listed: SamplerSpec, nfe: int) -> SamplingPlan | str:
+    return plan_or_reason(make(EDM, sampler=listed.name), nfe)
+
+
+def test_the_table_of_samplers_in_the_documents_is_the_listing() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "solvers.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    listed = [(f"`{s.name}`", *s[1:]) for s in DIFFUSION]
+    assert [tuple(row) for row in rows[: len(listed)]] == listed
+
+
+def test_every_method_accepts_the_samplers_it_lists(plugins: PluginManager) -> None:
+    for spec in plugins.methods.specs.values():
+        assert spec.samplers, spec.name
+
+
 def test_other_names_and_unknown_solvers() -> None:
     assert make(EDM).plan_sampling(5, sampler="ddim").sampler == "euler"
     with pytest.raises(ValidationError, match=r"soduko|not one of heun"):
