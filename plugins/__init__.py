@@ -148,6 +148,7 @@ METHODS = [
         year=2023,
         family="distillation",
         needs_teacher=True,
+        samplers=DDIM,
     ),
     _method(
         "mscd",
@@ -157,6 +158,7 @@ METHODS = [
         year=2024,
         family="distillation",
         needs_teacher=True,
+        samplers=DDIM,
     ),
 ]
 

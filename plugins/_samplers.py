@@ -75,7 +75,13 @@ DIFFUSION = (
     SamplerSpec("deis", "tAB-DEIS of degree 3", "any", "4", _VP, _MIN_1, _DEIS),
     SamplerSpec("deis-afs", "tAB-DEIS, analytic first step", "any", "4", _VP, _AFS_1, _DEIS),
     SamplerSpec(
-        "adams-bashforth", "Variable-step Adams-Bashforth in sigma", "any", "4", _KARRAS, _MIN_1
+        "adams-bashforth",
+        "Variable-step Adams-Bashforth in sigma",
+        "any",
+        "4",
+        _KARRAS,
+        _MIN_1,
+        "Hairer et al. 1993",
     ),
     SamplerSpec("ipndm", "iPNDM of 4 slopes", "any", "2", _KARRAS, _MIN_1, "arXiv:2202.09778"),
     SamplerSpec(

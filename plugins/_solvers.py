@@ -136,10 +136,10 @@ SOLVERS: dict[str, Solver] = {
         dpm_solver_singlestep, _multiples_of(3), sampling_log_sigmas, _equal_orders(3)
     ),
     "dpm-solver-fast": _singlestep(3, "noise"),
-    "dpm-solver++2s": _singlestep(2, "data"),
-    "dpm-solver++3s": _singlestep(3, "data"),
     "dpm-solver-2m": _multistep(prediction="noise"),
     "dpm-solver-3m": _multistep(prediction="noise", order=3),
+    "dpm-solver++2s": _singlestep(2, "data"),
+    "dpm-solver++3s": _singlestep(3, "data"),
     "dpm-solver++2m": _multistep(),
     # As printed in the paper: the last step keeps its order, however few steps there are.
     "dpm-solver++2m-second-order-end": _multistep(lower_order_final=False),
