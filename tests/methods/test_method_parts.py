@@ -149,6 +149,14 @@ def test_the_table_of_samplers_in_the_documents_is_the_listing() -> None:
     assert [tuple(row) for row in rows[: len(listed)]] == listed
 
 
+@pytest.mark.parametrize("name", sorted(context().plugins.methods.specs))
+def test_samplers_that_plans_name_are_listed(name: str) -> None:
+    plans = [plan_or_reason(build(name).method, nfe) for nfe in (1, 2, 3, 4, 8, 35)]
+    named = {plan.sampler for plan in plans if not isinstance(plan, str)}
+    listed = {sampler.name for sampler in context().plugins.methods.specs[name].samplers}
+    assert named <= listed, "name it in the method's spec, see `cmbench list samplers`"
+
+
 def test_other_names_and_unknown_solvers() -> None:
     assert make(EDM).plan_sampling(5, sampler="ddim").sampler == "euler"
     with pytest.raises(ValidationError, match=r"soduko|not one of heun"):
