@@ -139,7 +139,6 @@ def prune_checkpoints(folder: Path, keep: int = 2) -> None:
     """Remove all but the newest ``keep`` checkpoints, manifests first, and stale leftovers."""
     for manifest in sorted(folder.glob("*.json"), reverse=True)[keep:]:
         manifest.unlink(missing_ok=True)
-        manifest.with_suffix(".safetensors").unlink(missing_ok=True)
     named = {m.stem for m in folder.glob("*.json")}
     for orphan in folder.glob("*.safetensors"):
         if orphan.stem not in named:

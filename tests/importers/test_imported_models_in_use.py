@@ -206,6 +206,19 @@ def test_a_student_of_it_is_costed(patches: Context, tmp_path: Path, recipe: str
     assert flops > 0
 
 
+def test_a_saved_plan_finds_it_again(patches: Context, tmp_path: Path, recipe: str) -> None:
+    bring(patches, tmp_path)
+    plan = plan_run(patches, "cd", "patches", recipe, 0, ("teacher=import:m",))
+    assert plan.teacher is not None
+    saved = replace(plan.teacher, model=None, facts=None)  # type: ignore[call-arg]
+    first, again = (t.open(patches, plan).network for t in (plan.teacher, saved))
+    assert first is not None
+    assert again is not None
+    for one, other in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert saved.stand_in(patches, plan, build_modules).network is not None
+
+
 def test_distillation_from_it_ends_as_a_record(
     patches: Context, tmp_path: Path, recipe: str
 ) -> None:

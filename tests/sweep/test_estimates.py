@@ -148,6 +148,37 @@ def test_exact_teachers_are_counted(context: Context, method: str) -> None:
     assert cost.flops_per_image, cost.note
 
 
+def test_a_calibration_that_fails_leaves_what_was_counted(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> float:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(module, "seconds_per_image", broken)
+    cost = estimate(context, planned(context, "edm"))
+    assert cost.note == "not measured: RuntimeError: no such kernel"
+    assert cost.device_hours is None
+    assert cost.flops_per_image
+
+
+def test_a_large_network_is_calibrated_on_one_image(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "count", lambda *_: (1000, 0.6e10, 0.0, 0.0))
+    monkeypatch.setattr(module, "seconds_per_image", lambda *_: 36.0)
+    assert estimate(context, planned(context, "edm")).note.startswith("3 steps of 1 images on cpu")
+
+
+def test_random_batches_are_like_those_of_the_data(context: Context) -> None:
+    plan = planned(context, "edm", "conditional=true")
+    batch = module._random_batch(plan.method(context), plan, 3, torch.device("cpu"))
+    real = context.dataset("digits").batch(0, 3, 0)
+    assert batch.labels is not None
+    assert real.labels is not None
+    assert (batch.images.shape, batch.images.dtype) == (real.images.shape, real.images.dtype)
+    assert (batch.labels.shape, batch.labels.dtype) == (real.labels.shape, real.labels.dtype)
+
+
 def test_all_phases_count(toys: Context) -> None:
     assert estimate(toys, plan_run(toys, "toy", "toys", "staged", 0)).images == 640
 

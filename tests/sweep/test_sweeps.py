@@ -138,6 +138,17 @@ def test_the_identity_of_a_cell_is_what_decides_its_number(toys: Context) -> Non
     assert len(set().union(same, *others)) == 1 + len(others)
 
 
+def test_a_width_has_one_name_whatever_other_averages_are_kept(toys: Context) -> None:
+    kept = ("ema=[{halflife_kimg=0.05}, {sigma_rel=0.1}]",)
+    planned = plan_run(toys, "toy", "toys", None, 0, kept)
+    found = {
+        cell.ema
+        for label in ("power-0.1", "power-.10", "power-0.100")
+        for cell in plan_cells(toys, planned, (1,), 0, SampleSettings(ema=label))
+    }
+    assert found == {"power-0.1"}
+
+
 def test_precision_of_sampling_is_recorded_and_sets_rows_apart(toys: Context) -> None:
     (usual,) = run(toys, nfes=(1,))
     (lower,) = run(toys, nfes=(1,), sampling=SampleSettings(precision="bf16"))
