@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cmbench.api.session import Where, open_context
 from cmbench.errors import MissingError, UserError
+from cmbench.plugin.method import ConsistencyFunction
 from cmbench.samples.source import ReadOptions
 from cmbench.sweep.asked import as_nfes, as_sigmas
 from cmbench.sweep.cells import CellSamples, open_samples_of
@@ -127,6 +128,22 @@ class OpenedRun:
             given = self._labels(labels, count)
             made.sampler.labels = lambda start, number: given[start : start + number]
         return made
+
+    def consistency_function(self, ema: str | None = None) -> ConsistencyFunction:
+        """Return ``f(x, sigma, labels)``, the origin of the trajectory through noisy images.
+
+        ``x`` is ``[N, C, H, W]`` in EDM's frame ``x0 + sigma z``, ``sigma`` ``[N]``, labels int64
+        ``[N]`` or None; all on the run's device. No gradients are recorded.
+
+        Args:
+            ema: label of the average to use.
+
+        Raises:
+            Declined: the method has none.
+        """
+        made = self.samples(1, ema=ema)
+        function = made.sampler.method.consistency_function(made.sampler.nets)
+        return torch.no_grad()(function)
 
     def _labels(self, labels: Sequence[int] | Tensor, count: int) -> Tensor:
         given = torch.as_tensor(labels).to(torch.int64).reshape(-1)

@@ -15,8 +15,10 @@ import torch
 import cmbench
 from cmbench.data.digits import read_digits
 from cmbench.errors import MissingError, UserError
+from cmbench.plugin.method import Declined
 from cmbench.records.record import read_record
 from cmbench.records.workspace import Workspace
+from cmbench.sampling.draws import ImageDraws
 
 SMALL = {"network.channels": 8, "duration_kimg": 0.512, "conditional": False}
 #: Short trainings and few images warn of both; the tests look at values.
@@ -159,6 +161,20 @@ def test_samples_are_those_of_the_record(
     found = cmbench.evaluate(images, "digits", ["fd-digits"], value_range="-1,1", workspace=folder)
     wanted = results[0].metrics["fd-digits"].value
     assert found["fd-digits"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_consistency_function_makes_the_samples_of_one_step(
+    results: cmbench.api.results.Results, folder: Path
+) -> None:
+    model = cmbench.open_run(results[0].training.run, workspace=folder, device="cpu", threads=1)
+    f = model.consistency_function()
+    noise = ImageDraws(0, range(3)).normal("noise", torch.empty(3, 1, 8, 8))
+    made = f(80.0 * noise, torch.full((3,), 80.0), None)
+    torch.testing.assert_close(made, model.sample(3, nfe=1), rtol=1e-5, atol=1e-5)
+    assert not made.requires_grad
+    edm = next(r for r in results if r.method == "edm")
+    with pytest.raises(Declined, match="has no consistency function"):
+        cmbench.open_run(edm.training.run, workspace=folder, threads=1).consistency_function()
 
 
 def test_a_run_is_opened_by_id_and_by_folder(
