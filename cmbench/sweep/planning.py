@@ -40,6 +40,8 @@ from cmbench.training.augment import LABEL_DIM
 from cmbench.training.distributed import World
 from cmbench.training.posthoc import asked_width
 
+#: What a cell says when its method has raised ``Declined`` without a text.
+NO_REASON = "the method gives no reason"
 #: Constants that an imported checkpoint may give.
 _FIXED = ("sigma_data", "sigma_min")
 
@@ -252,7 +254,7 @@ def plan_cells(
             sampling = _sampling_plan(run, method, nfe, settings)
             changed |= _sampling_changed(run, method, sampling, settings)
         except Declined as reason:
-            declined = str(reason) or "the method gives no reason"
+            declined = str(reason) or NO_REASON
         except UserError as error:
             broken = str(error)
         except Exception as error:

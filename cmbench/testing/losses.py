@@ -43,6 +43,7 @@ def seeded_loss(subject: Subject) -> None:
     """The loss is finite, and the same wherever the global generators are."""
     case = subject.case()
     for who, objective, loss in every_loss(case):
+        scramble(4)
         first = loss(case.batch(), RowDraws(ALL)).detach()
         if not bool(torch.isfinite(first).all()):
             raise CheckFailure(f"{who} is not finite: {first.tolist()}", "guard its divisions")

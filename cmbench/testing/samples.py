@@ -13,6 +13,7 @@ from cmbench.networks.counted import SampledNetworks
 from cmbench.plugin.method import SamplingPlan
 from cmbench.sampling.draws import ImageDraws
 from cmbench.sampling.stream import Sampler
+from cmbench.sweep.planning import NO_REASON
 from cmbench.sweep.run_files import MAIN
 from cmbench.testing.building import first_difference, same, scramble, tensors_of
 from cmbench.testing.case import Case, Subject
@@ -41,7 +42,7 @@ def plans(subject: Subject) -> list[SamplingPlan]:
             raise CheckFailure(cell.broken, "see SamplingPlan in cmbench.plugin.method")
         if cell.sampling is not None:
             found.append(cell.sampling)
-        elif len(cell.declined) < _REASON:
+        elif cell.declined == NO_REASON or len(cell.declined) < _REASON:
             raise CheckFailure(
                 f"NFE {cell.nfe} is declined with the reason {cell.declined!r}",
                 "say in Declined(...) which budgets can be spent",

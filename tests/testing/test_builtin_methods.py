@@ -21,10 +21,15 @@ def test_one_step_is_planned(name: str) -> None:
         assert subject.cells()[0].sampling is not None, "one step is the main case"
 
 
+#: Methods whose papers have no run on CIFAR-10.
+NOT_ON_CIFAR10 = {"mscd"}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_its_recipes(name: str) -> None:
     found = recipe_names(PLUGINS.methods.get(name))
     wanted = {(data, recipe) for data in ("digits", "gmm") for recipe in ("demo", "smoke")}
-    assert wanted | {("cifar10", "paper")} <= set(found)
+    published = set() if name in NOT_ON_CIFAR10 else {("cifar10", "paper")}
+    assert wanted | published <= set(found)
     # Four crops of ImageNet-64 are four datasets: each paper's recipe is with its own.
     assert any(data.startswith("imagenet64") and "paper" in recipe for data, recipe in found)
