@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from method_kit import build, method_names
+from method_kit import build, context
 
 from cmbench.errors import Declined
 from cmbench.plugin.method import DataInfo
@@ -13,7 +13,7 @@ from cmbench.sampling import ImageDraws
 HAVE_ONE = ("cct", "cd", "ct", "ect", "ict", "ict-deep", "scd", "sct")
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", sorted(context().plugins.methods.specs))
 @pytest.mark.parametrize("conditional", [False, True])
 def test_one_step_of_sampling_is_the_consistency_function(name: str, conditional: bool) -> None:
     case = build(name, conditional=conditional)
