@@ -157,6 +157,7 @@ def make_context(
         device,
         threads=threads,
         command=command_line(),
+        verb=f"cmbench {click.get_current_context().info_name}",
         compile=device.type == "cuda" if compiled is None else compiled,
         split=split,
         should_stop=should_stop,

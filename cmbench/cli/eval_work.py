@@ -106,6 +106,7 @@ def print_scores(record: Record) -> None:
                 "-" if metric.standard_error is None else f"{metric.standard_error:.2g}",
                 " … ".join(f"{x:.5g}" for x in own) if own else "-",
                 f"{infinity.value:.5g} ({infinity.low:.5g} … {infinity.high:.5g})"
+                + ("" if infinity.reliable else " unreliable")
                 if infinity
                 else "-",
                 floor.number if floor else "-",

@@ -13,6 +13,7 @@ from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.files import UNREADABLE, read_sealed
 from cmbench.records.folders import read_records
 from cmbench.records.workspace import Workspace
+from cmbench.sweep.run_files import weights_path
 
 
 @click.command()
@@ -62,7 +63,9 @@ def run_state(folder: Path) -> str:
     try:
         if (folder / "result.json").exists():
             result = read_sealed(folder / "result.json")
-            return f"trained, {result['images_seen']:,} images"
+            lost = [name for name in result["exports"] if not weights_path(folder, name).exists()]
+            gone = f"; the weights {', '.join(lost)} are not here" if lost else ""
+            return f"trained, {result['images_seen']:,} images{gone}"
     except UNREADABLE:
         return "result.json cannot be read; delete it and run again"
     files = (folder / "checkpoints").glob("*.json")

@@ -10,7 +10,7 @@ from cmbench.sweep.planning import plan_imported_run, plan_run
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.recipes import require_once
 from cmbench.sweep.tuned_sigmas import describe
-from cmbench.sweep.tuning import TuneSettings, check, tune
+from cmbench.sweep.tuning import TuneSettings, check, kept_levels, objective_metric, tune
 
 
 def carry_out(options: TuneOptions) -> int:
@@ -32,7 +32,9 @@ def carry_out(options: TuneOptions) -> int:
         context.workspace.require_writable()
         run = planned(context, options)
         for nfe in options.nfes:  # check all of the input before any of the work
-            check(context, run, nfe, settings)
+            cells = check(context, run, nfe, settings)
+            metric = objective_metric(context, context.dataset_spec(run.dataset), settings.metric)
+            kept_levels(context, cells[0], settings, metric)
         found = []
         for nfe in options.nfes:
             context.reporter.note(f"tuning {run.run_id} at NFE {nfe}")

@@ -15,6 +15,7 @@ from cmbench.cli.common import make_context
 from cmbench.cli.options import ComputeOptions, DeviceOptions, Number, argument, flag, option, takes
 from cmbench.cli.record_files import find_record
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
+from cmbench.leaderboard.merge import find_records
 from cmbench.leaderboard.sampled_again import DEFAULT_TOLERANCE, Check
 from cmbench.leaderboard.submit import unpack
 from cmbench.leaderboard.verify import verify_record
@@ -43,7 +44,8 @@ class VerifyOptions(DeviceOptions):
 def verify(options: VerifyOptions) -> int:
     """Check records: hashes, then sample the first images again and compare them.
 
-    RECORD is a record file, a cell, or an archive of `cmbench submit`. Every part is reported as
+    RECORD is a record file, a cell, a workspace or a folder of records (all that are in it), or an
+    archive of `cmbench submit`. Every part is reported as
     ok (the same bits), reproduced (within the tolerance that the record states, on other hardware
     or another torch), failed, or not checked and why. Exits 1 if a part failed.
     """
@@ -82,6 +84,8 @@ def find(workspace: Workspace, name: str, stack: ExitStack) -> Iterator[Path]:
         yield from unpack(Path(name), Path(folder))
     elif Path(name).is_file():
         yield Path(name)
+    elif Path(name).is_dir():
+        yield from find_records(Path(name), "cmbench verify")
     else:
         yield find_record(workspace, name, "cmbench verify")
 

@@ -106,4 +106,9 @@ def _comparison(
     if p_adjusted <= ALPHA:
         a_wins = (found.mean > 0) == measurement.higher_is_better
         verdict = "A is better" if a_wins else "B is better"
-    return RowComparison(a, b, measurement.name, found, p_adjusted, verdict)
+    elif found.p <= ALPHA:
+        reason = (
+            f"the interval is that of one comparison alone, p {found.p:.3g}; Holm's correction for"
+            f" all of them makes it {p_adjusted:.3g}"
+        )
+    return RowComparison(a, b, measurement.name, found, p_adjusted, verdict, reason)

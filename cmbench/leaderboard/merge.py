@@ -33,7 +33,7 @@ class MergeResult:
 Evidence = tuple[Path, Record, list[Check]]
 
 
-def find_records(source: Path) -> list[Path]:
+def find_records(source: Path, who: str = "merge") -> list[Path]:
     """Return the record files of a workspace, a ``records`` folder or one dataset's folder.
 
     Raises:
@@ -41,7 +41,7 @@ def find_records(source: Path) -> list[Path]:
     """
     if not source.is_dir():
         raise (UserError if source.exists() else MissingError)(
-            "merge",
+            who,
             f"{source} is not a folder",
             allowed="workspaces or folders of records",
             remedy="check the path",
@@ -49,7 +49,7 @@ def find_records(source: Path) -> list[Path]:
     root = source / "records" if (source / "records").is_dir() else source
     found = sorted(record_files(root) + record_files(root, "*/*.json"))
     if not found:
-        raise UserError("merge", f"{source} has no records", remedy="check the path")
+        raise UserError(who, f"{source} has no records", remedy="check the path")
     again = [f"{REPRODUCTIONS}/*/*.json", f"*/{REPRODUCTIONS}/*/*.json"]
     return found + sorted(path for pattern in again for path in record_files(root, pattern))
 

@@ -14,6 +14,10 @@ from typing import Any
 from cmbench.leaderboard.rows import COPIES, REPORTED, Row
 from cmbench.metrics.values import is_approximate
 
+#: Ids of ranked sections; the first is the one that the others are told from.
+_RANKED = "ranked-"
+_FIRST = f"{_RANKED}0"
+
 
 @dataclass(frozen=True)
 class Section:
@@ -130,7 +134,7 @@ def _ranked(groups: dict[str, list[Row]]) -> list[Section]:
         kind = _kind({row.kind == REPORTED for row in rows})
         result.append(
             Section(
-                f"ranked-{index}",
+                f"{_RANKED}{index}",
                 kind if index == 0 else f"{kind} under another protocol",
                 reason,
                 True,
@@ -173,12 +177,18 @@ def _short(groups: dict[str, list[Row]]) -> list[Section]:
 
 
 def _told_apart(found: list[Section]) -> list[Section]:
-    """Add to titles that occur more than once what differs between their metric keys."""
-    titles = [section.title for section in found]
+    """Add to titles what differs between metric keys.
+
+    From the first section's, where a section stands apart because of its key; from each other's,
+    where titles occur more than once.
+    """
+    first = found[0].key if found and found[0].id == _FIRST else ""
     result = []
     for section in found:
         same = [other.key for other in found if other.title == section.title]
-        if titles.count(section.title) > 1:
+        if first and section.ranked and section.id != _FIRST:
+            same.append(first)
+        if len(same) > 1:
             own = key_difference(section.key, same)
             section = replace(section, title=f"{section.title} ({own})")
         result.append(section)

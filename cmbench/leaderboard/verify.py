@@ -58,10 +58,14 @@ def _check_bytes(path: Path, record: Record) -> Check:
 
 
 def _check_name(path: Path, record: Record) -> list[Check]:
-    """Compare the file's name with the cell, and the number of samples with the metrics' keys."""
+    """Compare the file's name and folder, and the keys of the metrics, with the record."""
     found = []
     if path.stem != record.cell:
         found.append(Check("name", "failed", f"the file is {path.name}, the cell {record.cell}"))
+    folder = path.resolve().parent
+    if folder.parent.name == "records" and folder.name != record.dataset.name:
+        told = f"the record is of {record.dataset.name}, and lies with those of {folder.name}"
+        found.append(Check("folder", "failed", told))
     counts = {
         int(fact[2:])
         for metric in record.metrics.values()

@@ -78,6 +78,8 @@ class Context:
     locations: DataLocations = field(default_factory=DataLocations)
     threads: int = field(default_factory=choose_threads)
     command: str = ""
+    #: what plans and works here, for messages
+    verb: str = "cmbench run"
     compile: bool = False
     #: whether networks are split over the processes (FSDP2); None splits the largest, on GPUs
     split: bool | None = None

@@ -55,8 +55,8 @@ def plan_run(
     overrides: Sequence[str] | Mapping[str, Any] = (),
 ) -> RunPlan:
     """Resolve and validate one run and, recursively, its teacher."""
-    spec = context.plugins.methods.get(method, "cmbench run")
-    data = context.dataset_spec(dataset, "cmbench run")
+    spec = context.plugins.methods.get(method, context.verb)
+    data = context.dataset_spec(dataset, context.verb)
     dataset = data.name
     method_class = load_method_class(context.plugins, spec)
     recipe = recipe or default_recipe(spec, dataset)
@@ -139,7 +139,7 @@ def plan_imported_run(
     from the method's ``paper`` recipe for the dataset where there is one; the network, its classes
     and its constants from the checkpoint. ``seed`` is that of sampling.
     """
-    data = context.dataset_spec(dataset, "cmbench run")
+    data = context.dataset_spec(dataset, context.verb)
     model = open_imported(context.workspace, checkpoint)
     model.require_data(data)
     spec, parameterization = _sampling_method(context, model, method)
@@ -175,7 +175,7 @@ def _sampling_method(
     """Return the method that samples an imported model, and how the model's output is read."""
     specs = context.plugins.methods.specs
     if method is not None:
-        spec = context.plugins.methods.get(method, "cmbench run")
+        spec = context.plugins.methods.get(method, context.verb)
         if not spec.samples_imported:
             raise UserError(
                 "--method",
@@ -187,7 +187,7 @@ def _sampling_method(
         return spec, model.require_parameterization("--method", words)
     able = {p: s for s in reversed(specs.values()) for p in s.samples_imported}
     words = {p: f"sampled by {s.name}" for p, s in able.items()}
-    found = model.require_parameterization("cmbench run", words)
+    found = model.require_parameterization(context.verb, words)
     return able[found], found
 
 

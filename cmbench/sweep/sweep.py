@@ -90,7 +90,7 @@ def plan_sweep(context: Context, request: SweepRequest) -> SweepPlan:
     Raises:
         UserError: the input is bad, or no method of the sweep can be planned.
     """
-    spec = context.dataset_spec(request.dataset, "cmbench run")
+    spec = context.dataset_spec(request.dataset, context.verb)
     jobs: list[Job] = []
     refused: list[PluginError] = []
     methods: Sequence[str | None] = request.methods

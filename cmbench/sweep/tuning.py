@@ -20,6 +20,7 @@ from cmbench.measure.observers import stopped_by
 from cmbench.metrics.values import MetricValue
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.records.folders import read_records
+from cmbench.records.options import value_text
 from cmbench.records.record import Record
 from cmbench.sampling.search import FoundLevels, Levels, search_levels
 from cmbench.seeds import HELD_OUT_FROM
@@ -32,7 +33,7 @@ from cmbench.sweep.protocol import open_protocol
 from cmbench.sweep.runs import TrainedRun
 from cmbench.sweep.sweep import is_trained
 from cmbench.sweep.training_run import obtain_run
-from cmbench.sweep.tuned_sigmas import TunedSigmas, tuned_file
+from cmbench.sweep.tuned_sigmas import TunedSigmas, read_tuned, tuned_file
 
 WHO = "cmbench tune-times"
 
@@ -50,6 +51,14 @@ class TuneSettings:
     sigma_min: float = 0.02
     evaluations: int = 10
     rounds: int = 2
+
+    @property
+    def search(self) -> str:
+        """The algorithm with its settings, in words."""
+        return (
+            f"golden section over ln sigma, {self.evaluations} evaluations per level and "
+            f"round, at most {self.rounds} rounds, down to sigma {self.sigma_min:g}"
+        )
 
 
 class LevelScore:
@@ -92,12 +101,16 @@ class LevelScore:
 def tune(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> TunedSigmas:
     """Search the levels of one run at one NFE, write them to the workspace and return them.
 
+    Levels that the same search has found before are returned as they were kept.
+
     Raises:
         UserError: there is nothing to tune, or a held-out seed is one that records use.
         MissingError: the run is not trained.
     """
     cells = check(context, run, nfe, settings)
     metric = objective_metric(context, context.dataset_spec(run.dataset), settings.metric)
+    if (kept := kept_levels(context, cells[0], settings, metric)) is not None:
+        return kept
     if not is_trained(context, run):
         raise MissingError(
             WHO,
@@ -127,6 +140,44 @@ def tune(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> Tu
     return tuned
 
 
+def kept_levels(
+    context: Context, cell: CellPlan, settings: TuneSettings, metric: str
+) -> TunedSigmas | None:
+    """Return what the same search has found before; None if nothing that can be read is kept.
+
+    Raises:
+        UserError: another search's levels are kept: nothing is replaced without a word.
+    """
+    assert cell.sampling is not None
+    path = tuned_file(context.workspace, cell.run, cell.sampling)
+    try:
+        kept = read_tuned(path) if path.exists() else None
+    except UserError:
+        return None
+    if kept is None:
+        return None
+    asked = {
+        "run": cell.run.run_id,
+        "ema": cell.ema,
+        "metric": metric,
+        "held_out_seeds": tuple(settings.seeds),
+        "samples_per_seed": cell.num_samples,
+        "search": settings.search,
+    }
+    changed = [
+        f"{name} {value_text(getattr(kept, name))} there, {value_text(value)} now"
+        for name, value in asked.items()
+        if getattr(kept, name) != value
+    ]
+    if changed:
+        raise UserError(
+            WHO,
+            f"{path} holds the levels of another search: {'; '.join(changed)}",
+            remedy="delete the file to search again; records that used its levels keep them",
+        )
+    return kept
+
+
 def _result(
     context: Context, cell: CellPlan, settings: TuneSettings, score: LevelScore, found: FoundLevels
 ) -> TunedSigmas:
@@ -150,8 +201,7 @@ def _result(
         start_value=score.values[start.sigmas],
         held_out_seeds=tuple(settings.seeds),
         samples_per_seed=cell.num_samples,
-        search=f"golden section over ln sigma, {settings.evaluations} evaluations per level and "
-        f"round, at most {settings.rounds} rounds, down to sigma {settings.sigma_min:g}",
+        search=settings.search,
         evaluations=found.evaluations,
         samples=score.images,
         network_evaluations=score.images * cell.nfe,

@@ -217,6 +217,15 @@ def test_status_of_a_run_that_was_interrupted(swept: Command, workspace: Workspa
     assert f"{second.name}  not started" in text
 
 
+def test_status_says_that_weights_are_gone(swept: Command, workspace: Workspace) -> None:
+    first, second = sorted((workspace.root / "runs" / "toys").iterdir())
+    assert "not here" not in swept("status").out
+    (first / "weights-final.safetensors").unlink()
+    text = swept("status").out
+    assert f"{first.name}  trained, 320 images; the weights final are not here\n" in text
+    assert f"{second.name}  trained, 320 images\n" in text
+
+
 def test_show_a_record_in_words_and_as_json(swept: Command, workspace: Workspace) -> None:
     name = cell(workspace, "finished")
     done = swept("show", name)

@@ -35,6 +35,11 @@ def trained(cmbench: Command) -> Command:
     return cmbench
 
 
+def forget(workspace: Workspace) -> None:
+    for path in tuned_files(workspace):
+        path.unlink()
+
+
 def tuned_files(workspace: Workspace) -> list[Path]:
     return sorted((workspace.root / "tuned").rglob("*.json"))
 
@@ -96,14 +101,17 @@ def test_several_held_out_seeds_are_averaged_and_batches_do_not_matter(
 ) -> None:
     trained("tune-times", *TUNE, "--nfe", "2")
     found = read_tuned(tuned_files(workspace)[0])
+    forget(workspace)
     again = trained("tune-times", *TUNE, "--nfe", "2", "--batch-size", "77")
     assert again.code == 0
     same = read_tuned(tuned_files(workspace)[0])
     assert same.sigmas == pytest.approx(found.sigmas)
     assert same.value == pytest.approx(found.value, rel=1e-6)
     # two seeds: the mean of what each of them says
+    forget(workspace)
     trained("tune-times", *TUNE, "--nfe", "2", "--held-out-seeds", f"{HELD_OUT_FROM + 1}")
     other = read_tuned(tuned_files(workspace)[0])
+    forget(workspace)
     trained(
         "tune-times",
         *TUNE,
@@ -115,6 +123,25 @@ def test_several_held_out_seeds_are_averaged_and_batches_do_not_matter(
     both = read_tuned(tuned_files(workspace)[0])
     assert both.start_value == pytest.approx((found.start_value + other.start_value) / 2, rel=1e-6)
     assert both.samples == 2 * found.samples
+
+
+def test_levels_that_are_kept_are_not_replaced_without_a_word(
+    trained: Command, workspace: Workspace
+) -> None:
+    first = trained("tune-times", *TUNE, "--nfe", "2")
+    (path,) = tuned_files(workspace)
+    before, changed_at = path.read_bytes(), path.stat().st_mtime_ns
+    again = trained("tune-times", *TUNE, "--nfe", "2")
+    assert (again.code, again.out) == (0, first.out)
+    assert path.stat().st_mtime_ns == changed_at, "the same search: nothing is searched again"
+    said = failure(trained, "tune-times", *TUNE, "--nfe", "3,2", "--sigma-min", "0.5")
+    assert f"{path} holds the levels of another search: search golden section" in said
+    assert "delete the file to search again" in said
+    assert tuned_files(workspace) == [path], "refused before any of the work"
+    assert path.read_bytes() == before
+    path.write_text("{")
+    assert trained("tune-times", *TUNE, "--nfe", "2").code == 0
+    assert path.read_bytes() != b"{"
 
 
 # ---- bad input ----------------------------------------------------------------------------------
@@ -142,6 +169,11 @@ def test_what_cannot_be_tuned_is_said_in_one_line(trained: Command, workspace: W
     said = failure(trained, "tune-times", *TUNE, "--sigma-min", "100")
     assert "--sigma-min: 100 leaves no noise level to choose; allowed: below " in said
     assert tuned_files(workspace) == []
+    said = failure(trained, "tune-times", "--method", "nothing")
+    assert said.startswith("error: cmbench tune-times: unknown method 'nothing'")
+    said = failure(trained, "tune-times", "-m", "ict", "-d", "nothing")
+    assert "cmbench tune-times" in said
+    assert "cmbench run:" not in said
 
 
 def test_a_run_that_is_not_trained_is_not_tuned(cmbench: Command, workspace: Workspace) -> None:

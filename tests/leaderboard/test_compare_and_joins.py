@@ -69,6 +69,24 @@ def test_the_better_method_wins_on_shared_noise() -> None:
     assert compare(select(found, "beta"), select(found, "alpha"))[0].verdict == "B is better"
 
 
+def test_an_interval_without_0_and_no_verdict_is_explained() -> None:
+    """Holm's correction adjusts p, not the interval: one comparison alone would be significant."""
+    better = [[1.0, 3.0, 2.0], [1.0, 1.1, 1.05], [5.0, 5.1, 5.2]]
+    worse = [[1.5, 3.7, 2.35], [1.0, 1.11, 1.04], [5.0, 5.12, 5.18]]
+    found = rows(
+        [r for n, v in zip((1, 2, 4), better, strict=True) for r in several("alpha", v, nfe=n)]
+        + [r for n, v in zip((1, 2, 4), worse, strict=True) for r in several("beta", v, nfe=n)]
+    )
+    first, *others = compare(select(found, "alpha"), select(found, "beta"))
+    assert first.difference is not None
+    assert first.difference.high < 0
+    assert first.difference.p <= 0.05
+    assert first.verdict == "no difference shown"
+    assert first.reason.startswith("the interval is that of one comparison alone, p 0.0")
+    assert "Holm's correction for all of them makes it 0." in first.reason
+    assert [other.reason for other in others] == ["", ""]
+
+
 def test_what_cannot_be_compared_says_why() -> None:
     found = rows(
         several("alpha", [1.0])

@@ -142,7 +142,7 @@ def test_fewer_samples_and_other_keys_are_never_ranked_together() -> None:
     titles = [(s.title, len(s.rows), s.ranked) for s in sections(rows(records))]
     assert titles == [
         ("Measured", 1, True),
-        ("Measured under another protocol", 1, True),
+        ("Measured under another protocol (other)", 1, True),
         ("Fewer samples than the protocol", 1, False),
     ]
 

@@ -250,12 +250,27 @@ def test_the_largest_group_of_one_key_comes_first_and_the_others_say_why_not() -
     assert first.key == record().metrics["fd-digits"].key
     assert (second.id, second.title, len(second.rows), second.key) == (
         "ranked-1",
-        "Measured under another protocol",
+        "Measured under another protocol (other)",
         2,
         "other",
     )
     assert second.reason.startswith("Another metric key than the first section")
     assert all(s.ranked and s.bold and s.metric == "fd-digits" for s in found)
+
+
+def test_another_protocol_is_named_by_all_that_differs_from_the_first_section() -> None:
+    """The two lesser sections share a rule of quantisation that the first one does not have."""
+    keys = ["fd:cnn:round:ref=1:n=9", "fd:cnn:stored:ref=2:n=9", "fd:cnn:stored:ref=3:n=9"]
+    made = [
+        record(f"m{i}{j}", metrics={"fd-digits": metric(1.0, key=key)})
+        for i, key in enumerate(keys)
+        for j in range(3 - i)
+    ]
+    assert [section.title for section in sections(rows(*made))] == [
+        "Measured",
+        "Measured under another protocol (stored, ref=2)",
+        "Measured under another protocol (stored, ref=3)",
+    ]
 
 
 def test_rows_of_a_section_are_by_cost_then_by_value() -> None:

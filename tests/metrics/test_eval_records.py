@@ -47,6 +47,17 @@ def test_the_record_outlives_whoever_reads_the_output(tmp_path: Path) -> None:
     assert len(kept(Workspace(tmp_path / "w"))) == 1
 
 
+def test_an_unreliable_extrapolation_is_called_that(
+    cmbench: Cmbench, tmp_path: Path, workspace: Workspace
+) -> None:
+    for count in (60, 2000):
+        found = cmbench("eval", grey(tmp_path / "s.npy", count=count), *DIGITS, "--nfe", "1")
+        (record,) = [r for r in kept(workspace) if r.sampling.num_samples == count]
+        reliable = record.metrics["fd-digits"].detail["infinity"]["reliable"]
+        assert reliable is (count == 2000)
+        assert (") unreliable " in found.out) is not reliable
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

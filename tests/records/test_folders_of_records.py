@@ -98,3 +98,21 @@ def test_depth_is_limited_where_it_is_said_to_be() -> None:
     parse_json(good)
     with pytest.raises(FormatError, match=f"more than {DEEPEST} levels"):
         parse_json(f"[{good}]")
+
+
+def test_verify_takes_folders_and_notices_where_a_record_lies(
+    cmbench: Callable[..., Any], folder: Path, workspace: Workspace
+) -> None:
+    for place in (workspace.root, workspace.all_records, folder):
+        found = cmbench("verify", str(place), "--no-resample")
+        assert found.out.count("record: valid") == 2
+        assert "folder:" not in found.out
+    moved = workspace.records("gmm")
+    moved.mkdir()
+    shutil.copy(next(folder.glob("*.json")), moved)
+    found = cmbench("verify", str(moved), "--no-resample")
+    assert found.code == 1
+    assert "failed       folder: the record is of digits, and lies with those of gmm" in found.out
+    empty = workspace.root / "empty"
+    empty.mkdir()
+    assert f"cmbench verify: {empty} has no records" in cmbench("verify", str(empty)).err
