@@ -74,7 +74,9 @@ def _own_datasets(registered: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []  # and need not import what reads manifests
     from cmbench.data.custom import prepared_here
 
-    specs = prepared_here(registered, locations)
+    specs, problems = prepared_here(registered, locations)
+    for problem in problems:
+        click.echo(f"warning: {problem}", err=True)
     return [{**{k: _plain(v) for k, v in s._asdict().items()}, "plugin": ""} for s in specs]
 
 

@@ -259,6 +259,8 @@ def describe(manifest: DatasetManifest, locations: DataLocations, done: bool) ->
     lines += [
         f"note: {n:,} of {count:,} images {what}" for what, n in sorted(manifest.converted.items())
     ]
+    if manifest.lossy:
+        lines.append("note: some images are JPEG or lossy WebP, with artefacts of compression")
     if manifest.source.passed_over:
         lines.append(f"note: {describe_passed_over(manifest.source.passed_over)}")
     if "altered" in manifest.revision:

@@ -27,7 +27,8 @@ class Dataset(ABC):
 
     ``sha256`` identifies the content and ``revision`` its origin and preprocessing; both go into
     every record. ``size`` is the number of training images, None when the stream is infinite.
-    ``class_counts`` is the number of images per class (empty without labels).
+    ``class_counts`` is the number of images per class (empty without labels), ``class_names`` what
+    the classes are called in the order of their numbers (empty if that is not known).
     """
 
     spec: DatasetSpec
@@ -39,6 +40,7 @@ class Dataset(ABC):
     size: int | None
     sigma_data: float
     class_counts: tuple[int, ...]
+    class_names: tuple[str, ...]
     device: torch.device
 
     def __init__(self, spec: DatasetSpec, *, sha256: str, revision: str, size: int | None) -> None:
@@ -46,7 +48,7 @@ class Dataset(ABC):
         self.data_shape, self.num_classes = spec.data_shape, spec.num_classes
         self.sigma_data = spec.sigma_data
         self.sha256, self.revision, self.size = sha256, revision, size
-        self.class_counts = ()
+        self.class_counts, self.class_names = (), ()
         self.device = torch.device("cpu")
 
     @abstractmethod

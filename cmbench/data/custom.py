@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from cmbench.data.locations import DataLocations
@@ -83,7 +84,10 @@ def resolve_dataset(
         return registered[name]
     folder = locations.folder(slug(name) if is_custom(name) else name)
     if (folder / MANIFEST).exists():
-        return _from_manifest(read_manifest(folder))
+        manifest = read_manifest(folder)
+        if is_custom(name):
+            _require_unchanged(name, manifest)
+        return _from_manifest(manifest)
     if is_custom(name) and not custom_path(name).exists():
         raise MissingError(
             f"dataset {name!r}",
@@ -101,21 +105,43 @@ def resolve_dataset(
     raise unknown_name(who, "dataset", name, {*registered, *prepared})
 
 
+def _require_unchanged(name: str, manifest: DatasetManifest) -> None:
+    """Raise ``UserError`` if the files of ``folder:PATH`` are not those that were prepared.
+
+    Their names, sizes and times of change are compared. A source that is gone is not asked for.
+    """
+    path = custom_path(name)
+    if path.exists() and _fingerprint(path, manifest.source.split) != manifest.source.fingerprint:
+        raise UserError(
+            f"dataset {name!r}",
+            "its files have changed since they were prepared (names, sizes or times of change)",
+            remedy=f"run `cmbench prepare {name} --force` with the same options, or prepare it "
+            "under another --name",
+        )
+
+
+@cache
+def _fingerprint(path: Path, split: str) -> str:
+    """Return the fingerprint of a source's files; looked at once per process."""
+    found = open_source(path, split)
+    return found.index().fingerprint if isinstance(found, EncodedSource) else ""
+
+
 def prepared_here(
     registered: Mapping[str, DatasetSpec], locations: DataLocations
-) -> list[DatasetSpec]:
+) -> tuple[list[DatasetSpec], list[str]]:
     """Return the specs of datasets that were prepared here and that no plugin registered.
 
-    Those whose manifest is damaged are left out; using one by name raises.
+    Those whose manifest is damaged have a line each instead.
     """
-    found = []
+    found, problems = [], []
     for path in sorted(locations.data_dir.glob(f"*/{MANIFEST}")):
         if path.parent.name not in registered:
             try:
                 found.append(_from_manifest(read_manifest(path.parent)))
-            except UserError:
-                continue
-    return found
+            except UserError as error:
+                problems.append(str(error))
+    return found, problems
 
 
 def custom_target(

@@ -71,6 +71,7 @@ class PreparedDataset(ArrayDataset):
             sha256=store.manifest.sha256,
             revision=store.manifest.revision,
         )
+        self.class_names = tuple(store.manifest.class_names)
 
     @property
     def folder(self) -> Path:

@@ -11,6 +11,7 @@ from cmbench.errors import UserError
 from cmbench.metrics.frechet import frechet_distance
 from cmbench.metrics.reference import Reference
 from cmbench.metrics.reference_cache import load_reference, save_reference
+from cmbench.metrics.reference_import import import_reference
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,15 @@ class ReferenceStore:
                 yield Entry(path, None, str(error))
 
     def get(self, name: str) -> Reference:
-        """Return the reference whose file name begins with ``name``, or the file of that path.
+        """Return the reference whose file name begins with ``name``, or that of a file.
+
+        A file of another program is read as it would be imported.
 
         Raises:
             UserError: none or several do; the message lists them.
         """
         if Path(name).is_file():
-            return load_reference(Path(name))
+            return import_reference(Path(name))
         paths = self.paths()
         exact = [path for path in paths if path.stem == name]
         matches = exact or [path for path in paths if path.stem.startswith(name)]

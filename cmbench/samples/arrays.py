@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from cmbench.data.npy import Array, map_npy, npz_names, read_npz
 from cmbench.errors import UserError
 from cmbench.files import readable
-from cmbench.samples.source import RANGES, ReadOptions, SampleSource
+from cmbench.samples.source import RANGES, ReadOptions, SampleSource, plain_tensor
 from cmbench.sampling.stream import SampleBatch
 
 _IMAGES = ("arr_0", "images", "samples", "x")
@@ -44,8 +44,21 @@ class ArraySamples(SampleSource):
             labelled = next((n for n in _LABELS if n in held_names), None)
             arrays = read_npz(path, {name, labelled or name}, options.limit)
             labels = arrays[labelled] if labelled else None
-            return cls(readable(str(path)), arrays[name], labels, options, "npz")
+            found = cls(readable(str(path)), arrays[name], labels, options, "npz")
+            found._tell_chosen(held_names, name, labelled)
+            return found
         return cls(readable(str(path)), map_npy(path), None, options, "npy")
+
+    def _tell_chosen(self, held: Sequence[str], images: str, labels: str | None) -> None:
+        """Note which arrays were read, where others could have been meant."""
+        for what, known, chosen in (("images", _IMAGES, images), ("labels", _LABELS, labels)):
+            able = [name for name in known if name in held]
+            if len(able) > 1:
+                self.notes.append(f"{what} are read from {chosen!r}, of {', '.join(able)}")
+        if labels is None and len(held) > 1:
+            others = ", ".join(sorted(set(held) - {*_IMAGES}))
+            if others:
+                self.notes.append(f"no labels: none of the arrays {others} is {', '.join(_LABELS)}")
 
     @staticmethod
     def _refuse(path: Path, problem: str, *, allowed: str) -> UserError:
@@ -114,8 +127,7 @@ class ArraySamples(SampleSource):
         labels = self._checked_labels()
         for start in range(0, self.count, batch_size):
             stop = min(start + batch_size, self.count)
-            part = np.array(self._images[start:stop])
-            images = torch.from_numpy(part)
+            images = plain_tensor(np.array(self._images[start:stop]))
             if self._channels_last:
                 images = images.permute(0, 3, 1, 2).contiguous()
             if images.dtype != torch.uint8:
@@ -130,7 +142,15 @@ class ArraySamples(SampleSource):
         if labels.shape != (len(self._images),) or labels.dtype.kind not in "iu":
             self.notes.append(f"labels of shape {labels.shape} and {labels.dtype} were not read")
             return None
-        return torch.from_numpy(labels.astype(np.int64))
+        found = torch.from_numpy(labels.astype(np.int64))
+        classes = self.options.num_classes
+        if classes and bool(((found < 0) | (found >= classes)).any()):
+            self.notes.append(
+                f"labels from {int(found.min())} to {int(found.max())} are no classes of the"
+                f" dataset (0 … {classes - 1}): they were not read"
+            )
+            return None
+        return found
 
     def _from_floats(self, images: Tensor, start: int) -> Tensor:
         assert self.options.value_range is not None

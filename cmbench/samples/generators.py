@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.errors import NonFiniteError, UserError, blaming
-from cmbench.samples.source import ReadOptions, SampleSource
+from cmbench.samples.source import ReadOptions, SampleSource, plain_tensor
 from cmbench.sampling.stream import SampleBatch
 
 Generate = Callable[[Tensor, int], Any]
@@ -96,12 +96,7 @@ class GeneratorSamples(SampleSource):
         who, what = f"samples {self.name}", f"raised for {len(indices)} samples:"
         with torch.inference_mode(), blaming(who, what, allowed=self._interface):
             found = self._generate(indices, self.options.seed)
-        pair = found if isinstance(found, tuple) else (found, None)
-        images, labels = (torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in pair)
-        if not isinstance(images, Tensor):
-            raise self.error(
-                f"returned {type(images).__name__}", allowed="an array, or (images, labels)"
-            )
+        images, labels = self._tensors(found)
         shape = tuple(images.shape)
         if len(shape) != 4 or shape[:2] != (len(indices), self.options.channels):
             raise self.error(
@@ -111,6 +106,23 @@ class GeneratorSamples(SampleSource):
         if images.dtype != torch.uint8:
             images = self._checked_floats(images)
         return images, labels
+
+    def _tensors(self, found: object) -> tuple[Tensor, Tensor | None]:
+        """Return what was returned as tensors without gradients."""
+        pair = found if isinstance(found, tuple) else (found, None)
+        kinds = ", ".join(type(part).__name__ for part in pair)
+        try:
+            images, labels = (
+                plain_tensor(part) if isinstance(part, np.ndarray) else part for part in pair
+            )
+        except (TypeError, ValueError):
+            images = labels = None
+        labelled = labels is None or isinstance(labels, Tensor)
+        if not isinstance(images, Tensor) or not labelled:
+            raise self.error(
+                f"returned {kinds}", allowed="an array of numbers, or (images, labels) as arrays"
+            )
+        return images.detach(), None if labels is None else labels.detach()
 
     def _checked_floats(self, images: Tensor) -> Tensor:
         if not images.is_floating_point():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -16,6 +16,7 @@ from cmbench.data.pictures import UNREADABLE, Pixels, decode_picture, unreadable
 from cmbench.data.sources.archives import ZipSource
 from cmbench.data.sources.base import EncodedSource, ImageIndex, describe_passed_over
 from cmbench.data.sources.folder import FolderSource
+from cmbench.errors import first_names
 from cmbench.files import readable
 from cmbench.samples.source import ReadOptions, SampleSource
 from cmbench.sampling.stream import SampleBatch
@@ -37,6 +38,7 @@ class ImageSamples(SampleSource):
             self.notes.append(describe_passed_over(index.passed_over))
         if source.split:
             self.notes.append(f"read the subfolder {source.split!r} of {self.name}")
+        self._labels = self._class_numbers()
 
     @classmethod
     def open(cls, path: Path, options: ReadOptions) -> Self:
@@ -53,7 +55,7 @@ class ImageSamples(SampleSource):
         """Yield batches in the order of names, of fewer images where they are large."""
         odd: Counter[str] = Counter()
         reader, names, locators = self._source.reader(), self._index.names, self._index.locators
-        labels = self._index.labels
+        labels = self._labels
         try:
             with ThreadPoolExecutor(_READERS) as pool:
                 first = self._decode(names[0], reader.read(locators[0]))[0].shape
@@ -73,6 +75,36 @@ class ImageSamples(SampleSource):
         finally:
             reader.close()
             self.notes += [f"{n} of {self.count} samples {what}" for what, n in odd.items()]
+
+    def _class_numbers(self) -> Sequence[int] | None:
+        """Return the labels, those of class folders as the dataset numbers its classes.
+
+        A folder is a class by its name or, where the names of the dataset's classes are not known,
+        by its number without leading zeros. As many other folders as there are classes are then
+        numbered in sorted order, as the dataset's own are. Folders of which none is a class are not
+        labels.
+        """
+        labels, folders, options = self._index.labels, self._index.class_names, self.options
+        count, known = options.num_classes, options.class_names
+        if labels is None or not folders or not count:
+            return labels
+        numbers = {name: i for i, name in enumerate(known)}
+        numbers |= {str(i): i for i in range(count) if not known}
+        others = [name for name in folders if name not in numbers]
+        if not others:
+            return [numbers[folders[label]] for label in labels]
+        told = f"class folders that are no classes of the dataset: {first_names(others, 5)}"
+        if len(others) == len(folders):
+            if not known and len(folders) == count:
+                self.notes.append("class folders are numbered in sorted order")
+                return labels
+            self.notes.append(f"{told}; labels were not read")
+            return None
+        raise self.error(
+            told,
+            allowed=first_names(list(numbers), 10),
+            remedy="name each folder by its class, or put all images into one folder",
+        )
 
     def _check_size(self, first: tuple[int, ...], name: str, shape: tuple[int, ...]) -> None:
         if shape != first:

@@ -7,7 +7,12 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from cmbench.errors import UserError
 from cmbench.sampling.stream import SampleBatch
@@ -29,6 +34,8 @@ class ReadOptions:
         limit: read at most this many samples.
         uniform_labels: draw classes uniformly, not by the dataset's frequencies, for samplers. A
             sampler of pictures then needs nothing of the dataset but its specification.
+        num_classes: classes of the dataset that samples are compared with, 0 if there is none.
+        class_names: what they are called, if that is known.
         protocol_samples: how many to make where there is no limit, for generators.
         seed: of the generator, where samples are made.
         steps: network evaluations per sample, for diffusers pipelines.
@@ -45,6 +52,8 @@ class ReadOptions:
     run_pipeline: bool = False
     protocol_samples: int | None = None
     uniform_labels: bool = False
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass
@@ -81,6 +90,17 @@ class SampleSource(ABC):
     def error(self, problem: str, *, allowed: str = "", remedy: str = "") -> UserError:
         """Return a ``UserError`` that names this source."""
         return UserError(f"samples {self.name}", problem, allowed=allowed, remedy=remedy)
+
+
+def plain_tensor(array: npt.NDArray[Any]) -> Tensor:
+    """Return an array as a tensor, of whatever byte order; long doubles become float64.
+
+    Raises:
+        TypeError: a type that torch does not have, such as strings or objects.
+    """
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def prefetched(items: Iterator[_T], depth: int = 2) -> Iterator[_T]:

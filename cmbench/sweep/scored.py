@@ -23,6 +23,7 @@ from cmbench.metrics.suite import MetricSuite
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.records.record import Record
 from cmbench.samples.source import PIPELINE, RANGES, ReadOptions, SampleSource
+from cmbench.sampling.stream import SampleBatch
 from cmbench.sweep.context import Context
 from cmbench.sweep.opened_runs import find_run, run_dataset
 from cmbench.sweep.scored_record import Scored, ScoreRequest, record_of
@@ -45,8 +46,8 @@ def score(context: Context, request: ScoreRequest) -> Record:
     size = known.data_shape if known is not None and not known.latent else ()
     extractors = open_extractors(context, request, plan, size)
     channels = channels_of(known, extractors)
-    read = reading(request, known, channels)
     dataset = dataset_of(context, request, spec)
+    read = reading(request, known, channels, dataset.class_names if dataset is not None else ())
     asked = (request.nfe, request.dataset, request.settings)
     source, opened = open_source(context, request.samples, read, *asked)
     require_read(request, source)
@@ -64,7 +65,7 @@ def score(context: Context, request: ScoreRequest) -> Record:
         sampling_memory_explained(context.device, request.batch_size),
         progress_of(context.reporter, f"score {source.name}", total) as progress,
     ):
-        watched: list[Observer] = [digest, progress]
+        watched: list[Observer] = [refusal_of_bytes(known, source), digest, progress]
         found = measure(
             source, suites, batch_size=request.batch_size, data_shape=size, observers=watched
         )
@@ -149,13 +150,35 @@ def open_extractors(
     }
 
 
-def reading(request: ScoreRequest, known: DatasetSpec | None, channels: int) -> ReadOptions:
+def reading(
+    request: ScoreRequest, known: DatasetSpec | None, channels: int, class_names: tuple[str, ...]
+) -> ReadOptions:
     """Return how samples are read; raise ``UserError`` for a range that does not exist."""
     given = request.read.value_range
     if given is not None and given not in RANGES:
         raise UserError("--range", f"{given!r}", allowed=" | ".join(RANGES))
-    protocol = known.num_samples if known else None
-    return replace(request.read, channels=channels, protocol_samples=protocol)
+    return replace(
+        request.read,
+        channels=channels,
+        protocol_samples=known.num_samples if known else None,
+        num_classes=known.num_classes if known else 0,
+        class_names=class_names,
+    )
+
+
+def refusal_of_bytes(known: DatasetSpec | None, source: SampleSource) -> Observer:
+    """Return what refuses bytes as samples of data that are not quantised, such as points."""
+
+    def observe(batch: SampleBatch) -> None:
+        bytes_ = not batch.images.is_floating_point()
+        if known is not None and known.quantize == "none" and not known.latent and bytes_:
+            raise source.error(
+                f"are bytes, and the values of dataset {known.name!r} are not",
+                allowed="floats in the data's own units",
+                remedy="give a .npy or .npz of floats, or a generator",
+            )
+
+    return observe
 
 
 def require_read(request: ScoreRequest, source: SampleSource) -> None:

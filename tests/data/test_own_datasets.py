@@ -216,4 +216,47 @@ def test_listed_with_the_built_in_ones(cmbench: Command, images: Path, tmp_path:
     assert len(after.splitlines()) == len(before.splitlines()) + 1
     manifest = DataLocations().folder("photos") / "manifest.json"
     manifest.write_text("{")
-    assert "photos" not in cmbench("list", "datasets").out
+    damaged = cmbench("list", "datasets")
+    assert "photos" not in damaged.out
+    (line,) = damaged.err.splitlines()
+    assert line.startswith("warning: prepared dataset ")
+    assert "photos, manifest.json: is not JSON" in line
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_source_that_changed_after_it_was_prepared_is_noticed(
+    cmbench: Command, context: Context, images: Path, tmp_path: Path, kind: str
+) -> None:
+    labels = [i % 3 for i in range(60)]
+    zipped = tmp_path / "mine.zip"
+    source = images if kind == "folder" else edm_zip(zipped, pictures(60), labels)
+    name = f"{kind}:{source}"
+    assert cmbench("prepare", name).code == 0
+    before = context.dataset_spec(name)
+    assert before.num_classes == 3
+    custom._fingerprint.cache_clear()  # as another process
+    if kind == "folder":
+        next(images.rglob("*.png")).unlink()
+    else:
+        edm_zip(zipped, pictures(59), labels[:59])
+    with pytest.raises(
+        UserError, match=rf"dataset '{name}': its files have changed since"
+    ) as caught:
+        context.dataset_spec(name)
+    assert f"run `cmbench prepare {name} --force`" in str(caught.value)
+    assert cmbench("prepare", name, "--force").code == 0
+    custom._fingerprint.cache_clear()
+    assert context.dataset_spec(name) == before
+    shutil.rmtree(images) if kind == "folder" else zipped.unlink()
+    custom._fingerprint.cache_clear()
+    assert context.dataset_spec(name) == before, "a source that is gone is not asked for"
+
+
+def test_lossy_sources_are_said(cmbench: Command, tmp_path: Path) -> None:
+    for kind in ("jpg", "png"):
+        (tmp_path / kind).mkdir()
+        for i, array in enumerate(pictures(4)):
+            Image.fromarray(array).save(tmp_path / kind / f"{i}.{kind}")
+    note = "note: some images are JPEG or lossy WebP, with artefacts of compression"
+    assert note in cmbench("prepare", f"folder:{tmp_path / 'jpg'}").out.splitlines()
+    assert "lossy WebP" not in cmbench("prepare", f"folder:{tmp_path / 'png'}").out

@@ -97,3 +97,17 @@ def test_listed_extractors_without_published_statistics_are_not_called_unknown(
     other = cmbench("refs", "import", str(path), "--extractor", "nothing")
     assert "unknown extractor 'nothing'" in other.err
     assert reference_import.PUBLISHED.keys() <= {s.name for s in EXTRACTORS}
+
+
+def test_statistics_of_other_programs_can_be_shown(
+    cmbench: Callable[..., Any], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "edm.npz", mu=np.zeros(2048), sigma=ONE)
+    done = cmbench("refs", "show", str(path))
+    assert done.code == 0, done.err
+    facts = dict(line.split(maxsplit=1) for line in done.out.splitlines())
+    assert (facts["source"], facts["origin"], facts["dimensions"]) == ("edm", "edm", "2048")
+    other = cmbench("refs", "show", str(write(tmp_path / "x.npz", a=np.zeros(1))))
+    assert other.code == EXIT_USAGE
+    assert len(other.err.splitlines()) == 1
+    assert "holds a; allowed: an EDM" in other.err
