@@ -180,6 +180,11 @@ def readable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def expanded(path: str) -> Path:
+    """Return a path with ``~`` replaced where there is such a home; else it stays."""
+    return Path(os.path.expanduser(path))
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write plain data as JSON with sorted keys, atomically."""
     write_atomically(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cmbench.cli.options import argument, flag, option, takes
+from cmbench.cli.output import echo
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK
 
 if TYPE_CHECKING:
@@ -58,10 +59,10 @@ def check(options: CheckOptions) -> int:
             show(result, options)
             mine.append(result)
         if not options.as_json:
-            click.echo(summary(name, mine))
+            echo(summary(name, mine))
         found += mine
     if options.as_json:
-        click.echo(json.dumps([asdict(result) for result in found], indent=1))
+        echo(json.dumps([asdict(result) for result in found], indent=1))
     return EXIT_CELLS_FAILED if any(result.problem for result in found) else EXIT_OK
 
 
@@ -70,11 +71,9 @@ def show(result: CheckResult, options: CheckOptions) -> None:
     if options.as_json:
         return
     if result.problem:
-        click.echo(f"FAILED {result}")
+        echo(f"FAILED {result}")
     elif result.skipped:
-        click.echo(
-            f"not made: method {result.method!r}, {result.check}: {result.skipped}", err=True
-        )
+        echo(f"not made: method {result.method!r}, {result.check}: {result.skipped}", err=True)
 
 
 def summary(name: str, found: list[CheckResult]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from cmbench.cli.checkpoints import CheckpointOptions
-from cmbench.cli.common import printable
 from cmbench.errors import UserError
 from cmbench.importers.imported import ImportedNetwork, build_network
 from cmbench.importers.read import read_checkpoint
@@ -116,7 +115,7 @@ def describe(found: ImportedNetwork) -> list[str]:
     if found.assumed:
         assumed = ", ".join(f"{k} {_plain(v)}" for k, v in found.assumed.items())
         lines.append(f"assumed          {assumed} (not determined by the shapes)")
-    return [printable(line) for line in lines]  # names come from the file
+    return lines
 
 
 def _plain(value: Any) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cmbench.cli.options import ComputeOptions
+from cmbench.cli.output import echo, printable
 from cmbench.errors import UserError
 from cmbench.files import readable
 from cmbench.sweep.asked import MAX_SEEDS, as_nfes, as_seeds, as_sigmas
@@ -220,24 +221,19 @@ def echo_table(
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=title or None)
+        table = Table(title=printable(title) or None)
         for index, name in enumerate(header):
-            table.add_column(escape(name), justify="left" if left[index] else "right")
+            table.add_column(escape(printable(name)), justify="left" if left[index] else "right")
         for row in rows:
-            table.add_row(*(escape(cell) for cell in row))
+            table.add_row(*(escape(printable(cell)) for cell in row))
         Console().print(table)
         return
     widths = [max(len(line[i]) for line in [list(header), *rows]) for i in range(len(header))]
     if title:
-        click.echo(title)
+        echo(title)
     for line in [list(header), *rows]:
         cells = (
             cell.ljust(width) if flush else cell.rjust(width)
             for cell, width, flush in zip(line, widths, left, strict=True)
         )
-        click.echo("  ".join(cells).rstrip())
-
-
-def printable(line: str) -> str:
-    """Return text of a file that is not trusted: nothing in it moves the cursor or sets colours."""
-    return "".join(c if c.isprintable() else "?" for c in line)
+        echo("  ".join(cells).rstrip())

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import click
 
-from cmbench.cli.common import echo_table, printable
+from cmbench.cli.common import echo_table
 from cmbench.cli.options import workspace_option
+from cmbench.cli.output import echo_line
 from cmbench.cli.record_files import Readings, echo_unreadable, record_folders
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_MISSING, EXIT_OK
 from cmbench.leaderboard.compare import RowComparison, compare
@@ -53,7 +54,7 @@ def compare_(a: str, b: str, dataset: str | None, workspace_dir: str | None) -> 
     )
     for item in compared:
         if item.reason:
-            click.echo(f"{item.a.dataset} NFE {item.a.nfe_text}: {item.reason}", err=True)
+            echo_line(f"{item.a.dataset} NFE {item.a.nfe_text}: {item.reason}", err=True)
     verdicts = {item.verdict for item in compared}
     if verdicts == {"not comparable"}:
         return EXIT_MISSING
@@ -63,7 +64,7 @@ def compare_(a: str, b: str, dataset: str | None, workspace_dir: str | None) -> 
 def echo_side(side: str, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
     """Print the names of the rows that one side of a comparison means."""
     names = dict.fromkeys(labels[row.id] for row in rows)
-    click.echo(printable(f"{side}: {'; '.join(names)}"))
+    echo_line(f"{side}: {'; '.join(names)}")
 
 
 def table_row(item: RowComparison) -> list[str]:

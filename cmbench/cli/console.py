@@ -7,8 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
+from cmbench.cli.output import echo, printable
 from cmbench.reporter import Reporter
 
 
@@ -30,11 +29,11 @@ class PlainReporter(Reporter):
 
     def note(self, text: str) -> None:
         """Print one line."""
-        click.echo(text, err=True)
+        echo(text, err=True)
 
     def warn(self, text: str) -> None:
         """Print one line that begins with ``warning``."""
-        click.echo(f"warning: {text}", err=True)
+        echo(f"warning: {text}", err=True)
 
     def task_started(self, task: str, title: str, total: int, done: int = 0) -> None:
         """Print what begins."""
@@ -89,11 +88,13 @@ class RichReporter(Reporter):
 
     def note(self, text: str) -> None:
         """Print one line above the bars."""
-        self.console.print(text, markup=False, highlight=False, style="dim")
+        self.console.print(printable(text), markup=False, highlight=False, style="dim")
 
     def warn(self, text: str) -> None:
         """Print one line in yellow."""
-        self.console.print(f"warning: {text}", markup=False, highlight=False, style="yellow")
+        self.console.print(
+            f"warning: {printable(text)}", markup=False, highlight=False, style="yellow"
+        )
 
     def task_started(self, task: str, title: str, total: int, done: int = 0) -> None:
         """Show a bar."""
@@ -102,7 +103,7 @@ class RichReporter(Reporter):
         from rich.markup import escape
 
         self._tasks[task] = self._progress.add_task(
-            escape(title), total=total, completed=done, figures=""
+            escape(printable(title)), total=total, completed=done, figures=""
         )
 
     def task_progress(self, task: str, done: int, scalars: Mapping[str, float]) -> None:

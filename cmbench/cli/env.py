@@ -7,6 +7,7 @@ import json
 import click
 
 from cmbench.cli.options import json_option, workspace_option
+from cmbench.cli.output import echo
 from cmbench.data.locations import DataLocations
 from cmbench.records.provenance import environment
 from cmbench.records.workspace import Workspace
@@ -25,9 +26,9 @@ def env(as_json: bool, workspace_dir: str | None) -> None:
     found["workspace"] = str(Workspace.choose(workspace_dir).root.resolve())
     found["data"] = str(DataLocations().data_dir)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        echo(json.dumps(found, indent=1))
         return
     for key, value in found.items():
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items())
-        click.echo(f"{key:<12} {value if value is not None else 'none'}")
+        echo(f"{key:<12} {value if value is not None else 'none'}")

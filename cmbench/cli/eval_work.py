@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
 from cmbench.cli.common import echo_table, make_context
 from cmbench.cli.eval import EvalOptions
+from cmbench.cli.output import echo
 from cmbench.errors import UserError
 from cmbench.leaderboard.details import extrapolation_of, floor_of, interval_of
 from cmbench.records.keeping import keep_record
@@ -26,7 +25,7 @@ def carry_out(options: EvalOptions) -> None:
     kept = Kept() if options.no_record else keep_first(context, record, "cmbench eval")
     print_warnings(record)
     if options.as_json:
-        click.echo(record.to_json(), nl=False)
+        echo(record.to_json(), nl=False)
     else:
         print_scores(record)
     kept.tell(err=options.as_json)
@@ -44,7 +43,7 @@ class Kept:
         if self.refusal is not None:
             raise self.refusal
         if self.path is not None:
-            click.echo(f"record: {self.path}", err=err)
+            echo(f"record: {self.path}", err=err)
 
 
 def keep_first(context: Context, record: Record, who: str) -> Kept:
@@ -61,7 +60,7 @@ def keep_first(context: Context, record: Record, who: str) -> Kept:
 def print_warnings(record: Record) -> None:
     """Print a record's warnings, even when quiet: they decide what a number is worth."""
     for warning in record.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)
 
 
 def make_request(options: EvalOptions, device: str) -> ScoreRequest:
@@ -114,7 +113,7 @@ def print_scores(record: Record) -> None:
         )
     copied = record.metrics[record.rank_metric].detail.get("memorisation")
     if copied is not None:
-        click.echo(
+        echo(
             f"nearest real image: a reference image for {copied['train_share']:.1%} of the samples"
             f" (50 % expected), distance ratio {copied['distance_ratio']:.3f} (1 expected)"
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from cmbench.cli.options import workspace_option
+from cmbench.cli.output import echo
 from cmbench.cli.record_files import echo_unreadable, record_folders
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.files import write_atomically
@@ -60,7 +61,7 @@ def export(
         sys.stdout.write(data.decode())
     else:
         write_atomically(out, data)
-        click.echo(str(out))
+        echo(str(out))
     echo_unreadable(errors)
     return EXIT_CELLS_FAILED if errors else EXIT_OK
 

@@ -12,6 +12,7 @@ import click
 from cmbench.cli.checkpoints import CheckpointOptions
 from cmbench.cli.common import echo_table
 from cmbench.cli.options import Number, WorkspaceOptions, argument, flag, option, takes
+from cmbench.cli.output import echo
 from cmbench.errors import MissingError, UserError
 from cmbench.importers.public import PublicCheckpoint, find_public, obtain, public_checkpoints
 from cmbench.records.workspace import Workspace
@@ -98,16 +99,16 @@ def import_file(
     inside = target.parent == workspace.imported
     sha256 = keep(found, target, force=options.force, ours=inside)
     for line in describe(found):
-        click.echo(line)
+        echo(line)
     for line in published_facts(public) if public is not None else ():
-        click.echo(line)
+        echo(line)
     name = target.stem if inside else str(target)
-    click.echo(f"written          {target} (sha256 {sha256[:16]})")
+    echo(f"written          {target} (sha256 {sha256[:16]})")
     dataset = public.dataset if public is not None else "DATASET"
     if found.parameterization:
-        click.echo(f"sample it with   cmbench run --checkpoint {name} --dataset {dataset}")
+        echo(f"sample it with   cmbench run --checkpoint {name} --dataset {dataset}")
     if found.parameterization == "edm":
-        click.echo(f"start from it    cmbench run --method METHOD -o teacher=import:{name}")
+        echo(f"start from it    cmbench run --method METHOD -o teacher=import:{name}")
 
 
 def with_what_is_known(options: ImportOptions, public: PublicCheckpoint) -> ImportOptions:
@@ -160,7 +161,7 @@ class DownloadLines:
             return
         self.due = now + self.every_s
         of = f" of {total / 1e6:,.1f} MB ({done / max(total, 1):.0%})" if total else " MB"
-        click.echo(f"downloading {self.name}: {done / 1e6:,.1f}{of}", err=True)
+        echo(f"downloading {self.name}: {done / 1e6:,.1f}{of}", err=True)
 
 
 def default_name(path: Path) -> str:

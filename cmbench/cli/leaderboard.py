@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cmbench.cli.common import echo_table
+from cmbench.cli.output import echo
 from cmbench.cli.record_files import Readings
 from cmbench.cli.report import echo_pages, render_pages
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, EXIT_USAGE, UserError, unknown_name
@@ -57,10 +58,10 @@ def validate(folder: Path | None) -> int:
         published, errors = check_published(path)
         problems += len(errors)
         for error in errors:
-            click.echo(str(error), err=True)
+            echo(str(error), err=True)
         if published is not None:
             counts = f"{len(published.rows)} rows in {len(published.board.tables)} tables"
-            click.echo(f"{path.name}: {counts}")
+            echo(f"{path.name}: {counts}")
     return EXIT_USAGE if problems else EXIT_OK
 
 
@@ -99,7 +100,7 @@ def show(dataset: str, folder: Path | None, nfe: int | None) -> int:
             header = [column.title for _, column in page.shown]
             rows = [[line.cells[i].text for i, _ in page.shown] for line in lines]
             echo_table(header, rows, title=section.section.title)
-            click.echo()
+            echo()
     return EXIT_CELLS_FAILED if readings.errors else EXIT_OK
 
 

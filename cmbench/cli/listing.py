@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cmbench.cli.options import json_option
+from cmbench.cli.output import echo
 from cmbench.plugin.manager import PluginManager, load_plugins
 
 KINDS = (
@@ -97,13 +98,13 @@ def list_(kind: str, as_json: bool) -> None:
     """List what plugins register; samplers by method."""
     rows = rows_of(kind, load_plugins())
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        echo(json.dumps(rows, indent=1))
         return
     columns = COLUMNS[kind]
     cells = [[_cell(row, column) for column in columns] for row in rows]
     widths = [max([len(c), *(len(line[i]) for line in cells)]) for i, c in enumerate(columns)]
     for line in [[c.upper() for c in columns], *cells]:
-        click.echo("  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip())
+        echo("  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip())
 
 
 def _cell(row: dict[str, Any], column: str) -> str:

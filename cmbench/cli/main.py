@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 import click
 
-from cmbench.errors import EXIT_USAGE, UserError
+from cmbench.cli.output import accept_any_character, echo, flush
+from cmbench.errors import EXIT_USAGE, UserError, described
 
 #: verb -> (module:command, one line of help). Kept here so that ``--help`` loads no verb.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -95,10 +98,10 @@ def print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -
     from cmbench import __version__  # on this path only: plugins take time to find
     from cmbench.plugin.manager import load_plugins
 
-    click.echo(f"cmbench {__version__}")
+    echo(f"cmbench {__version__}")
     for info in load_plugins().plugins:
         state = "" if info.status == "ok" else f" ({info.status})"
-        click.echo(f"plugin {info.name} from {info.distribution} {info.version}{state}")
+        echo(f"plugin {info.name} from {info.distribution} {info.version}{state}")
     ctx.exit()
 
 
@@ -136,28 +139,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = [a for a in given if a != "--debug"] if debug else given
     if debug:
         given.insert(0, "--debug")
+    accept_any_character()
     try:
         code = cli.main(args=given, prog_name="cmbench", standalone_mode=False)
+        flush()
     except click.exceptions.Abort:
-        click.echo("interrupted", err=True)
+        echo("interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(file=shown)
+        echo(shown.getvalue(), err=True, nl=False)
         sys.exit(error.exit_code)
     except UserError as error:
         if debug:
             raise
-        click.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:
         if debug:
             raise
-        line = " ".join(str(error).split())
-        click.echo(
-            f"error: unexpected {type(error).__name__}: {line}; run again with --debug for the "
-            "traceback and report it",
+        if isinstance(error, OSError) and error.filename is not None:
+            from cmbench.files import readable  # on this path only
+
+            place = readable(os.fsdecode(error.filename))
+            echo(f"error: {place}: {error.strerror}; check it and its permissions", err=True)
+            sys.exit(EXIT_USAGE)
+        echo(
+            f"error: unexpected {described(error)}; run again with --debug for the traceback and "
+            "report it",
             err=True,
         )
         sys.exit(EXIT_USAGE)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cmbench.cli.options import workspace_option
+from cmbench.cli.output import echo
 from cmbench.cli.record_files import echo_hidden, echo_unreadable
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK
 from cmbench.leaderboard.merge import merge
@@ -35,11 +36,11 @@ def merge_(sources: tuple[Path, ...], workspace_dir: str | None) -> int:
         ("reproduced", result.reproduced),
     ):
         for name in names:
-            click.echo(f"{word}  {name}")
+            echo(f"{word}  {name}")
     again = f"{len(result.reproduced)} reproduced, " if result.reproduced else ""
     for reason in result.left_out:
-        click.echo(f"not copied: {reason}", err=True)
-    click.echo(
+        echo(f"not copied: {reason}", err=True)
+    echo(
         f"{len(result.added)} added, {len(result.replaced)} replaced, {again}"
         f"{len(result.equal)} already there",
         err=True,

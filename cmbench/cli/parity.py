@@ -9,6 +9,7 @@ import click
 
 from cmbench.cli.checkpoints import CheckpointOptions
 from cmbench.cli.options import argument, flag, option, takes
+from cmbench.cli.output import echo
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, MissingError, UserError
 
 
@@ -59,14 +60,14 @@ def parity(options: ParityOptions) -> int:
     if options.inputs is not None:
         write_inputs(found, options.inputs, options.count, options.seed)
         given = f"{options.count} inputs of seed {options.seed}"
-        click.echo(f"{options.inputs}: {given} for {found.architecture}")
+        echo(f"{options.inputs}: {given} for {found.architecture}")
         return EXIT_OK
     assert options.reference is not None
     tensors = read_reference(options.reference, found)
     agreements = compare(found, tensors, torch.float64 if options.double else torch.float32)
     for agreement in agreements:
         state = "agrees" if agreement.error <= TOLERANCE else "DIFFERS"
-        click.echo(
+        echo(
             f"{agreement.output}: largest relative error {agreement.error:.2e} over "
             f"{agreement.images} images, at most {TOLERANCE:g}: {state}"
         )

@@ -10,6 +10,7 @@ import click
 
 from cmbench.cli.console import make_reporter
 from cmbench.cli.options import argument, flag, option, takes
+from cmbench.cli.output import echo
 from cmbench.data.custom import custom_path, custom_target, is_custom, resolve_dataset, slug
 from cmbench.data.locations import DATA_VARIABLE, DataLocations
 from cmbench.data.preparation.run import Request
@@ -124,10 +125,10 @@ def prepare(options: PrepareOptions) -> None:
     if options.target is None:
         list_targets(registered, locations)
     elif options.target in WEIGHTS:
-        click.echo(prepare_weights(options.target, options.source, locations))
+        echo(prepare_weights(options.target, options.source, locations))
     elif options.verify:
         manifest = check(options.target, registered, locations)
-        click.echo(f"{manifest.dataset}: {manifest.count:,} images, all as they were prepared")
+        echo(f"{manifest.dataset}: {manifest.count:,} images, all as they were prepared")
     else:
         convert(options, registered, locations)
 
@@ -152,7 +153,7 @@ def convert(
     finally:
         show.finish()
     for line in describe(manifest, locations, done):
-        click.echo(line)
+        echo(line)
 
 
 def find_target(
@@ -270,7 +271,7 @@ def describe(manifest: DatasetManifest, locations: DataLocations, done: bool) ->
 
 def list_targets(registered: Mapping[str, DatasetSpec], locations: DataLocations) -> None:
     """Print what can be prepared and the state of each."""
-    click.echo(f"prepared datasets are in {locations.data_dir}")
+    echo(f"prepared datasets are in {locations.data_dir}")
     for name, spec in registered.items():
         if spec.embedded:
             continue
@@ -281,6 +282,6 @@ def list_targets(registered: Mapping[str, DatasetSpec], locations: DataLocations
         elif folder.with_name(f"{name}.partial").exists():
             state = "interrupted"
         hint = RULES[name].hint if name in RULES else ""
-        click.echo(f"{name:<18} {state:<18} {hint}".rstrip())
+        echo(f"{name:<18} {state:<18} {hint}".rstrip())
     for name, title in WEIGHTS.items():
-        click.echo(f"{name:<18} {'weights':<18} {title}")
+        echo(f"{name:<18} {'weights':<18} {title}")

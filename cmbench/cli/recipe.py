@@ -10,6 +10,7 @@ import click
 
 from cmbench.cli.common import echo_table
 from cmbench.cli.options import json_option, overrides_option
+from cmbench.cli.output import echo
 from cmbench.errors import UserError
 from cmbench.files import write_atomically
 from cmbench.plugin.manager import PluginManager, load_plugins
@@ -54,7 +55,7 @@ def show(method: str, recipe_name: str, overrides: tuple[str, ...], as_json: boo
     if as_json:
         import json
 
-        click.echo(json.dumps([vars(entry) for entry in entries], indent=1, default=str))
+        echo(json.dumps([vars(entry) for entry in entries], indent=1, default=str))
         return
     columns: dict[str, Callable[[RecipeEntry], str]] = {
         "key": lambda entry: entry.key,
@@ -111,7 +112,7 @@ def export(
     from cmbench.sweep.recipe_view import as_toml
 
     write_atomically(file, as_toml(dataset, name, entries).encode(), "name another file")
-    click.echo(f"{file}: run it with `cmbench run -m {method} -d {dataset} --recipe {file}:{name}`")
+    echo(f"{file}: run it with `cmbench run -m {method} -d {dataset} --recipe {file}:{name}`")
 
 
 def _place(plugins: PluginManager, method: str, text: str) -> tuple[str, str]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import click
-
-from cmbench.cli.common import printable
+from cmbench.cli.output import echo_line
 from cmbench.errors import MissingError, UserError, first_names
 from cmbench.records.folders import ReadRecord, hidden_files, read_records, record_files
 from cmbench.records.workspace import Workspace
@@ -30,16 +28,14 @@ class Readings:
 def echo_unreadable(errors: Sequence[UserError]) -> None:
     """Print one line to stderr for each record that could not be read."""
     for error in errors:
-        click.echo(f"unreadable: {error}", err=True)
+        echo_line(f"unreadable: {error}", err=True)
 
 
 def echo_hidden(folders: Iterable[Path]) -> None:
     """Say once, on stderr, that files whose names begin with a dot are not read."""
     names = [path.name for folder in folders for path in hidden_files(folder)]
     if names:
-        click.echo(
-            f"not read: {len(names)} hidden file(s), such as {printable(names[0])}", err=True
-        )
+        echo_line(f"not read: {len(names)} hidden file(s), such as {names[0]}", err=True)
 
 
 def record_folders(workspace: Workspace, datasets: Sequence[str] = ()) -> dict[str, Path]:

@@ -18,6 +18,7 @@ from cmbench.cli.options import (
     takes,
     workspace_option,
 )
+from cmbench.cli.output import echo
 
 if TYPE_CHECKING:
     from cmbench.metrics.reference import Reference
@@ -53,13 +54,13 @@ def list_refs(as_json: bool, workspace_dir: str | None) -> None:
             }
             for entry in entries
         ]
-        click.echo(json.dumps(found, indent=1))
+        echo(json.dumps(found, indent=1))
         return
     rows = []
     for entry in entries:
         if entry.reference is None:
             rows.append([entry.name, "-", "-", "-", "-", "damaged"])
-            click.echo(f"warning: {entry.problem}", err=True)
+            echo(f"warning: {entry.problem}", err=True)
             continue
         known = facts(entry.reference)
         rows.append(
@@ -83,10 +84,10 @@ def show(name: str, as_json: bool, workspace_dir: str | None) -> None:
     """Show the facts about the reference NAME (or about a file)."""
     known = facts(open_store(workspace_dir).get(name))
     if as_json:
-        click.echo(json.dumps(known, indent=1))
+        echo(json.dumps(known, indent=1))
         return
     for key, value in known.items():
-        click.echo(f"{key:<16} {value}")
+        echo(f"{key:<16} {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,7 @@ def import_(options: ImportReferenceOptions) -> None:
         extractor = InceptionExtractor(options.weights)
         reference = with_reference_images(reference, images, extractor)
     path = open_store(options.workspace_dir).add(reference)
-    click.echo(f"{reference.key.source}: {path}")
+    echo(f"{reference.key.source}: {path}")
 
 
 @refs.command()
@@ -158,10 +159,10 @@ def compare(first: str, second: str, as_json: bool, workspace_dir: str | None) -
     store = open_store(workspace_dir)
     found = compare_references(store.get(first), store.get(second))
     if as_json:
-        click.echo(json.dumps(asdict(found), indent=1))
+        echo(json.dumps(asdict(found), indent=1))
         return
-    click.echo(f"Fréchet distance {found.frechet:.6g} ({found.relative:.3%} of the trace)")
-    click.echo(f"share of the means: {found.mean_part:.1%}")
+    echo(f"Fréchet distance {found.frechet:.6g} ({found.relative:.3%} of the trace)")
+    echo(f"share of the means: {found.mean_part:.1%}")
 
 
 @refs.command()
@@ -173,7 +174,7 @@ def export(name: str, file: Path, workspace_dir: str | None) -> None:
     from cmbench.metrics.reference_import import export_reference
 
     export_reference(open_store(workspace_dir).get(name), file)
-    click.echo(str(file))
+    echo(str(file))
 
 
 def facts(reference: Reference) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import click
 
 from cmbench.cli.common import command_line
 from cmbench.cli.options import workspace_option
+from cmbench.cli.output import echo
 from cmbench.cli.record_files import Readings, echo_unreadable, record_folders
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.leaderboard import boards
@@ -78,7 +79,7 @@ def render_pages(
 def echo_pages(written: Sequence[Path], errors: Sequence[UserError]) -> int:
     """Print the files written and what could not be read; return the exit code."""
     for path in written:
-        click.echo(str(path))
+        echo(str(path))
     echo_unreadable(errors)
     return EXIT_CELLS_FAILED if errors else EXIT_OK
 
@@ -107,7 +108,7 @@ def gathered(
     found = plugins.gather(hook, problem, **arguments)
     for info in plugins.failed:
         if id(info) not in before:
-            click.echo(f"warning: {info}: {info.error}", err=True)
+            echo(f"warning: {info}: {info.error}", err=True)
     return found
 
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-import click
-
 from cmbench.cli.checkpoints import CheckpointOptions
 from cmbench.cli.checkpoints_work import keep, read
 from cmbench.cli.common import echo_table, make_context
 from cmbench.cli.eval_work import keep_first, print_warnings
 from cmbench.cli.importing import DownloadLines
+from cmbench.cli.output import echo
 from cmbench.cli.reproduce import ReproduceOptions
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, MissingError, UserError
 from cmbench.files import sha256_file
@@ -120,7 +119,7 @@ def carry_out(options: ReproduceOptions, row: PublicCheckpoint) -> int:
     print_warnings(record)
     print_comparison(row, comparisons)
     verdict = verdict_of(comparisons, doubts)
-    click.echo(f"verdict: {verdict}" + (f" ({'; '.join(doubts)})" if doubts else ""))
+    echo(f"verdict: {verdict}" + (f" ({'; '.join(doubts)})" if doubts else ""))
     kept.tell()
     return EXIT_CELLS_FAILED if verdict == NOT_REPRODUCED else EXIT_OK
 

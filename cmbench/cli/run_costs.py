@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import click
-
 from cmbench.cli.common import echo_table
+from cmbench.cli.output import echo
 from cmbench.sweep.context import Context
 from cmbench.sweep.estimate import Cost, estimate
 from cmbench.sweep.plans import RunPlan
@@ -35,4 +34,4 @@ def print_costs(costs: Mapping[str, tuple[RunPlan, Cost]]) -> None:
         )
     header = ["run", "images", "FLOPs per step", "peak memory", "device-hours", "measured by"]
     echo_table(header, rows, title="cost of each seed (estimates)")
-    click.echo()
+    echo()

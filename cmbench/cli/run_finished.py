@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import click
-
 from cmbench.cli.common import reporter_for
+from cmbench.cli.output import echo
 from cmbench.cli.report import render_workspace
 from cmbench.cli.run import RunOptions
 from cmbench.cli.run_tables import (
@@ -86,4 +85,4 @@ def print_results(
     written = render_workspace(workspace, pages, plugins)[0] if pages else []
     print_table(records, spec.metrics)
     if written:
-        click.echo(f"report: {written[0]}")
+        echo(f"report: {written[0]}")

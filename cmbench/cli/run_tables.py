@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from cmbench.cli.common import debugging, echo_table
+from cmbench.cli.output import echo
 from cmbench.records.configuration import configured_method
 from cmbench.records.record import Record
 from cmbench.reporter import Reporter
@@ -50,7 +49,7 @@ def _number(value: float | None) -> str:
 def print_runs(rows: Iterable[Sequence[str]]) -> None:
     """Print the runs of a plan."""
     echo_table(["run", "parameters", "images", "state"], rows, title="runs")
-    click.echo()
+    echo()
 
 
 def finished_row(run_id: str, result: Mapping[str, Any]) -> list[str]:
@@ -81,21 +80,21 @@ def print_warnings(records: Sequence[Record]) -> None:
     """Print the warnings of records, even when quiet: they decide what a number is worth."""
     warned = Counter((r.method, warning) for r in records for warning in r.warnings)
     for (method, warning), count in warned.items():
-        click.echo(f"warning: {count} cell(s) of {method}: {warning}", err=True)
+        echo(f"warning: {count} cell(s) of {method}: {warning}", err=True)
 
 
 def print_skipped(records: Sequence[Record]) -> None:
     """Print how many cells each method declined, for each of its reasons."""
     skipped = Counter((r.method, r.reason) for r in records if r.status == "skipped")
     for (method, reason), count in skipped.items():
-        click.echo(f"skipped: {count} cell(s) of {method}: {reason}", err=True)
+        echo(f"skipped: {count} cell(s) of {method}: {reason}", err=True)
 
 
 def print_failed(records: Sequence[Record]) -> bool:
     """Print how many cells failed, for each reason; return whether any did."""
     reasons = Counter(r.reason for r in records if r.status == "failed")
     if any(" failed while " in reason for reason in reasons) and not debugging():
-        click.echo("run again with --debug for the tracebacks", err=True)
+        echo("run again with --debug for the tracebacks", err=True)
     for reason, count in reasons.items():
-        click.echo(f"error: {count} cell(s) failed: {reason}", err=True)
+        echo(f"error: {count} cell(s) failed: {reason}", err=True)
     return bool(reasons)

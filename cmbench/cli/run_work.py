@@ -5,9 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import get_args
 
-import click
-
 from cmbench.cli.common import make_context, stop_asker
+from cmbench.cli.output import echo
 from cmbench.cli.run import RunOptions
 from cmbench.cli.run_finished import key_of, print_results
 from cmbench.cli.run_tables import print_failed, print_skipped, print_warnings, warn_of_few
@@ -65,7 +64,7 @@ def sweep(options: RunOptions, context: Context) -> int:
         context.world.lead(lambda: bool(plan_sweep(context, request)))  # bad input is reported once
     plan = plan_sweep(context, request)
     for line in plan.refused if context.world.leads else ():
-        click.echo(f"error: {line}", err=True)
+        echo(f"error: {line}", err=True)
     dataset = context.dataset_spec(request.dataset)
     for line in published_teachers(context, plan):
         context.reporter.note(line)

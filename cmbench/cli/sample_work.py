@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import click
 import numpy as np
 import torch
 from torch import Tensor
 
 from cmbench.api.models import OpenedRun, opened
 from cmbench.cli.common import make_context, stop_asker
+from cmbench.cli.output import echo
 from cmbench.cli.sample import SampleOptions
 from cmbench.files import write_atomically
 from cmbench.measure.gallery import grid_png, save_pngs
@@ -57,7 +57,7 @@ def write(options: SampleOptions, model: OpenedRun, nfe: int | None, *, several:
         else:
             save_pngs(images, 0, written[-1], remedy="name another folder with --out")
     where = ", ".join(map(str, written))
-    click.echo(
+    echo(
         f"NFE {made.cell.nfe} (counted {made.sampler.nfe_measured:g}): "
         f"{len(images)} images of {model.run_id}, seed {options.seed}: {where}"
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from cmbench.cli.common import printable
 from cmbench.cli.options import workspace_option
+from cmbench.cli.output import echo, echo_line
 from cmbench.cli.record_files import find_record
 from cmbench.errors import UserError
 from cmbench.leaderboard.details import extrapolation_of, floor_of, interval_of
@@ -30,13 +30,13 @@ def show(cell: str, as_json: bool, workspace_dir: str | None) -> None:
     path = find_record(Workspace.existing(workspace_dir), cell, "cmbench show")
     record = read_record(path)
     if as_json:
-        click.echo(record.to_json(), nl=False)
+        echo(record.to_json(), nl=False)
         return
     for line in describe(record):
-        click.echo(printable(line))
-    click.echo(f"file         {path}")
+        echo_line(line)
+    echo_line(f"file         {path}")
     for other in reproductions(path):
-        click.echo(f"reproduced   {printable(reproduction_line(other))}")
+        echo_line(f"reproduced   {reproduction_line(other)}")
 
 
 def reproduction_line(path: Path) -> str:

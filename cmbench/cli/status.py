@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from cmbench.cli.options import workspace_option
+from cmbench.cli.output import echo_line
 from cmbench.cli.record_files import record_folders
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.files import UNREADABLE, read_sealed
@@ -24,26 +25,26 @@ def status(workspace_dir: str | None) -> int:
     Exits 1 if a record failed or cannot be read.
     """
     workspace = Workspace.existing(workspace_dir)
-    click.echo(f"workspace {workspace.root}")
+    echo_line(f"workspace {workspace.root}")
     for folder in sorted((workspace.root / "runs").glob("*/*")):
         if folder.is_dir():
-            click.echo(f"run  {folder.parent.name}/{folder.name}  {run_state(folder)}")
+            echo_line(f"run  {folder.parent.name}/{folder.name}  {run_state(folder)}")
     for path in sorted(workspace.imported.glob("*.json")):
-        click.echo(f"imported  {path.stem}  {imported_state(path)}")
+        echo_line(f"imported  {path.stem}  {imported_state(path)}")
     trouble = 0
     for dataset in record_folders(workspace).values():
         counts: Counter[str] = Counter()
         for path, found in read_records(dataset, dataset.name):
             if isinstance(found, UserError):
                 trouble += 1
-                click.echo(f"unreadable  {found}")
+                echo_line(f"unreadable  {found}")
                 continue
             counts[found.status] += 1
             if found.status != "finished":
                 trouble += found.status == "failed"
-                click.echo(f"{found.status}  {path.stem}: {found.reason}")
+                echo_line(f"{found.status}  {path.stem}: {found.reason}")
         summary = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
-        click.echo(f"records  {dataset.name}  {summary}")
+        echo_line(f"records  {dataset.name}  {summary}")
     return EXIT_CELLS_FAILED if trouble else EXIT_OK
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
 from cmbench.cli.common import echo_table, make_context, stop_asker
+from cmbench.cli.output import echo
 from cmbench.cli.run_tables import print_failed, print_warnings
 from cmbench.cli.study import StudyOptions
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
@@ -49,7 +48,7 @@ def show(result: StudyResult, folder: Path, plots: bool) -> int:
             remedy="choose another folder",
         ) from error
     echo_table(["arm", "NFE", *result.metrics], rows)
-    click.echo(f"page: {page}")
+    echo(f"page: {page}")
     records = [record for arm in result.arms for record in arm.records]
     print_warnings(records)
     return EXIT_CELLS_FAILED if print_failed(records) else EXIT_OK

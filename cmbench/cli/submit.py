@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cmbench.cli.options import workspace_option
+from cmbench.cli.output import echo
 from cmbench.cli.record_files import find_record
 from cmbench.errors import EXIT_OK
 from cmbench.leaderboard.submit import pack
@@ -32,6 +33,6 @@ def submit(cells: tuple[str, ...], out: Path, workspace_dir: str | None) -> int:
     workspace = Workspace.existing(workspace_dir)
     manifest = pack([find_record(workspace, cell, "cmbench submit") for cell in cells], out)
     for entry in manifest.entries:
-        click.echo(entry.record, err=True)
-    click.echo(str(out))
+        echo(entry.record, err=True)
+    echo(str(out))
     return EXIT_OK

@@ -13,6 +13,7 @@ import click
 
 from cmbench.cli.common import make_context
 from cmbench.cli.options import ComputeOptions, DeviceOptions, Number, argument, flag, option, takes
+from cmbench.cli.output import echo
 from cmbench.cli.record_files import find_record
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.leaderboard.merge import find_records
@@ -106,7 +107,7 @@ def make_reproducer(options: VerifyOptions) -> Reproduce:
 
 def show(path: Path, checks: list[Check]) -> int:
     """Print the checks of one record; return how many failed."""
-    click.echo(path.stem)
+    echo(path.stem)
     for check in checks:
-        click.echo(f"  {check.state:<12} {check.name}: {check.detail}")
+        echo(f"  {check.state:<12} {check.name}: {check.detail}")
     return sum(check.state == "failed" for check in checks)

@@ -22,6 +22,7 @@ from cmbench.data.sources.detect import open_source
 from cmbench.data.store import MANIFEST, DatasetManifest, read_manifest
 from cmbench.data.transforms import TRANSFORMS
 from cmbench.errors import MissingError, UserError, unknown_name
+from cmbench.files import expanded
 from cmbench.plugin.specs import DatasetSpec
 
 _PREFIXES = ("folder:", "zip:")
@@ -39,7 +40,15 @@ def is_custom(name: str) -> bool:
 
 def custom_path(name: str) -> Path:
     """Return the path of ``folder:PATH`` or ``zip:PATH``."""
-    return Path(name.partition(":")[2]).expanduser()
+    kind, _, path = name.partition(":")
+    if not path:
+        raise UserError(
+            f"dataset {name!r}",
+            "names no path",
+            allowed=f"{kind}:PATH",
+            remedy=f"for example {kind}:./images",
+        )
+    return expanded(path)
 
 
 def slug(name: str) -> str:

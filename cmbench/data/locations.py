@@ -8,13 +8,23 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
+from cmbench.files import expanded
+
 DATA_VARIABLE = "CMBENCH_DATA"
 
 
 def default_data_dir() -> Path:
     """Return ``$CMBENCH_DATA`` or the user's data directory for cmbench."""
     given = os.environ.get(DATA_VARIABLE)
-    return Path(given).expanduser() if given else user_data_path("cmbench")
+    return expanded(given) if given else user_data_dir()
+
+
+def user_data_dir() -> Path:
+    """Return the user's data directory for cmbench; for a user without a home, one in here."""
+    try:
+        return user_data_path("cmbench")
+    except RuntimeError:  # no HOME, and a user id without a name
+        return Path("cmbench-data").resolve()
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from cmbench.data.npy import Array
-from cmbench.errors import MissingError, UserError
+from cmbench.data.npy import UNREADABLE, Array
+from cmbench.errors import MissingError, UserError, one_line
 from cmbench.files import read_sealed, reading
 
 FORMAT: Final = 1
@@ -135,8 +135,9 @@ def _load(folder: Path, name: str, shape: tuple[int, ...], dtype: str) -> Array:
         array: Array = np.load(path, mmap_mode="c", allow_pickle=False)
     except FileNotFoundError:
         raise _damaged(folder, f"{name} is missing") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise _damaged(folder, f"{name} cannot be read: {error}") from None
+    except UNREADABLE as error:
+        reason = one_line(str(error), 200)
+        raise _damaged(folder, f"{name} cannot be read: {reason}") from None
     if array.shape != shape or array.dtype != np.dtype(dtype):
         raise _damaged(
             folder, f"{name} holds {array.dtype} {array.shape}", f"{dtype} {shape} by the manifest"

@@ -125,7 +125,7 @@ def to_csv(table: FlatTable) -> bytes:
     """Return the table as CSV."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(table.columns)
+    writer.writerow(map(spreadsheet_safe, table.columns))
     for row in table.rows:
         writer.writerow([spreadsheet_safe(row.get(name)) for name in table.columns])
     return buffer.getvalue().encode()

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from platformdirs import user_data_path
 
-from cmbench.data.locations import DataLocations, default_data_dir
+from cmbench.data.locations import DataLocations, default_data_dir, user_data_dir
 from cmbench.errors import MissingError, UserError, unknown_name
-from cmbench.files import sha256_file
+from cmbench.files import expanded, sha256_file
 
 WEIGHTS_VARIABLE = "CMBENCH_WEIGHTS"
 
@@ -88,7 +87,7 @@ WEIGHTS: dict[str, WeightsFile] = {
 def weights_folder() -> Path:
     """Return ``$CMBENCH_WEIGHTS``, or the folder ``weights`` beside the prepared datasets."""
     given = os.environ.get(WEIGHTS_VARIABLE)
-    return Path(given).expanduser() if given else default_data_dir() / "weights"
+    return expanded(given) if given else default_data_dir() / "weights"
 
 
 def find_weights(name: str, location: Path | str | None = None) -> Path:
@@ -105,7 +104,7 @@ def find_weights(name: str, location: Path | str | None = None) -> Path:
         return path
     hub = Path(torch.hub.get_dir()) / "checkpoints"
     # those that were prepared before CMBENCH_DATA was set
-    before = [] if WEIGHTS_VARIABLE in os.environ else [Path(user_data_path("cmbench"), "weights")]
+    before = [] if WEIGHTS_VARIABLE in os.environ else [user_data_dir() / "weights"]
     folders: list[Path] = [weights_folder(), *before, hub]
     for folder in folders:
         for candidate in (file.file_name, *file.also):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmbench.errors import MissingError, UserError
+from cmbench.files import readable
 
 WORKSPACE_VARIABLE = "CMBENCH_WORKSPACE"
 DEFAULT_WORKSPACE = "cmbench-out"
@@ -25,8 +26,21 @@ class Workspace:
 
     @classmethod
     def choose(cls, given: str | None = None) -> Workspace:
-        """Return the workspace given, or ``$CMBENCH_WORKSPACE``, or ``./cmbench-out``."""
-        return cls(Path(given or os.environ.get(WORKSPACE_VARIABLE) or DEFAULT_WORKSPACE))
+        """Return the workspace given, or ``$CMBENCH_WORKSPACE``, or ``./cmbench-out``.
+
+        Raises ``UserError`` if its path is not UTF-8.
+        """
+        root = Path(given or os.environ.get(WORKSPACE_VARIABLE) or DEFAULT_WORKSPACE)
+        try:
+            str(root.absolute()).encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                "--workspace",
+                f"{readable(str(root.absolute()))!r} is not UTF-8",
+                allowed="a path in UTF-8: records name it",
+                remedy="choose another folder with --workspace",
+            ) from None
+        return cls(root)
 
     @classmethod
     def existing(cls, given: str | None = None) -> Workspace:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from cmbench.errors import MissingError, UserError
-from cmbench.files import reading
+from cmbench.files import expanded, reading
 from cmbench.importers.imported import Facts, Parameterization
 from cmbench.networks.base import num_parameters
 from cmbench.plugin.specs import DatasetSpec
@@ -169,7 +169,7 @@ def is_import(text: str) -> bool:
 def path_of(workspace: Workspace, text: str) -> Path:
     """Return the file that ``NAME`` or a path ending in ``.safetensors`` means."""
     if text.endswith(_SUFFIX):
-        return Path(text).expanduser()
+        return expanded(text)
     if not NAME.fullmatch(text):
         raise UserError(
             "imported checkpoint",

@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from cmbench.diffusion.models import DiffusionModel, EDMModel, MixtureModel
 from cmbench.errors import MissingError, UserError
+from cmbench.files import expanded
 from cmbench.plugin.config import MethodConfig
 from cmbench.plugin.method import Nets, Teacher
 from cmbench.plugin.specs import DatasetSpec, MethodSpec
@@ -298,7 +299,7 @@ class _FinishedRun(_Given):
         marked = re.fullmatch(rf"(.+)@([0-9a-f]{{{_DIGITS}}})", text)
         if marked and not Path(text).exists():
             text, wanted = marked[1], marked[2]
-        folders = dict.fromkeys((Path(text).expanduser(), context.workspace.run(text)))
+        folders = dict.fromkeys((expanded(text), context.workspace.run(text)))
         folder = next((f for f in folders if (f / RUN_FILE).is_file()), None)
         if folder is None:
             raise MissingError(

@@ -72,6 +72,7 @@ def test_help_of_the_group_loads_no_verb_and_no_plugin() -> None:
         "cmbench",
         "cmbench.cli",
         "cmbench.cli.main",
+        "cmbench.cli.output",
         "cmbench.errors",
     }
 

@@ -423,6 +423,13 @@ def test_columns_are_those_of_all_lines_in_the_order_they_appear() -> None:
     ]
 
 
+def test_a_name_of_a_column_is_no_formula() -> None:
+    """Metrics and options name columns, and a plugin or a record names those."""
+    table = FlatTable([{"=cmd|'/c calc'!A0_mean": 1, "@x": 2, "+y": 3, "plain": 4}])
+    (header, _) = csv.reader(io.StringIO(to_csv(table).decode()))
+    assert header == ["'=cmd|'/c calc'!A0_mean", "'@x", "'+y", "plain"]
+
+
 def test_a_parquet_column_has_one_type() -> None:
     pytest.importorskip("pyarrow")
     import pandas

@@ -111,7 +111,15 @@ class FolderSource(EncodedSource):
             if why := why_passed_over(path):
                 passed_over[why] += 1
                 continue
-            name, state = readable(path), entry.stat()
+            name = readable(path)
+            try:
+                state = entry.stat()
+            except OSError as error:
+                link = " (a link to nothing)" if entry.is_symlink() else ""
+                raise self.error(
+                    f"image {name!r} cannot be read: {error.strerror}{link}",
+                    remedy="remove it or restore what it names",
+                ) from None
             names.append(name)
             locators.append((path, state.st_size))
             fingerprint.add(name, state.st_size, state.st_mtime_ns)
