@@ -132,6 +132,17 @@ def cli(ctx: click.Context, debug: bool) -> None:
     ctx.ensure_object(dict)["debug"] = debug
 
 
+def _unforeseen(error: Exception) -> str:
+    """Return the line for an error that no code foresaw."""
+    if isinstance(error, OSError) and error.filename is not None:
+        from cmbench.files import readable  # on this path only
+
+        place = readable(os.fsdecode(error.filename))
+        return f"error: {place}: {error.strerror}; check it and its permissions"
+    again = "run again with --debug for the traceback and report it"
+    return f"error: unexpected {described(error)}; {again}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every foreseeable error is one line and an exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -161,16 +172,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, OSError) and error.filename is not None:
-            from cmbench.files import readable  # on this path only
-
-            place = readable(os.fsdecode(error.filename))
-            echo(f"error: {place}: {error.strerror}; check it and its permissions", err=True)
-            sys.exit(EXIT_USAGE)
-        echo(
-            f"error: unexpected {described(error)}; run again with --debug for the traceback and "
-            "report it",
-            err=True,
-        )
+        echo(_unforeseen(error), err=True)
         sys.exit(EXIT_USAGE)
     sys.exit(code if isinstance(code, int) else 0)
