@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain
@@ -21,14 +21,20 @@ from cmbench.plugin.method import Batch, DataInfo, Draws, Method, Objective, Pro
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.context import Context
 from cmbench.sweep.planning import plan_cells, plan_run
-from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
+from cmbench.sweep.plans import RAW, CellPlan, RunPlan, SampleSettings
 from cmbench.sweep.recipes import default_recipe, recipe_names
+from cmbench.sweep.run_files import MAIN
 from cmbench.sweep.runs import build_modules, stand_in
+from cmbench.training.distributed import World
+from cmbench.training.loop import Trainer
 from cmbench.training.randomness import seed_global
-from cmbench.training.state import TrainingState
+from cmbench.training.settings import Settings, Watchers
+from cmbench.training.state import TrainingState, under
 
-#: Images of a step, in shards of half the size, and steps of a phase.
+#: Images of a step and of a shard (more where an objective has larger groups); steps of a phase.
 BATCH, SHARD, STEPS = 8, 4, 4
+#: More steps than this are not trained, however long the method's phases are.
+MAX_STEPS = 8 * STEPS
 #: Options that make a network of the harness small; one by any other plugin stays as it is.
 TINY: dict[str, dict[str, Any]] = {
     "unet-tiny": {"channels": 8, "blocks": 1, "dropout": 0.0},
@@ -108,26 +114,98 @@ class Case:
         """The modules as a loss receives them."""
         return {name: CountedNetwork(module) for name, module in self.modules.items()}
 
+    @cached_property
+    def shard(self) -> int:
+        """Images of a shard: whole groups of every objective."""
+        groups = [o.group for phase in self.state().phases for o in phase.objectives]
+        group = math.lcm(*groups)
+        return group * math.ceil(SHARD / group)
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a step, in two shards."""
+        return 2 * self.shard
+
     def state(self) -> TrainingState:
         """Return the training state, in no phase yet."""
         return TrainingState(self.method, self.modules)
 
-    def batch(self, count: int = BATCH) -> Batch:
-        """Return training images."""
-        return RandomFeed(self.data).batch(0, count, 0)
+    def batch(self, count: int | None = None) -> Batch:
+        """Return training images, by default those of a step."""
+        return RandomFeed(self.data).batch(0, count or self.batch_size, 0)
 
     def objectives(self) -> Iterator[tuple[TrainingState, Objective]]:
-        """Enter every phase in turn and yield its objectives."""
-        state = self.state()
+        """Enter every phase in turn and yield its objectives; nothing is trained."""
+        ready = trainer(self)
+        state = ready.state
         for index in range(len(state.phases)):
-            state.enter(index)
+            state.enter(index, start=ready.phase_start(index))
             for objective in state.phase.objectives:
+                state.freeze_others(objective)
                 yield state, objective
+            ready.watchers.phase_done(state)
 
     def loss(self, objective: Objective, batch: Batch, draws: Draws, seed: int = 0) -> Tensor:
         """Return an objective's loss ``[N]``; ``seed`` is that of torch's global generator."""
         seed_global("check", seed)
         return objective.loss(self.nets, batch, draws, progress())
+
+
+class Exports:
+    """The weights that finished phases have exported, kept in memory."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[list[str], dict[str, Tensor]]] = {}
+
+    def keep(self, state: TrainingState) -> None:
+        """Keep what a phase exports at its end."""
+        labels = [average.config.label for average in state.averages] or [RAW]
+        exported = {name: tensor.detach().clone() for name, tensor in state.export().items()}
+        self._kept[state.phase.export or MAIN] = labels, exported
+
+    def state_dict(self, export: str, module: str = "model", index: int = 0) -> dict[str, Tensor]:
+        """Return a module's weights (see :class:`cmbench.plugin.method.PhaseStart`)."""
+        if export not in self._kept:
+            raise PluginError(
+                "the start of a phase",
+                f"asks for the export {export!r}, which no finished phase has",
+                allowed=", ".join(self._kept) or "none",
+                remedy="fix the method's phases",
+            )
+        labels, exported = self._kept[export]
+        return under(exported, f"{labels[index]}/{module}.")
+
+
+def trainer(
+    case: Case,
+    *,
+    world: World | None = None,
+    precision: str = "fp32",
+    feed: RandomFeed | None = None,
+    save: Callable[[TrainingState], None] = lambda state: None,
+    most: int = MAX_STEPS,
+) -> Trainer:
+    """Return a trainer of at most ``most`` steps that saves after each."""
+    state, exports, batch_size = case.state(), Exports(), case.batch_size
+    settings = Settings(
+        seed=0,
+        batch_size=batch_size,
+        microbatch_size=case.shard,
+        precision=precision,
+        checkpoint_nimg=batch_size,
+        world=world or World(),
+    )
+
+    def should_stop() -> str | None:
+        return "that is enough" if state.seen_nimg >= most * batch_size else None
+
+    watchers = Watchers(
+        checkpoint=save,
+        phase_done=exports.keep,
+        should_stop=should_stop,
+        exported=exports.state_dict,
+    )
+    return Trainer(state, feed or RandomFeed(case.data), settings, watchers)
 
 
 @dataclass

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from cmbench.plugin.method import Batch, Objective
 from cmbench.testing.building import same, scramble
-from cmbench.testing.case import BATCH, SHARD, Case, Subject, rows
+from cmbench.testing.case import Case, Subject, rows
 from cmbench.testing.check import CheckFailure
 from cmbench.testing.draws import RowDraws
 from cmbench.training.loop import require_one_per_image
 from cmbench.training.state import TrainingState
 
-ALL = range(BATCH)
 #: float32 in another order, relative to the largest loss of the batch.
 TOLERANCE = 1e-3
 
@@ -39,23 +38,28 @@ def checked_loss(
     return found
 
 
+def case_draws(case: Case, seed: int = 0) -> RowDraws:
+    """Return the draws of a training step."""
+    return RowDraws(range(case.batch_size), seed)
+
+
 def seeded_loss(subject: Subject) -> None:
     """The loss is finite, and the same wherever the global generators are."""
     case = subject.case()
     for who, objective, loss in every_loss(case):
         scramble(4)
-        first = loss(case.batch(), RowDraws(ALL)).detach()
+        first = loss(case.batch(), case_draws(case)).detach()
         if not bool(torch.isfinite(first).all()):
             raise CheckFailure(f"{who} is not finite: {first.tolist()}", "guard its divisions")
         scramble(5)
         # Past require_one_per_image and the harness's own seed: as if it drew from elsewhere.
-        again = case.loss(objective, case.batch(), RowDraws(ALL), seed=1).detach()
+        again = case.loss(objective, case.batch(), case_draws(case), seed=1).detach()
         if not same(first, again):
             raise CheckFailure(
                 f"{who} changes with the global generators",
                 "draw with draws.normal and draws.uniform only",
             )
-        other = loss(case.batch(), RowDraws(ALL, seed=1)).detach()
+        other = loss(case.batch(), case_draws(case, seed=1)).detach()
         if same(first, other):
             raise CheckFailure(
                 f"{who} is the same for other draws", "use the noise that draws.normal gives"
@@ -66,7 +70,7 @@ def draw_names(subject: Subject) -> None:
     """A loss asks for each draw by a name of its own."""
     case = subject.case()
     for who, _, loss in every_loss(case):
-        draws = RowDraws(ALL)
+        draws = case_draws(case)
         loss(case.batch(), draws)
         require_distinct(who, draws.asked)
 
@@ -82,22 +86,20 @@ def require_distinct(who: str, asked: list[str]) -> None:
 
 
 def independent_images(subject: Subject) -> None:
-    """The loss of an image does not depend on the other images of its batch."""
+    """The loss of an image does not depend on the other images of its batch, or of its group."""
     case = subject.case()
-    for who, objective, loss in every_loss(case):
-        if getattr(objective, "group", 1) > SHARD:
-            continue
-        together = loss(case.batch(), RowDraws(ALL)).detach()
+    for who, _, loss in every_loss(case):
+        together = loss(case.batch(), case_draws(case)).detach()
         halves = [
-            loss(rows(case.batch(), slice(i, i + SHARD)), RowDraws(range(i, i + SHARD))).detach()
-            for i in range(0, BATCH, SHARD)
+            loss(rows(case.batch(), slice(i, i + case.shard)), RowDraws(range(i, i + case.shard)))
+            for i in range(0, case.batch_size, case.shard)
         ]
-        gap = float((torch.cat(halves) - together).abs().max() / together.abs().max())
+        gap = (torch.cat(halves).detach() - together).abs().max() / together.abs().max()
         if gap > TOLERANCE:
             raise CheckFailure(
-                f"{who} of a batch differs from that of its halves by {gap:.1%}",
+                f"{who} of a batch differs from that of its halves by {float(gap):.1%}",
                 "compute each image's value from that image alone: no means, ranks or batch norms "
-                "over the batch",
+                "over the batch; a loss of sets of images declares its group size",
             )
 
 
@@ -108,15 +110,14 @@ def gradients(subject: Subject) -> None:
         who = f"phase {state.phase.name!r}"
         for _, parameter in all_parameters(case):
             parameter.grad = None
-        loss = checked_loss(case, state, objective, case.batch(), RowDraws(ALL))
+        loss = checked_loss(case, state, objective, case.batch(), case_draws(case))
         loss.sum().backward()  # type: ignore[no-untyped-call]
-        elsewhere = {name for o in state.phase.objectives for name in o.trains}
         for name, module in case.modules.items():
-            _check_module(who, name, module, name in objective.trains, name in elsewhere)
+            _check_module(who, name, module, name in objective.trains)
         _require_nothing_beside(who, case)
 
 
-def _check_module(who: str, name: str, module: nn.Module, trained: bool, elsewhere: bool) -> None:
+def _check_module(who: str, name: str, module: nn.Module, trained: bool) -> None:
     found = [p.grad for p in module.parameters() if p.grad is not None]
     if trained and not any(bool((g != 0).any()) for g in found):
         raise CheckFailure(
@@ -127,7 +128,7 @@ def _check_module(who: str, name: str, module: nn.Module, trained: bool, elsewhe
         raise CheckFailure(
             f"{who} gives module {name!r} a gradient that is not finite", "guard square roots at 0"
         )
-    if found and not elsewhere:
+    if found and not trained:
         raise CheckFailure(
             f"{who} does not train module {name!r}, which receives a gradient",
             "evaluate it under torch.no_grad(), or add its name to trains",
@@ -167,8 +168,8 @@ def labels(subject: Subject) -> str | None:
     for who, _, loss in every_loss(case):
         batch = case.batch()
         assert batch.labels is not None
-        first = loss(batch, RowDraws(ALL)).detach()
-        other = loss(replace(batch, labels=batch.labels.roll(1)), RowDraws(ALL)).detach()
+        first = loss(batch, case_draws(case)).detach()
+        other = loss(replace(batch, labels=batch.labels.roll(1)), case_draws(case)).detach()
         if same(first, other):
             raise CheckFailure(
                 f"{who} does not change with the labels",

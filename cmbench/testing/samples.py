@@ -92,7 +92,7 @@ def noise_levels(subject: Subject) -> None:
                 f"the noise levels of NFE {plan.nfe} do not descend: {plan.sigmas}",
                 "return them from the largest to the smallest",
             )
-        asked = tuple(0.9 * sigma for sigma in plan.sigmas)
+        asked = tuple(0.9 * sigma for sigma in plan.sigmas) or (1.0,) * plan.nfe
         try:
             given = case.method.plan_sampling(plan.nfe, sigmas=asked).sigmas
         except Declined:

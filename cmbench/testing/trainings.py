@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,19 +17,15 @@ from cmbench.plugin.method import Batch
 from cmbench.sweep.plans import RAW
 from cmbench.sweep.runs import build_modules, load_weights
 from cmbench.testing.building import first_difference, same, scramble, tensors_of
-from cmbench.testing.case import BATCH, SHARD, STEPS, Case, RandomFeed, Subject
+from cmbench.testing.case import Case, RandomFeed, Subject, trainer
 from cmbench.testing.check import CheckFailure
 from cmbench.testing.processes import children, in_two_processes, why_no_children
 from cmbench.testing.samples import COUNT, plans, sampler
 from cmbench.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from cmbench.training.contract import sampled_modules
 from cmbench.training.distributed import World
-from cmbench.training.loop import Trainer
-from cmbench.training.settings import Settings, Watchers
 from cmbench.training.state import TrainingState
 
-#: More steps than this are not trained, however long the method's phases are.
-MAX_STEPS = 8 * STEPS
 #: Of a gradient, relative to its norm: sums over shards in another order.
 TOLERANCE = 1e-4
 
@@ -46,33 +41,6 @@ class DeadlyFeed(RandomFeed):
         if start <= self.at < start + count:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().batch(start, count, seed)
-
-
-def trainer(
-    case: Case,
-    *,
-    world: World | None = None,
-    precision: str = "fp32",
-    feed: RandomFeed | None = None,
-    save: Callable[[TrainingState], None] = lambda state: None,
-    most: int = MAX_STEPS,
-) -> Trainer:
-    """Return a trainer of at most ``most`` steps that saves after each."""
-    state = case.state()
-    settings = Settings(
-        seed=0,
-        batch_size=BATCH,
-        microbatch_size=SHARD,
-        precision=precision,
-        checkpoint_nimg=BATCH,
-        world=world or World(),
-    )
-
-    def should_stop() -> str | None:
-        return "that is enough" if state.seen_nimg >= most * BATCH else None
-
-    watchers = Watchers(checkpoint=save, should_stop=should_stop)
-    return Trainer(state, feed or RandomFeed(case.data), settings, watchers)
 
 
 def trained(subject: Subject, seed: int = 1) -> tuple[Case, TrainingState]:
@@ -125,10 +93,11 @@ def resuming(subject: Subject) -> str | None:
     """A training that is killed and resumed ends bitwise where an uninterrupted one does."""
     if reason := why_no_children():
         return reason
-    state = trained(subject)[1]
+    case, state = trained(subject)
+    middle = state.seen_nimg // case.batch_size // 2 + 1
     with TemporaryDirectory() as name:
         folder = Path(name) / "checkpoints"
-        _die(subject, folder, at=(state.seen_nimg // BATCH // 2 + 1) * BATCH + SHARD)
+        _die(subject, folder, at=middle * case.batch_size + case.shard)
         latest, _ = latest_checkpoint(folder) if folder.exists() else (None, [])
         if latest is None:
             raise CheckFailure("training ends before its second step", "see the other checks")
@@ -169,7 +138,7 @@ def two_processes(subject: Subject) -> str | None:
     def steps(world: World) -> tuple[dict[str, Any], dict[str, Any]]:
         case = subject.case()
         ready = trainer(case, world=world)
-        ready.state.enter(0)
+        ready.state.enter(0, start=ready.phase_start(0))
         ready.train_step()
         named = [(f"{n}.{k}", p) for n, m in case.modules.items() for k, p in m.named_parameters()]
         gradients = {n: p.grad.numpy().copy() for n, p in named if p.grad is not None}
