@@ -160,6 +160,15 @@ METHODS = [
         needs_teacher=True,
         samplers=DDIM,
     ),
+    _method(
+        "pid",
+        "pid:PID",
+        "Physics-informed distillation",
+        reference="Tee et al. 2024, arXiv:2411.08378",
+        year=2024,
+        family="distillation",
+        needs_teacher=True,
+    ),
 ]
 
 

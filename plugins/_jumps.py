@@ -1,4 +1,4 @@
-"""Students that were trained for their own step counts, and sample by as many DDIM jumps."""
+"""Plans of students that sample in just the steps they were trained for."""
 
 from __future__ import annotations
 
@@ -40,6 +40,19 @@ def jumps_plan(
         raise Declined(f"a student of {who} knows only its own noise levels")
     levels = grid(nfe).flip(0)[:-1]
     return SamplingPlan(nfe, "euler", tuple(levels.tolist()), variant=f"steps-{nfe}")
+
+
+def one_step_plan(
+    who: str, sigma: float, nfe: int, sigmas: Sequence[float] | None, sampler: str | None
+) -> SamplingPlan:
+    """Return the plan of a generator that takes one evaluation at ``sigma``, or decline."""
+    if sampler not in (None, "one-step"):
+        raise Declined(f"sampler {sampler!r}: {who} has one-step only")
+    if nfe != 1:
+        raise Declined(f"{who} samples in one evaluation, not in {nfe}")
+    if sigmas is not None and tuple(sigmas) != (sigma,):
+        raise Declined(f"a generator of {who} knows one of the noise levels only: {sigma:g}")
+    return SamplingPlan(1, "one-step", (sigma,))
 
 
 def sample_by_jumps(

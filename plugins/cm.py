@@ -11,15 +11,13 @@ with Heun (student 3, target 1, teacher 2) or 5 with Euler, CT 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cmbench.diffusion.consistency_sampling import multistep_consistency
-from cmbench.diffusion.distances import huber_constant, l1_mean, l2_mean, pseudo_huber
 from cmbench.diffusion.frames import append_dims
 from cmbench.diffusion.grids import (
     choose_uniformly,
@@ -38,18 +36,15 @@ from cmbench.plugin.method import (
     Kit,
     Method,
     Nets,
-    Phase,
     Progress,
     SamplingPlan,
 )
 from cmbench.training.randomness import RandomState, replayed
 from cmbench.training.resident import resident
 from cmbench_plugins._averages import move_towards
+from cmbench_plugins._distances import MetricConfig, MetricMethod
 from cmbench_plugins._sigmas import multistep_plan
 from cmbench_plugins.edm import initial_network
-
-if TYPE_CHECKING:
-    from cmbench_plugins._lpips import LPIPS
 
 __all__ = ["CD", "CT", "CDConfig", "CMConfig", "CTConfig", "ConsistencyConfig", "ConsistencyMethod"]
 
@@ -67,22 +62,10 @@ class ConsistencyConfig(MethodConfig):
     )
 
 
-class CMConfig(ConsistencyConfig):
+class CMConfig(ConsistencyConfig, MetricConfig):
     """Hyper-parameters that CD and CT share (Table 3 and App. C)."""
 
     rho: Positive = Field(7.0, description="exponent of the noise-level grid")
-    metric: Literal["l2", "l1", "pseudo-huber", "lpips"] = Field(
-        "l2", description="distance of the two outputs"
-    )
-    huber_c: Positive | None = Field(
-        None, description="c of pseudo-huber; 0.00054 sqrt(values of an image) if not given"
-    )
-    lpips_weights: str | None = Field(
-        None, description="folder with the weights of lpips; torch hub's if not given"
-    )
-    lpips_pooling: Literal["max", "average"] = Field(
-        "max", description="pooling in lpips: as published, or as the ImageNet-64 release of CM"
-    )
 
 
 class CDConfig(CMConfig):
@@ -181,38 +164,13 @@ class ConsistencyMethod(Method):
         return self.config.sigma_min
 
 
-class MetricMethod(ConsistencyMethod):
+class MetricConsistencyMethod(MetricMethod, ConsistencyMethod):
     """A consistency method whose distance can be chosen."""
 
     config: CMConfig
 
-    @cached_property
-    def lpips(self) -> LPIPS:
-        """The learned distance; raises ``MissingError`` if its weights are not at hand."""
-        from cmbench_plugins._lpips import LPIPS  # on this path only: torchvision is slow
 
-        return LPIPS.load(self.config.lpips_weights, self.config.lpips_pooling)
-
-    def phases(self, nets: Nets) -> Sequence[Phase]:
-        """One phase; LPIPS' weights must be at hand before it starts (sampling needs none)."""
-        if self.config.metric == "lpips":
-            assert self.lpips is not None
-        return super().phases(nets)
-
-    def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """``d(a, b)`` per image ``[N]``."""
-        c = self.config
-        if c.metric == "lpips":
-            distance: Tensor = self.lpips(a, b)
-            return distance
-        if c.metric == "l1":
-            return l1_mean(a, b)
-        if c.metric == "pseudo-huber":
-            return pseudo_huber(a, b, c.huber_c or huber_constant(a[0].numel()))
-        return l2_mean(a, b)
-
-
-class CM(MetricMethod):
+class CM(MetricConsistencyMethod):
     """Algorithms 2 and 3, which differ in the step to the smaller noise level, in N and in mu."""
 
     def build(self, kit: Kit) -> dict[str, nn.Module]:

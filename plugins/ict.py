@@ -28,7 +28,7 @@ from cmbench.diffusion.weightings import inverse_gap_weight
 from cmbench.plugin.config import Positive
 from cmbench.plugin.method import Batch, Draws, Nets, Progress
 from cmbench.training.resident import resident
-from cmbench_plugins.cm import CMConfig, MetricMethod
+from cmbench_plugins.cm import CMConfig, MetricConsistencyMethod
 
 __all__ = ["ICT", "ICTConfig"]
 
@@ -54,7 +54,7 @@ class ICTConfig(CMConfig):
         return self
 
 
-class ICT(MetricMethod):
+class ICT(MetricConsistencyMethod):
     """Consistency training as improved."""
 
     Config = ICTConfig

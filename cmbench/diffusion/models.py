@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from torch import Tensor
 
 from cmbench.diffusion.frames import (
+    append_dims,
     edm_to_trig,
     predictions_to_velocity,
     quarter_log_sigma,
@@ -157,6 +158,26 @@ class EDMConsistency:
         """Return the estimated origin ``[N, C, H, W]`` of the trajectory through ``x_sigma``."""
         scalings = boundary_scalings(sigma, self.sigma_data, self.sigma_min)
         return precondition(self.network, x_sigma, scalings, labels, **kwargs)
+
+
+@dataclass(frozen=True)
+class TrajectoryModel:
+    """A raw network that gives every state of a PF-ODE's trajectory from its noise.
+
+    ``x(z, t) = (t/T) z + (1 - t/T) F(z / sqrt(T^2 + sd^2), ln(t) / 4)``, so that ``x(z, T) = z``
+    (arXiv:2411.08378, and its code).
+    """
+
+    network: RawNetwork
+    sigma_data: float
+    sigma_max: float
+
+    def __call__(self, z: Tensor, t: Tensor, labels: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Return the states ``[N, C, H, W]`` at levels ``t [N]`` > 0; ``z`` has level ``T``."""
+        scale = (self.sigma_max**2 + self.sigma_data**2) ** 0.5
+        raw = self.network(z / scale, t.log() / 4, labels, **kwargs)
+        share = append_dims(t / self.sigma_max, z)
+        return share * z + (1 - share) * raw
 
 
 @dataclass(frozen=True)

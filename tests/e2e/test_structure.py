@@ -136,8 +136,8 @@ def test_no_cycles() -> None:
 
 # ---- names --------------------------------------------------------------------------------------
 
-#: EDM is also the name of a parameterization, a network and a file format.
-NOT_ONLY_A_METHOD = {"edm"}
+#: EDM is also a parameterization, a network and a file format; pid also a process' number.
+NOT_ONLY_A_METHOD = {"edm", "pid"}
 
 
 def words(path: Path) -> Iterator[tuple[int, str]]:

@@ -21,6 +21,7 @@ from cmbench.testing.case import RandomFeed
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings
 from cmbench_plugins.mscd import MSCD
+from cmbench_plugins.pid import PID
 from cmbench_plugins.tract import TRACT
 
 PROGRESS = Progress(0, 1, 0, 1)
@@ -52,6 +53,7 @@ CALLS = [
     pytest.param("mscd", {"grid": "cosine", "solver": "addim"}, 2 + 3 * 1, id="mscd"),
     pytest.param("mscd", {"solver": "heun"}, 3 + 3 * 1, id="mscd-heun"),
     pytest.param("mscd", {"form": "training"}, 1 + 3 * 1, id="mscd-training"),
+    pytest.param("pid", {}, 1 + 3 * 2, id="pid"),
 ]
 
 
@@ -291,14 +293,79 @@ def test_last_step_of_multistep_models() -> None:
         make(MSCD, segments=(3,)).plan_sampling(1)
 
 
+# --- PID -----------------------------------------------------------------------------------------
+
+
+class GaussianTrajectory(nn.Module):
+    """PID's raw network whose trajectory is exact for N(0.1, 0.4^2), and that Gaussian's model."""
+
+    sigma_data, parameterization, mean, std = SD, "", 0.1, 0.4
+
+    def denoise(self, x: Tensor, sigma: Tensor, labels: Any = None) -> Tensor:
+        share = (self.std**2 / (self.std**2 + sigma**2)).reshape(-1, 1, 1, 1)
+        return self.mean + share * (x - self.mean)
+
+    def state(self, z: Tensor, t: Tensor) -> Tensor:
+        spread = torch.sqrt((self.std**2 + t**2) / (self.std**2 + 80.0**2)).reshape(-1, 1, 1, 1)
+        return self.mean + spread * (z - self.mean)
+
+    def forward(self, x_in: Tensor, c_noise: Tensor, labels: Any = None) -> Tensor:
+        t, z = torch.exp(4 * c_noise), x_in * (80.0**2 + SD**2) ** 0.5
+        share = (t / 80.0).reshape(-1, 1, 1, 1)
+        raw = (self.state(z, t) - share * z) / (1 - share)
+        return torch.where(share < 1 - 1e-9, raw, torch.zeros_like(raw))
+
+
+def test_residual_of_the_exact_trajectory_falls_with_the_step() -> None:
+    """First order in the difference of levels."""
+    exact, sizes, counts = GaussianTrajectory(), [], (250, 500, 1000, 2000)
+    _, noise, _ = data(400)
+    for count in counts:
+        made = make(PID, n_points=count, metric="l1")
+        made.teacher = exact_teacher(exact)
+        u = torch.linspace(0.02, 0.98, 400, dtype=torch.float64)
+        draws = FixedDraws({"index": u, "noise": noise})
+        loss = made.loss({"model": exact}, Batch(noise, None), draws, PROGRESS)
+        sizes.append(float(loss.mean()))
+    slope = np.polyfit(np.log(counts), np.log(sizes), 1)[0]
+    assert slope == pytest.approx(-1, abs=0.1)
+    assert 5e-4 < sizes[0] < 8e-3
+
+
+def test_a_trajectory_begins_with_its_noise_and_only_its_shape_is_of_data() -> None:
+    made = make(PID, metric="l2")
+    _, noise, u = data(16)
+    network = ExactConsistency()
+    top = torch.full((16,), 80.0, dtype=torch.float64)
+    assert torch.equal(made.trajectory(network)(80 * noise, top), 80 * noise)
+    draws = FixedDraws({"index": u, "noise": noise})
+    first, second = (
+        made.loss({"model": network}, Batch(images, None), draws, PROGRESS)
+        for images in (torch.zeros_like(noise), torch.ones_like(noise))
+    )
+    assert torch.equal(first, second)
+
+
+def test_generators_of_one_step_decline_more() -> None:
+    with pytest.raises(Declined, match="one evaluation, not in 2"):
+        make(PID).plan_sampling(2)
+    with pytest.raises(Declined, match="sampler 'heun'"):
+        make(PID).plan_sampling(1, sampler="heun")
+    with pytest.raises(Declined, match="knows one of the noise levels only: 80"):
+        make(PID).plan_sampling(1, sigmas=(1.0,))
+    assert make(PID).plan_sampling(1).sigmas == (80.0,)
+
+
 # --- without a teacher ---------------------------------------------------------------------------
 
 
 def test_distillers_without_a_teacher() -> None:
-    tract, mscd = make(TRACT), make(MSCD)
-    tract.teacher = mscd.teacher = None
+    tract, mscd, pid = make(TRACT), make(MSCD), make(PID)
+    tract.teacher = mscd.teacher = pid.teacher = None
     message = r"method {}.*no teacher.*METHOD:RECIPE or analytic"
     with pytest.raises(UserError, match=message.format("TRACT")):
         tract.first_teacher()
     with pytest.raises(UserError, match=message.format("MSCD")):
         mscd.distilled()
+    with pytest.raises(UserError, match=message.format("PID")):
+        pid.distilled()

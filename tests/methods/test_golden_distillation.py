@@ -26,6 +26,7 @@ from cmbench.diffusion.predictions import DataModel
 from cmbench.diffusion.solvers import ddim_step
 from cmbench.plugin.method import Batch, DataInfo, Progress
 from cmbench_plugins.mscd import MSCD
+from cmbench_plugins.pid import PID
 from cmbench_plugins.tract import TRACT
 
 FOLDER = Path(__file__).parents[1] / "golden" / "distillation"
@@ -243,3 +244,42 @@ def test_multistep_distillation_on_the_karras_grid(
     near(targets[0], g[f"{results}.target"])
     near(value, g[f"{key}.loss"])
     near(gradient, g[f"{key}.grad_F"])
+
+
+# --- PID -----------------------------------------------------------------------------------------
+
+
+class Recorded(Formula):
+    """The student, with another added zero at each of its calls."""
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__(student().formula)
+        self.pushes: list[Tensor] = []
+        self.like = like
+
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Any = None) -> Tensor:
+        self.pushes.append(torch.zeros_like(self.like, requires_grad=True))
+        return super().forward(x, c_noise, labels) + self.pushes[-1]
+
+
+@pytest.mark.parametrize("metric", ["l1", "l2"])
+def test_physics_informed_distillation(metric: str) -> None:
+    g = golden("pid")
+    made = make(PID, EDMModel(teacher(), 0.5), metric=metric)
+    u = (249 - g["index"] + 0.5).double() / 250
+    t, other = made.times(u)
+    near(t, g["t"])
+    near(other, g["t_next"])
+    near(made.trajectory(student())(g["z"], t), g["x_t"])
+
+    network = Recorded(g["z"])
+    draws = FixedDraws({"index": u, "noise": g["z"] / 80})
+    value = made.loss({"model": network}, Batch(g["z"], None), draws, PROGRESS)
+    near(value, g[f"{metric}.loss"])
+    first, second = torch.autograd.grad(value.mean(), network.pushes)
+    near(first, g[f"{metric}.grad_F_first"])
+    near(second, g[f"{metric}.grad_F_second"])
+
+    plan = make(PID, EDMModel(teacher(), 0.5), clip_samples=False).plan_sampling(1)
+    free = make(PID, EDMModel(teacher(), 0.5), clip_samples=False)
+    near(free.sample({"model": student()}, g["z"] / 80, None, plan, draws), g["sample"])
