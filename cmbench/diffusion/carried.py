@@ -7,6 +7,7 @@ and ``dF`` (detached) in one pass; the scalings' derivatives are closed forms.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ def boundary_consistency_tangent(
     sigma_data: float,
     sigma_min: float,
     labels: Tensor | None = None,
+    **network_arguments: Any,
 ) -> tuple[Tensor, Tensor]:
     """Return ``f`` (graded) and ``d_sigma f + (d_x f) slope`` (detached), ``[N, C, H, W]``.
 
@@ -33,7 +35,8 @@ def boundary_consistency_tangent(
     :func:`cmbench.diffusion.preconditioning.boundary_scalings`; with
     ``v = sigma^2 + sd^2`` and ``g = sigma - sigma_min`` their derivatives are
     ``c_in' = -sigma v^(-3/2)``, ``c_noise' = 1 / (4 sigma)``, ``c_skip' = -2 g c_skip^2 / sd^2``,
-    ``c_out' = sd (v^(-1/2) - g sigma v^(-3/2))``.
+    ``c_out' = sd (v^(-1/2) - g sigma v^(-3/2))``. ``network_arguments`` go to the network as they
+    are (``conditions=...``).
     """
     scalings = boundary_scalings(sigma, sigma_data, sigma_min)
     gap = sigma - torch.full_like(sigma, sigma_min)
@@ -50,6 +53,7 @@ def boundary_consistency_tangent(
         wide(d_in) * x_sigma + wide(scalings.c_in) * slope,
         1 / (4 * sigma),
         labels,
+        **network_arguments,
     )
     value = wide(scalings.c_skip) * x_sigma + wide(scalings.c_out) * raw
     with torch.no_grad():

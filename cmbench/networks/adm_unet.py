@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from cmbench.networks.base import check_resolution
 from cmbench.networks.blocks import BlockStyle
 from cmbench.networks.config import ADMConfig
 from cmbench.networks.dual import Value
-from cmbench.networks.embedding import check_augment
+from cmbench.networks.embedding import ConditionEmbedding, check_augment
 from cmbench.networks.layers import (
     ClassEmbedding,
     Conv2d,
@@ -30,7 +31,7 @@ _ZERO = Init(gain=0.0)
 
 
 class ADMEmbedding(nn.Module):
-    """``silu(L1 silu(L0(e(c_noise) + augmentation)) + class)``, in at least float32."""
+    """``silu(L1 silu(L0(e(c_noise) + augmentation + conditions)) + class)``, in float32 or more."""
 
     def __init__(self, config: ADMConfig, num_classes: int, outputs: int) -> None:
         super().__init__()
@@ -44,6 +45,7 @@ class ADMEmbedding(nn.Module):
             if config.augment_dim
             else None
         )
+        self.conditions = ConditionEmbedding(config.conditions, inputs)
         self.layer0 = Linear(inputs, outputs, init=_UNIFORM)
         self.layer1 = Linear(outputs, outputs, init=_UNIFORM)
         self.label: ClassEmbedding | None = None
@@ -56,13 +58,18 @@ class ADMEmbedding(nn.Module):
             )
 
     def forward(
-        self, c_noise: Value, labels: Tensor | None, augment_labels: Tensor | None
+        self,
+        c_noise: Value,
+        labels: Tensor | None,
+        augment_labels: Tensor | None,
+        conditions: Mapping[str, Value],
     ) -> Value:
         """Map ``c_noise`` ``[N]`` to the embedding ``[N, outputs]``."""
         with torch.autocast(c_noise.device.type, enabled=False):
             emb: Value = self.noise(ops.scale(c_noise, self.time_factor))
             if self.augment is not None and augment_labels is not None:
                 emb = ops.add(emb, check_augment(self.augment, augment_labels, self.augment_dim))
+            emb = self.conditions(emb, conditions)
             emb = self.layer1(ops.silu(self.layer0(emb)))
             if self.label is not None:
                 emb = ops.add(emb, self.label(labels, c_noise.shape[0]))

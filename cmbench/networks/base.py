@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -16,6 +17,8 @@ from cmbench.networks.dual import Dual, Value, make_dual
 
 class Network(nn.Module):
     """A raw network ``F(x, c_noise, labels, augment_labels)``, built as ``Cls(config, shape, n)``.
+
+    It also receives the further scalars that ``config.conditions`` names, each ``[N]``.
 
     ``data_shape`` is ``(C, H, W)`` of an image, ``num_classes`` the number of classes (0:
     unconditional). A subclass writes :meth:`body` once, with the layers and operations of this
@@ -38,7 +41,12 @@ class Network(nn.Module):
 
     @abstractmethod
     def body(
-        self, x: Value, c_noise: Value, labels: Tensor | None, augment_labels: Tensor | None
+        self,
+        x: Value,
+        c_noise: Value,
+        labels: Tensor | None,
+        augment_labels: Tensor | None,
+        conditions: Mapping[str, Value],
     ) -> Value:
         """Compute the output ``[N, C, H, W]``, in any memory layout."""
 
@@ -49,27 +57,40 @@ class Network(nn.Module):
         labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
         *,
+        conditions: Mapping[str, Tensor] | None = None,
         tangents: tuple[Tensor, Tensor] | None = None,
+        condition_tangents: Mapping[str, Tensor] | None = None,
         tangent_dtype: torch.dtype | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return F ``[N, C, H, W]`` for ``x`` ``[N, C, H, W]`` and ``c_noise`` ``[N]``.
 
         F has the dtype of ``x`` under autocast too. ``labels`` are int64 class indices ``[N]``
-        (None or a negative index: no class), ``augment_labels`` float ``[N, augment_dim]``. With
+        (None or a negative index: no class), ``augment_labels`` float ``[N, augment_dim]``,
+        ``conditions`` float ``[N]`` by name (one that is left out adds nothing). With
         ``tangents = (dx, dc_noise)`` it returns ``(F, dF)``; this is
         :meth:`forward_with_tangent` in the form that survives wrappers which only know
         ``forward`` (DDP, ``torch.compile``).
+
+        Raises:
+            UserError: a condition that the network does not have, or not ``[N]``.
         """
+        further = self._checked_conditions(c_noise, conditions)
         if tangents is None:
-            y = self.body(x, c_noise, labels, augment_labels)
+            y = self.body(x, c_noise, labels, augment_labels, further)
             assert isinstance(y, Tensor)
             return y.to(x.dtype).contiguous()
         dx, dc_noise = tangents
+        moving, precise = condition_tangents or {}, _at_least_float32(tangent_dtype)
+        self._checked_conditions(c_noise, moving)
         dual = self.body(
             make_dual(x, dx, tangent_dtype),
-            make_dual(c_noise, dc_noise, _at_least_float32(tangent_dtype)),
+            make_dual(c_noise, dc_noise, precise),
             labels,
             augment_labels,
+            {
+                name: make_dual(value, moving[name], precise) if name in moving else value
+                for name, value in further.items()
+            },
         )
         assert isinstance(dual, Dual)
         y, dy = (v.to(x.dtype).contiguous() for v in (dual.primal, dual.tangent))
@@ -84,9 +105,14 @@ class Network(nn.Module):
         labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
         *,
+        conditions: Mapping[str, Tensor] | None = None,
+        condition_tangents: Mapping[str, Tensor] | None = None,
         tangent_dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return ``(F, dF)`` ``[N, C, H, W]``: the output, its derivative along ``(dx, dc_noise)``.
+
+        ``condition_tangents`` ``[N]`` by name move ``conditions`` along too; one without a tangent
+        stays where it is.
 
         F is bit-equal to :meth:`forward`'s (dropout mask included) and carries the autograd graph;
         dF is computed under no_grad, at about the cost of one further forward.
@@ -94,9 +120,32 @@ class Network(nn.Module):
         follow the activations' dtype (normalisations and softmax use float32 inside either way).
         """
         y, dy = self(
-            x, c_noise, labels, augment_labels, tangents=(dx, dc_noise), tangent_dtype=tangent_dtype
+            x,
+            c_noise,
+            labels,
+            augment_labels,
+            conditions=conditions,
+            tangents=(dx, dc_noise),
+            condition_tangents=condition_tangents,
+            tangent_dtype=tangent_dtype,
         )
         return y, dy
+
+    def _checked_conditions(
+        self, c_noise: Tensor, given: Mapping[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        found = dict(given or {})
+        for name, value in found.items():
+            if name not in self.config.conditions or value.shape != c_noise.shape:
+                known = ", ".join(self.config.conditions) or "none"
+                raise UserError(
+                    "network",
+                    f"condition {name!r} of shape {tuple(value.shape)}",
+                    allowed=f"{known}; each of shape {tuple(c_noise.shape)}",
+                    remedy="name it in the recipe's network.conditions, or build the network with "
+                    f"kit.network(conditions=({name!r},))",
+                )
+        return found
 
     def units(self) -> list[nn.Module]:
         """Return modules that compute one after another and hold most of the weights.
@@ -120,6 +169,11 @@ class Network(nn.Module):
 
 def _at_least_float32(dtype: torch.dtype | None) -> torch.dtype | None:
     return None if dtype is None else torch.promote_types(dtype, torch.float32)
+
+
+def is_condition(key: str) -> bool:
+    """Return whether a key of a network's state dict belongs to one of its further conditions."""
+    return "conditions." in key
 
 
 def num_parameters(module: nn.Module) -> int:

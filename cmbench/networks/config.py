@@ -6,9 +6,9 @@ is left to choose. Numbers of channels count feature maps, probabilities lie in 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from cmbench.plugin.config import Options
 
@@ -17,6 +17,7 @@ Embedding = Literal["positional", "fourier"]
 Conditioning = Literal["additive", "scale-shift", "double"]
 
 
+ConditionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,29}$")]
 #: Fields that several networks have; each gives its own default.
 Width = Annotated[int, Field(ge=1, description="base width (channels)")]
 Widths = Annotated[
@@ -76,6 +77,26 @@ class NetworkConfig(Options):
     augment_dim: int = Field(
         default=0, ge=0, description="size of the augmentation label (numbers; 0 = none)"
     )
+    conditions: tuple[ConditionName, ...] = Field(
+        default=(),
+        description="further scalars that the network receives for each image, such as a second "
+        "time or a guidance scale; their layers start at zero (names)",
+    )
+
+    @field_validator("conditions")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len({*names}) < len(names):
+            raise ValueError("a name occurs twice")
+        return names
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave ``conditions`` out where there are none: recipes without them keep their hash."""
+        table: dict[str, Any] = handler(self)
+        if not self.conditions:
+            table.pop("conditions", None)
+        return table
 
 
 class EmbeddedConfig(NetworkConfig):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -53,6 +54,35 @@ class MPClassEmbedding(ClassEmbedding):
         """Project the stored weights, in place."""
         with torch.no_grad():
             self.weight.copy_(normalize_weight(self.weight))
+
+
+class MPCondition(nn.Module):
+    """A further scalar: its positional features, through a layer with a gain that starts at 0."""
+
+    def __init__(self, features: int, outputs: int) -> None:
+        super().__init__()
+        self.features = MPPositional(features)
+        self.linear = MPConv(features, outputs, 0)
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, value: Value) -> Value:
+        """Map ``[N]`` to ``[N, outputs]``."""
+        added: Value = self.linear(self.features(value), self.gain)
+        return added
+
+
+class MPConditions(nn.Module):
+    """Adds further scalars to an embedding, each by its :class:`MPCondition`."""
+
+    def __init__(self, names: Sequence[str], features: int, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({f"of_{n}": MPCondition(features, outputs) for n in names})
+
+    def forward(self, emb: Value, conditions: Mapping[str, Value]) -> Value:
+        """Add ``conditions`` ``[N]`` to ``emb`` ``[N, E]``."""
+        for name, value in conditions.items():
+            emb = ops.add(emb, self.layers[f"of_{name}"](value))
+        return emb
 
 
 class MPAttention(AttentionBase):
@@ -161,6 +191,7 @@ class EDM2(Network):
         labels = (num_classes, embedding_dim, config.label_dropout)
         self.label = MPClassEmbedding(*labels) if num_classes else None
 
+        self.conditions = MPConditions(config.conditions, noise_dim, embedding_dim)
         make_block = partial(EDM2Block, config=config, embedding_dim=embedding_dim)
         plan = BodyPlan(
             side,
@@ -180,23 +211,30 @@ class EDM2(Network):
     def _join(self, h: Value, skip: Value) -> Value:
         return mp_cat(h, skip, self.config.concat_balance)
 
-    def _embed(self, c_noise: Value, labels: Tensor | None) -> Value:
+    def _embed(
+        self, c_noise: Value, labels: Tensor | None, conditions: Mapping[str, Value]
+    ) -> Value:
         with torch.autocast(c_noise.device.type, enabled=False):
             emb: Value = self.noise_linear(self.noise(c_noise))
             if self.label is not None:
                 vector = self.label(labels, c_noise.shape[0])
                 emb = mp_sum(emb, vector, self.config.label_balance)
-            return mp_silu(emb)
+            return mp_silu(self.conditions(emb, conditions))
 
     def units(self) -> list[nn.Module]:
         """Return the blocks of the U-Net."""
         return self.body_net.units()
 
     def body(
-        self, x: Value, c_noise: Value, labels: Tensor | None, augment_labels: Tensor | None
+        self,
+        x: Value,
+        c_noise: Value,
+        labels: Tensor | None,
+        augment_labels: Tensor | None,
+        conditions: Mapping[str, Value],
     ) -> Value:
         """Compute F; see :meth:`Network.forward`."""
-        emb = self._embed(c_noise, labels)
+        emb = self._embed(c_noise, labels, conditions)
         n, _, height, width = x.shape
         ones = torch.ones((n, 1, height, width), dtype=x.dtype, device=x.device)
         h = self.body_net(ops.cat([x, ones]), emb, checkpointing=self.gradient_checkpointing)

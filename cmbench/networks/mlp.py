@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -56,10 +57,15 @@ class MLP(Network):
         self.layer_out = Linear(config.width, features, init=Init(gain=0.0))
 
     def body(
-        self, x: Value, c_noise: Value, labels: Tensor | None, augment_labels: Tensor | None
+        self,
+        x: Value,
+        c_noise: Value,
+        labels: Tensor | None,
+        augment_labels: Tensor | None,
+        conditions: Mapping[str, Value],
     ) -> Value:
         """Compute F; see :meth:`Network.forward`."""
-        emb = self.embedding(c_noise, labels, augment_labels)
+        emb = self.embedding(c_noise, labels, augment_labels, conditions)
         h: Value = self.layer_in(ops.linear_map(lambda v: v.flatten(1), x))
         for block in self.blocks:
             h = block(h, emb)

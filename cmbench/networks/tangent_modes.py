@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import torch
@@ -15,8 +15,14 @@ TangentMode = Literal["carried", "forward-ad", "finite-difference"]
 TANGENT_MODES: tuple[TangentMode, ...] = ("carried", "forward-ad", "finite-difference")
 
 
+_OPTIONS = ("conditions", "condition_tangents", "tangent_dtype")
+
+
 class NetworkCall(Protocol):
-    """What a third-party network must accept: the arguments of ``Network.forward``."""
+    """What a third-party network must accept: the arguments of ``Network.forward``.
+
+    ``conditions`` only if it is used with further scalars.
+    """
 
     def __call__(
         self,
@@ -24,6 +30,7 @@ class NetworkCall(Protocol):
         c_noise: Tensor,
         labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
+        **conditions: Any,
     ) -> Tensor:
         """Return F ``[N, C, H, W]``."""
         ...
@@ -43,6 +50,8 @@ def tangent_of(
     labels: Tensor | None = None,
     augment_labels: Tensor | None = None,
     *,
+    conditions: Mapping[str, Tensor] | None = None,
+    condition_tangents: Mapping[str, Tensor] | None = None,
     mode: TangentMode | None = None,
     step: float = 1e-2,
     tangent_dtype: torch.dtype | None = None,
@@ -52,19 +61,28 @@ def tangent_of(
     ``mode`` None takes the network's own carried tangents where it has them. ``forward-ad`` runs
     ``torch.func.jvp`` without gradients beside the graded call, ``finite-difference`` two further
     calls at ``± step`` along the tangent (a float32 fallback: in bfloat16 its error exceeds 30% at
-    any step). Both restore the random state, so that all calls draw the same dropout masks.
+    any step). ``conditions`` ``[N]`` by name are moved by ``condition_tangents``, those without one
+    not at all. Both restore the random state, so that all calls draw the same dropout masks.
     """
     mode = mode or default_mode(network)
     if mode == "carried":
-        return _carried(network, x, c_noise, dx, dc_noise, labels, augment_labels, tangent_dtype)
+        given = (conditions, condition_tangents, tangent_dtype)
+        options = {k: v for k, v in zip(_OPTIONS, given, strict=True) if v is not None}
+        return _carried(network, x, c_noise, dx, dc_noise, labels, augment_labels, options)
+    moving = condition_tangents or {}
+    names = [name for name in conditions or {} if name in moving]
 
-    def call(x_in: Tensor, c_in: Tensor) -> Tensor:
-        return network(x_in, c_in, labels=labels, augment_labels=augment_labels)
+    def call(x_in: Tensor, c_in: Tensor, *moved: Tensor) -> Tensor:
+        now = {**(conditions or {}), **dict(zip(names, moved, strict=True))}
+        given = {"conditions": now} if now else {}
+        return network(x_in, c_in, labels=labels, augment_labels=augment_labels, **given)
 
+    point = (x, c_noise, *((conditions or {})[name] for name in names))
+    direction = (dx, dc_noise, *(moving[name] for name in names))
     if mode == "forward-ad":
-        return _forward_ad(call, x, c_noise, dx, dc_noise)
+        return _forward_ad(call, point, direction)
     if mode == "finite-difference":
-        return _finite_difference(call, x, c_noise, dx, dc_noise, step)
+        return _finite_difference(call, point, direction, step)
     raise UserError(
         "tangent",
         f"unknown mode {mode!r}",
@@ -91,7 +109,7 @@ def _carried(
     dc_noise: Tensor,
     labels: Tensor | None,
     augment_labels: Tensor | None,
-    tangent_dtype: torch.dtype | None,
+    options: Mapping[str, Any],
 ) -> tuple[Tensor, Tensor]:
     inner = _unwrap(network)
     if not hasattr(inner, "forward_with_tangent"):
@@ -102,15 +120,13 @@ def _carried(
             remedy="set the tangent mode to one of these",
         )
     if inner is network:
-        options = {} if tangent_dtype is None else {"tangent_dtype": tangent_dtype}
         y, dy = inner.forward_with_tangent(
             x, c_noise, dx, dc_noise, labels, augment_labels, **options
         )
     else:
         # Wrappers know only forward; going around them would skip DDP's gradient synchronisation.
-        y, dy = network(
-            x, c_noise, labels, augment_labels, tangents=(dx, dc_noise), tangent_dtype=tangent_dtype
-        )
+        tangents = (dx, dc_noise)
+        y, dy = network(x, c_noise, labels, augment_labels, tangents=tangents, **options)
     return y, dy
 
 
@@ -129,33 +145,28 @@ class _SharedRandomness:
 
 
 def _forward_ad(
-    call: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    c_noise: Tensor,
-    dx: Tensor,
-    dc_noise: Tensor,
+    call: Callable[..., Tensor], point: tuple[Tensor, ...], direction: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
-    randomness = _SharedRandomness(x)
+    randomness = _SharedRandomness(point[0])
     # No fused attention kernel has a forward-mode formula.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        dy: Tensor = torch.func.jvp(call, (x, c_noise), (dx, dc_noise))[1]
+        dy: Tensor = torch.func.jvp(call, point, direction)[1]
     randomness.rewind()
-    return call(x, c_noise), dy.detach()
+    return call(*point), dy.detach()
 
 
 def _finite_difference(
-    call: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    c_noise: Tensor,
-    dx: Tensor,
-    dc_noise: Tensor,
+    call: Callable[..., Tensor],
+    point: tuple[Tensor, ...],
+    direction: tuple[Tensor, ...],
     step: float,
 ) -> tuple[Tensor, Tensor]:
-    randomness = _SharedRandomness(x)
+    randomness = _SharedRandomness(point[0])
     sides = []
     with torch.no_grad():
         for h in (step, -step):
-            sides.append(call(x + h * dx, c_noise + h * dc_noise).double())
+            moved = [p + h * d for p, d in zip(point, direction, strict=True)]
+            sides.append(call(*moved).double())
             randomness.rewind()
-    dy = ((sides[0] - sides[1]) / (2.0 * step)).to(x.dtype)
-    return call(x, c_noise), dy
+    dy = ((sides[0] - sides[1]) / (2.0 * step)).to(point[0].dtype)
+    return call(*point), dy

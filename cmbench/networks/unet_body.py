@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
@@ -193,10 +193,15 @@ class UNet(Network):
         return self.body_net.units()
 
     def body(
-        self, x: Value, c_noise: Value, labels: Tensor | None, augment_labels: Tensor | None
+        self,
+        x: Value,
+        c_noise: Value,
+        labels: Tensor | None,
+        augment_labels: Tensor | None,
+        conditions: Mapping[str, Value],
     ) -> Value:
         """Compute F; see :meth:`Network.forward`."""
-        emb = self.embedding(c_noise, labels, augment_labels)
+        emb = self.embedding(c_noise, labels, augment_labels, conditions)
         h = self.body_net(x, emb, checkpointing=self.gradient_checkpointing)
         y: Value = self.conv_out(ops.silu(self.norm_out(h)))
         return y

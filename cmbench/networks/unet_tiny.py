@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import ClassVar
 
@@ -65,10 +65,15 @@ class UNetTiny(Network):
             self.decoder.append(Stage([block(2 * width, width, level), *more]))
 
     def body(
-        self, x: Value, c_noise: Value, labels: Tensor | None, augment_labels: Tensor | None
+        self,
+        x: Value,
+        c_noise: Value,
+        labels: Tensor | None,
+        augment_labels: Tensor | None,
+        conditions: Mapping[str, Value],
     ) -> Value:
         """Compute F; see :meth:`Network.forward`."""
-        emb = self.embedding(c_noise, labels, augment_labels)
+        emb = self.embedding(c_noise, labels, augment_labels, conditions)
         keep = {"checkpointing": self.gradient_checkpointing}
         h: Value = self.conv_in(ops.linear_map(self._fold, x))
         skips = []

@@ -49,8 +49,9 @@ _ANALYTIC = "analytic"
 _RUN = "run:"
 #: Students of every seed share one teacher.
 _SEED = 0
-#: Network options that act in training only, with the values that switch them off.
-_DROPOUT = {"dropout": 0.0, "dropout_max_resolution": None}
+#: Network options that a student does not share with its teacher, with the values for none:
+#: dropout acts in training only, and conditions that a teacher lacks start at zero.
+_OWN: Table = {"dropout": 0.0, "dropout_max_resolution": None, "conditions": ()}
 #: Hexadecimal digits of the content hash in a reference.
 _DIGITS = 16
 
@@ -160,7 +161,7 @@ class _TrainedFirst(TeacherSource):
         recipe = recipe or default_recipe(spec, dataset)
         own = recipe_table(spec, dataset, recipe).get("network", {})
         # The teacher keeps its own dropout; everything that shapes weights is the student's.
-        kept = {k: own.get(k, none) for k, none in _DROPOUT.items() if k in config.network}
+        kept = {k: own.get(k, none) for k, none in _OWN.items() if k in config.network}
         extra = {"conditional": config.conditional, "network": {**config.network, **kept}}
         if config.sigma_data is not None:
             extra["sigma_data"] = config.sigma_data
@@ -214,7 +215,7 @@ class _Given(TeacherSource):
         assert facts is not None
         fixed = {"sigma_data": facts.sigma_data, "conditional": facts.conditional}
         require_unchanged(extra, fixed, facts.who)
-        kept = {k: own[k] for k in _DROPOUT if k in own} if isinstance(own, Mapping) else {}
+        kept = {k: own[k] for k in _OWN if k in own} if isinstance(own, Mapping) else {}
         network = merge({**facts.network, **kept}, extra.get("network", {}))
         followed = {"teacher": self.reference, "network": network, "conditional": facts.conditional}
         if table.get("sigma_data") is None:
