@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "recipe": ("cmbench.cli.recipe:recipe", "List, show, compare and export recipes."),
     "list": ("cmbench.cli.listing:list_", "List methods, datasets, metrics, networks, recipes."),
     "plugins": ("cmbench.cli.plugins:plugins", "List plugins with their status and errors."),
+    "new": ("cmbench.cli.new:new", "Write a plugin to begin with, with its tests."),
     "check": ("cmbench.cli.check:check", "Check that methods keep the contract of plugins."),
     "env": ("cmbench.cli.env:env", "Show versions, hardware and paths."),
     "completion": ("cmbench.cli.completion:completion", "Print the shell completion script."),
