@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import click
 
@@ -80,6 +81,13 @@ class TuneOptions(SweepOptions):
         default=2,
         help="Rounds through the levels, if there are several.",
     )
+    search: Literal["golden-section", "trajectories"] = option(
+        "--search",
+        metavar="NAME",
+        type=click.Choice(("golden-section", "trajectories")),
+        default="golden-section",
+        help="By the metric, or by how the trajectories of a diffusion model bend (GITS).",
+    )
 
 
 @click.command("tune-times")
@@ -88,13 +96,15 @@ def tune_times(options: TuneOptions) -> int:
     """Choose the noise levels of multistep sampling on held-out seeds.
 
     The run must be trained. Golden-section search over ln sigma, one level at a time, by a metric
-    of samples whose seeds no record uses. `cmbench run --sigmas tuned` samples at the levels found
-    and marks its records as tuned.
+    of samples whose seeds no record uses; or, for a diffusion model, one pass over its trajectories
+    (--search trajectories). `cmbench run --sigmas tuned` samples at the levels found and marks its
+    records as tuned.
 
     \b
     cmbench run --method M --nfe 1
     cmbench tune-times --method M --nfe 2,4
     cmbench run --method M --nfe 1,2,4 --sigmas tuned
+    cmbench tune-times --method M --sampler NAME --nfe 4 --search trajectories
     """
     from cmbench.cli.tune_times_work import carry_out  # imports torch
 

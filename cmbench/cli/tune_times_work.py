@@ -26,6 +26,7 @@ def carry_out(options: TuneOptions) -> int:
         options.sigma_min,
         options.evaluations,
         options.rounds,
+        options.search,
     )
     with stop_asker(options.time_limit_s) as should_stop:
         context = make_context(options, should_stop=should_stop)

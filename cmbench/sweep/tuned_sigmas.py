@@ -49,7 +49,7 @@ class TunedSigmas(Tuning):
     dataset: str
     recipe: str
     config_sha256: str
-    nfe: int = Field(ge=2)
+    nfe: int = Field(ge=1)
     sampler: str
     sigmas: tuple[Finite, ...] = Field(min_length=2, description="the levels found, descending")
     seconds: float

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Literal
 
 from cmbench.errors import MissingError, UserError
 from cmbench.files import write_sealed
@@ -23,6 +24,7 @@ from cmbench.records.folders import read_records
 from cmbench.records.options import value_text
 from cmbench.records.record import Record
 from cmbench.sampling.search import FoundLevels, Levels, search_levels
+from cmbench.sampling.stream import Sampler
 from cmbench.seeds import HELD_OUT_FROM
 from cmbench.sweep.cell_record import now
 from cmbench.sweep.cells import open_samples_of
@@ -33,6 +35,7 @@ from cmbench.sweep.protocol import open_protocol
 from cmbench.sweep.runs import TrainedRun
 from cmbench.sweep.sweep import is_trained
 from cmbench.sweep.training_run import obtain_run
+from cmbench.sweep.trajectory_search import FINE_STEPS, IMAGES, trajectory_levels
 from cmbench.sweep.tuned_sigmas import TunedSigmas, read_tuned, tuned_file
 
 WHO = "cmbench tune-times"
@@ -51,10 +54,16 @@ class TuneSettings:
     sigma_min: float = 0.02
     evaluations: int = 10
     rounds: int = 2
+    algorithm: Literal["golden-section", "trajectories"] = "golden-section"
 
     @property
     def search(self) -> str:
         """The algorithm with its settings, in words."""
+        if self.algorithm == "trajectories":
+            return (
+                f"GITS: the best of {FINE_STEPS} Karras steps down to sigma {self.sigma_min:g} by "
+                f"the bends of {IMAGES} trajectories"
+            )
         return (
             f"golden section over ln sigma, {self.evaluations} evaluations per level and "
             f"round, at most {self.rounds} rounds, down to sigma {self.sigma_min:g}"
@@ -72,6 +81,7 @@ class LevelScore:
         self.samples = [open_samples_of(context, trained, cell) for cell in cells]
         self.observers = [stopped_by(context.should_stop, WHO, "nothing has been written")]
         self.values: dict[Levels, float] = {}
+        self.other_evaluations = 0
         self.key, self.sign = "", 1.0
 
     def __call__(self, levels: Levels) -> float:
@@ -118,16 +128,21 @@ def tune(context: Context, run: RunPlan, nfe: int, settings: TuneSettings) -> Tu
             remedy="train it first with `cmbench run` and the same method, recipe and options",
         )
     began = time.perf_counter()
-    score = LevelScore(context, obtain_run(context, run), cells, metric)
+    trained = obtain_run(context, run)
+    score = LevelScore(context, trained, cells, metric)
     start = cells[0].sampling
     assert start is not None
-    found = search_levels(
-        score,
-        start.sigmas,
-        settings.sigma_min,
-        evaluations=settings.evaluations,
-        rounds=settings.rounds,
-    )
+    if settings.algorithm == "trajectories":
+        sampler = open_samples_of(context, trained, cells[0]).sampler
+        found = _by_trajectories(score, sampler, start.sigmas, settings.sigma_min)
+    else:
+        found = search_levels(
+            score,
+            start.sigmas,
+            settings.sigma_min,
+            evaluations=settings.evaluations,
+            rounds=settings.rounds,
+        )
     if not math.isfinite(found.value):
         raise UserError(
             WHO,
@@ -178,6 +193,16 @@ def kept_levels(
     return kept
 
 
+def _by_trajectories(
+    score: LevelScore, sampler: Sampler, start: Levels, sigma_min: float
+) -> FoundLevels:
+    """Return the levels of :mod:`trajectory_search`, measured as the method's own are."""
+    levels = trajectory_levels(sampler, len(start), sigma_min)
+    score.other_evaluations = FINE_STEPS * IMAGES
+    score(start)
+    return FoundLevels(levels, score(levels), len(score.values))
+
+
 def _result(
     context: Context, cell: CellPlan, settings: TuneSettings, score: LevelScore, found: FoundLevels
 ) -> TunedSigmas:
@@ -204,7 +229,7 @@ def _result(
         search=settings.search,
         evaluations=found.evaluations,
         samples=score.images,
-        network_evaluations=score.images * cell.nfe,
+        network_evaluations=score.images * cell.nfe + score.other_evaluations,
         seconds=0.0,
         created=now(),
         command=context.command,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cmbench.cli.tune_times import TuneOptions
+from cmbench.diffusion.grids import sampling_karras_sigmas
 from cmbench.errors import UserError
 from cmbench.files import read_sealed, write_sealed
 from cmbench.plugin.manager import PluginManager
@@ -142,6 +143,54 @@ def test_levels_that_are_kept_are_not_replaced_without_a_word(
     path.write_text("{")
     assert trained("tune-times", *TUNE, "--nfe", "2").code == 0
     assert path.read_bytes() != b"{"
+
+
+EDM = ("-m", "edm", *GMM[2:])
+BENDS = (*EDM, "--search", "trajectories", "--sigma-min", "0.002")
+
+
+def test_levels_by_the_bends_of_trajectories(cmbench: Command, workspace: Workspace) -> None:
+    """For a diffusion model: chosen without a metric, measured, used, and marked as tuned."""
+    assert cmbench("run", *EDM, "--nfe", "1", "--no-report").code == 0
+    done = cmbench("tune-times", *BENDS, "--sampler", "euler", "--nfe", "3")
+    assert done.code == 0, done.err
+    (path,) = tuned_files(workspace)
+    found = read_tuned(path)
+    assert (found.evaluations, found.samples) == (2, 400)
+    assert found.network_evaluations == 400 * 3 + 60 * 256
+    assert found.search.startswith("GITS: the best of 60 Karras steps down to sigma 0.002")
+    fine = sampling_karras_sigmas(60).tolist()
+    assert all(min(abs(s - f) for f in fine) < 1e-9 for s in found.sigmas)
+    assert found.sigmas[0] == 80.0
+    assert len(set(found.sigmas)) == 3
+    done = cmbench("run", *EDM, "--nfe", "3", "--sampler", "euler", "--sigmas", "tuned")
+    assert done.code == 0, done.err
+    records = map(read_record, workspace.records("gmm").glob("*-nfe3-*.json"))
+    (tuned,) = (r.sampling.tuned for r in records)
+    assert tuned is not None
+    assert tuned["search"] == found.search
+
+
+def test_the_level_of_one_evaluation_is_tuned_where_there_is_one_to_choose(
+    cmbench: Command, workspace: Workspace
+) -> None:
+    """An analytic first step leaves the noise level of the evaluation itself."""
+    assert cmbench("run", *EDM, "--nfe", "1", "--no-report").code == 0
+    options = ("--sampler", "ipndm-afs", "--evaluations", "3")
+    done = cmbench("tune-times", *EDM, *options, "--nfe", "1")
+    assert done.code == 0, done.err
+    (path,) = tuned_files(workspace)
+    assert (read_tuned(path).nfe, len(read_tuned(path).sigmas)) == (1, 2)
+
+
+def test_trajectories_need_a_diffusion_model(trained: Command, workspace: Workspace) -> None:
+    said = failure(trained, "tune-times", *GMM, "--search", "trajectories")
+    assert "--search trajectories" in said
+    assert "does not train a diffusion model" in said
+    assert trained("run", *EDM, "--nfe", "1", "--no-report").code == 0
+    said = failure(trained, "tune-times", *BENDS, "--sampler", "euler", "--nfe", "61")
+    assert "61 noise levels; allowed: up to 60, the points of its grid" in said
+    assert tuned_files(workspace) == []
 
 
 # ---- bad input ----------------------------------------------------------------------------------
