@@ -44,7 +44,7 @@ def compare_(a: str, b: str, dataset: str | None, workspace_dir: str | None) -> 
     found = [item for name, folder in folders.items() for item in readings.read(folder, name)]
     rows = aggregate([(path, record) for path, record in found if isinstance(record, Record)])
     echo_unreadable(readings.errors)
-    compared = compare(select(rows, a), select(rows, b))
+    compared = compare(select(rows, a), select(rows, b), rows)
     labels = row_labels(rows)
     echo_side("A", [item.a for item in compared], labels)
     echo_side("B", [item.b for item in compared], labels)

@@ -30,13 +30,18 @@ class RowComparison:
     reason: str = ""
 
 
-def compare(a: Sequence[Row], b: Sequence[Row]) -> list[RowComparison]:
+def compare(a: Sequence[Row], b: Sequence[Row], among: Sequence[Row] = ()) -> list[RowComparison]:
     """Compare every row of ``a`` with the row of ``b`` of equal dataset, NFE and conditioning.
+
+    Args:
+        a: rows of one side.
+        b: rows of the other side.
+        among: all rows that the sides were selected from, for the names that select one of them.
 
     Raises:
         UserError: if either side has two rows for one setting, or none is shared.
     """
-    first, second = _by_setting("A", a), _by_setting("B", b)
+    first, second = _by_setting("A", a, among), _by_setting("B", b, among)
     shared = [(first[k], second[k]) for k in first if k in second]
     if not shared:
         raise UserError(
@@ -56,19 +61,24 @@ def compare(a: Sequence[Row], b: Sequence[Row]) -> list[RowComparison]:
 Setting = tuple[str, int | None, bool | None]
 
 
-def _by_setting(side: str, rows: Sequence[Row]) -> dict[Setting, Row]:
+def _by_setting(side: str, rows: Sequence[Row], among: Sequence[Row]) -> dict[Setting, Row]:
     found: dict[Setting, list[Row]] = {}
     for row in rows:
-        found.setdefault((row.dataset, row.nfe, row.conditional), []).append(row)
+        found.setdefault(_setting_of(row), []).append(row)
     for setting, members in found.items():
         if len(members) > 1:
+            others = [row for row in among if _setting_of(row) == setting and row not in members]
             raise UserError(
                 "compare",
                 f"{side} selects {len(members)} rows at {_setting(setting)}",
-                allowed=" or ".join(selectors(members)),
+                allowed=" or ".join(selectors([*members, *others])[: len(members)]),
                 remedy="give one of them, in quotes",
             )
     return {setting: members[0] for setting, members in found.items()}
+
+
+def _setting_of(row: Row) -> Setting:
+    return row.dataset, row.nfe, row.conditional
 
 
 def _settings(rows: Iterable[Setting]) -> str:

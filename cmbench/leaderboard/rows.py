@@ -215,8 +215,9 @@ def _told_apart(rows: Sequence[Row]) -> list[Row]:
 
 
 def row_order(row: Row) -> tuple[Any, ...]:
-    """Sort key of rows: method, recipe, sampler, conditioning, NFE, then identity."""
-    return (row.method, row.recipe, row.sampler, bool(row.conditional), row.nfe or 0, row.id)
+    """Sort key of rows: method, recipe with what differs, sampler, conditioning, NFE, identity."""
+    recipe = (row.recipe, row.overrides, row.apart)
+    return (row.method, *recipe, row.sampler, bool(row.conditional), row.nfe or 0, row.id)
 
 
 def unfinished(cells: Iterable[tuple[Path, Record]]) -> list[tuple[Path, Record]]:

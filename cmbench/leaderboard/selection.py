@@ -40,14 +40,14 @@ def select(rows: Iterable[Row], selector: str) -> list[Row]:
 
 def selectors(rows: Sequence[Row]) -> list[str]:
     """Return for each row a selector that selects none of the others."""
-    told = telling_apart([_facts(row) for row in rows])
-    parts = 2 if len({row.sampler for row in rows}) == 1 else 3
-    names = [":".join(_names(row)[:parts]) for row in rows]
-    texts = [
-        f"{name}[{','.join(facts)}]" if names.count(name) > 1 and facts else name
-        for name, facts in zip(names, told)
-    ]
-    return [text if _matches(rows, text) == [row] else row.id for text, row in zip(texts, rows)]
+    samplers = {row.sampler for row in rows}
+    names = [":".join(_names(row)[: 2 if len(samplers) == 1 else 3]) for row in rows]
+    texts = dict(enumerate(names))
+    for name in {name for name in names if names.count(name) > 1}:
+        places = [place for place, other in enumerate(names) if other == name]
+        told = telling_apart([_facts(rows[place]) for place in places])
+        texts |= {place: f"{name}[{','.join(facts)}]" for place, facts in zip(places, told)}
+    return [texts[i] if _matches(rows, texts[i]) == [row] else row.id for i, row in enumerate(rows)]
 
 
 def _matches(rows: Sequence[Row], selector: str) -> list[Row]:

@@ -43,7 +43,6 @@ def stated_facts(record: Record) -> dict[str, Any]:
     return {
         "NFE": sampling.nfe or _NOT_STATED,
         "seed": sampling.seed,
-        "training seed": training.seed,
         "parameters": training.parameters or _NOT_STATED,
         "training images": training.images_seen or _NOT_STATED,
         "class labels": sampling.labels or _NOT_STATED,

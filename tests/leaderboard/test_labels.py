@@ -191,6 +191,23 @@ def test_an_ambiguous_selection_lists_what_would_select_one() -> None:
     assert second.a.nfe == 2
 
 
+def test_what_would_select_one_is_told_from_all_rows_of_the_workspace() -> None:
+    """The noise levels alone would tell the two rows apart, and select a row of the other run."""
+    other = {"sigmas": [80.0, 5.0]}
+    chosen = {**other, "overrides": other}
+    found = rows(BOTH + [r for r in trained(PLAIN, {}, sampling=chosen) if r.sampling.nfe == 2])
+    side = select(found, "alpha[optimizer.lr=1e-3]")
+    with pytest.raises(UserError, match="A selects 2 rows at digits NFE 2") as caught:
+        compare(side, side, found)
+    said = str(caught.value).partition("allowed: ")[2].partition("; give one of them")[0]
+    for text in said.split(" or "):
+        assert len([row for row in select(found, text) if row.nfe == 2]) == 1
+
+
+def test_the_plain_recipe_comes_first() -> None:
+    assert [row.overrides for row in rows(BOTH[::-1])] == [(), (), *[("optimizer.lr=0.01",)] * 2]
+
+
 def test_a_selector_that_cannot_be_written_is_the_rows_id() -> None:
     config = [{"ema": [{"kimg": n, "name": "a,b"}]} for n in (1, 2)]
     found = [row for c in config for row in rows(trained(c, {})) if row.nfe == 1]

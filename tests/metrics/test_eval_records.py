@@ -62,7 +62,7 @@ def test_an_unreliable_extrapolation_is_called_that(
     ("options", "told"),
     [
         (("--nfe", "2"), "NFE not stated there, 2 now"),
-        (("--seed", "3"), "seed 0 there, 3 now; training seed 0 there, 3 now"),
+        (("--seed", "3"), "seed 0 there, 3 now; records are never changed"),
     ],
 )
 def test_other_facts_about_the_same_samples_are_refused_by_name(
