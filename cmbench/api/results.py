@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmbench.errors import MissingError, UserError
 from cmbench.leaderboard.details import floor_of, interval_of
+from cmbench.records.configuration import configured_method, overrides_text
 from cmbench.records.folders import read_records
 from cmbench.records.record import Record
 from cmbench.records.workspace import Workspace
@@ -23,6 +24,7 @@ _DECIDING = (
     "kind",
     "method",
     "recipe",
+    "overrides",
     "seed",
     "nfe",
     "sampler",
@@ -58,7 +60,8 @@ class Results(Sequence[Record]):
     def dataframe(self) -> pandas.DataFrame:
         """Return one row per cell and metric, with what decides the value.
 
-        Columns: ``dataset``, ``kind``, ``method``, ``recipe``, ``seed`` (of training), ``nfe``
+        Columns: ``dataset``, ``kind``, ``method``, ``recipe``, ``overrides`` (what differs
+        from the recipe: ``optimizer.lr=0.01``), ``seed`` (of training), ``nfe``
         (missing where it is not stated), ``sampler``, ``sigmas``, ``ema``, ``samples``,
         ``conditional``, then ``metric``, ``value``, ``standard_error``, ``low`` and ``high`` (the
         95 % interval), ``floor`` (what a perfect generator has at this number of samples), ``key``
@@ -112,7 +115,7 @@ class Results(Sequence[Record]):
         rows = [
             {
                 "dataset": r.dataset.name,
-                "method": r.method,
+                "method": configured_method(r),
                 "recipe": r.training.recipe,
                 "seed": r.training.seed,
                 "NFE": r.sampling.nfe or "not stated",
@@ -130,8 +133,9 @@ def _deciding(record: Record) -> tuple[Any, ...]:
     return (
         record.dataset.name,
         record.kind,
-        record.method,
+        record.label or record.method,
         t.recipe,
+        ", ".join(overrides_text(record)),
         t.seed,
         s.nfe or None,
         s.sampler,
@@ -172,7 +176,7 @@ def load(workspace: str | Path | None = None, dataset: str | None = None) -> Res
             )
     found: list[Record] = []
     for folder in folders:
-        for path, record in read_records(folder):
+        for path, record in read_records(folder, folder.name):
             if isinstance(record, UserError):
                 warnings.warn(f"{path} is left out: {record}", stacklevel=2)
             else:

@@ -13,8 +13,9 @@ from cmbench.cli.record_files import record_folders
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
 from cmbench.files import UNREADABLE, read_sealed
 from cmbench.records.folders import read_records
+from cmbench.records.options import pair_text
 from cmbench.records.workspace import Workspace
-from cmbench.sweep.run_files import weights_path
+from cmbench.sweep.run_files import read_run_file, weights_path
 
 
 @click.command()
@@ -28,7 +29,8 @@ def status(workspace_dir: str | None) -> int:
     echo_line(f"workspace {workspace.root}")
     for folder in sorted((workspace.root / "runs").glob("*/*")):
         if folder.is_dir():
-            echo_line(f"run  {folder.parent.name}/{folder.name}  {run_state(folder)}")
+            name = " ".join([f"{folder.parent.name}/{folder.name}", *run_overrides(folder)])
+            echo_line(f"run  {name}  {run_state(folder)}")
     for path in sorted(workspace.imported.glob("*.json")):
         echo_line(f"imported  {path.stem}  {imported_state(path)}")
     trouble = 0
@@ -57,6 +59,15 @@ def imported_state(manifest: Path) -> str:
         return f"{facts['network']['name']}, {size}, {classes}, from {facts['source']['name']}"
     except UNREADABLE:
         return "its manifest cannot be read; import the original file again with --force"
+
+
+def run_overrides(folder: Path) -> list[str]:
+    """Return what differs from a run's recipe: ``["+optimizer.lr=0.01"]``."""
+    try:
+        changed = read_run_file(folder).get("overrides") or {}
+        return [f"+{text}" for text in pair_text(sorted(changed.items()))]
+    except (UserError, *UNREADABLE):
+        return []  # its state says what is wrong
 
 
 def run_state(folder: Path) -> str:

@@ -214,7 +214,7 @@ def test_status_of_a_run_that_was_interrupted(swept: Command, workspace: Workspa
     shutil.rmtree(second / "checkpoints")
     text = swept("status").out
     assert f"{first.name}  unfinished, checkpoint at 320 images" in text
-    assert f"{second.name}  not started" in text
+    assert f"{second.name} +trouble=nan-images  not started" in text
 
 
 def test_status_says_that_weights_are_gone(swept: Command, workspace: Workspace) -> None:
@@ -223,7 +223,7 @@ def test_status_says_that_weights_are_gone(swept: Command, workspace: Workspace)
     (first / "weights-final.safetensors").unlink()
     text = swept("status").out
     assert f"{first.name}  trained, 320 images; the weights final are not here\n" in text
-    assert f"{second.name}  trained, 320 images\n" in text
+    assert f"{second.name} +trouble=nan-images  trained, 320 images\n" in text
 
 
 def test_show_a_record_in_words_and_as_json(swept: Command, workspace: Workspace) -> None:
