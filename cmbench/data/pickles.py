@@ -11,7 +11,6 @@ import os
 import pickle  # only its opcode machine, with find_class closed
 import struct
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO, ClassVar
@@ -21,6 +20,7 @@ import numpy as np
 from cmbench.data.pickle_names import PLAIN_NAMES, ArrayShell, RefusedName, key_size
 from cmbench.errors import UserError, one_line
 from cmbench.files import corrupt
+from cmbench.zips import UNREADABLE_ZIP
 
 #: What a broken or hostile pickle makes the opcode machine raise.
 BROKEN = (
@@ -271,7 +271,9 @@ def unpickling(who: str) -> Iterator[None]:
         yield
     except RefusedName as refused:
         raise refused_error(who, refused) from None
-    except (*BROKEN, RuntimeError, zipfile.BadZipFile) as error:  # RuntimeError: torch's
+    except (*BROKEN, *UNREADABLE_ZIP) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # the file cannot be opened
         raise corrupt(who, "pickle", error) from None
 
 

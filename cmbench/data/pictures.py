@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
@@ -96,15 +97,23 @@ class PictureError(Exception):
         self.problem, self.allowed, self.remedy = problem, allowed, remedy
 
 
-#: What opening and decoding a picture may raise.
+#: What opening and decoding a picture may raise: Pillow lets whatever a damaged file breaks pass.
 UNREADABLE = (
     PictureError,
-    UnidentifiedImageError,
     Image.DecompressionBombError,
     OSError,
     SyntaxError,
     ValueError,
     EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
 )
 
 

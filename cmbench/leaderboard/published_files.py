@@ -78,13 +78,13 @@ def _read_board(path: Path, problems: list[Problem]) -> Board | None:
         return Board.model_validate(tomllib.loads(text))
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem(path, 0, "", f"cannot be read: {error}"))
-    except tomllib.TOMLDecodeError as error:
-        found = re.search(r"line ([0-9]+)", str(error))
-        problems.append(Problem(path, int(found[1]) if found else 0, "", f"is not TOML: {error}"))
     except ValidationError as error:
         for item in error.errors():
             keys = tuple(str(part) for part in item["loc"])
             problems.append(Problem(path, _toml_line(path, keys), ".".join(keys), item["msg"]))
+    except (ValueError, RecursionError) as error:
+        found = re.search(r"line ([0-9]+)", str(error))
+        problems.append(Problem(path, int(found[1]) if found else 0, "", f"is not TOML: {error}"))
     return None
 
 

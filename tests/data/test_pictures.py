@@ -16,7 +16,13 @@ from dataset_builders import class_folder, encode, pictures
 from PIL import Image, ImageOps
 
 from cmbench.data.locations import DataLocations
-from cmbench.data.pictures import PictureError, decode_picture, open_picture, picture_shape
+from cmbench.data.pictures import (
+    UNREADABLE,
+    PictureError,
+    decode_picture,
+    open_picture,
+    picture_shape,
+)
 from cmbench.data.preparation.run import Request, prepare
 from cmbench.data.rules import RULES, Rule
 from cmbench.data.store import open_store
@@ -338,3 +344,15 @@ def test_lossless_webp_counts_as_lossless(tmp_path: Path, spec: DatasetSpec, rul
     (tmp_path / "s/bee/y.webp").write_bytes(saved(Image.fromarray(RGB), "webp", lossless=False))
     with pytest.raises(UserError, match=r"image 'bee/y.webp' is WEBP, which is lossy"):
         prepared(tmp_path / "s", tmp_path / "b", spec, exact)
+
+
+def test_a_damaged_colour_profile_is_one_clear_line() -> None:
+    """Pillow raises IndexError for a profile without a method of compression."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "png")
+    data = buffer.getvalue()
+    end = data.rindex(b"IEND") - 4
+    body = b"iCCP" + b"name\0"
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    with pytest.raises(UNREADABLE):
+        decode_picture(data[:end] + chunk + data[end:], 3)

@@ -103,6 +103,17 @@ def test_a_cut_file_says_so(tmp_path: Path, zipped: bool, share: float) -> None:
         read_torch(path, "file")
 
 
+def test_a_directory_that_begins_before_the_file(tmp_path: Path) -> None:
+    """Python's zipfile seeks to a negative place, which raises OSError."""
+    torch.save({"x": torch.rand(2)}, tmp_path / "a.pt")
+    data = (tmp_path / "a.pt").read_bytes()
+    end = data.rindex(b"PK\5\6")
+    claimed = data[: end + 12] + struct.pack("<II", 100, 2**32 - 2) + data[end + 20 :]
+    (tmp_path / "a.pt").write_bytes(claimed)
+    with pytest.raises(UserError, match="file: truncated or corrupt pickle"):
+        read_torch(tmp_path / "a.pt", "file")
+
+
 def test_a_storage_of_another_size_than_its_tensors_say(tmp_path: Path) -> None:
     torch.save({"x": torch.rand(200)}, tmp_path / "a.pt")
     with (

@@ -232,3 +232,12 @@ def test_printed_numbers_are_numbers_or_refused(cells: dict[str, str]) -> None:
     for name in METRICS:
         text = getattr(row, "is_" if name == "is" else name)
         assert text == "" or float(text) >= 0
+
+
+def test_a_deeply_nested_board_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    (folder / "board.toml").write_text("a = " + "{a = " * 3000)
+    (folder / "published.csv").write_text("")
+    _, problems = check_published(folder)
+    assert "is not TOML: maximum recursion depth exceeded" in "; ".join(map(str, problems))

@@ -12,6 +12,7 @@ folder. The same seed gives the same inputs. ``--keep`` writes the inputs that o
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import io
 import json
 import os
@@ -132,6 +133,7 @@ def _judge(outcome: Outcome, printed: str, taken: int, limits: Any) -> None:
 def child(work: list[tuple[int, Seed]], root: Path, limits: Any, pipe: int) -> None:
     """Read one input after the other; report each start and end on the pipe."""
     os.chdir(root / "here")
+    faulthandler.disable()  # a signal is reported by the parent
     guard = Guard(root)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     room = pages * resource.getpagesize() + _SPARE_BYTES

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from cmbench.files import SEAL, sealed
+
 Random = random.Random
 Files = dict[str, bytes]
 
@@ -271,6 +273,9 @@ def _json(data: bytes, rng: Random) -> bytes:
             node[key] = copy.deepcopy(other[place])
     else:
         node[key] = rng.choice(VALUES)
+    if isinstance(tree, dict) and SEAL in tree:
+        with suppress(TypeError, ValueError):  # the hash of what is in the file now
+            tree = sealed({name: value for name, value in tree.items() if name != SEAL})
     if rng.random() < 0.03:
         deep = "[" * 400 + "]" * 400
         return json.dumps(tree).replace("null", deep, 1).encode("utf-8", "surrogatepass")
