@@ -8,7 +8,7 @@ from pathlib import Path
 from cmbench.api.results import Results
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
-from record_factory import record  # noqa: E402
+from record_factory import record
 
 
 def test_the_tables_of_a_notebook_say_what_differs_from_the_recipe() -> None:
