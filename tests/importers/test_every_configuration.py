@@ -193,33 +193,65 @@ def test_edm(tmp_path: Path, seed: int, kind: str) -> None:
     found = check(network, tmp_path / "net.pkl", seed)
     assert found.assumed == {}
     assert (found.parameterization, found.sigma_data) == ("edm", network.c["sigma_data"])
-    # The state dict alone, as safetensors: the filter's buffer tells its taps.
-    if network.c["sigma_data"] == 0.5:
-        state = {k: v.float().contiguous() for k, v in network.root.state_dict().items()}
-        save_file(state, tmp_path / "net.safetensors")
-        again = read_checkpoint(tmp_path / "net.safetensors")
-        assert all(torch.equal(again.state[k], v) for k, v in found.state.items())
-        assert {k: again.options[k] for k in again.options if k not in again.assumed} == {
-            k: v for k, v in found.options.items() if k not in again.assumed
-        }
+    check_state_dict(network, tmp_path / "net.safetensors", found)
 
 
-@pytest.mark.parametrize("seed", range(10))
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_ect(tmp_path: Path, seed: int, protocol: int) -> None:
-    """A snapshot of ECT's loop: its loss holds bound methods of its own."""
-    c = edm_configuration(seed, "SongUNet") | {"sigma_min": 0.003}
-    network = EDMNetwork(seed, "SongUNet", precond="ECMPrecond", **c)
+def check_state_dict(network: Any, path: Path, whole: ImportedNetwork) -> None:
+    """Import the state dict alone, as safetensors; it tells all but what is said to be assumed."""
+    state = {k: v.float().contiguous() for k, v in network.root.state_dict().items()}
+    save_file(state, path)
+    found = read_checkpoint(path)
+    assert found.state.keys() == whole.state.keys()
+    assert all(torch.equal(found.state[k], v) for k, v in whole.state.items())
+    told = found.options.keys() - found.assumed.keys()
+    assert {k: found.options[k] for k in told} == {k: whole.options[k] for k in told}
+
+
+def check_consistency(
+    network: Any, path: Path, seed: int, boundary: float, loss: ECMLoss
+) -> ImportedNetwork:
+    """Import a snapshot of ECT's loop, whose loss holds bound methods, and compare outputs."""
+    c = network.c
     network.root.float()
-    data = {"ema": network.root, "loss_fn": ECMLoss(), "augment_pipe": None, "dataset_kwargs": {}}
-    path = write_pickle(tmp_path / "network-snapshot.pkl", data, protocol)
+    data = {"ema": network.root, "loss_fn": loss, "augment_pipe": None, "dataset_kwargs": {}}
+    write_pickle(path, data, (2, 4)[seed % 2])
     network.root.double()
     found = read_checkpoint(path)
-    assert (found.parameterization, found.sigma_min) == ("boundary", 0.003)
-    given = inputs(seed, c["img_channels"], c["img_resolution"], c["label_dim"], c["augment_dim"])
+    assert (found.parameterization, found.sigma_min) == ("boundary", boundary)
+    network.c = {**c, "sigma_min": boundary}
+    given = inputs(
+        seed, c["img_channels"], c["img_resolution"], c["label_dim"], c.get("augment_dim", 0)
+    )
     with torch.no_grad():
         theirs = network.denoised(*given)
-    assert worst(denoised(found, *given), theirs) < AGREES
+    assert float(theirs.std()) > 0.05
+    assert worst(denoised(found, *given), theirs) < AGREES, c
+    return found
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ect(tmp_path: Path, seed: int) -> None:
+    kind = ("SongUNet", "DhariwalUNet")[seed % 3 == 2]
+    c = edm_configuration(seed, kind) | {"sigma_min": (0.003, 0.002, 0.01)[seed % 3]}
+    network = EDMNetwork(seed, kind, precond="ECMPrecond", **c)
+    check_consistency(network, tmp_path / "snapshot.pkl", seed, c["sigma_min"], ECMLoss())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_tcm(tmp_path: Path, seed: int) -> None:
+    """Its class keeps ECT's ``sigma_min``, and scales as EDM's: its boundary is zero."""
+    kind = ("SongUNet", "DhariwalUNet")[seed % 3 == 2]
+    c = edm_configuration(seed + 100, kind) | {"sigma_min": 0.003}
+    network = EDMNetwork(seed + 100, kind, precond="ECMPrecond", **c)
+    loss = ECMLoss(boundary_prob=0.25)
+    check_consistency(network, tmp_path / "snapshot.pkl", seed, 0.0, loss)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ect_on_edm2s_network(tmp_path: Path, seed: int) -> None:
+    """EDM2's class without its uncertainty; EDM's scalings have their boundary at zero."""
+    network = EDM2Network(seed, **edm2_configuration(seed + 100), logvar_channels=0)
+    check_consistency(network, tmp_path / "snapshot.pkl", seed, 0.0, ECMLoss())
 
 
 # ---- EDM2 ----------------------------------------------------------------------------------------
@@ -256,6 +288,7 @@ def test_edm2(tmp_path: Path, seed: int) -> None:
     found = check(network, tmp_path / "net.pkl", seed)
     assert found.assumed == {}
     assert found.parameterization == "edm"
+    check_state_dict(network, tmp_path / "net.safetensors", found)
 
 
 # ---- OpenAI, diffusers, JAX ----------------------------------------------------------------------
