@@ -227,7 +227,8 @@ def outcomes(context: Context, request: SweepRequest, cells: Job) -> Iterator[Re
     if not wanted:
         return
     try:
-        trained = obtain_run(context, wanted[0].run)
+        variants = {cell.sampling.variant for cell in wanted if cell.sampling is not None}
+        trained = obtain_run(context, wanted[0].run, variants)
     except (BusyError, InterruptedRunError):
         raise  # nothing is wrong with the cells: they are for later
     except (Exception, SystemExit) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,14 @@ from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Teacher
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import RunPlan
+from cmbench.sweep.rehearsal import rehearse
 from cmbench.sweep.run_files import MAIN, read_result_file
 from cmbench.sweep.run_writer import RunWriter
 from cmbench.sweep.runs import TrainedRun, build_modules
 from cmbench.sweep.threads import resumed_threads, use_threads
 from cmbench.training.augment import DatasetFeed
 from cmbench.training.checkpoint import Checkpoint, latest_checkpoint
-from cmbench.training.contract import require_whole_groups
+from cmbench.training.contract import require_variants, require_whole_groups
 from cmbench.training.distributed import SPLIT_FROM
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings, Watchers
@@ -35,10 +36,13 @@ if TYPE_CHECKING:
 Saved = Mapping[str, Any] | None
 
 
-def obtain_run(context: Context, plan: RunPlan) -> TrainedRun:
+def obtain_run(context: Context, plan: RunPlan, variants: Collection[str] = ()) -> TrainedRun:
     """Return the finished run, training or resuming it and its teacher if necessary.
 
+    ``variants`` are those that its cells will sample; an unknown one is refused before training.
+
     Raises:
+        PluginError: what the method returns cannot be trained or sampled.
         BusyError: another process is training it.
         InterruptedRunError: a stop was asked for; a checkpoint has been written.
         NonFiniteError: the loss is not finite; the last good checkpoint is kept.
@@ -48,11 +52,14 @@ def obtain_run(context: Context, plan: RunPlan) -> TrainedRun:
         return TrainedRun(plan, folder, plan.imported.result(context, MAIN))
     if done := _finished(context, plan, folder):
         return done
+    if plan.teacher is not None and not (folder / "checkpoints").exists():
+        context.world.lead(lambda: rehearse(context, plan, variants))
     teacher = obtain_teacher(context, plan)
     with ExitStack() as held:
         # The leader holds the lock for all processes; if it is taken, the error is raised in all.
         context.world.lead(lambda: held.enter_context(locked(folder, plan)))
-        return _finished(context, plan, folder) or _train(context, plan, folder, teacher)
+        done = _finished(context, plan, folder)
+        return done or _train(context, plan, folder, teacher, variants)
 
 
 def _finished(context: Context, plan: RunPlan, folder: Path) -> TrainedRun | None:
@@ -99,13 +106,20 @@ def obtain_teacher(context: Context, plan: RunPlan) -> Teacher | None:
         return teacher.open(context, plan)
 
 
-def _train(context: Context, plan: RunPlan, folder: Path, teacher: Teacher | None) -> TrainedRun:
+def _train(
+    context: Context,
+    plan: RunPlan,
+    folder: Path,
+    teacher: Teacher | None,
+    variants: Collection[str],
+) -> TrainedRun:
     """Train or resume a run; the leader holds its lock."""
     world = context.world
     world.lead(lambda: bool(context.dataset(plan.dataset)))  # missing data: reported once
     with world.together():
         dataset = context.dataset(plan.dataset).to(context.device)
         state, saved, threads = _open_state(context, plan, folder, teacher)
+        require_variants(state.method, state.phases, variants)
     if world.lead(lambda: state.seen_nimg) != state.seen_nimg:
         raise UserError(
             f"run folder {folder}",

@@ -6,7 +6,7 @@ Every error is a ``PluginError`` that names the method, what it returned and wha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -94,6 +94,15 @@ def _check_objective(
         raise _broken(method, f"{who} an objective of groups of {objective.group!r}", "from 1")
     if not isinstance(objective.optimizer, OptimizerConfig):
         raise _broken(method, f"{who} the optimizer {objective.optimizer!r}", "an OptimizerConfig")
+
+
+def require_variants(method: Method, phases: Iterable[Phase], variants: Collection[str]) -> None:
+    """Raise unless phases export every variant that sampling plans name; ``""`` is the end."""
+    exports = {phase.export for phase in phases if phase.export is not None}
+    unknown = sorted({*variants} - exports - {""})
+    if unknown:
+        allowed = f"{_listed(exports)}, or no variant" if exports else "no variant"
+        raise _broken(method, f"its plan_sampling names the variant {unknown[0]!r}", allowed)
 
 
 def require_whole_groups(phases: Iterable[Phase], shard: int) -> None:

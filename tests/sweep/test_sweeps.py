@@ -378,10 +378,10 @@ def test_a_busy_run_does_not_stop_the_others(
 ) -> None:
     whole = sweep.obtain_run
 
-    def obtain(context: Context, plan: Any) -> Any:
+    def obtain(context: Context, plan: Any, variants: Any) -> Any:
         if plan.seed == 0:
             raise BusyError("run x", "another process is training it")
-        return whole(context, plan)
+        return whole(context, plan, variants)
 
     monkeypatch.setattr(sweep, "obtain_run", obtain)
     with pytest.raises(BusyError, match="run x: another process is training it"):
