@@ -43,7 +43,7 @@ Mark = Literal[
 ]
 Text = Annotated[str, Field(max_length=400)]
 #: A number as printed, or nothing.
-Printed = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?)?$")]
+Printed = Annotated[str, Field(pattern=r"^([0-9]{1,12}(\.[0-9]{1,12})?)?$")]
 
 #: Metric -> higher is better; the columns that hold numbers.
 METRICS = {"fid": False, "is": True, "precision": True, "recall": True}
@@ -67,14 +67,14 @@ class PublishedRow(BaseModel):
     conditioning: Literal["conditional", "unconditional", ""] = Field(
         description="empty if the source does not say"
     )
-    nfe: Annotated[str, Field(pattern=r"^[1-9][0-9]*(x[1-9][0-9]*)?$")] = Field(
+    nfe: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}(x[1-9][0-9]{0,3})?$")] = Field(
         description="network evaluations per image; 63x2 if guidance doubles them"
     )
     fid: Printed
     is_: Printed = Field(alias="is")
     precision: Printed
     recall: Printed
-    parameters: Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?[KMB])?$")]
+    parameters: Annotated[str, Field(pattern=r"^([0-9]{1,12}(\.[0-9]{1,12})?[KMB])?$")]
     marks: tuple[Mark, ...] = Field(description="separated by semicolons")
     protocol: Name = Field(description="a key of board.toml's [protocols]")
     source: Text = Field(min_length=1)

@@ -241,3 +241,12 @@ def test_a_deeply_nested_board_is_one_line(tmp_path: Path) -> None:
     (folder / "published.csv").write_text("")
     _, problems = check_published(folder)
     assert "is not TOML: maximum recursion depth exceeded" in "; ".join(map(str, problems))
+
+
+@pytest.mark.parametrize("name", ["nfe", "fid", "parameters"])
+def test_numbers_of_absurd_length(name: str) -> None:
+    """Python refuses to make integers of more than 4,300 digits."""
+    sound = rows("imagenet512", nfe="63x2")[0].model_dump(by_alias=True) | {"marks": ""}
+    PublishedRow.model_validate(sound)
+    with pytest.raises(ValueError, match="String should match pattern"):
+        PublishedRow.model_validate(sound | {name: "9" * 5000})
