@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exact_maps import SD, ExactConsistency, exact_model, line_mixture, quantile_map
+from exact_maps import ExactConsistency
 from method_kit import FixedDraws, build, exact_teacher
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from cmbench.diffusion.solvers import ddim_step, heun_step, two_step_target
 from cmbench.errors import Declined, UserError
 from cmbench.plugin.method import Batch, DataInfo, Progress
 from cmbench.testing.case import RandomFeed
+from cmbench.testing.exact import SD, exact_model, line_mixture, quantile_map
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings
 from cmbench_plugins.mscd import MSCD

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exact_maps import SD, ExactConsistency, exact_model, line_mixture, quantile_map
+from exact_maps import ExactConsistency
 from method_kit import FixedDraws, exact_teacher
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from cmbench.diffusion.frames import append_dims
 from cmbench.diffusion.grids import karras_sigmas
 from cmbench.diffusion.preconditioning import edm_scalings
 from cmbench.plugin.method import Batch, DataInfo, Progress
+from cmbench.testing.exact import SD, exact_model, line_mixture, quantile_map
 from cmbench_plugins.cct import CCT
 from cmbench_plugins.cm import CD, CT
 from cmbench_plugins.ect import ECT

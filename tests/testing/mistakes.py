@@ -23,6 +23,7 @@ from cmbench.errors import Declined
 from cmbench.plugin import hookimpl
 from cmbench.plugin.method import (
     Batch,
+    ConsistencyFunction,
     Draws,
     Kit,
     Method,
@@ -46,8 +47,15 @@ class Good(Method):
     def f(self, network: Any) -> EDMConsistency:
         return EDMConsistency(network, self.sigma_data, SMALLEST)
 
+    def consistency_function(self, nets: Nets) -> ConsistencyFunction:
+        return self.f(nets["model"])
+
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         return self.pair_loss(nets, batch.images, batch.labels, draws)
+
+    def pair(self, x: Tensor, noise: Tensor, level: Tensor, draws: Draws) -> Tensor:
+        """Return the point that the target is evaluated at."""
+        return x + append_dims(level, x) * noise
 
     def pair_loss(self, nets: Nets, x: Tensor, labels: Tensor | None, draws: Draws) -> Tensor:
         noise, u = draws.normal("noise", x), draws.uniform("level", x[:, 0, 0, 0])
@@ -57,7 +65,7 @@ class Good(Method):
         f, larger, smaller = self.f(nets["model"]), grid[i + 1], grid[i]
         out = f(x + append_dims(larger, x) * noise, larger, labels)
         with torch.no_grad():
-            wanted = f(x + append_dims(smaller, x) * noise, smaller, labels)
+            wanted = f(self.pair(x, noise, smaller, draws), smaller, labels)
         return (out - wanted).square().flatten(1).sum(1)
 
     def plan_sampling(
@@ -288,6 +296,34 @@ class LossWithoutLabels(Good):
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         labels = torch.zeros_like(batch.labels) if batch.labels is not None else None
         return self.pair_loss(nets, batch.images, labels, draws)
+
+
+@found_by("consistency function")
+class LearnsTheDenoiser(Good):
+    def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
+        x = batch.images
+        sigma = 0.1 + draws.uniform("level", x[:, 0, 0, 0])
+        noisy = x + append_dims(sigma, x) * draws.normal("noise", x)
+        return (self.f(nets["model"])(noisy, sigma, batch.labels) - x).square().flatten(1).sum(1)
+
+
+@found_by("consistency function")
+class OtherNoiseInThePair(Good):
+    def pair(self, x: Tensor, noise: Tensor, level: Tensor, draws: Draws) -> Tensor:
+        return x + append_dims(level, x) * draws.normal("noise-2", x)
+
+
+@found_by("consistency function")
+class NoiseOfAnotherSize(Good):
+    def pair(self, x: Tensor, noise: Tensor, level: Tensor, draws: Draws) -> Tensor:
+        return x + append_dims(level.square(), x) * noise
+
+
+@found_by("consistency function")
+class LossOfSomethingElse(Good):
+    def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
+        x = draws.normal("noise", batch.images)
+        return 1e-3 * nets["model"](0 * x, 0 * x[:, 0, 0, 0], batch.labels).flatten(1).sum(1)
 
 
 # ---- phases -------------------------------------------------------------------------------------
