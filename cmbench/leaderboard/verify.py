@@ -36,15 +36,16 @@ def verify_record(
         record = read_record(path)
     except UserError as error:
         return [Check("record", "failed", str(error))]
+    folder = _run_folder(record, runs)
     return [
         Check("record", "ok", f"valid, schema version {record.schema_version}"),
         _check_bytes(path, record),
         *_check_name(path, record),
         _check_config(record),
         *_check_artifacts(path, record),
-        _check_checkpoint(record, runs),
-        *_check_training(record, runs),
-        *_check_snapshots(record, runs),
+        _check_checkpoint(record, folder),
+        *_check_training(record, folder),
+        *_check_snapshots(record, folder),
         _check_nfe(record),
         *check_again(path, record, reproduce, full, tolerance),
     ]
@@ -114,34 +115,41 @@ def _check_artifact(label: str, path: Path, artifact: Artifact) -> Check:
     return Check(label, "ok", artifact.sha256)
 
 
-def _check_checkpoint(record: Record, runs: Path | None) -> Check:
-    expected = record.training.checkpoint_sha256
-    if not expected:
-        return Check("checkpoint", "not checked", "the record holds no checkpoint hash")
+def _run_folder(record: Record, runs: Path | None) -> Path | str:
+    """Return the folder of the record's run below ``runs``, or why there is none to look into."""
     try:
         folder = None if runs is None else (runs / record.training.run).resolve()
-        if folder is None or not folder.is_relative_to(runs.resolve() if runs else folder):
-            return Check("checkpoint", "not checked", "no folder of runs")
+        if runs is None or folder is None or not folder.is_relative_to(runs.resolve()):
+            return "no folder of runs"
+    except (OSError, ValueError, RuntimeError) as error:  # no path at all, loops of links
+        return f"the run cannot be read: {error}"
+    return folder
+
+
+def _check_checkpoint(record: Record, folder: Path | str) -> Check:
+    expected, label = record.training.checkpoint_sha256, "checkpoint"
+    if not expected:
+        return Check(label, "not checked", "the record holds no checkpoint hash")
+    if isinstance(folder, str):
+        return Check(label, "not checked", folder)
+    try:
         files = sorted(folder.glob("weights-*.safetensors"))
         if not files:
-            return Check("checkpoint", "not checked", f"no weights of {record.training.run} here")
+            return Check(label, "not checked", f"no weights of {record.training.run} here")
         hashes = {file.name: sha256_file(file) for file in files}
-    except (OSError, ValueError, RuntimeError) as error:  # no path at all, loops of links
-        return Check("checkpoint", "not checked", f"the run cannot be read: {error}")
+    except OSError as error:
+        return Check(label, "not checked", f"the run cannot be read: {error}")
     if expected in hashes.values():
-        return Check("checkpoint", "ok", expected)
-    return Check("checkpoint", "failed", f"none of {', '.join(hashes)} has the hash {expected}")
+        return Check(label, "ok", expected)
+    return Check(label, "failed", f"none of {', '.join(hashes)} has the hash {expected}")
 
 
-def _check_training(record: Record, runs: Path | None) -> list[Check]:
+def _check_training(record: Record, folder: Path | str) -> list[Check]:
     """Compare the record's parameters and images with the run's result, which is sealed."""
     training, label = record.training, "training"
+    if isinstance(folder, str) or not (folder / "result.json").is_file():
+        return []
     try:
-        folder = None if runs is None else (runs / training.run).resolve()
-        if runs is None or folder is None or not folder.is_relative_to(runs.resolve()):
-            return []
-        if not (folder / "result.json").is_file():
-            return []
         result = read_sealed(folder / "result.json")
         weights = training.checkpoint_sha256
         exports = [e for e in result["exports"].values() if e["sha256"] == weights]
@@ -157,17 +165,17 @@ def _check_training(record: Record, runs: Path | None) -> list[Check]:
     return [Check(label, "ok", f"{training.parameters:,} parameters, as the run's result")]
 
 
-def _check_snapshots(record: Record, runs: Path | None) -> list[Check]:
+def _check_snapshots(record: Record, folder: Path | str) -> list[Check]:
     """Check what a reconstructed average was made from; nothing for averages that were kept."""
     expected, label = record.training.snapshots, "snapshots"
     if not expected:
         return []
+    if isinstance(folder, str):
+        return [Check(label, "not checked", folder)]
     try:
-        folder = None if runs is None else (runs / record.training.run / "snapshots").resolve()
-        if folder is None or runs is None or not folder.is_relative_to(runs.resolve()):
-            return [Check(label, "not checked", "no folder of runs")]
-        here = {n: sha256_file(folder / n) for n in expected if (folder / n).is_file()}
-    except (OSError, ValueError, RuntimeError) as error:  # no path at all, loops of links
+        kept = folder / "snapshots"
+        here = {n: sha256_file(kept / n) for n in expected if (kept / n).is_file()}
+    except OSError as error:
         return [Check(label, "not checked", f"the run cannot be read: {error}")]
     changed = sorted(name for name, found in here.items() if found != expected[name])
     if changed:

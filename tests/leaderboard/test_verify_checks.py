@@ -12,7 +12,7 @@ from record_factory import metric, on_disk, png, record, sha, with_artifact
 from test_verify_and_submit import again, first_samples, honest, with_checksums
 
 from cmbench.errors import UserError
-from cmbench.leaderboard.sampled_again import Check
+from cmbench.leaderboard.sampled_again import Check, _same
 from cmbench.leaderboard.verify import verify_record
 from cmbench.records.record import Artifact, Record
 from cmbench.records.reproduction import TOLERANCES, Reproduction
@@ -176,6 +176,19 @@ def test_snapshots_of_a_reconstructed_average(tmp_path: Path) -> None:
     (tmp_path / "outside" / "snapshots").mkdir(parents=True)
     found = check(written(tmp_path / "a", away), "snapshots", runs=runs)
     assert found == ("not checked", "no folder of runs")
+    around = tmp_path / "around"
+    around.symlink_to(around)
+    state, detail = check(path, "snapshots", runs=around)
+    assert (state, detail[:24]) == ("not checked", "the run cannot be read: ")
+
+
+def test_parts_agree_to_the_rounding_of_another_machine() -> None:
+    assert _same({"a": [1.0, "x"]}, {"a": [1.0 + 1e-9, "x"]})
+    assert not _same({"a": 1.0}, {"a": 1.001})
+    assert not _same(1.0, None)
+    assert not _same(None, 1.0)
+    assert not _same({"a": 1.0}, {"b": 1.0})
+    assert not _same([1.0], [1.0, 2.0])
 
 
 @pytest.mark.parametrize(

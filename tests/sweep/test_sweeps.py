@@ -13,7 +13,7 @@ import pytest
 import torch
 from toy import TOYS
 
-from cmbench.errors import BusyError, InterruptedRunError, PluginError, UserError
+from cmbench.errors import BusyError, InterruptedRunError, NonFiniteError, PluginError, UserError
 from cmbench.leaderboard.rows import aggregate
 from cmbench.leaderboard.verify import verify_record
 from cmbench.plugin import hookimpl
@@ -29,7 +29,7 @@ from cmbench.sweep.planning import plan_cells, plan_run
 from cmbench.sweep.plans import SampleSettings
 from cmbench.sweep.reproducing import find_cell, find_run, reproducer
 from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
-from cmbench.training.distributed import SharedFailureError
+from cmbench.training.distributed import SharedFailureError, World
 
 
 def request(*overrides: str, methods: tuple[str, ...] = ("toy",), **options: Any) -> SweepRequest:
@@ -467,6 +467,32 @@ def test_a_skipped_cell_of_a_distilled_run_names_its_teacher(
     older = made.model_copy(update={"training": made.training.model_copy(update={"teacher": None})})
     states = {c.name: c.state for c in verify_record(write_record(older, tmp_path))}
     assert states["recipe hash"] == "not checked"
+
+
+@pytest.mark.parametrize(
+    ("error", "shared"),
+    [
+        (NonFiniteError("training", "the loss is NaN"), True),
+        (SharedFailureError("rank 1 of 2", "the toy broke", foreseen=True), True),
+        (RuntimeError("perhaps in this process only"), False),
+        (UserError("perhaps", "in this process only"), False),
+    ],
+)
+def test_of_several_processes_only_a_shared_failure_becomes_a_record(
+    toys: Context, monkeypatch: pytest.MonkeyPatch, error: Exception, shared: bool
+) -> None:
+    def failing(*_: Any) -> None:
+        raise error
+
+    (job,) = plan_sweep(toys, request(nfes=(1,))).jobs
+    monkeypatch.setattr(sweep, "obtain_run", failing)
+    toys.world = World(0, 2)
+    if shared:
+        (record,) = sweep.outcomes(toys, request(nfes=(1,)), job)
+        assert record.status == "failed"
+    else:
+        with pytest.raises(type(error), match="in this process only"):
+            list(sweep.outcomes(toys, request(nfes=(1,)), job))
 
 
 class InductorError(RuntimeError):

@@ -217,6 +217,14 @@ def test_a_folder_that_processes_do_not_share_is_one_line(toys: Context) -> None
         obtain_run(toys, planned(toys))
 
 
+def test_on_the_cpu_no_network_is_split_unless_asked(
+    toys: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_run, "SPLIT_FROM", 1)
+    toys.world = World(0, 2)
+    assert training_run._sharding(toys, nn.Linear(2, 2)) is None
+
+
 def test_threads_of_the_first_attempt_are_kept(toys: Context) -> None:
     folder = interrupt(toys, planned(toys), 8)
     toys.threads = 3
