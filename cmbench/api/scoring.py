@@ -131,6 +131,7 @@ def _scored(context: Context, request: ScoreRequest, keep_record: bool) -> Evalu
         context.reporter.warn(warning)
     if keep_record:
         write_record(record, context.workspace.records(record.dataset.name))
+        context.notify("cmbench_cell_finished", record=record)
     return Evaluation(record)
 
 

@@ -51,10 +51,15 @@ def keep_first(context: Context, record: Record, who: str) -> Kept:
 
     What was measured is printed even where the record is refused.
     """
+    folder = context.workspace.records(record.dataset.name)
+    new = not (folder / f"{record.cell}.json").exists()
     try:
-        return Kept(keep_record(record, context.workspace.records(record.dataset.name), who))
+        path = keep_record(record, folder, who)
     except UserError as error:
         return Kept(refusal=error)
+    if new:
+        context.notify("cmbench_cell_finished", record=record)
+    return Kept(path)
 
 
 def print_warnings(record: Record) -> None:

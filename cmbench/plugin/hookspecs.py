@@ -104,7 +104,7 @@ class CmbenchHooks:
 
         Args:
             run_id: the run's identity, ``<dataset>/<method>-<recipe>-s<seed>-<hash>``.
-            plan: the resolved recipe and the run's directory.
+            plan: ``config``, the resolved recipe, and ``folder``, the path of the run's folder.
         """
 
     @hookspec
@@ -120,7 +120,7 @@ class CmbenchHooks:
 
     @hookspec
     def cmbench_cell_finished(self, record: Record) -> None:
-        """Observe that the record of a cell was written.
+        """Observe that a record was written: of a cell of a sweep, or of samples that were scored.
 
         Args:
             record: the immutable record: finished, failed or skipped.

@@ -183,8 +183,16 @@ class PluginManager:
                     registry.add(spec, info)
         except NameTakenError as error:
             self._forget(info)
-            return self._refuse_both(error)
+            self._refuse_both(error)
+        self._share_recipes()
         return info
+
+    def _share_recipes(self) -> None:
+        """Tell every method which datasets bring recipe files."""
+        specs = self.datasets.specs.values()
+        files = tuple((spec.name, spec.recipes) for spec in specs if spec.recipes is not None)
+        for name, method in self.methods.specs.items():
+            self.methods.specs[name] = method._replace(dataset_recipes=files)
 
     def _refuse_both(self, taken: NameTakenError) -> PluginInfo:
         """Refuse both plugins that claim one name; a built-in one keeps it."""

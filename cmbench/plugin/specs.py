@@ -54,6 +54,8 @@ class MethodSpec(NamedTuple):
     is_teacher: bool = False
     default: bool = False
     samples_imported: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    #: set by the loader: datasets with recipe files of their own, which may have some for this one
+    dataset_recipes: tuple[tuple[str, Path], ...] = ()
     samplers: tuple[SamplerSpec, ...] = ()
 
 
@@ -66,7 +68,8 @@ class DatasetSpec(NamedTuple):
     are an autoencoder's latents: unbounded, decoded before they are measured, and compared with
     imported statistics of the original pictures. ``class_order`` names the numbering of the classes
     where it is not the usual one, the sorted order of their names or folders: networks from
-    elsewhere would be asked for other classes than theirs.
+    elsewhere would be asked for other classes than theirs. ``recipes`` is a TOML file with recipes
+    of existing methods for this dataset, ``[<method>.<recipe>]``.
     """
 
     name: str
@@ -85,6 +88,7 @@ class DatasetSpec(NamedTuple):
     embedded: bool = False
     latent: bool = False
     class_order: str = ""
+    recipes: Path | None = None
 
 
 class NetworkSpec(NamedTuple):

@@ -88,6 +88,7 @@ def _code(plugins: PluginManager) -> list[tuple[str, int, int]]:
     library = Path(sysconfig.get_path("stdlib"))
     own = {p for p in paths if not (_PACKAGE_FOLDERS & set(p.parts) or p.is_relative_to(library))}
     own |= {spec.recipes for spec in plugins.methods.specs.values() if spec.recipes is not None}
+    own |= {spec.recipes for spec in plugins.datasets.specs.values() if spec.recipes is not None}
     return [_stamp(path) for path in sorted(own) if path.is_file()]
 
 

@@ -2,6 +2,7 @@
 
 A method's recipe file is TOML. ``[base]`` has the options that all recipes share, to which
 ``[<dataset>.<recipe>]`` adds; ``extends = "other"`` starts from another recipe of the same dataset.
+A dataset's plugin may bring a file with ``[<method>.<recipe>]`` for methods of other people.
 Overrides (``-o key.sub=value``) come last. Imports neither torch nor pydantic: the result is
 validated by :mod:`cmbench.sweep.validation`.
 """
@@ -54,11 +55,31 @@ def _check_tables(who: str, owner: str, recipes: Any) -> None:
             )
 
 
+def method_tables(spec: MethodSpec) -> Table:
+    """Return all recipes of a method: of its own file, and those that datasets bring for it.
+
+    Raises:
+        UserError: a file cannot be read, or a dataset brings a recipe that the method has.
+    """
+    tables = read_recipe_file(spec.recipes) if spec.recipes is not None else {}
+    for dataset, file in spec.dataset_recipes:
+        brought = read_recipe_file(file)
+        for name, recipe in brought.get(spec.name, {}).items():
+            if name in tables.get(dataset, {}):
+                raise UserError(
+                    f"recipe file {file}",
+                    f"[{spec.name}.{name}] is a recipe that method {spec.name!r} has for "
+                    f"{dataset!r} itself",
+                    remedy="give it another name",
+                )
+            whole = merge(brought.get(BASE, {}), recipe)
+            tables = {**tables, dataset: {**tables.get(dataset, {}), name: whole}}
+    return tables
+
+
 def recipe_names(spec: MethodSpec, dataset: str | None = None) -> list[tuple[str, str]]:
-    """Return ``(dataset, recipe)`` pairs that a method's file has."""
-    if spec.recipes is None:
-        return []
-    tables = read_recipe_file(spec.recipes)
+    """Return the ``(dataset, recipe)`` pairs that there are for a method."""
+    tables = method_tables(spec)
     return [
         (owner, name)
         for owner, recipes in tables.items()
@@ -100,17 +121,15 @@ def recipe_layers(spec: MethodSpec, dataset: str, recipe: str) -> list[tuple[str
     if name.endswith(".toml"):
         raise _no_name(recipe, dataset)
     if colon and file.endswith(".toml"):
-        own = read_recipe_file(Path(file))
-        shared = read_recipe_file(spec.recipes) if spec.recipes is not None else {}
-        tables = merge(shared, own)
+        tables = merge(method_tables(spec), read_recipe_file(Path(file)))
     else:
-        if spec.recipes is None:
+        name, tables = recipe, method_tables(spec)
+        if not tables:
             raise UserError(
                 f"method {spec.name!r}",
                 "has no recipe file",
                 remedy="give a recipe file with --recipe FILE.toml:NAME",
             )
-        name, tables = recipe, read_recipe_file(spec.recipes)
         other, dot, rest = name.partition(".")
         if dot and dataset not in tables and other in tables:
             dataset, name = other, rest  # a dataset without recipes uses another's
@@ -142,8 +161,7 @@ def sampling_table(spec: MethodSpec, dataset: str, recipe: str | None) -> Table:
         return recipe_table(spec, dataset, recipe)
     if (dataset, "paper") in recipe_names(spec, dataset):
         return recipe_table(spec, dataset, "paper")
-    shared = read_recipe_file(spec.recipes).get(BASE, {}) if spec.recipes is not None else {}
-    return dict(shared)
+    return dict(method_tables(spec).get(BASE, {}))
 
 
 def _layers(

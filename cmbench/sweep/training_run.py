@@ -146,7 +146,8 @@ def _watch(context: Context, plan: RunPlan, trainer: Trainer) -> None:
     """
     state = trainer.state
     total = sum(phase.images for phase in state.phases)
-    context.notify("cmbench_run_started", run_id=plan.run_id, plan={"config": plan.table})
+    started = {"config": plan.table, "folder": str(context.workspace.run(plan.run_id))}
+    context.notify("cmbench_run_started", run_id=plan.run_id, plan=started)
     context.reporter.task_started(plan.run_id, f"train {plan.name}", total, state.seen_nimg)
     try:
         stopped = trainer.train()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmbench.cli.eval_work import keep_first
 from cmbench.data.base import Dataset
 from cmbench.data.digits import read_digits
 from cmbench.errors import MissingError
@@ -21,6 +22,8 @@ from cmbench.metrics.weight_files import WEIGHTS, find_weights, weights_folder
 from cmbench.records.record import read_record
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.context import Context
+from cmbench.sweep.scored import score
+from cmbench.sweep.scored_record import ScoreRequest
 
 pytestmark = pytest.mark.usefixtures("any_width")
 
@@ -417,3 +420,18 @@ def test_options_that_would_do_nothing_are_refused(
     done = cmbench("eval", str(noisy), "--dataset", "digits", "-q", *options)
     assert done.code == 2
     assert said in done.err
+
+
+def test_observers_see_what_is_scored_once(
+    noisy: Path, toys: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def notify(self: Context, hook: str, **arguments: Any) -> None:
+        seen.append(f"{hook} {arguments['record'].method}")
+
+    monkeypatch.setattr(Context, "notify", notify)
+    record = score(toys, ScoreRequest(samples=str(noisy), dataset="digits", label="mine", nfe=1))
+    for _ in range(2):
+        assert keep_first(toys, record, "cmbench eval").path is not None
+    assert seen == ["cmbench_cell_finished mine"]

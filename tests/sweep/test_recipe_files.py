@@ -9,10 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import ToyConfig
+from toy import TOYS, ToyConfig
 
 from cmbench.errors import UserError
-from cmbench.plugin.specs import MethodSpec
+from cmbench.plugin import hookimpl
+from cmbench.plugin.discovery import PluginInfo
+from cmbench.plugin.manager import PluginManager
+from cmbench.plugin.specs import DatasetSpec, MethodSpec
 from cmbench.records.options import parse_value
 from cmbench.sweep.context import Context
 from cmbench.sweep.planning import plan_run
@@ -400,3 +403,79 @@ def test_a_teacher_that_would_be_ignored_is_refused(context: Context) -> None:
 @pytest.mark.parametrize("value", [1e308, 10**400, -(10**13)])
 def test_numbers_whose_products_overflow(key: str, value: float) -> None:
     assert f"{key}: numbers go up to 1e+12" in refused(**{key: value})
+
+
+# ---- recipes that datasets bring ----------------------------------------------------------------
+
+BROUGHT = """
+[base]
+conditional = true
+
+[m.own]
+network = { name = "mlp", width = 8 }
+duration_kimg = 7
+
+[m.longer]
+extends = "own"
+duration_kimg = 70
+
+[other.own]
+duration_kimg = 1
+"""
+
+
+@pytest.fixture
+def brought(tmp_path: Path) -> Path:
+    path = tmp_path / "sea.toml"
+    path.write_text(BROUGHT)
+    return path
+
+
+def test_a_dataset_brings_recipes_for_a_method_of_somebody_else(
+    spec: MethodSpec, brought: Path
+) -> None:
+    both = spec._replace(dataset_recipes=(("sea", brought),))
+    assert recipe_names(both, "sea") == [("sea", "own"), ("sea", "longer")]
+    assert set(recipe_names(both)) == {*recipe_names(spec), ("sea", "own"), ("sea", "longer")}
+    assert default_recipe(both, "sea") == "own"
+    assert recipe_table(both, "sea", "longer") == {
+        "optimizer": {"name": "adam", "lr": 1e-3},
+        "conditional": True,
+        "network": {"name": "mlp", "width": 8},
+        "duration_kimg": 70,
+    }
+    assert recipe_table(both, "ring", "demo") == recipe_table(spec, "ring", "demo")
+    bare = MethodSpec("m", "package:M", "M", dataset_recipes=(("sea", brought),))
+    assert recipe_table(bare, "sea", "own")["duration_kimg"] == 7
+
+
+def test_a_recipe_that_the_method_has_itself_is_not_replaced(
+    spec: MethodSpec, tmp_path: Path
+) -> None:
+    path = tmp_path / "ring.toml"
+    path.write_text("[m.demo]\nduration_kimg = 1\n")
+    both = spec._replace(dataset_recipes=(("ring", path),))
+    with pytest.raises(
+        UserError, match=r"\[m\.demo\] is a recipe that method 'm' has for 'ring' its"
+    ):
+        recipe_names(both)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_the_loader_tells_methods_of_datasets_with_recipes(brought: Path, order: int) -> None:
+    class Methods:
+        @hookimpl
+        def cmbench_register_methods(self) -> list[MethodSpec]:
+            return [MethodSpec("m", "package:M", "M")]
+
+    class Datasets:
+        @hookimpl
+        def cmbench_register_datasets(self) -> list[DatasetSpec]:
+            return [TOYS._replace(name="sea", recipes=brought), TOYS]
+
+    manager = PluginManager()
+    for plugin in (Methods(), Datasets()) if order else (Datasets(), Methods()):
+        name = type(plugin).__name__
+        assert manager.register(plugin, PluginInfo(name, "p", name, "1")).status == "ok"
+    assert manager.methods.get("m").dataset_recipes == (("sea", brought),)
+    assert recipe_names(manager.methods.get("m")) == [("sea", "own"), ("sea", "longer")]

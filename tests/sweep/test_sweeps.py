@@ -420,6 +420,7 @@ class Observer:
 
     @hookimpl
     def cmbench_run_started(self, run_id: str, plan: Any) -> None:
+        assert Path(plan["folder"]).as_posix().endswith(run_id)
         self.seen.append(f"started {run_id.partition('-')[0]}, {plan['config']['batch_size']}")
 
     @hookimpl
