@@ -107,7 +107,7 @@ class RunWriter:
         }
         # Not at a stop: an interrupted run must have the same snapshots as an uninterrupted one.
         if checkpoint_due(state, settings) or state.nimg >= state.phase.images:
-            save_snapshot(self.folder / SNAPSHOTS, state)
+            save_snapshot(self.folder / SNAPSHOTS, state, self.plan.run_id)
         path = self.folder / "checkpoints" / f"{state.seen_nimg:014d}.safetensors"
         save_checkpoint(path, state.tensors(), meta)
         prune_checkpoints(path.parent)

@@ -159,6 +159,14 @@ def on_device(context: Context, module: nn.Module) -> nn.Module:
     return to_device(module, context.device, channels_last=context.device.type == "cuda")
 
 
+def require_run(checkpoint: Checkpoint, run_id: str, remedy: str) -> None:
+    """Raise ``UserError`` for a checkpoint that another run has written."""
+    if (found := checkpoint.meta.get("run", run_id)) != run_id:
+        raise UserError(
+            f"checkpoint {checkpoint.path}", f"is of run {found}", allowed=run_id, remedy=remedy
+        )
+
+
 def require_parameters(trained: TrainedRun, sampled: nn.Module) -> None:
     """Raise ``UserError`` unless a run's result counts the parameters of what is sampled."""
     found, told = num_parameters(sampled), trained.result["parameters"]
@@ -181,8 +189,10 @@ def load_weights(weights: Checkpoint, sampled: nn.ModuleDict, ema: str) -> Mappi
     state = under(weights.tensors, prefix)
     width = asked_width(ema)
     if not state and width is not None and weights.path.stem == f"weights-{MAIN}":
-        folder, seen_nimg = weights.path.parent / SNAPSHOTS, weights.meta.get("seen_nimg")
-        parameters, snapshots = reconstruct(folder, width, seen_nimg)
+        folder, meta = weights.path.parent / SNAPSHOTS, weights.meta
+        parameters, snapshots = reconstruct(
+            folder, width, meta.get("seen_nimg"), meta.get("run", "")
+        )
         state = under(weights.tensors, "raw/") | parameters
     expected = {k: tuple(v.shape) for k, v in sampled.state_dict().items()}
     if {k: tuple(v.shape) for k, v in state.items()} != expected:

@@ -19,7 +19,7 @@ from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.rehearsal import rehearse
 from cmbench.sweep.run_files import MAIN, read_result_file
 from cmbench.sweep.run_writer import RunWriter
-from cmbench.sweep.runs import TrainedRun, build_modules
+from cmbench.sweep.runs import TrainedRun, build_modules, require_run
 from cmbench.sweep.threads import resumed_threads, use_threads
 from cmbench.training.augment import DatasetFeed
 from cmbench.training.checkpoint import Checkpoint, latest_checkpoint
@@ -174,6 +174,9 @@ def _open_state(
     latest, warnings = latest_checkpoint(checkpoints) if checkpoints.exists() else (None, [])
     for warning in warnings:
         context.reporter.warn(f"{warning}; using the checkpoint before it")
+    if latest is not None:
+        remedy = f"put the run's own back, or delete {checkpoints} to train from the start"
+        require_run(latest, plan.run_id, remedy)
     saved = latest.meta if latest else None
     threads = threads_of(context, plan, saved)
     use_threads(threads)

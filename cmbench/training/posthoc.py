@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cmbench.errors import UserError
+from cmbench.errors import UserError, first_names
 from cmbench.training.checkpoint import load_checkpoint, read_manifest, save_checkpoint
 from cmbench.training.ema import power_exponent
 from cmbench.training.state import TrainingState, under
@@ -134,14 +134,18 @@ def asked_width(label: str) -> float | None:
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def save_snapshot(folder: Path, state: TrainingState) -> None:
-    """Write the power-function averages of the last phase to ``folder``; nothing if it has none."""
+def save_snapshot(folder: Path, state: TrainingState, run: str = "") -> None:
+    """Write the power-function averages of the last phase to ``folder``; nothing if it has none.
+
+    ``run`` is the id of the run.
+    """
     configs = [average.config for average in state.averages]
     kept = [index for index, config in enumerate(configs) if config.sigma_rel is not None]
     if not kept or state.phase_index != len(state.phases) - 1 or state.nimg == 0:
         return
     tensors = {f"{configs[i].label}/{k}": v for i in kept for k, v in state.averaged(i).items()}
     meta = {
+        "run": run,
         "nimg": state.nimg,
         "seen_nimg": state.seen_nimg,
         "sigma_rel": {configs[i].label: configs[i].sigma_rel for i in kept},
@@ -150,7 +154,7 @@ def save_snapshot(folder: Path, state: TrainingState) -> None:
 
 
 def reconstruct(
-    folder: Path, sigma_rel: float, seen_nimg: int | None = None
+    folder: Path, sigma_rel: float, seen_nimg: int | None = None, run: str = ""
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the averaged parameters of width ``sigma_rel`` at the newest snapshot in ``folder``.
 
@@ -160,10 +164,11 @@ def reconstruct(
         folder: snapshots of a run.
         sigma_rel: the width wanted.
         seen_nimg: images over all phases that the newest snapshot must have seen.
+        run: the id of the run that the snapshots must be of; empty if that is not known.
 
     Raises:
-        UserError: the snapshots are missing or damaged, the newest is of another moment, or they do
-            not determine this width to within :data:`TOLERANCE`.
+        UserError: the snapshots are missing, damaged or of another run, the newest is of another
+            moment, or they do not determine this width to within :data:`TOLERANCE`.
     """
     who = f"average power-{sigma_rel:g} of {folder.parent}"
     files = sorted(folder.glob("*.safetensors"))
@@ -171,6 +176,14 @@ def reconstruct(
     if not files:
         raise UserError(who, "no snapshots to reconstruct it from", remedy=remedy)
     metas, hashes = zip(*(read_manifest(file, remedy) for file in files), strict=True)
+    others = {meta["run"] for meta in metas if meta.get("run") and run} - {run}
+    if others:
+        raise UserError(
+            who,
+            f"snapshots of another run: {first_names(sorted(others), 3)}",
+            allowed=run,
+            remedy=f"put the run's own snapshots back, or {remedy}",
+        )
     newest = metas[-1].get("seen_nimg", seen_nimg)
     if seen_nimg is not None and newest != seen_nimg:
         raise UserError(

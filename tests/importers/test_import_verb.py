@@ -141,7 +141,9 @@ def test_what_a_file_does_not_say_can_be_said(cmbench: Command, tmp_path: Path) 
     assert "teacher=" not in done.out, "a consistency function is no diffusion model"
     edm = write_edm(tmp_path / "a.pkl", load_file(GOLDEN / "edm-ddpmpp-cond.weights.safetensors"))
     refused(cmbench("import", str(edm), "--sigma-data", "1"), "--sigma-data", "the file says 0.5")
-    refused(cmbench("import", str(edm), "--sigma-min", "nan"), "--sigma-min: nan", "finite")
+    unusable = cmbench("import", str(edm), "--sigma-min", "nan")
+    assert unusable.code == EXIT_USAGE
+    assert "'--sigma-min': nan is not a finite number" in unusable.err
 
 
 class Runs:

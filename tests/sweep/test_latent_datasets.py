@@ -100,7 +100,8 @@ def test_samples_are_decoded_and_compared_with_imported_statistics(
     assert record.status == "finished", record.reason
     assert record.metrics["fd-pixels"].value is not None
     assert record.dataset.reference_count == 40, "the statistics', not the latents'"
-    assert decoder.sizes == [8, 8, 4], "a few at a time"
+    assert decoder.sizes[:3] == [8, 8, 4], "a few at a time"
+    assert max(decoder.sizes) == 8, "also where the run checks some of them again"
     grid = latent.workspace.records(NAME) / record.artifacts["grid"].file
     assert grid.is_file()
 
@@ -133,6 +134,7 @@ def test_the_decoder_is_in_edm2s_range(latent: Context, value: float, stored: in
     assert pictures.unique().tolist() == [stored]
 
 
+@pytest.mark.usefixtures("any_width")
 def test_edm2s_statistics_are_found(context: Context, tmp_path: Path) -> None:
     spec = context.plugins.datasets.specs[NAME]
     (metric,) = spec.metrics

@@ -37,7 +37,9 @@ from cmbench.metrics.reference_cache import cached_reference, load_reference, sa
 from cmbench.plugin.specs import DatasetSpec
 from cmbench.records.record import read_record
 from cmbench.records.workspace import Workspace
+from cmbench.samples.source import ReadOptions
 from cmbench.sweep.context import Context
+from cmbench.sweep.opened_runs import open_run
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.runs import TrainedRun, read_result
 from cmbench.sweep.training_run import obtain_run
@@ -140,6 +142,21 @@ def test_edited_images_of_a_checkpoint_are_refused(two: tuple[TrainedRun, Traine
     edit(zero.folder / "weights-final.json", lambda data: data["meta"].update(seen_nimg=10**9))
     with pytest.raises(UserError, match=CHANGED):
         zero.weights()
+
+
+def test_checkpoints_of_another_run_are_not_resumed(
+    toys: Context, two: tuple[TrainedRun, TrainedRun]
+) -> None:
+    zero, one = two
+    shutil.rmtree(zero.folder / "checkpoints")
+    shutil.copytree(one.folder / "checkpoints", zero.folder / "checkpoints")
+    (zero.folder / "result.json").unlink()
+    words = rf"is of run {one.plan.run_id}; allowed: {zero.plan.run_id}; put the run's own back"
+    with pytest.raises(UserError, match=words):
+        obtain_run(toys, zero.plan)
+    path = max((zero.folder / "checkpoints").glob("*.safetensors"))
+    with pytest.raises(UserError, match=rf"is of run {one.plan.run_id}"):
+        open_run(toys, path, 1, ReadOptions(limit=2))
 
 
 RUN = ("run", "-m", "toy", "-d", "toys", "--nfe", "1", "--samples", "8", "--no-report", "-q")

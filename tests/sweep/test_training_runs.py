@@ -149,6 +149,12 @@ def test_a_checkpoint_of_another_network_is_one_line(toys: Context) -> None:
     other = interrupt(toys, planned(toys, "network.width=24"), 8)
     shutil.rmtree(folder / "checkpoints")
     shutil.copytree(other / "checkpoints", folder / "checkpoints")
+    with pytest.raises(UserError, match=r"is of run toys/toy-.*; allowed: toys/toy-"):
+        obtain_run(toys, planned(toys))
+    for manifest in (folder / "checkpoints").glob("*.json"):  # as if the plugin had changed
+        saved = read_sealed(manifest)
+        saved["meta"]["run"] = planned(toys).run_id
+        write_sealed(manifest, saved)
     with pytest.raises(UserError) as raised:
         obtain_run(toys, planned(toys))
     text = str(raised.value)

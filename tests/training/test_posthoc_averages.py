@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import weakref
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -199,6 +200,7 @@ def test_a_snapshot_holds_power_averages_of_the_last_phase_once_it_has_begun(
     found = load_checkpoint(tmp_path / "one" / f"{2 * BATCH:014d}.safetensors")
     assert found.tensors.keys() == {"power-0.1/model.weight"}
     assert found.meta == {
+        "run": "",
         "nimg": 2 * BATCH,
         "seen_nimg": 2 * BATCH,
         "sigma_rel": {"power-0.1": 0.1},
@@ -245,6 +247,17 @@ def test_a_run_gives_widths_that_it_did_not_keep(toys: Context) -> None:
     again, _ = reconstruct(trained.folder / "snapshots", 0.05)
     kept = loaded(toys, trained, "power-0.05")
     assert all(torch.allclose(again[f"model.{k}"], kept[k], rtol=0, atol=1e-5) for k in kept)
+
+
+def test_snapshots_of_another_run_are_refused(toys: Context) -> None:
+    trained = obtain_run(toys, planned(toys, [0.05, 0.10]))
+    other = obtain_run(toys, planned(toys, [0.05, 0.10], batch_size=16))
+    assert other.folder != trained.folder
+    for file in (other.folder / "snapshots").iterdir():
+        shutil.copy(file, trained.folder / "snapshots" / file.name)
+    words = rf"snapshots of another run: {other.plan.run_id}; allowed: {trained.plan.run_id}; "
+    with pytest.raises(UserError, match=words):
+        loaded(toys, trained, "power-0.08")
 
 
 def test_snapshots_are_in_memory_one_at_a_time(
