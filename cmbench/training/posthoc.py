@@ -176,14 +176,10 @@ def reconstruct(
     if not files:
         raise UserError(who, "no snapshots to reconstruct it from", remedy=remedy)
     metas, hashes = zip(*(read_manifest(file, remedy) for file in files), strict=True)
-    others = {meta["run"] for meta in metas if meta.get("run") and run} - {run}
+    others = first_names(sorted({m["run"] for m in metas if m.get("run") and run} - {run}), 3)
     if others:
-        raise UserError(
-            who,
-            f"snapshots of another run: {first_names(sorted(others), 3)}",
-            allowed=run,
-            remedy=f"put the run's own snapshots back, or {remedy}",
-        )
+        back = f"put the run's own snapshots back, or {remedy}"
+        raise UserError(who, f"snapshots of another run: {others}", allowed=run, remedy=back)
     newest = metas[-1].get("seen_nimg", seen_nimg)
     if seen_nimg is not None and newest != seen_nimg:
         raise UserError(
