@@ -169,6 +169,42 @@ METHODS = [
         family="distillation",
         needs_teacher=True,
     ),
+    _method(
+        "diff-instruct",
+        "score_distillation:DiffInstruct",
+        "Diff-Instruct",
+        reference="Luo et al. 2023, arXiv:2305.18455",
+        year=2023,
+        family="distillation",
+        needs_teacher=True,
+    ),
+    _method(
+        "sid",
+        "score_distillation:SiD",
+        "Score identity distillation",
+        reference="Zhou et al. 2024, arXiv:2404.04057",
+        year=2024,
+        family="distillation",
+        needs_teacher=True,
+    ),
+    _method(
+        "dmd2",
+        "dmd:DMD2",
+        "Improved distribution matching distillation",
+        reference="Yin et al. 2024, arXiv:2405.14867",
+        year=2024,
+        family="distillation",
+        needs_teacher=True,
+    ),
+    _method(
+        "f-distill",
+        "dmd:FDistill",
+        "Distillation by an f-divergence",
+        reference="Xu et al. 2025, arXiv:2502.15681",
+        year=2025,
+        family="distillation",
+        needs_teacher=True,
+    ),
 ]
 
 

@@ -69,7 +69,8 @@ class CountedNetwork:
         self._layout = memory_layout(module) if layout is None else layout
         #: images that have passed through the network
         self.evaluations = 0
-        #: the same in units of a forward pass: a tangent costs one more, a backward pass two more
+        #: the same in units of a forward pass: a tangent costs one more, a backward pass two more,
+        #: or one if its weights are frozen and only its input has a gradient
         self.forward_equivalents = 0
         self._forward: Callable[..., Tensor] = module
         self._with_tangent: Callable[..., tuple[Tensor, Tensor]] = self._uncompiled_tangent
@@ -86,7 +87,7 @@ class CountedNetwork:
         """
         if x.ndim < 2:
             return self._forward(x, *args, **kwargs)
-        self._count(x.shape[0], 1)
+        self._count(x, 1)
         with self._autocast(x):
             out = self._forward(self._laid_out(x), *args, **kwargs)
         return out.to(x.dtype)
@@ -98,7 +99,7 @@ class CountedNetwork:
 
         Keyword arguments are those of :func:`cmbench.networks.tangent_modes.tangent_of`.
         """
-        self._count(x.shape[0], 2)
+        self._count(x, 2)
         with self._autocast(x):
             out, tangent = self._with_tangent(
                 self._laid_out(x), c_noise, self._laid_out(dx), dc_noise, *args, **kwargs
@@ -109,10 +110,12 @@ class CountedNetwork:
         # One layout for every call: a compiled graph is specific to its strides.
         return x.contiguous(memory_format=self._layout) if x.ndim == 4 else x.contiguous()
 
-    def _count(self, images: int, forwards: int) -> None:
-        self.evaluations += images
-        graded = torch.is_grad_enabled() and self._trained
-        self.forward_equivalents += images * (forwards + 2 * graded)
+    def _count(self, x: Tensor, forwards: int) -> None:
+        self.evaluations += len(x)
+        backwards = 0
+        if torch.is_grad_enabled():
+            backwards = 2 if self._trained else int(x.requires_grad)
+        self.forward_equivalents += len(x) * (forwards + backwards)
 
     @property
     def _trained(self) -> bool:

@@ -13,6 +13,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from cmbench.diffusion.grids import karras_sigmas
+from cmbench.diffusion.score_distillation import (
+    diff_instruct_loss,
+    divergence_weights,
+    identity_loss,
+    matching_direction,
+)
 from cmbench.diffusion.segments import addim_denoised, heun_denoised
 from cmbench.diffusion.solvers import ddim_step, heun_step, two_step_target
 from cmbench.errors import Declined, UserError
@@ -21,8 +27,10 @@ from cmbench.testing.case import RandomFeed
 from cmbench.testing.exact import SD, exact_model, line_mixture, quantile_map
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings
+from cmbench_plugins.dmd import DMD2, FDistill
 from cmbench_plugins.mscd import MSCD
 from cmbench_plugins.pid import PID
+from cmbench_plugins.score_distillation import DiffInstruct, SiD
 from cmbench_plugins.tract import TRACT
 
 PROGRESS = Progress(0, 1, 0, 1)
@@ -55,6 +63,14 @@ CALLS = [
     pytest.param("mscd", {"solver": "heun"}, 3 + 3 * 1, id="mscd-heun"),
     pytest.param("mscd", {"form": "training"}, 1 + 3 * 1, id="mscd-training"),
     pytest.param("pid", {}, 1 + 3 * 2, id="pid"),
+    pytest.param("diff-instruct", {}, 3 + 3 * 2, id="diff-instruct"),
+    # Both denoisers are differentiated to their input only: 2 each.
+    pytest.param("sid", {}, 1 + 3 * 2 + 2 * 2, id="sid"),
+    # A generator's step (1 graded, 2 calls) in every fifth.
+    pytest.param("dmd2", {}, 1 + 3 + (2 + 3) / 5, id="dmd2"),
+    # Also a discriminator of samples and images, and its gradient for the generator.
+    pytest.param("dmd2", {"gan_weight": 1.0}, 1 + 3 + (1 + 6) + (2 + 3 + 2) / 5, id="dmd2-gan"),
+    pytest.param("f-distill", {}, 1 + 3 + (1 + 6) + (2 + 3 + 2) / 5, id="f-distill"),
 ]
 
 
@@ -63,7 +79,7 @@ def test_calls_per_training_step(name: str, options: dict[str, Any], expected: f
     """Counted by the engine, the teacher's included, over ten steps."""
     case = build(name, "gmm", teacher="edm:smoke", **options)
     teacher: Any = case.teacher
-    state, batch_size, steps = case.state(), 4, 10
+    state, batch_size, steps = case.state(), 8, 10
     state.observed = [teacher.model.network]
     trainer = Trainer(state, RandomFeed(case.data), Settings(0, batch_size))
     state.enter(0)
@@ -357,6 +373,119 @@ def test_generators_of_one_step_decline_more() -> None:
     assert make(PID).plan_sampling(1).sigmas == (80.0,)
 
 
+# --- score distillation --------------------------------------------------------------------------
+
+MEAN, GENERATED_MEAN, STD = 0.3, 0.5, 0.4
+
+
+def denoised_gaussian(y: Tensor, mean: float, sigma: float, std: float = STD) -> Tensor:
+    return mean + std**2 / (std**2 + sigma**2) * (y - mean)
+
+
+def gaussian_samples(sigma: float, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the generator's shift (a parameter), its samples, and noisy copies."""
+    _, z, _ = data(count)
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(7), dtype=z.dtype)
+    shift = torch.tensor(GENERATED_MEAN, dtype=torch.float64, requires_grad=True)
+    g = shift + STD * z
+    return shift, g, g + sigma * noise
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 5.0])
+def test_diff_instruct_pulls_a_gaussian_to_the_right_mean(sigma: float) -> None:
+    """``D_fake - D_real = (m_g - m) sigma^2 / (s^2 + sigma^2)`` at every sample."""
+    shift, g, y = gaussian_samples(sigma, 100)
+    fake = denoised_gaussian(y, GENERATED_MEAN, sigma)
+    real = denoised_gaussian(y, MEAN, sigma)
+    (gradient,) = torch.autograd.grad(diff_instruct_loss(g, fake, real).mean(), shift)
+    share = sigma**2 / (STD**2 + sigma**2)
+    assert float(gradient) == pytest.approx((GENERATED_MEAN - MEAN) * share, rel=1e-9)
+
+
+@pytest.mark.parametrize(("sigma", "expected"), [(0.3, 0.0259), (1.0, 0.1486), (5.0, 0.1975)])
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
+def test_sid_pulls_a_gaussian_to_the_right_mean(
+    sigma: float, expected: float, alpha: float
+) -> None:
+    """Before the division by w: the loss is ``(1 - alpha) d^2`` in expectation, of either sign."""
+    shift, g, y = gaussian_samples(sigma, 400_000)
+    fake = denoised_gaussian(y, GENERATED_MEAN, sigma)
+    real = denoised_gaussian(y, MEAN, sigma)
+    scale = (g - real).detach().abs().flatten(1).mean(1).clamp_min(1e-5)
+    loss = (identity_loss(g, fake, real, alpha) * scale).mean()
+    gap = (MEAN - GENERATED_MEAN) * sigma**2 / (STD**2 + sigma**2)
+    assert float(loss.detach()) == pytest.approx((1 - alpha) * gap**2, abs=1e-3)
+    (gradient,) = torch.autograd.grad(loss, shift)
+    assert float(gradient) == pytest.approx(expected, abs=2e-3)
+
+
+def test_dmd2_pulls_a_shifted_mixture_back() -> None:
+    """``E[D_fake - D_real]`` is positive for a shift of 0.2, and that itself at large sigma."""
+    x, noise, _ = data(20_000)
+    found = []
+    for level in (0.1, 0.5, 2.0, 10.0):
+        sigma = torch.full((len(x),), level, dtype=torch.float64)
+        y = x + 0.2 + level * noise
+        fake = exact_model().denoise(y - 0.2, sigma) + 0.2
+        real = exact_model().denoise(y, sigma)
+        found.append(float((fake - real).mean()))
+        same = exact_model().denoise(x + level * noise, sigma)
+        direction = matching_direction(x, same, same, 0.0)
+        assert float(direction.abs().max()) == 0
+    assert 0 < found[0] < found[1] < found[2] < found[3]
+    assert found[3] == pytest.approx(0.2, abs=2e-3)
+
+
+def test_a_direction_that_is_not_finite_is_zero() -> None:
+    same = torch.ones(2, 1, 1, 1, dtype=torch.float64)
+    assert float(matching_direction(same, same, same, 0.0).abs().max()) == 0
+
+
+def test_divergences_agree_where_only_the_mean_is_wrong() -> None:
+    """Forward and reverse KL have one mean gradient, ``(m_g - m) / (s^2 + sigma^2)``."""
+    sigma = 1.0
+    _, _, y = gaussian_samples(sigma, 400_000)
+    y = y.detach()
+    variance = STD**2 + sigma**2
+    ratio = torch.exp(((y - GENERATED_MEAN) ** 2 - (y - MEAN) ** 2) / (2 * variance)).flatten()
+    assert float(ratio.mean()) == pytest.approx(1, abs=2e-3)
+    gradient = (y - MEAN).flatten() / variance - (y - GENERATED_MEAN).flatten() / variance
+    expected = (GENERATED_MEAN - MEAN) / variance
+    assert float((ratio * gradient).mean()) == pytest.approx(expected, rel=1e-2)
+    assert float(gradient.mean()) == pytest.approx(expected, rel=1e-9)
+    weights = divergence_weights("forward-kl", ratio, 8)
+    torch.testing.assert_close(
+        weights.reshape(-1, 8).mean(1), torch.ones(50_000, dtype=torch.float64), rtol=0, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["diff-instruct", "sid", "dmd2", "f-distill"])
+def test_networks_of_score_distillation_take_turns(name: str) -> None:
+    """Which modules there are, what each objective moves and how often."""
+    case = build(name, "gmm")
+    (phase,) = case.method.phases(case.nets)
+    judged = name == "f-distill"
+    expected = ["fake", *["discriminator"] * judged, "model"]
+    assert [o.trains for o in phase.objectives] == [(n,) for n in expected]
+    assert set(case.modules) == set(expected)
+    every = [o.every for o in phase.objectives]
+    assert every == [1] * (len(expected) - 1) + [5 if name in ("dmd2", "f-distill") else 1]
+    assert phase.objectives[-1].group == (4 if judged else 1)
+
+
+def test_levels_of_dmd2() -> None:
+    """20 to 980 of 1000 for the generator, all for the fake score."""
+    made = make(DMD2)
+    u = torch.linspace(0, 1 - 1e-9, 20_000, dtype=torch.float64)
+    draws = FixedDraws({"sigma": u, "sigma-fake": u})
+    grid = karras_sigmas(1000)
+    inner = made.generator_sigmas(draws, u)
+    assert float(inner[0]) == float(grid[20])
+    assert float(inner[-1]) == float(grid[980])
+    assert len(set(inner.tolist())) == 961
+    assert len(set(made.fake_sigmas("sigma-fake", draws, u).tolist())) == 1000
+
+
 # --- without a teacher ---------------------------------------------------------------------------
 
 
@@ -370,3 +499,8 @@ def test_distillers_without_a_teacher() -> None:
         mscd.distilled()
     with pytest.raises(UserError, match=message.format("PID")):
         pid.distilled()
+    for method in (DiffInstruct, SiD, DMD2, FDistill):
+        made = make(method)
+        made.teacher = None
+        with pytest.raises(UserError, match=message.format(method.__name__)):
+            made.real()

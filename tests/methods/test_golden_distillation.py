@@ -23,10 +23,21 @@ from torch import Tensor, nn
 from cmbench.diffusion.frames import append_dims
 from cmbench.diffusion.models import EDMModel
 from cmbench.diffusion.predictions import DataModel
+from cmbench.diffusion.score_distillation import (
+    DIVERGENCE_WEIGHTS,
+    density_ratio,
+    discriminator_loss,
+    divergence_weights,
+    generator_gan_loss,
+    matching_direction,
+    matching_loss,
+)
 from cmbench.diffusion.solvers import ddim_step
 from cmbench.plugin.method import Batch, DataInfo, Progress
+from cmbench_plugins.dmd import DMD2, FDistill
 from cmbench_plugins.mscd import MSCD
 from cmbench_plugins.pid import PID
+from cmbench_plugins.score_distillation import DiffInstruct, SiD
 from cmbench_plugins.tract import TRACT
 
 FOLDER = Path(__file__).parents[1] / "golden" / "distillation"
@@ -283,3 +294,135 @@ def test_physics_informed_distillation(metric: str) -> None:
     plan = make(PID, EDMModel(teacher(), 0.5), clip_samples=False).plan_sampling(1)
     free = make(PID, EDMModel(teacher(), 0.5), clip_samples=False)
     near(free.sample({"model": student()}, g["z"] / 80, None, plan, draws), g["sample"])
+
+
+# --- score distillation --------------------------------------------------------------------------
+
+
+def fake_score() -> Formula:
+    return Formula(lambda x, c: 0.35 * torch.sin(0.8 * x + 0.3 * c) - 0.15 * x)
+
+
+def scored(method: Any, g: Tensor, **config: Any) -> tuple[Any, dict[str, Any], Tensor]:
+    """Return a method whose generator gives ``g``, its networks, and ``g`` with a gradient."""
+    made = make(method, EDMModel(teacher(), 0.5), **config)
+    generated = g.clone().requires_grad_()
+    made.generate = lambda nets, z, labels: generated
+    return made, {"model": student(), "fake": fake_score()}, generated
+
+
+def gradient_of(loss: Tensor, generated: Tensor) -> Tensor:
+    (found,) = torch.autograd.grad(loss.mean(), generated)
+    return found
+
+
+def test_generator_of_diff_instruct() -> None:
+    g = golden("diff-instruct")
+    made, nets, generated = scored(DiffInstruct, g["G"])
+    draws = FixedDraws({"latent": g["G"], "sigma": g["normal"], "noise": g["noise"]})
+    loss = made.generator_loss(nets, Batch(g["G"], None), draws, PROGRESS)
+    near(loss, g["generator.loss_elementwise"].flatten(1).sum(1))
+    near(gradient_of(loss, generated), g["generator.grad_G"])
+
+
+def test_fake_score_of_diff_instruct() -> None:
+    g = golden("diff-instruct")
+    made, nets, _ = scored(DiffInstruct, g["G"])
+    names = ("latent-fake", "sigma-fake", "noise-fake")
+    draws = FixedDraws(dict(zip(names, (g["G"], g["normal"], g["noise"]), strict=True)))
+
+    def loss() -> Tensor:
+        batch = Batch(g["G"], None)
+        return made.fake_loss(nets, batch, draws, PROGRESS)  # type: ignore[no-any-return]
+
+    value, gradient = with_gradient(nets["fake"], g["G"], loss)
+    near(value, g["score.loss_elementwise"].flatten(1).sum(1))
+    near(gradient, g["score.grad_F"])
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.2])
+def test_score_identity_distillation(alpha: float) -> None:
+    g = golden("sid")
+    made, nets, generated = scored(SiD, g["x"], alpha=alpha, loss_scale=1.0)
+    draws = FixedDraws({"latent": g["x"], "sigma": g["u"], "noise": g["noise"]})
+    near(made.generator_sigmas(draws, g["u"]), g["sigma"])
+    loss = made.generator_loss(nets, Batch(g["x"], None), draws, PROGRESS)
+    near(loss, g[f"alpha{alpha}.loss_elementwise"].flatten(1).sum(1))
+    near(gradient_of(loss, generated), g[f"alpha{alpha}.grad_x"])
+
+
+def test_generator_of_dmd2() -> None:
+    g = golden("dmd2")
+    made, nets, generated = scored(DMD2, g["x"])
+    near(made.levels(g["x"]), g["sigma_grid"])
+    u = (g["timestep"].double() - 20 + 0.5) / 961
+    draws = FixedDraws({"latent": g["x"], "sigma": u, "noise": g["noise"]})
+    sigma = made.generator_sigmas(draws, u)
+    near(sigma, g["sigma_grid"][g["timestep"]])
+    y = g["x"] + append_dims(sigma, g["x"]) * g["noise"]
+    direction = matching_direction(g["x"], *made.denoised(nets, y, sigma, None), 0.0)
+    near(direction, g["generator.direction"])
+    loss = made.generator_loss(nets, Batch(g["x"], None), draws, PROGRESS)
+    near(loss.mean(), g["generator.loss"])
+    near(gradient_of(loss, generated), g["generator.grad_x"])
+
+
+def test_fake_score_of_dmd2() -> None:
+    g = golden("dmd2")
+    made, nets, _ = scored(DMD2, g["x"])
+    u = (g["timestep"].double() + 0.5) / 1000
+    names = ("latent-fake", "sigma-fake", "noise-fake")
+    draws = FixedDraws(dict(zip(names, (g["x"], u, g["noise"]), strict=True)))
+
+    def loss() -> Tensor:
+        batch = Batch(g["x"], None)
+        return made.fake_loss(nets, batch, draws, PROGRESS)  # type: ignore[no-any-return]
+
+    value, gradient = with_gradient(nets["fake"], g["x"], loss)
+    near(value.mean(), g["fake.loss"])
+    near(gradient, g["fake.grad_F"])
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_f_distill_weights_the_direction(scaled: bool) -> None:
+    """FastGen's loss, with a weight per image and without."""
+    g = golden("dmd2")
+    made, nets, generated = scored(FDistill, g["x"], gan_weight=0.0)
+    made.denoised = lambda *_: (g["fastgen.fake_x0"], g["fastgen.teacher_x0"])
+    made.logits = lambda network, y, *_: y.flatten(2).mean(2)
+    weights = g["fastgen.scale"] if scaled else torch.ones_like(g["fastgen.scale"])
+    made.image_weights = lambda logits: weights
+    level = torch.ones(8, dtype=torch.float64)
+    loss = made.samples_loss(nets | {"discriminator": None}, generated, g["x"], level, None)
+    entry = "fastgen.vsd_scaled" if scaled else "fastgen.vsd"
+    near(loss.mean(), g[f"{entry}_loss"])
+    near(gradient_of(loss, generated), g[f"{entry}_grad_x"])
+    # The same by the functions alone.
+    direction = matching_direction(
+        g["x"], g["fastgen.fake_x0"], g["fastgen.teacher_x0"], made.config.scale_floor
+    )
+    near(matching_loss(g["x"], append_dims(weights, g["x"]) * direction), loss.detach())
+
+
+def test_gan_losses() -> None:
+    g = golden("dmd2")
+    near(generator_gan_loss(g["gan.fake_logits"]).mean(), g["gan.generator"])
+    both = discriminator_loss(g["gan.fake_logits"], g["gan.real_logits"])
+    near(both.mean(), g["gan.discriminator"])
+
+
+def test_weights_of_f_divergences() -> None:
+    """Divided by the batch's mean; the released name of each."""
+    g = golden("dmd2")
+    names = {
+        "forward-kl": "kl",
+        "jensen-shannon": "js",
+        "softened-reverse-kl": "sf",
+        "neyman": "neyman",
+        "hellinger": "sh",
+        "jeffreys": "jf",
+    }
+    assert {*names, "reverse-kl"} == set(DIVERGENCE_WEIGHTS)
+    ratio = density_ratio(g["gan.fake_logits"])
+    for name, released in names.items():
+        near(divergence_weights(name, ratio, 8), g[f"fdistill.h.{released}"])
