@@ -43,7 +43,7 @@ def identity_loss(generated: Tensor, fake: Tensor, real: Tensor, alpha: float) -
     """Return ``sum of (D_real - D_fake) ((D_real - G) - alpha (D_real - D_fake)) / w``.
 
     ``w`` is the mean of ``|G - D_real|``, at least 1e-5, without a gradient; all else has one, the
-    two denoised images too (SiD, arXiv:2404.04057, sid_loss.py). With ``alpha`` above 1 its
+    two denoised images too (SiD, arXiv:2404.04057, as released). With ``alpha`` above 1 its
     expectation is negative near the optimum.
     """
     scale = (generated - real).detach().abs().flatten(1).mean(1).clamp_min(1e-5)
@@ -64,7 +64,7 @@ def discriminator_loss(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
     return F.softplus(fake_logits).mean(1) + F.softplus(-real_logits).mean(1)
 
 
-#: h(r) of f-distill's divergences, by name: the weight of an image whose ratio of densities is r.
+#: h(r) of f-divergences (arXiv:2502.15681), by name: the weight of an image whose ratio is r.
 DIVERGENCE_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "reverse-kl": torch.ones_like,
     "forward-kl": lambda r: r,
@@ -79,7 +79,7 @@ DIVERGENCE_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 def density_ratio(fake_logits: Tensor) -> Tensor:
     """Return ``r = exp(mean logit)`` ``[N]`` of logits ``[N, K]``: p_real / p_fake.
 
-    Logits are clamped to 10 in size, r to [0.1, 20] (f-distill, arXiv:2502.15681, in FastGen).
+    Logits are clamped to 10 in size, r to [0.1, 20] (arXiv:2502.15681, as in FastGen).
     """
     return fake_logits.clamp(-10, 10).mean(1).exp().clamp(0.1, 20)
 
