@@ -95,6 +95,12 @@ def debugging() -> bool:
     return context is not None and bool((context.find_root().obj or {}).get("debug"))
 
 
+def verb() -> str:
+    """Return the command that runs, for messages: ``cmbench tune-times``."""
+    context = click.get_current_context(silent=True)
+    return f"cmbench {context.info_name if context is not None else 'run'}"
+
+
 def command_line() -> str:
     """Return the command that reproduces the result anywhere.
 
@@ -158,7 +164,7 @@ def make_context(
         device,
         threads=threads,
         command=command_line(),
-        verb=f"cmbench {click.get_current_context().info_name}",
+        verb=verb(),
         compile=device.type == "cuda" if compiled is None else compiled,
         split=split,
         should_stop=should_stop,

@@ -28,7 +28,7 @@ def merge_(sources: tuple[Path, ...], workspace_dir: str | None) -> int:
     conflict, and so are two different artifacts of one name: the error names them and nothing is
     written. Records that cannot be read are left out and listed, and the exit code is 1.
     """
-    echo_hidden(folder for source in sources for folder in (source, *source.glob("**/")))
+    echo_hidden(path for source in sources for path in record_places(source))
     result = merge(sources, Workspace.choose(workspace_dir).all_records)
     for word, names in (
         ("added", result.added),
@@ -47,3 +47,8 @@ def merge_(sources: tuple[Path, ...], workspace_dir: str | None) -> int:
     )
     echo_unreadable(result.unreadable)
     return EXIT_CELLS_FAILED if result.unreadable else EXIT_OK
+
+
+def record_places(source: Path) -> list[Path]:
+    """Return the folders of a source in which records may lie."""
+    return [source, *source.glob("*/"), *source.glob("records/*/")]

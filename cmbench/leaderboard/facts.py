@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cmbench.records.options import dotted, pair_text
+from cmbench.records.options import dotted, pair_text, value_text
 from cmbench.records.record import Record
 
 #: Digits of a hash in a label.
@@ -70,15 +70,17 @@ def telling_apart(facts: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     Equal mappings get equal facts: none if all are equal. Facts that say as much as those before
     them are left out.
     """
-    texts = [{name: json.dumps(value) for name, value in item.items()} for item in facts]
+    texts = [{name: value_text(value) for name, value in item.items()} for item in facts]
     names = list(dict.fromkeys(name for item in texts for name in item))
     chosen: list[str] = []
-    kinds = len({json.dumps(item, sort_keys=True) for item in texts})
+    kinds = len({json.dumps(item, sort_keys=True) for item in facts})
 
     def kinds_by(some: Sequence[str]) -> int:
         return len({tuple(item.get(name) for name in some) for item in texts})
 
     while kinds_by(chosen) < kinds:
         best = max(names, key=lambda name: kinds_by([*chosen, name]))
+        if kinds_by([*chosen, best]) == kinds_by(chosen):
+            break  # they differ in what no label shows
         chosen.append(best)
     return [pair_text((name, item.get(name)) for name in chosen) for item in facts]

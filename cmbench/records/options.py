@@ -8,6 +8,8 @@ from typing import Any
 
 #: Longer values are cut in labels; the record has them in full.
 _LONGEST = 60
+#: More options than these are counted.
+_MOST = 8
 
 
 def dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -37,13 +39,19 @@ def value_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}" if float(f"{value:.6g}") == value else repr(value)
     if isinstance(value, list | tuple):
-        return ",".join(map(value_text, value))
+        return clipped(",".join(map(value_text, value)))
     if isinstance(value, Mapping):
-        return " ".join(f"{key}={value_text(inner)}" for key, inner in value.items())
-    text = str(value)
+        return clipped(" ".join(f"{key}={value_text(inner)}" for key, inner in value.items()))
+    return clipped(str(value))
+
+
+def clipped(text: str) -> str:
+    """Return a text of a label, cut if it is long."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def pair_text(pairs: Iterable[tuple[str, Any]]) -> tuple[str, ...]:
-    """Return ``("optimizer.lr=0.01",)`` for dotted keys and values."""
-    return tuple(f"{key}={value_text(value)}" for key, value in pairs)
+    """Return ``("optimizer.lr=0.01",)`` for dotted keys and values; the first few of many."""
+    texts = [f"{clipped(key)}={value_text(value)}" for key, value in pairs]
+    more = [f"{len(texts) - _MOST} more"] if len(texts) > _MOST else []
+    return tuple(texts[:_MOST] + more)

@@ -212,3 +212,13 @@ def test_a_selector_that_cannot_be_written_is_the_rows_id() -> None:
     config = [{"ema": [{"kimg": n, "name": "a,b"}]} for n in (1, 2)]
     found = [row for c in config for row in rows(trained(c, {})) if row.nfe == 1]
     assert selectors(found) == [row.id for row in found]
+
+
+def test_labels_of_strange_records_stay_short_and_differ() -> None:
+    """Cut names are told apart by what was cut."""
+    many = {f"option{i}": i for i in range(500)}
+    first = trained({**many, "long": "x" * 1000 + "a"}, {**many, "long": "x" * 1000 + "a"})
+    second = trained({**many, "long": "x" * 1000 + "b"}, {**many, "long": "x" * 1000 + "b"})
+    labels = set(row_labels(rows(first + second)).values())
+    assert len(labels) == 2
+    assert all(len(label) < 400 for label in labels)

@@ -89,7 +89,7 @@ def changed(data: dict[str, Any], place: Place, value: Any) -> dict[str, Any]:
 def written(folder: Path, items: list[dict[str, Any]]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for index, data in enumerate(items):
-        text = json.dumps(data)
+        text = json.dumps({**data, "cell": f"cell-{index}"})
         (folder / f"cell-{index}.json").write_text(text)
     return folder
 
