@@ -80,6 +80,15 @@ def content(teacher: Teacher | None) -> dict[str, torch.Tensor]:
     return dict(teacher.network.state_dict())
 
 
+def test_a_teacher_without_a_recipe_has_its_methods_default(context: Context) -> None:
+    plans = [
+        plan_run(context, "cd", "digits", "smoke", 0, (f"teacher={name}",)).teacher
+        for name in ("edm", "edm:", "edm:demo")
+    ]
+    runs = [teacher.run for teacher in plans if teacher is not None]
+    assert [run.recipe for run in runs if run is not None] == ["demo"] * 3
+
+
 # ---- weights -------------------------------------------------------------------------------------
 
 

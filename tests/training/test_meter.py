@@ -169,6 +169,16 @@ def test_on_a_gpu_the_first_one_is_named_at_the_end_of_the_interval(ask: str) ->
 
 
 @pytest.mark.usefixtures("gpu")
+def test_on_a_gpu_a_later_one_does_not_hide_the_very_first() -> None:
+    meter, state = made()
+    for nimg in (0, 8):
+        state.seen_nimg = nimg
+        meter.see_loss(elsewhere(math.nan))
+    with pytest.raises(NonFiniteError, match="not finite at 0 images seen"):
+        meter.check_finite()
+
+
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("at", [0, 8])
 def test_on_a_gpu_a_bad_gradient_is_found_wherever_it_is(at: int) -> None:
     meter, state = made()
