@@ -6,8 +6,9 @@ its segment's end: the teacher makes one fine step, a moving average of the stud
 self-teacher) makes the rest, and the student regresses on the one jump that ends there.
 
 ``steps`` is the schedule: (40, 1) distils 40 steps into one; (1024, 32, 1) first into 32, and then
-those into one, the teacher being replaced by the average of the student (kept for that only; the
-student goes on from its own weights). Every phase exports its generator.
+those into one, the teacher being replaced by the student's first average (the student goes on from
+its own weights). Every phase exports its generator. As released, the average is corrected for its
+start; here the initial weights keep what ``decay`` leaves: 0.001 in the published recipes.
 
 Two forms, as released. ``karras``: fine levels of a Karras grid and zero, Heun's step of the
 teacher, squared error of the raw network's F. ``cosine``: levels uniform in the time of the cosine
@@ -45,6 +46,7 @@ from cmbench.plugin.method import (
     Nets,
     Objective,
     Phase,
+    PhaseStart,
     Progress,
     SamplingPlan,
 )
@@ -75,9 +77,6 @@ class TRACTConfig(MethodConfig):
     self_teacher_decay: Fraction = Field(
         0.5, description="beta: decay per step of the self-teacher, corrected for its start"
     )
-    average_residue: Fraction = Field(
-        0.001, description="decay over a whole phase of the average that teaches the next phase"
-    )
     clip_denoised: bool = Field(
         True,
         description="clamp the self-teacher's and the sampler's denoised images to [-1, 1], and on "
@@ -102,11 +101,10 @@ class TRACT(Method):
     config: TRACTConfig
 
     def build(self, kit: Kit) -> dict[str, nn.Module]:
-        """Student and self-teacher; with several phases also a later teacher and its average."""
+        """Student and self-teacher; with several phases also the later teachers' network."""
         self.teacher = kit.teacher
         nets = {"model": initial_network(kit, self.config.parameterization, self.config)}
-        copies = ("self_teacher", "average", "teacher")[: 3 if len(self.config.steps) > 2 else 1]
-        for name in copies:
+        for name in ("self_teacher", "teacher")[: 2 if len(self.config.steps) > 2 else 1]:
             nets[name] = kit.network(channel_copies=channel_copies(self.config.parameterization))
             nets[name].load_state_dict(nets["model"].state_dict())
         return nets
@@ -129,9 +127,9 @@ class TRACT(Method):
             )
         return phases
 
-    def promote(self, nets: Nets) -> None:
+    def promote(self, nets: PhaseStart) -> None:
         """The student's average becomes the teacher of the next phase."""
-        nets["teacher"].load_state_dict(nets["average"].state_dict())
+        nets["teacher"].load_state_dict(nets.averaged("model"))
 
     def after_step(self, nets: Nets, progress: Progress) -> None:
         """``theta^- += (1 - beta) / (1 - beta^n) (theta - theta^-)`` after n steps of the phase.
@@ -141,9 +139,6 @@ class TRACT(Method):
         n = progress.step + 1
         beta = self.config.self_teacher_decay
         move_towards(nets["self_teacher"], nets["model"], (1 - beta) / (1 - beta**n))
-        if "average" in nets:
-            beta = self.config.average_residue ** (1 / progress.total_steps)
-            move_towards(nets["average"], nets["model"], (1 - beta) / (1 - beta**n))
 
     def phase_loss(
         self, fine: int, coarse: int, nets: Nets, batch: Batch, draws: Draws, progress: Progress

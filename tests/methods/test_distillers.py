@@ -22,7 +22,7 @@ from cmbench.diffusion.score_distillation import (
 from cmbench.diffusion.segments import addim_denoised, heun_denoised
 from cmbench.diffusion.solvers import ddim_step, heun_step, two_step_target
 from cmbench.errors import Declined, UserError
-from cmbench.plugin.method import Batch, DataInfo, Progress
+from cmbench.plugin.method import Batch, DataInfo, PhaseStart, Progress
 from cmbench.testing.case import RandomFeed
 from cmbench.testing.exact import SD, exact_model, line_mixture, quantile_map
 from cmbench.training.loop import Trainer
@@ -174,32 +174,29 @@ def test_target_of_tract_is_a_step_of_third_order_off_the_exact_function(share: 
 
 
 def test_self_teacher_of_tract_copies_the_student_first() -> None:
-    """Shares 1, 1 / (1 + beta), …; the average of a phase keeps 0.001 over all its steps."""
+    """Its shares of the student are 1, 1 / (1 + beta), … with beta = 0.5."""
     made = make(TRACT, steps=(8, 2, 1))
-    nets: Any = {n: nn.Linear(1, 1, bias=False) for n in ("model", "self_teacher", "average")}
+    nets: Any = {n: nn.Linear(1, 1, bias=False) for n in ("model", "self_teacher")}
     values = [1.0, 3.0, -2.0, 5.0]
     with torch.no_grad():
         for n, value in enumerate(values, 1):
             nets["model"].weight.fill_(value)
             made.after_step(nets, Progress(n - 1, 4, n - 1, 4))
-            for name, beta in (("self_teacher", 0.5), ("average", 0.001 ** (1 / 4))):
-                weights = [beta ** (n - k) for k in range(1, n + 1)]
-                expected = sum(w * v for w, v in zip(weights, values, strict=False)) / sum(weights)
-                assert float(nets[name].weight) == pytest.approx(expected, rel=1e-6)
+            weights = [0.5 ** (n - k) for k in range(1, n + 1)]
+            expected = sum(w * v for w, v in zip(weights, values, strict=False)) / sum(weights)
+            assert float(nets["self_teacher"].weight) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_average_of_a_phase_teaches_the_next() -> None:
     case = build("tract", "gmm", steps=[8, 2, 1], solver="ddim", grid="cosine")
     state: Any = case.state()
     assert [p.export for p in state.phases] == ["steps-2", "steps-1"]
-    state.enter(1)
-    nets = case.modules
-    for a, b in zip(nets["teacher"].parameters(), nets["average"].parameters(), strict=True):
-        assert torch.equal(a, b)
-    assert any(
-        not torch.equal(a, b)
-        for a, b in zip(nets["teacher"].parameters(), nets["model"].parameters(), strict=True)
-    )
+    assert [p.start is not None for p in state.phases] == [False, True]
+    average = {k: torch.full_like(v, 0.25) for k, v in case.modules["model"].state_dict().items()}
+    state.phases[1].start(PhaseStart(case.modules, averaged=lambda name: average))
+    for name, parameter in case.modules["teacher"].named_parameters():
+        assert torch.equal(parameter, average[name])
+    assert set(build("tract", "gmm", steps=[8, 1]).modules) == {"model", "self_teacher"}
 
 
 def test_levels_of_tract() -> None:

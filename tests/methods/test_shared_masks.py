@@ -11,6 +11,7 @@ from method_kit import Case, build, exact_teacher, progress
 from cmbench.diffusion.frames import append_dims
 from cmbench.diffusion.gaussian_mixture import GaussianMixture
 from cmbench.diffusion.models import MixtureModel
+from cmbench.plugin.method import Batch
 from cmbench.training.randomness import StepDraws
 
 PAIRED = ("cd", "ct", "ect", "ict", "ict-deep")
@@ -109,3 +110,32 @@ def test_discrete_tangent_shares_masks(name: str) -> None:
             found.append(method.discrete(nets["model"], x_t, t, s, slope, 1.0, None)[1])
         assert network.training
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 5e-3
+
+
+@pytest.mark.parametrize("name", ["mscd", "pid"])
+def test_outputs_at_neighbouring_levels_share_masks(name: str) -> None:
+    """The student's own target, and the difference along its trajectory, vanish with the step."""
+    sizes = []
+    for step in (1e-2, 1e-4):
+        case = build(name, "gmm", **DROPOUT)
+        method: Any = case.method
+        network, x = case.modules["model"].double().train(), case.batch().images.double()
+        sigma = torch.linspace(0.5, 5.0, len(x), dtype=torch.float64)
+        levels = sigma, sigma * (1 - step), torch.zeros_like(sigma)
+        torch.manual_seed(3)
+        draws = StepDraws(0, 0)
+        if name == "mscd":
+            method.edge = lambda *_, levels=levels: levels
+            loss = method.phase_loss(1, case.nets, Batch(x, None), draws, progress())
+            sizes.append(float(loss.max()))
+        else:
+            seen: list[torch.Tensor] = []
+            method.distance = lambda a, b, seen=seen: seen.append(a) or (a - b).flatten(1).sum(1)
+            method.times = lambda _, levels=levels: levels[:2]
+            method.loss(case.nets, Batch(x, None), draws, progress())
+            sizes.append(float(seen[0].abs().max()))
+        assert network.training
+    if name == "mscd":
+        assert sizes[1] < sizes[0] / 50
+    else:  # t dx/dt: a quotient of differences stays what it is, instead of growing a hundredfold
+        assert sizes[1] < 2 * sizes[0]
