@@ -224,7 +224,7 @@ def test_plugins_lists_each_with_status_and_error(installed: Installed) -> None:
 
 def test_a_failed_plugin_brings_nothing(installed: Installed) -> None:
     names = {row["name"] for row in json.loads(installed.run("list", "methods", "--json").stdout)}
-    assert {"example-flow", "rogue-is-good"} <= names
+    assert {"example-flow", "example-diff-instruct", "rogue-is-good"} <= names
     assert not names & {"acme-m", "acme-first", "acme-specs"}
     assert load_plugins().methods.specs.keys() < names
     studies = {row["name"] for row in json.loads(installed.run("list", "studies", "--json").stdout)}
@@ -237,6 +237,15 @@ def test_strict_mode_is_fatal_in_one_line(installed: Installed) -> None:
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: CMBENCH_STRICT_PLUGINS=1: 4 plugin(s) failed: ")
     assert all(name in line for name in FAILURES)
+
+
+def test_the_examples_keep_the_contract_and_the_rogues_do_not(installed: Installed) -> None:
+    done = installed.run("check", "example-flow", "example-diff-instruct", "rogue-lies")
+    assert done.returncode == 1
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert failed
+    assert all(line.startswith("FAILED method 'rogue-lies' on digits, ") for line in failed)
+    assert any("declares NFE 1 but 3 network evaluations per image" in line for line in failed)
 
 
 METHODS = (

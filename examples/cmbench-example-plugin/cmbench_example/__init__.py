@@ -10,7 +10,8 @@ from cmbench.plugin.specs import MethodSpec, StudySpec
 
 @hookimpl
 def cmbench_register_methods() -> list[MethodSpec]:
-    """Return the one method of this plugin."""
+    """Return the methods of this plugin: one with one loss, one with two networks."""
+    folder = Path(__file__).parent
     return [
         MethodSpec(
             "example-flow",
@@ -19,8 +20,18 @@ def cmbench_register_methods() -> list[MethodSpec]:
             reference="Liu et al. 2022, arXiv:2209.03003",
             year=2022,
             family="diffusion",
-            recipes=Path(__file__).with_name("flow.toml"),
-        )
+            recipes=folder / "flow.toml",
+        ),
+        MethodSpec(
+            "example-diff-instruct",
+            "cmbench_example.diff_instruct:DiffInstruct",
+            "Diff-Instruct",
+            reference="Luo et al. 2023, arXiv:2305.18455",
+            year=2023,
+            family="distillation",
+            recipes=folder / "diff_instruct.toml",
+            needs_teacher=True,
+        ),
     ]
 
 
