@@ -29,6 +29,7 @@ def run(
     sampler: str | None = None,
     ema: str | None = None,
     precision: str = "fp32",
+    metrics: Sequence[str] = (),
     checkpoint: str | None = None,
     save_samples: bool = False,
     executor: str = "local",
@@ -49,6 +50,7 @@ def run(
         sampler: of methods that have several.
         ema: label of the average to sample.
         precision: ``fp32``, ``bf16`` or ``fp16``, of sampling.
+        metrics: names of metrics to measure beside the dataset's.
         checkpoint: name of an imported checkpoint, sampled by ``method``.
         save_samples: keep the images as PNG files in the workspace.
         executor: name of the executor, see ``cmbench list executors``.
@@ -70,7 +72,8 @@ def run(
     if nfe is None and levels is not None and sampler is None:
         nfe = len(levels)
     nfes = as_nfes(nfe, "nfe") if nfe is not None else None
-    settings = SampleSettings(samples, batch_size, levels, sampler, ema, precision=precision)
+    sampling = (samples, batch_size, levels, sampler, ema)
+    settings = SampleSettings(*sampling, precision=precision, metrics=tuple(metrics))
     overrides = nested(options or {})
     picked = (names, dataset, recipe, nfes, as_seeds(seeds, "seeds"), overrides)
     return _carried_out(

@@ -74,6 +74,12 @@ class RunOptions(SweepOptions):
         type=Parsed(parse_precision),
         help="Sample in fp32, or by autocast in bf16 or fp16; each precision has its own cells.",
     )
+    metrics: tuple[str, ...] | None = option(
+        "--metrics",
+        metavar="M[,M…]",
+        type=Parsed(parse_names),
+        help="Measure these beside the dataset's, in cells of their own.",
+    )
     save_samples: bool = flag("--save-samples", help="Keep the images as PNG files.")
     compiled: bool | None = option(
         "--compile/--no-compile", help="Compile networks.  [default: on CUDA]"

@@ -22,9 +22,10 @@ SHOWN_METRICS = 4
 
 
 def print_table(records: Sequence[Record], protocol: Sequence[str]) -> None:
-    """Print the sweep's result: one row per cell, the protocol's first metrics as columns."""
-    measured = {name for record in records for name in record.metrics}
+    """Print the sweep's result: one row per cell, with the protocol's first metrics and others."""
+    measured = dict.fromkeys(name for record in records for name in record.metrics)
     metrics = [name for name in protocol if name in measured][:SHOWN_METRICS]
+    metrics += [name for name in measured if name not in protocol]
     rows = []
     for record in records:
         values = [_number(record.metrics[m].value) if m in record.metrics else "-" for m in metrics]

@@ -106,6 +106,7 @@ def make_request(options: RunOptions) -> SweepRequest:
             options.sampler,
             options.ema,
             precision=options.precision,
+            metrics=options.metrics or (),
         ),
         options.save_samples,
         options.checkpoint,

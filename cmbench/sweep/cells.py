@@ -28,7 +28,7 @@ from cmbench.sampling.guards import weights_sha256
 from cmbench.sweep.cell_record import base_record, metric_record, sampling_record
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import CellPlan
-from cmbench.sweep.protocol import open_protocol
+from cmbench.sweep.protocol import open_protocol, open_protocols
 from cmbench.sweep.run_files import read_log
 from cmbench.sweep.runs import TrainedRun, build_modules, load_weights, require_parameters
 from cmbench.sweep.threads import use_threads
@@ -120,9 +120,10 @@ def measure_cell(
     Raises:
         UserError: images that are not finite, an NFE that was not as declared, missing weights.
     """
-    protocol = open_protocol(context, cell.run.dataset)
+    protocols = open_protocols(context, cell.run.dataset, cell.metrics)
     samples = open_samples_of(context, trained, cell)
-    suite = protocol.suite(cell)
+    suites = [protocol.suite(cell, metrics) for protocol, metrics in protocols]
+    protocol = protocols[0][0]
     first, kept = FirstImages(CHECKED_IMAGES), "finished cells have their records"
     observers: list[Observer] = [stopped_by(context.should_stop, f"cell {cell.cell}", kept), first]
     if save_samples:
@@ -131,7 +132,7 @@ def measure_cell(
     weights = weights_sha256(net.module for net in sampler.nets.values())
     with progress_of(context.reporter, task, cell.num_samples, lambda: sampler.seconds) as progress:
         found = measure(
-            samples.source, [suite], batch_size=cell.batch_size, observers=[*observers, progress]
+            samples.source, suites, batch_size=cell.batch_size, observers=[*observers, progress]
         )
     record, spec = base_record(context, cell, "finished", trained), protocol.spec
     sampling = sampling_record(cell, spec, sampler)
@@ -146,7 +147,7 @@ def measure_cell(
             "first_samples": first.summary(protocol.extractor, spec.quantize, cell.precision),
             "training": record.training.model_copy(update={"snapshots": dict(samples.snapshots)}),
             "warnings": warnings,
-            "copies": suite.copies,
+            "copies": suites[0].copies,
             "artifacts": artifacts(context, trained, cell, grid),
         }
     )

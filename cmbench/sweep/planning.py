@@ -26,6 +26,7 @@ from cmbench.sweep.plans import (
     TeacherSource,
     load_method_class,
 )
+from cmbench.sweep.protocol import further_metrics
 from cmbench.sweep.recipes import (
     default_recipe,
     merge,
@@ -245,6 +246,7 @@ def plan_cells(
     """Return the cells of a run; what its method declines, or fails to plan, is a cell too."""
     spec = context.dataset_spec(run.dataset)
     ema = _average(run, settings)
+    further = further_metrics(context, spec, settings.metrics)
     cells = []
     for nfe in nfes:
         sampling, declined, broken = None, "", ""
@@ -274,6 +276,7 @@ def plan_cells(
                 settings.precision,
                 (settings.sampler, settings.sigmas) if sampling is None else (None, None),
                 changed,
+                further,
             )
         )
     return cells

@@ -164,6 +164,8 @@ class SampleSettings:
     tuned: Mapping[str, Any] | None = None
     #: of the network's passes: fp32, or bf16 or fp16 by autocast
     precision: str = "fp32"
+    #: to measure beside the dataset's own
+    metrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,8 @@ class CellPlan:
     asked: tuple[str | None, tuple[float, ...] | None] = (None, None)
     #: ``ema``, ``sampler`` and ``sigmas`` where the user chose others than the recipe's
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    #: Metrics that are measured beside the dataset's own.
+    metrics: tuple[str, ...] = ()
 
     @property
     def cell(self) -> str:
@@ -204,6 +208,8 @@ class CellPlan:
         ]
         if self.precision != "fp32":  # what is usual names no cell: names of old records stay
             decides.append(self.precision)
+        if self.metrics:
+            decides.append({"metrics": sorted(self.metrics)})
         if plan is None and self.asked != (None, None):
             decides.append(self.asked)  # two requests that were refused are two cells
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cmbench.data.base import Dataset
-from cmbench.measure.extractors import load_extractor
+from cmbench.measure.extractors import load_extractor, plan_metrics
 from cmbench.measure.references import dataset_reference
 from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.metric import open_metrics
@@ -68,32 +68,58 @@ class Protocol:
         return dataset_record(self.spec.name, self.dataset, self.reference, self.extractor)
 
 
-def open_protocol(context: Context, name: str) -> Protocol:
+def open_protocol(
+    context: Context, name: str, extractor: str = "", metrics: Sequence[str] = ()
+) -> Protocol:
     """Return a dataset's protocol; extractor and reference are opened once per context.
+
+    ``extractor`` is another than the dataset's own, that ``metrics`` ask for.
 
     Raises:
         MissingError: data or weights are not here; the message says how to get them.
     """
     spec, dataset = context.dataset_spec(name), context.dataset(name)
-    if spec.name not in context.references:
+    key = f"{spec.name}:{extractor}" if extractor else spec.name
+    if key not in context.references:
         size = () if spec.latent else spec.data_shape
-        extractor = placed(
-            load_extractor(context.plugins, spec.extractor, spec.metrics), context.device, size
+        asked = (extractor, metrics) if extractor else (spec.extractor, spec.metrics)
+        loaded = placed(load_extractor(context.plugins, *asked), context.device, size)
+        context.references[key] = (
+            loaded,
+            dataset_reference(context.workspace, dataset, loaded, spec.quantize, context.device),
         )
-        context.references[spec.name] = (
-            extractor,
-            dataset_reference(context.workspace, dataset, extractor, spec.quantize, context.device),
-        )
-    return Protocol(context, spec, dataset, *context.references[spec.name])
+    return Protocol(context, spec, dataset, *context.references[key])
 
 
-def require_metrics(context: Context, name: str) -> None:
-    """Open everything that a dataset's metrics need, before any training or sampling.
+def further_metrics(context: Context, spec: DatasetSpec, asked: Sequence[str]) -> tuple[str, ...]:
+    """Return the metrics asked for that are not the dataset's own; raise for an unknown one."""
+    further = tuple(name for name in asked if name not in spec.metrics)
+    if further:
+        plan_metrics(further, spec.extractor, context.plugins)
+    return further
+
+
+def open_protocols(
+    context: Context, name: str, further: Sequence[str]
+) -> list[tuple[Protocol, tuple[str, ...]]]:
+    """Return a dataset's protocol with its metrics, then one per extractor that others ask for.
+
+    ``further`` are metrics beside the dataset's own; those of its extractor join these.
+    """
+    own = open_protocol(context, name)
+    plan = plan_metrics(further, own.spec.extractor, context.plugins) if further else {}
+    joined = (*own.spec.metrics, *plan.pop(own.spec.extractor, ()))
+    others = [(open_protocol(context, name, e, m), tuple(m)) for e, m in plan.items()]
+    return [(own, joined), *others]
+
+
+def require_metrics(context: Context, name: str, further: Sequence[str] = ()) -> None:
+    """Open everything that a sweep's metrics need, before any training or sampling.
 
     Raises:
         MissingError: data or weights are not here; the message says how to get them.
         UserError: a metric that the extractor or the reference cannot serve.
     """
-    protocol = open_protocol(context, name)
-    for metric in open_metrics(context.plugins, protocol.spec.metrics):
-        check_metric(metric, protocol.extractor, protocol.reference)
+    for protocol, names in open_protocols(context, name, further):
+        for metric in open_metrics(context.plugins, names):
+            check_metric(metric, protocol.extractor, protocol.reference)

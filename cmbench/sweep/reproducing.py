@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from cmbench.metrics.catalog import all_metrics
 from cmbench.records.record import DTYPES, Record
 from cmbench.records.reproduction import CannotReproduceError, Reproduce, Reproduction
 from cmbench.records.workspace import Workspace
@@ -81,6 +82,7 @@ def find_cell(context: Context, run: RunPlan, record: Record) -> CellPlan:
         ema=record.training.ema,
         tuned=sampling.tuned,
         precision=precision,
+        metrics=tuple(n for n in record.metrics if n in all_metrics(context.plugins)),
     )
     for given in (settings, replace(settings, sigmas=tuple(sampling.sigmas))):
         cell = plan_cells(context, run, [sampling.nfe], sampling.seed, given)[0]

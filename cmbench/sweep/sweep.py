@@ -177,7 +177,8 @@ def execute(context: Context, plan: SweepPlan, executor: Executor) -> list[Recor
     if leads and (line := missing_gpu(context, plan.runs, plan.cells, done)):
         context.reporter.warn(line)
     if any(cell.sampling is not None and cell.cell not in done for cell in plan.cells):
-        context.world.lead(lambda: require_metrics(context, plan.request.dataset))
+        further = plan.request.sampling.metrics
+        context.world.lead(lambda: require_metrics(context, plan.request.dataset, further))
     records: dict[str, Record] = {n: read_record(plan.done[n]) for n in done if leads}
     busy: list[BusyError] = []
     carried_out: set[str] = set()

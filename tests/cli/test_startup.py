@@ -106,6 +106,7 @@ OPTIONS = {
         "--executor",
         "--help",
         "--method",
+        "--metrics",
         "--nfe",
         "--no-compile",
         "--no-report",
