@@ -258,7 +258,11 @@ def test_an_unknown_study_is_refused(cmbench: Command) -> None:
     ("old", "new", "says"),
     [
         ('recipe = "classes"', 'recipe = "clases"', "did you mean 'classes'?"),
-        ('method = "toy"\nrecipe', 'method = "ty"\nrecipe', "arm 'classes': cmbench run: unknown"),
+        (
+            'method = "toy"\nrecipe',
+            'method = "ty"\nrecipe',
+            "arm 'classes': cmbench study: unknown",
+        ),
         ("duration_kimg = 0.064", "duration = 1", "did you mean 'duration_kimg'?"),
         ('dataset = "toys"', 'dataset = "toy"', "unknown dataset 'toy'"),
         ('kind = "metric"', 'kind = "metric"\nmetric = "fid"', "not measured on 'toys'"),
