@@ -67,15 +67,18 @@ class CheckedBlocks:
         self._check(range(first // self._size, -(-stop // self._size)))
 
     def _check(self, blocks: Iterable[int]) -> None:
-        for block in blocks:
-            if not self._known[block]:
-                part = self.store.images[block * self._size : (block + 1) * self._size]
-                if (
-                    hashlib.sha256(np.ascontiguousarray(part).data).hexdigest()
-                    != self.hashes[block]
-                ):
+        unknown = [block for block in blocks if not self._known[block]]
+        if not unknown:
+            return
+        with ThreadPoolExecutor(min(len(unknown), len(os.sched_getaffinity(0)))) as threads:
+            for block, digest in zip(unknown, threads.map(self._hash, unknown), strict=True):
+                if digest != self.hashes[block]:
                     raise changed_images(self.store.folder, self.store.manifest, [block])
                 self._known[block] = True
+
+    def _hash(self, block: int) -> str:
+        part = self.store.images[block * self._size : (block + 1) * self._size]
+        return hashlib.sha256(np.ascontiguousarray(part).data).hexdigest()
 
 
 def changed_images(folder: Path, manifest: DatasetManifest, blocks: Sequence[int]) -> UserError:

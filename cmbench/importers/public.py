@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cmbench.errors import MissingError, UserError
-from cmbench.files import read_sealed, sha256_file, write_sealed
+from cmbench.files import UNREADABLE, read_sealed, sha256_file, write_sealed
 from cmbench.importers.download import DownloadError, Progress, download, secure
 
 #: Formats that `cmbench import` reads. What is in brackets after a name in the list explains it.
@@ -218,7 +218,7 @@ def unproven(listed: PublicCheckpoint, path: Path) -> str:
         origin = read_sealed(_origin(path), required=True)
         if (origin["url"], origin["sha256"]) == (listed.url, found):
             return ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except UNREADABLE:
         pass
     return "was given by hand, and no hash of the published file is listed"
 

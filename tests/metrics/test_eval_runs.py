@@ -76,7 +76,7 @@ def test_against_another_source_and_against_a_run(
     images = np.random.RandomState(0).randint(0, 256, (50, 2, 2, 1)).astype(np.uint8)
     np.save(tmp_path / "others.npy", images)
     against = scored(cmbench, str(folder), "--reference", str(tmp_path / "others.npy"))
-    assert against.dataset.name == "others"
+    assert against.dataset.name == "reference-others"
     assert against.dataset.reference_count == 50
     assert against.sampling.nfe == 1, "the least of the protocol"
     itself = scored(cmbench, str(folder), "--reference", str(folder))
