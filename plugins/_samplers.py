@@ -32,7 +32,14 @@ _AFS_1 = "evaluates at the second level"
 _MIN_1 = "DDIM from sigma_max to sigma_min"
 
 DIFFUSION = (
-    SamplerSpec("heun", "Heun, Euler in the last step", "any", "2", _KARRAS_0, reference=_EDM),
+    SamplerSpec(
+        "heun",
+        "Heun, Euler in the last step; automatic from NFE 18",
+        "any",
+        "2",
+        _KARRAS_0,
+        reference=_EDM,
+    ),
     SamplerSpec("euler", "Euler, DDIM", "any", "1", _KARRAS_0, reference="arXiv:2010.02502"),
     SamplerSpec(
         "euler-ancestral",
@@ -73,7 +80,15 @@ DIFFUSION = (
         _V3,
     ),
     SamplerSpec("deis", "tAB-DEIS of degree 3", "any", "4", _VP, _MIN_1, _DEIS),
-    SamplerSpec("deis-afs", "tAB-DEIS, analytic first step", "any", "4", _VP, _AFS_1, _DEIS),
+    SamplerSpec(
+        "deis-afs",
+        "tAB-DEIS, analytic first step; automatic below NFE 18",
+        "any",
+        "4",
+        _VP,
+        _AFS_1,
+        _DEIS,
+    ),
     SamplerSpec(
         "adams-bashforth",
         "Variable-step Adams-Bashforth in sigma",

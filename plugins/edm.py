@@ -10,8 +10,8 @@ sCM needs. With sigma_data fixed, the two are the same diffusion model in other 
 ``logvar_channels`` adds EDM2's uncertainty weighting (Karras et al. 2024, arXiv:2312.02696, Eq. 14
 to 16): a head beside the network learns the log-variance ``u(sigma)`` of the error.
 
-Samplers: ``heun`` (order 2, any NFE, see :func:`cmbench.diffusion.solvers.heun_nfe`), ``euler``
-(= DDIM, NFE = steps), and the others of :data:`cmbench_plugins._solvers.SOLVERS`.
+Samplers: those of :data:`cmbench_plugins._solvers.SOLVERS`. ``auto`` is ``heun``, the paper's, from
+NFE 18 on and ``deis-afs`` below, where Heun's steps are too few: docs/solvers.md has the figures.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cmbench.errors import Declined, UserError
 from cmbench.networks.heads import MPLogVariance
 from cmbench.plugin.config import MethodConfig, Positive
 from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Progress, SamplingPlan
-from cmbench_plugins._solvers import ALIASES, SOLVERS
+from cmbench_plugins._solvers import ALIASES, SOLVERS, automatic_sampler
 
 __all__ = ["EDM", "MODELS", "EDMConfig", "channel_copies", "initial_network"]
 
@@ -44,6 +44,9 @@ MODELS: dict[str, Callable[[Any, float], DiffusionModel]] = {
     "x": DataModel,
     "both": DataAndNoiseModel,
 }
+
+#: What may be asked for by name.
+SAMPLERS = ("auto", *SOLVERS, *ALIASES)
 
 
 def channel_copies(parameterization: str) -> int:
@@ -83,7 +86,11 @@ class EDMConfig(MethodConfig):
         ge=0,
         description="features of the log-variance head that weights the loss (EDM2: 128; 0: none)",
     )
-    sampler: str = Field("heun", description="solver of the PF-ODE: " + ", ".join(SOLVERS))
+    sampler: str = Field(
+        "auto",
+        description="solver of the PF-ODE: auto (deis-afs below NFE 18, heun from there), "
+        + ", ".join(SOLVERS),
+    )
     sigma_min: Positive = Field(0.002, description="last noise level before zero")
     sigma_max: Positive = Field(80.0, description="noise level that sampling starts from")
     rho: Positive = Field(7.0, description="exponent of the sampling grid (Eq. 5)")
@@ -91,8 +98,8 @@ class EDMConfig(MethodConfig):
     @field_validator("sampler")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in SOLVERS and name not in ALIASES:
-            raise ValueError(f"not one of {', '.join((*SOLVERS, *ALIASES))}")
+        if name not in SAMPLERS:
+            raise ValueError(f"not one of {', '.join(SAMPLERS)}")
         return name
 
 
@@ -164,11 +171,11 @@ class EDM(Method):
     def plan_sampling(
         self, nfe: int, sigmas: Sequence[float] | None = None, sampler: str | None = None
     ) -> SamplingPlan:
-        """Any solver on its own grid; Heun and Euler take any NFE from 1."""
+        """Any solver on its own grid; the automatic one takes any NFE from 1."""
         c, name = self.config, sampler or self.config.sampler
-        name = ALIASES.get(name, name)
-        if name not in SOLVERS:
-            raise Declined(f"sampler {name!r} is not one of {', '.join((*SOLVERS, *ALIASES))}")
+        if name not in SAMPLERS:
+            raise Declined(f"sampler {name!r} is not one of {', '.join(SAMPLERS)}")
+        name = automatic_sampler(nfe, sigmas) if name == "auto" else ALIASES.get(name, name)
         solver = SOLVERS[name]
         steps = solver.steps(nfe)
         if sigmas is None:

@@ -109,7 +109,7 @@ def test_shrinking_gap_loss(golden: dict[str, Tensor], stage: int, c: float) -> 
 
 @pytest.mark.parametrize("steps", [2, 3, 5, 18])
 def test_heun_sampler(golden: dict[str, Tensor], steps: int) -> None:
-    method = make(EDM)
+    method = make(EDM, sampler="heun")
     plan = method.plan_sampling(2 * steps - 1)
     noise = golden["edm_heun.unit_noise"]
     ours = method.sample({"model": Teacher()}, noise, None, plan, FixedDraws({}))

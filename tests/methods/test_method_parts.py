@@ -157,9 +157,21 @@ def test_samplers_that_plans_name_are_listed(name: str) -> None:
     assert named <= listed, "name it in the method's spec, see `cmbench list samplers`"
 
 
+def test_the_automatic_sampler_depends_on_the_budget() -> None:
+    """EDM's from NFE 18 on; below, one whose evaluations are at other levels than sigma_max."""
+    names = [make(EDM).plan_sampling(nfe).sampler for nfe in (1, 17, 18, 35)]
+    assert names == ["deis-afs", "deis-afs", "heun", "heun"]
+    assert make(EDM, sampler="heun").plan_sampling(3).sampler == "heun"
+    assert make(EDM, sampler="heun").plan_sampling(3, sampler="auto").sampler == "deis-afs"
+    assert make(EDM).plan_sampling(2, sigmas=(80.0, 2.0)).sampler == "deis"
+    assert make(EDM).plan_sampling(2, sigmas=(80.0, 2.0, 0.3)).sampler == "deis-afs"
+    with pytest.raises(Declined, match="deis-afs at NFE 2 takes 3 noise levels, got 4"):
+        make(EDM).plan_sampling(2, sigmas=(80.0, 2.0, 0.3, 0.1))
+
+
 def test_other_names_and_unknown_solvers() -> None:
     assert make(EDM).plan_sampling(5, sampler="ddim").sampler == "euler"
-    with pytest.raises(ValidationError, match=r"soduko|not one of heun"):
+    with pytest.raises(ValidationError, match="not one of auto, heun"):
         make(EDM, sampler="soduko")
     with pytest.raises(Declined, match="even"):
         make(EDM, sampler="stochastic-heun").plan_sampling(4)
