@@ -22,7 +22,7 @@ from cmbench.plugin.specs import (
     NetworkSpec,
     StudySpec,
 )
-from cmbench_plugins._samplers import DDIM, DIFFUSION, MULTISTEP
+from cmbench_plugins._samplers import DDIM, DIFFUSION, MULTISTEP, ONE_STEP
 
 _CONSISTENCY = {"boundary": dict[str, Any]()}
 _RECIPES = Path(__file__).parent / "recipes"
@@ -168,6 +168,7 @@ METHODS = [
         year=2024,
         family="distillation",
         needs_teacher=True,
+        samplers=ONE_STEP,
     ),
     _method(
         "diff-instruct",

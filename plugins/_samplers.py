@@ -19,6 +19,8 @@ DDIM = (
         reference="arXiv:2010.02502",
     ),
 )
+#: For generators of one evaluation.
+ONE_STEP = (SamplerSpec("one-step", "The generator, once", "1", one_step="generates"),)
 
 _DPM, _DPM_PP, _DEIS = "arXiv:2206.00927", "arXiv:2211.01095", "arXiv:2204.13902"
 _EDM, _V3, _SA, _UNIPC = (
