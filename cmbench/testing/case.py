@@ -263,6 +263,15 @@ class Subject:
             return False
         return True
 
+    def unconditional(self) -> Case | None:
+        """Return the method without labels; None if it refuses that."""
+        try:
+            return self.case(conditional=False)
+        except PluginError:
+            raise
+        except UserError:
+            return None
+
     def plan(self, **overrides: Any) -> RunPlan:
         """Return the recipe's plan with a tiny network and phases of :data:`STEPS` steps."""
         network = overrides.pop("network", {})

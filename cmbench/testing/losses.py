@@ -161,7 +161,7 @@ def _require_nothing_beside(who: str, case: Case) -> None:
 
 
 def labels(subject: Subject) -> str | None:
-    """Other labels give another loss."""
+    """Other labels give another loss, and without labels there is one too."""
     if not subject.conditional:
         return "the data have no labels, or the method takes none"
     case = subject.case()
@@ -175,4 +175,7 @@ def labels(subject: Subject) -> str | None:
                 f"{who} does not change with the labels",
                 "pass batch.labels to the network, or refuse conditional = true",
             )
+    if (without := subject.unconditional()) is not None:
+        for _, _, loss in every_loss(without):
+            loss(without.batch(), case_draws(without))
     return None

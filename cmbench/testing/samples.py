@@ -201,7 +201,7 @@ def unchanged(subject: Subject) -> None:
 
 
 def labels_of_samples(subject: Subject) -> str | None:
-    """Other labels give other images."""
+    """Other labels give other images, and without labels there are images too."""
     if not subject.conditional:
         return "the data have no labels, or the method takes none"
     for case, plan in with_each_plan(subject):
@@ -211,4 +211,7 @@ def labels_of_samples(subject: Subject) -> str | None:
                 f"sample at NFE {plan.nfe} does not change with the labels",
                 "pass labels to the network, or refuse conditional = true",
             )
+    if (without := subject.unconditional()) is not None:
+        for case, plan in with_each_plan(subject, case=without):
+            sampler(case, plan).make(0, COUNT)
     return None

@@ -33,7 +33,7 @@ from cmbench.plugin.method import (
     Progress,
     SamplingPlan,
 )
-from cmbench.plugin.specs import MethodSpec
+from cmbench.plugin.specs import DatasetSpec, MethodSpec, MetricSpec
 
 SMALLEST, LARGEST, LEVELS = 0.002, 80.0, 40
 
@@ -522,6 +522,19 @@ class SamplesWithoutLabels(Good):
         return super().sample(nets, noise, labels, *arguments)
 
 
+@found_by("labels in the loss")
+class LossNeedsLabels(Good):
+    def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
+        labels: Any = batch.labels
+        return self.pair_loss(nets, batch.images, labels.long(), draws)
+
+
+@found_by("labels in sampling")
+class SamplesNeedLabels(Good):
+    def sample(self, nets: Nets, noise: Tensor, labels: Any, *arguments: Any) -> Tensor:
+        return super().sample(nets, noise, labels.long(), *arguments)
+
+
 # ---- what training leaves -----------------------------------------------------------------------
 
 
@@ -627,3 +640,70 @@ class Mistaken:
             )
             for kind in (Good, *MISTAKES)
         ]
+
+
+# ---- plugins that are refused when they are loaded -----------------------------------------------
+
+
+def plugin_with(hook: str, *specs: Any) -> Any:
+    """Return a plugin whose only hook returns ``specs``."""
+
+    class Plugin:
+        pass
+
+    def registered(self: Any) -> list[Any]:
+        return list(specs)
+
+    setattr(Plugin, hook, hookimpl(registered))
+    return Plugin()
+
+
+METHODS, DATASETS = "cmbench_register_methods", "cmbench_register_datasets"
+METRICS = "cmbench_register_metrics"
+DATASET: dict[str, Any] = {
+    "name": "wrong-data",
+    "factory": "mistakes:build",
+    "title": "T",
+    "data_shape": (1, 8, 8),
+    "num_classes": 2,
+    "extractor": "pixels",
+    "metrics": ("fd-pixels",),
+    "nfe": (1,),
+    "num_samples": 100,
+}
+
+
+def metric(name: str, **fields: Any) -> MetricSpec:
+    needs = {"higher_is_better": False, "needs": ("features",), "factory": "mistakes:compute"}
+    return MetricSpec(name, "T", **(needs | fields))
+
+
+#: What is wrong -> the plugin, and what the failed check says of it.
+PLUGINS: dict[str, tuple[Any, str]] = {
+    "misspelt hook": (
+        plugin_with("cmbench_register_method", MethodSpec("m", "a:A", "T")),
+        "unknown hook 'cmbench_register_method'",
+    ),
+    "not a spec": (plugin_with(METHODS, "my-method"), "cmbench_register_methods returned str"),
+    "no factory": (plugin_with(METHODS, MethodSpec("m", "a.b.C", "T")), "factory 'a.b.C'"),
+    "name with a slash": (plugin_with(METHODS, MethodSpec("a/b", "a:A", "T")), "name 'a/b'"),
+    "name that is taken": (plugin_with(METHODS, MethodSpec("ict", "a:A", "T")), "'ict'"),
+    "recipes as text": (
+        plugin_with(METHODS, MethodSpec("m", "a:A", "T", recipes="r.toml")),  # type: ignore[arg-type]
+        "recipes 'r.toml'",
+    ),
+    "dataset without NFE": (
+        plugin_with(DATASETS, DatasetSpec(**DATASET | {"nfe": ()})),
+        "nfe () (allowed: whole numbers from 1)",
+    ),
+    "dataset of flat data": (
+        plugin_with(DATASETS, DatasetSpec(**DATASET | {"data_shape": (64,)})),
+        "data_shape (64,)",
+    ),
+    "dataset without metrics": (
+        plugin_with(DATASETS, DatasetSpec(**DATASET | {"metrics": ()})),
+        "metrics ()",
+    ),
+    "metric that is called FID": (plugin_with(METRICS, metric("fid-mine")), "FID and KID"),
+    "needs as text": (plugin_with(METRICS, metric("m", needs="features")), "needs 'features'"),
+}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from mistakes import MISTAKES, TAUGHT, Good, Mistaken, method_name
+from mistakes import MISTAKES, PLUGINS, TAUGHT, Good, Mistaken, method_name
 
 from cmbench.plugin.discovery import PluginInfo
 from cmbench.plugin.manager import PluginManager, load_plugins
 from cmbench.plugin.method import Method
 from cmbench.testing.check import SECTION
-from cmbench.testing.suite import CHECKS, Subject, make_check
+from cmbench.testing.suite import CHECKS, Subject, broken_plugins, make_check
 
 BY_NAME = {check.name: check for check in CHECKS}
 
@@ -44,5 +44,17 @@ def test_the_method_without_mistakes_passes(mistaken: PluginManager, check: obje
     assert (found.problem, found.skipped) == ("", "")
 
 
+@pytest.mark.parametrize("mistake", PLUGINS)
+def test_a_plugin_that_is_refused_is_reported(mistake: str) -> None:
+    plugin, problem = PLUGINS[mistake]
+    manager = load_plugins()
+    manager.register(plugin, PluginInfo("wrong-plugin", "mistakes", "wrong-distribution", "1.0"))
+    lines = [str(found) for found in broken_plugins(manager)]
+    (line,) = [line for line in lines if "wrong-plugin" in line]
+    assert problem in line
+    assert line.startswith("loading: plugin 'wrong-plugin' (wrong-distribution 1.0): ")
+    assert line.endswith(f"({SECTION}, 'loading')")
+
+
 def test_there_are_forty() -> None:
-    assert len(MISTAKES) >= 40
+    assert len(MISTAKES) + len(PLUGINS) >= 40
