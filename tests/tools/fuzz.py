@@ -1,6 +1,6 @@
 """Fuzz campaign: read damaged files of every kind and see that each costs one line.
 
-    python tests/tools/fuzz.py --inputs 10000 --seed 1 [--only NAME] [--keep FOLDER]
+    python tests/tools/fuzz.py --inputs 10000 --seed 1 [--only BEGINNING] [--keep FOLDER]
 
 Every input is a sound file (``fuzz_seeds.py``) that is damaged blindly or within its format
 (``fuzz_mutations.py``), read by a command of cmbench in a child process. Offences are: a traceback
@@ -243,7 +243,7 @@ def fuzz(limits: Any) -> list[Outcome]:
         tempfile.tempdir = None
         quiet = io.StringIO()
         with redirect_stdout(quiet), redirect_stderr(quiet):
-            known = [s for s in seeds(root / "seeds") if limits.only in ("", s.name)]
+            known = [s for s in seeds(root / "seeds") if s.name.startswith(limits.only)]
             for seed in known:  # warms what is imported on first use, and shows that each is sound
                 code, printed = read(seed, seed.files, root)
                 if code and seed.name not in ("record-verify", "records-compare", "submission"):
@@ -271,7 +271,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--inputs", type=int, default=1000, help="how many inputs")
     options.add_argument("--first", type=int, default=0, help="leave out those before")
     options.add_argument("--seed", type=int, default=1, help="of the campaign")
-    options.add_argument("--only", default="", help="name of one seed")
+    options.add_argument("--only", default="", help="how names of seeds begin")
     options.add_argument("--seconds", type=float, default=10.0, help="of processor time per input")
     options.add_argument("--memory", type=int, default=1024, help="MiB above an input's size")
     options.add_argument("--keep", default="", help="folder for inputs that offend")

@@ -121,6 +121,15 @@ def _references(work: Path) -> Iterator[Seed]:
     fidelity = {name: torch.from_numpy(a) for name, a in both.items()}
     data = _saved(lambda f: torch.save(fidelity, f))
     yield Seed("statistics-torch-fidelity", {"a.pt": data}, (*read, "{in}/a.pt"))
+    wide = {"mu": np.zeros(2048, "f4"), "sigma": np.eye(2048, dtype="f4")}
+    np.savez_compressed(work / "own.npz", **wide)  # as wide as the extractor's features
+    data = (work / "own.npz").read_bytes()
+    yield Seed("statistics-wide", {"a.npz": data}, (*read, "{in}/a.npz"))
+    own = work / "statistics"
+    _run("refs", "import", str(work / "own.npz"), "-w", str(own), "--no-images")
+    (saved,) = own.rglob("*.safetensors")
+    name = saved.name
+    yield Seed("statistics-own", {name: saved.read_bytes()}, (*read, f"{{in}}/{name}"))
     data = _saved(lambda f: torch.save(both, f))
     yield Seed("statistics-numpy-pt", {"a.pt": data}, (*read, "{in}/a.pt"))
 
@@ -129,7 +138,7 @@ def _references(work: Path) -> Iterator[Seed]:
 
 
 def _samples(work: Path) -> Iterator[Seed]:
-    read = ("eval", "-q", "-d", "digits", "--metrics", "fd-digits", "-w", "{out}", "--limit", "12")
+    read = ("eval", "-q", "-d", "digits", "--metrics", "fd-digits", "--limit", "12", "--no-record")
     grey = np.random.default_rng(0).integers(0, 255, (16, 8, 8, 1), dtype=np.uint8)
     labels = np.arange(16) % 10
     for name, save in (("plain", np.savez), ("packed", np.savez_compressed)):
@@ -292,5 +301,23 @@ def _prepared(work: Path) -> Iterator[Seed]:
     checkpoint = write_edm(work / "a.pkl", small, "ECMPrecond")
     _run("import", str(checkpoint), "--to", "x", "-w", str(spaces))
     files = {str(p.relative_to(spaces)): p.read_bytes() for p in spaces.rglob("*") if p.is_file()}
+    yield from _runs(work)
     use = ("run", "-q", "--checkpoint", "import:x", "-d", "cifar10", "-m", "cd", "--dry-run")
     yield Seed("imported-model", files, (*use, "-w", "{in}"))
+
+
+def _runs(work: Path) -> Iterator[Seed]:
+    """A finished run of a toy dataset."""
+    spaces = work / "runs"
+    made = ("run", "-q", "-m", "ct", "-d", "gmm", "-r", "smoke", "--nfe", "1", "--samples", "64")
+    _run(*made, "-w", str(spaces))
+    files = {
+        str(path.relative_to(spaces)): path.read_bytes()
+        for path in spaces.rglob("*")
+        if path.suffix in (".json", ".jsonl") and "reports" not in path.parts
+    }
+    yield Seed("run-status", files, ("status", "-w", "{in}"))
+    yield Seed("run-planned", files, (*made, "--dry-run", "-w", "{in}"))
+    (cell,) = (name for name in files if name.startswith("records/"))
+    check = ("verify", "--no-resample", f"{{in}}/{cell}", "-w", "{in}")
+    yield Seed("run-verified", files, check)
