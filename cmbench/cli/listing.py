@@ -77,7 +77,7 @@ def _own_datasets(registered: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     specs, problems = prepared_here(registered, locations)
     for problem in problems:
-        click.echo(f"warning: {problem}", err=True)
+        echo(f"warning: {problem}", err=True)
     return [{**{k: _plain(v) for k, v in s._asdict().items()}, "plugin": ""} for s in specs]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from cmbench.cli.options import argument, flag, option, takes
+from cmbench.cli.output import echo
 from cmbench.errors import UserError
 from cmbench.plugin.manager import load_plugins
 from cmbench.testing.scaffold import KINDS, Scaffold
@@ -45,11 +46,11 @@ def new(options: NewOptions) -> None:
     scaffold.require_free(load_plugins(), folder)
     try:
         for path in scaffold.write(folder):
-            click.echo(path)
+            echo(path)
     except OSError as error:
         raise UserError(
             f"folder {folder}",
             f"cannot be written ({error.strerror})",
             remedy="choose a writable folder with --into",
         ) from error
-    click.echo(f"next: pip install -e {folder}, then pytest {folder}", err=True)
+    echo(f"next: pip install -e {folder}, then pytest {folder}", err=True)
