@@ -10,6 +10,7 @@ from cmbench.api.session import Where, open_context
 from cmbench.errors import UserError
 from cmbench.sweep.asked import as_nfes, as_seeds, as_sigmas
 from cmbench.sweep.context import Context
+from cmbench.sweep.executors import open_executor
 from cmbench.sweep.plans import SampleSettings
 from cmbench.sweep.recipes import nested
 from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
@@ -88,4 +89,4 @@ def _carried_out(context: Context, request: SweepRequest, executor: str) -> Resu
     known = context.plugins.executors
     if executor not in known.specs:
         raise UserError("cmbench.run, executor", f"{executor!r}", allowed=", ".join(known.specs))
-    return Results(execute(context, plan, known.load(executor)()))
+    return Results(execute(context, plan, open_executor(context.plugins, executor)))

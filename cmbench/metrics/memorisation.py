@@ -133,27 +133,27 @@ def feature_copies(samples: Tensor, real: Tensor) -> CopyCount:
     memorize"): unlike a distance alone, this does not suspect samples that are merely typical. The
     first :data:`EXAMINED` samples and as many random real images are examined.
     """
-    centre = real.double().mean(0)
-    rows = (real.double() - centre).float()
-    held_out = _thin(real, min(EXAMINED, len(real)), "copies")
-    asked = (samples[:EXAMINED].double() - centre).float()
+    held_out, asked = _thin(real, min(EXAMINED, len(real)), "copies"), samples[:EXAMINED]
     return CopyCount(
         samples=len(asked),
-        copies=_near_copies(asked, rows),
+        copies=_near_copies(asked, real),
         held_out=len(held_out),
-        held_out_copies=_near_copies(rows[held_out], rows, held_out),
+        held_out_copies=_near_copies(real[held_out], real, held_out),
     )
 
 
 def _near_copies(asked: Tensor, real: Tensor, own: Tensor | None = None) -> int:
-    """Return how many rows are near copies of a row of ``real``; ``own`` are not compared."""
-    found = 0
+    """Return how many rows are near copies of a row of ``real``; ``own`` are not compared.
+
+    Memory is that of two blocks: there may be a million real images.
+    """
+    found, centre = 0, real.mean(0, dtype=torch.float64).float()
     with exact_float32():
         for first in range(0, len(asked), BLOCK):
-            part = asked[first : first + BLOCK]
+            part = asked[first : first + BLOCK].float() - centre
             nearest = part.new_full((len(part), 2), torch.inf)
             for start in range(0, len(real), BLOCK):
-                distances = squared_distances(part, real[start : start + BLOCK])
+                distances = squared_distances(part, real[start : start + BLOCK].float() - centre)
                 if own is not None:
                     columns = own[first : first + BLOCK] - start
                     here = ((columns >= 0) & (columns < distances.shape[1])).nonzero()[:, 0]

@@ -78,7 +78,7 @@ class ConditionEmbedding(nn.Module):
 
     def __init__(self, names: Sequence[str], dim: int) -> None:
         super().__init__()
-        self.features = PositionalEmbedding(_CONDITION_FEATURES)
+        self.features = PositionalEmbedding(_CONDITION_FEATURES, sine_first=False)
         zero = Init(gain=0.0)
         self.layers = nn.ModuleDict(
             {f"of_{n}": Linear(_CONDITION_FEATURES, dim, bias=False, init=zero) for n in names}
