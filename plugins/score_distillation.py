@@ -33,7 +33,7 @@ from cmbench.diffusion.models import DiffusionModel, EDMModel
 from cmbench.diffusion.score_distillation import diff_instruct_loss, identity_loss
 from cmbench.diffusion.weightings import edm_weight
 from cmbench.errors import UserError
-from cmbench.plugin.config import MethodConfig, OptimizerConfig, Positive
+from cmbench.plugin.config import MethodConfig, NonNegative, OptimizerConfig, Positive
 from cmbench.plugin.method import (
     Batch,
     Draws,
@@ -198,6 +198,9 @@ class SiDConfig(ScoreConfig):
         0.8, gt=0, le=1, description="share of the Karras levels, from the small end, compared at"
     )
     loss_scale: Positive = Field(100.0, description="factor of the generator's loss")
+    scale_floor: NonNegative = Field(
+        0.0, description="added to mean |G - D_real|; for images of few values"
+    )
 
 
 class SiD(ScoreDistillation):
@@ -215,5 +218,6 @@ class SiD(ScoreDistillation):
         self, nets: Nets, g: Tensor, y: Tensor, sigma: Tensor, labels: Tensor | None
     ) -> Tensor:
         """Graded through both denoisers, whose weights are frozen."""
+        c = self.config
         fake, real = self.denoised(nets, y, sigma, labels)
-        return self.config.loss_scale * identity_loss(g, fake, real, self.config.alpha)
+        return c.loss_scale * identity_loss(g, fake, real, c.alpha, c.scale_floor)

@@ -26,12 +26,13 @@ def diff_instruct_loss(generated: Tensor, fake: Tensor, real: Tensor) -> Tensor:
 def matching_direction(generated: Tensor, fake: Tensor, real: Tensor, floor: float) -> Tensor:
     """Return ``(D_fake - D_real) / mean |G - D_real|``, without a gradient.
 
-    DMD2 (arXiv:2405.14867, edm_guidance.py) has no ``floor`` on the mean and replaces what is not
-    finite; FastGen adds 1e-6.
+    DMD2 (arXiv:2405.14867, edm_guidance.py) has no ``floor`` on the mean and replaces NaN by 0, as
+    infinity here; FastGen adds 1e-6. Images of few values need more: their mean comes near zero.
     """
     with torch.no_grad():
         scale = (generated - real).abs().flatten(1).mean(1) + floor
-        return torch.nan_to_num((fake - real) / append_dims(scale, fake))
+        quotient = (fake - real) / append_dims(scale, fake)
+        return torch.nan_to_num(quotient, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def matching_loss(generated: Tensor, direction: Tensor) -> Tensor:
@@ -39,14 +40,17 @@ def matching_loss(generated: Tensor, direction: Tensor) -> Tensor:
     return l2_mean(generated, (generated - direction).detach()) / 2
 
 
-def identity_loss(generated: Tensor, fake: Tensor, real: Tensor, alpha: float) -> Tensor:
+def identity_loss(
+    generated: Tensor, fake: Tensor, real: Tensor, alpha: float, floor: float = 0.0
+) -> Tensor:
     """Return ``sum of (D_real - D_fake) ((D_real - G) - alpha (D_real - D_fake)) / w``.
 
-    ``w`` is the mean of ``|G - D_real|``, at least 1e-5, without a gradient; all else has one, the
-    two denoised images too (SiD, arXiv:2404.04057, as released). With ``alpha`` above 1 its
+    ``w`` is the mean of ``|G - D_real|``, at least 1e-5 as released, plus ``floor`` for images of
+    few values, without a gradient; all else has one, the two denoised images too (SiD,
+    arXiv:2404.04057, as released). With ``alpha`` above 1 its
     expectation is negative near the optimum.
     """
-    scale = (generated - real).detach().abs().flatten(1).mean(1).clamp_min(1e-5)
+    scale = (generated - real).detach().abs().flatten(1).mean(1).clamp_min(1e-5) + floor
     gap = real - fake
     return (gap * ((real - generated) - alpha * gap)).flatten(1).sum(1) / scale
 

@@ -436,6 +436,18 @@ def test_dmd2_pulls_a_shifted_mixture_back() -> None:
 def test_a_direction_that_is_not_finite_is_zero() -> None:
     same = torch.ones(2, 1, 1, 1, dtype=torch.float64)
     assert float(matching_direction(same, same, same, 0.0).abs().max()) == 0
+    assert float(matching_direction(same, same + 1, same, 0.0).abs().max()) == 0
+    assert torch.equal(matching_direction(same, same + 1, same, 0.5), 2 * same)
+
+
+def test_floors_add_to_the_scale() -> None:
+    real, fake, g = (torch.full((1, 1, 1, 1), v, dtype=torch.float64) for v in (0.4, 0.1, 0.2))
+    product = (0.4 - 0.1) * ((0.4 - 0.2) - 1.2 * (0.4 - 0.1))
+    for floor in (0.0, 0.05):
+        assert float(identity_loss(g, fake, real, 1.2, floor)) == pytest.approx(
+            product / (0.2 + floor)
+        )
+    assert float(identity_loss(real, fake, real, 1.2)) == pytest.approx(-1.2 * 0.09 / 1e-5)
 
 
 def test_divergences_agree_where_only_the_mean_is_wrong() -> None:
