@@ -8,6 +8,7 @@ found by probing its ``consistency_function``, which must be affine in the netwo
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +111,9 @@ class ExactNetwork(nn.Module):
         self, x: Tensor, c_noise: Tensor, dx: Tensor, dc_noise: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Return the output and its detached derivative."""
-        tangent = torch.func.jvp(self.forward, (x, c_noise), (dx, dc_noise))[1]
+        with warnings.catch_warnings():  # torch's own, of torch.jit
+            warnings.simplefilter("ignore", FutureWarning)
+            tangent = torch.func.jvp(self.forward, (x, c_noise), (dx, dc_noise))[1]
         return self.forward(x, c_noise), tangent.detach()
 
 

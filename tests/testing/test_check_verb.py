@@ -12,6 +12,7 @@ import pytest
 
 from cmbench.plugin import manager as manager_module
 from cmbench.plugin.discovery import PluginInfo
+from cmbench.testing.processes import why_no_children
 from cmbench.testing.suite import CHECKS, LOADING
 
 Command = Callable[..., Any]
@@ -19,9 +20,27 @@ Command = Callable[..., Any]
 
 def test_a_good_method_passes_in_one_line(cmbench: Command) -> None:
     done = cmbench("check", "ict", "--dataset", "gmm")
-    assert (done.code, done.err) == (0, "")
-    passed = rf"ict on gmm: {len(CHECKS)} passed, [0-9.]+ s\n"
-    assert re.fullmatch(passed, done.out)
+    assert done.code == 0
+    if why_no_children() is None:
+        assert done.err == ""
+        assert re.fullmatch(rf"ict on gmm: {len(CHECKS)} passed, [0-9.]+ s\n", done.out)
+
+
+def test_checks_that_cannot_be_made_say_why(
+    cmbench: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.cuda.is_available", lambda: True)
+        why = why_no_children()
+    assert why is not None
+    assert why.endswith("cannot be forked; set CUDA_VISIBLE_DEVICES= for this check")
+    monkeypatch.setattr("cmbench.testing.trainings.why_no_children", lambda: why)
+    done = cmbench("check", "ict", "--dataset", "gmm")
+    assert done.code == 0
+    assert re.fullmatch(rf"ict on gmm: {len(CHECKS) - 2} passed, 2 not made, [0-9.]+ s\n", done.out)
+    assert done.err.splitlines() == [
+        f"not made: method 'ict', {name}: {why}" for name in ("kill and resume", "two processes")
+    ]
 
 
 def test_a_bad_method_fails_with_the_line_of_the_contract(cmbench_with_toys: Command) -> None:

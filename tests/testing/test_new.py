@@ -51,6 +51,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def run(site: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CMBENCH_")}
     environment |= {"PYTHONPATH": str(site), "CMBENCH_STRICT_PLUGINS": "1"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # some checks fork
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=cwd,
