@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cmbench.errors import UserError
-from cmbench.files import read_sealed, reading, sha256_file, write_sealed
+from cmbench.files import FormatError, read_sealed, reading, sha256_file, write_sealed
 
 FORMAT = 1
 
@@ -109,6 +109,8 @@ def read_manifest(path: Path, remedy: str = _REMEDY) -> tuple[dict[str, Any], st
     with reading(f"{who}, manifest", remedy):
         manifest = read_sealed(path.with_suffix(".json"))
         expected, meta, version = manifest["sha256"], dict(manifest["meta"]), manifest["format"]
+        if not isinstance(expected, str):
+            raise FormatError(f"has a {type(expected).__name__} as the hash of its tensors")
     if version != FORMAT:
         raise UserError(who, f"has format {version!r}", allowed=str(FORMAT), remedy=remedy)
     return meta, expected

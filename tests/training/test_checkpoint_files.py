@@ -26,6 +26,7 @@ from cmbench.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
+    read_manifest,
     save_checkpoint,
 )
 
@@ -323,3 +324,11 @@ def test_any_order_of_saving_and_corruption_gives_the_newest_good_one(tmp_path: 
         else:
             with pytest.raises(UserError, match="has no good checkpoint"):
                 latest_checkpoint(folder)
+
+
+def test_a_hash_that_is_no_text(tmp_path: Path) -> None:
+    path = save(tmp_path, 100)
+    manifest = {"format": 1, "sha256": {}, "meta": {}}
+    path.with_suffix(".json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="has a dict as the hash of its tensors"):
+        read_manifest(path)
