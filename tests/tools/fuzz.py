@@ -183,6 +183,16 @@ def _lines(pipe: int, process: int, seconds: float) -> Iterable[dict[str, Any] |
             return
 
 
+def _fork() -> int:
+    """Fork; on a busy machine wait until there is room for another process."""
+    for _ in range(60):
+        try:
+            return os.fork()
+        except BlockingIOError:
+            time.sleep(2)
+    return os.fork()
+
+
 def _tell(outcome: Outcome, count: int) -> None:
     """Print an offence as it is found, and now and then how far it is."""
     if outcome.offences:
@@ -198,7 +208,7 @@ def campaign(chosen: list[tuple[int, Seed]], root: Path, limits: Any) -> list[Ou
     while left:
         part = left[:_PER_CHILD]
         reading, writing = os.pipe()
-        process = os.fork()
+        process = _fork()
         if process == 0:
             os.close(reading)
             child(part, root, limits, writing)
