@@ -1,5 +1,7 @@
 """Distillers trained from the exact teacher of a mixture on the line, and how far they come.
 
+    python benchmarks/distillers.py tract pid
+
 The setting of the fact sheet's references: 0.3 N(-0.66, 0.16^2) + 0.7 N(0.4, 0.1^2), an MLP of 3
 layers of 128, batches of 512, Adam at 1e-3 falling linearly (to zero here, to a tenth there),
 averages at decay 0.999, a student that starts from a network trained with EDM's loss. W1 is
@@ -8,26 +10,82 @@ between samples and the exact quantiles.
 
 from __future__ import annotations
 
+import argparse
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import torch
-from method_kit import exact_teacher
 from torch import Tensor, nn
 
 from cmbench.diffusion.gaussian_mixture import GaussianMixture
 from cmbench.diffusion.models import MixtureModel
 from cmbench.networks.counted import CountedNetwork
-from cmbench.plugin.method import Batch, DataInfo
+from cmbench.plugin.method import Batch, DataInfo, Teacher
 from cmbench.sweep.runs import seeded
 from cmbench.training.loop import Trainer
 from cmbench.training.randomness import StepDraws
 from cmbench.training.settings import Settings
 from cmbench.training.state import TrainingState
+from cmbench_plugins.dmd import DMD2, FDistill
 from cmbench_plugins.edm import EDM
+from cmbench_plugins.mscd import MSCD
+from cmbench_plugins.pid import PID
+from cmbench_plugins.score_distillation import DiffInstruct, SiD
+from cmbench_plugins.tract import TRACT
 
 BATCH, SHAPE = 512, (1, 1, 1)
+ADAM = {"lr": 1e-3, "decay": "linear"}
+WITHOUT_MOMENTUM = {**ADAM, "betas": [0.0, 0.999]}
+TURNS: dict[str, Any] = {
+    "generator_every": 2,
+    "sigma_init": 1.0,
+    "scale_floor": 0.05,
+    "fake_optimizer": ADAM,
+}
+#: Name -> method, training steps, options. Squared distances: a norm's regression is a median.
+RUNS: dict[str, tuple[Any, int, dict[str, Any]]] = {
+    "tract": (TRACT, 9000, {}),
+    "tract-3000": (TRACT, 3000, {}),
+    "mscd": (
+        MSCD,
+        9000,
+        {
+            "grid": "cosine",
+            "solver": "ddim",
+            "teacher_steps_start": 40,
+            "teacher_steps_end": 40,
+            "metric": "l2",
+        },
+    ),
+    "mscd-karras": (
+        MSCD,
+        9000,
+        {"teacher_steps_start": 16, "teacher_steps_end": 64, "metric": "l2"},
+    ),
+    "pid": (PID, 6000, {"metric": "l2"}),
+    "diff-instruct": (
+        DiffInstruct,
+        6000,
+        {
+            "generator_every": 2,
+            "optimizer": {**WITHOUT_MOMENTUM, "lr": 5e-4},
+            "fake_optimizer": WITHOUT_MOMENTUM,
+        },
+    ),
+    "sid": (
+        SiD,
+        3000,
+        {
+            "loss_scale": 1.0,
+            "scale_floor": 0.05,
+            "optimizer": {**WITHOUT_MOMENTUM, "lr": 1e-4},
+            "fake_optimizer": WITHOUT_MOMENTUM,
+        },
+    ),
+    "dmd2": (DMD2, 3000, TURNS),
+    "f-distill": (FDistill, 3000, {**TURNS, "weight_group": 64}),
+}
 MEANS, STDS, WEIGHTS = (-0.66, 0.4), (0.16, 0.1), (0.3, 0.7)
 
 
@@ -96,7 +154,7 @@ def trained(
     made = method(method.Config(**table), DataInfo("line", SHAPE, 0, 0.5, bounded=False))
     weights = diffusion_weights(seed) if pretrained else None
     with seeded(seed, "modules"):
-        modules = made.build(Kit(exact_teacher(MixtureModel(mixture(), 0.5)), weights))
+        modules = made.build(Kit(Teacher("exact", MixtureModel(mixture(), 0.5), None), weights))
     state = TrainingState(made, modules)
     Trainer(state, Feed(), Settings(seed, BATCH)).train()
     averaged = state.averages[0].state_dict()
@@ -134,3 +192,19 @@ def quantiles(u: Tensor) -> Tensor:
         below = (weights * torch.special.ndtr((middle[:, None] - means) / stds)).sum(1)
         low, high = torch.where(below < u, middle, low), torch.where(below < u, high, middle)
     return (low + high) / 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", default=list(RUNS), help=", ".join(RUNS))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in arguments.names:
+        method, iterations, options = RUNS[name]
+        found = wasserstein(*trained(method, iterations, arguments.seed, **options))
+        print(f"{name}: W1 {found:.4f} after {iterations} steps", flush=True)
+
+
+if __name__ == "__main__":
+    main()
