@@ -44,11 +44,14 @@ def case_draws(case: Case, seed: int = 0) -> RowDraws:
 
 
 def seeded_loss(subject: Subject) -> None:
-    """The loss is finite, and the same wherever the global generators are."""
+    """The loss is finite, the same wherever the global generators are, and changes no image."""
     case = subject.case()
     for who, objective, loss in every_loss(case):
         scramble(4)
-        first = loss(case.batch(), case_draws(case)).detach()
+        batch = case.batch()
+        first = loss(batch, case_draws(case)).detach()
+        if not same(batch.images, case.batch().images):
+            raise CheckFailure(f"{who} changes batch.images", "compute with copies of the images")
         if not bool(torch.isfinite(first).all()):
             raise CheckFailure(f"{who} is not finite: {first.tolist()}", "guard its divisions")
         scramble(5)

@@ -23,6 +23,7 @@ CHECKS = (
     ContractCheck("gradients", losses.gradients),
     ContractCheck("labels in the loss", losses.labels),
     ContractCheck("consistency function", truth.stationary),
+    ContractCheck("diffusion model", truth.diffusion_model),
     ContractCheck("counted NFE", samples.counted_nfe),
     ContractCheck("noise levels", samples.noise_levels),
     ContractCheck("exports", samples.exports),

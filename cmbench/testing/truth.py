@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmbench.diffusion.frames import append_dims
+from cmbench.diffusion.frames import append_dims, sigma_to_t, velocity_to_denoised
 from cmbench.errors import Declined
 from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import (
@@ -31,6 +31,7 @@ from cmbench.plugin.method import (
 from cmbench.sweep.runs import seeded
 from cmbench.testing.case import Subject
 from cmbench.testing.check import CheckFailure
+from cmbench.testing.draws import RowDraws
 from cmbench.testing.exact import SD, exact_model, line_mixture, quantile_map
 from cmbench.training.randomness import StepDraws
 
@@ -41,6 +42,10 @@ COUNT, BUMP = 8000, 0.5
 BIAS = 0.25
 #: In standard errors: what sampling leaves, and what a bump must at least show.
 NOISE, SIGNAL = 4.0, 6.0
+#: By how much images without noise may be changed.
+IDENTITY = 0.05
+#: A noise level of which an image keeps almost nothing.
+HIGH = 50.0
 #: The end of training: every curriculum and warm-up is over.
 LAST = Progress(10**9 - 1, 10**9, 10**6 - 1, 10**6)
 #: Noise levels at which a network's reading is probed.
@@ -184,6 +189,58 @@ def gradient_at(
     return found.flatten()
 
 
+def require_frame(subject: Subject) -> str | None:
+    """Raise unless the function keeps clean images and denoises noise; say if there is none."""
+    case = subject.case()
+    try:
+        function = case.method.consistency_function(case.nets)
+    except Declined:
+        return "the method has no consistency function"
+    batch = case.batch()
+    with torch.no_grad():
+        found = function(batch.images, torch.full((case.batch_size,), 1e-6), batch.labels)
+    gap = float((found - batch.images).abs().max())
+    if not gap < IDENTITY:
+        raise CheckFailure(
+            f"consistency_function changes images at the noise level 1e-6 by up to {gap:.2g}",
+            "take x = x0 + sigma z and sigma of EDM's frame, and return x where sigma is zero",
+        )
+    noise = RowDraws(range(case.batch_size)).normal("noise", batch.images)
+    with torch.no_grad():
+        found = function(HIGH * noise, torch.full((case.batch_size,), HIGH), batch.labels)
+    size = float(found.abs().mean())
+    if not size < HIGH / 5:
+        raise CheckFailure(
+            f"consistency_function leaves values of size {size:.2g} at the noise level {HIGH:g}",
+            "take sigma of EDM's frame, not the time that the network is trained with",
+        )
+    return None
+
+
+def diffusion_model(subject: Subject) -> str | None:
+    """The diffusion model's ``denoise`` and ``velocity`` are one function in two frames."""
+    case = subject.case()
+    try:
+        model = case.method.diffusion_model(case.nets)
+    except Declined:
+        return "the method has no diffusion model"
+    if not model.parameterization:
+        raise CheckFailure("its diffusion model states no parameterization", "name it")
+    batch, sd = case.batch(), case.method.sigma_data
+    sigma = torch.linspace(0.05, 5.0, case.batch_size)
+    t = sigma_to_t(sigma, sd)
+    x_t = append_dims(torch.cos(t), batch.images) * batch.images
+    with torch.no_grad():
+        denoised = model.denoise(batch.images, sigma, batch.labels)
+        other = velocity_to_denoised(x_t, t, model.velocity(x_t, t, batch.labels))
+    if denoised.shape != batch.images.shape or not torch.allclose(denoised, other, atol=1e-3):
+        raise CheckFailure(
+            "denoise and velocity of its diffusion model disagree",
+            "return D(x, sigma) in EDM's frame and dx_t/dt in TrigFlow's of the same network",
+        )
+    return None
+
+
 def deviations(subject: Subject) -> tuple[list[Tensor], str]:
     """Return the gradients at -BUMP, 0 and BUMP per image; or why there are none."""
     plan = subject.plan(conditional=False)
@@ -192,10 +249,7 @@ def deviations(subject: Subject) -> tuple[list[Tensor], str]:
     kit = ExactKit(Teacher("exact", exact_model(), None) if plan.teacher is not None else None)
     with seeded(0, "modules"):
         nets: dict[str, Any] = dict(method.build(kit))
-    try:
-        reading = reading_of(method, nets)
-    except Declined:
-        return [], "the method has no consistency function"
+    reading = reading_of(method, nets)
     if isinstance(reading, str):
         return [], reading
     for network in kit.networks:
@@ -213,6 +267,8 @@ def deviations(subject: Subject) -> tuple[list[Tensor], str]:
 
 def stationary(subject: Subject) -> str | None:
     """The exact consistency function is a stationary point of the loss, and others are not."""
+    if (none := require_frame(subject)) is not None:
+        return none
     found, reason = deviations(subject)
     if reason:
         return reason

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cmbench.diffusion.consistency_sampling import multistep_consistency
 from cmbench.diffusion.frames import append_dims
-from cmbench.diffusion.models import EDMConsistency
+from cmbench.diffusion.models import EDMConsistency, EDMModel, TrigFlowConsistency
 from cmbench.errors import Declined
 from cmbench.plugin import hookimpl
 from cmbench.plugin.method import (
@@ -210,6 +210,12 @@ class NoNoise(Good):
         return (self.f(nets["model"])(x, ones, batch.labels) - x).square().flatten(1).sum(1)
 
 
+@found_by("seeded loss")
+class ImagesInPlace(Good):
+    def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
+        return self.pair_loss(nets, batch.images.mul_(0.5), batch.labels, draws)
+
+
 @found_by("draw names")
 class NoiseTwice(Good):
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
@@ -324,6 +330,34 @@ class LossOfSomethingElse(Good):
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         x = draws.normal("noise", batch.images)
         return 1e-3 * nets["model"](0 * x, 0 * x[:, 0, 0, 0], batch.labels).flatten(1).sum(1)
+
+
+@found_by("consistency function")
+class FunctionInAnotherFrame(Good):
+    def consistency_function(self, nets: Nets) -> ConsistencyFunction:
+        return TrigFlowConsistency(nets["model"], self.sigma_data).__call__
+
+    def f(self, network: Any) -> Any:
+        return lambda x, sigma, labels: network(x, sigma.log(), labels)
+
+
+@found_by("diffusion model")
+class VelocityOfAnotherSign(Good):
+    def diffusion_model(self, nets: Nets) -> Any:
+        class Wrong(EDMModel):
+            def velocity(self, *arguments: Any, **options: Any) -> Tensor:
+                return -super().velocity(*arguments, **options)
+
+        return Wrong(nets["model"], self.sigma_data)
+
+
+@found_by("diffusion model")
+class ModelWithoutParameterization(Good):
+    def diffusion_model(self, nets: Nets) -> Any:
+        class Unnamed(EDMModel):
+            parameterization = ""
+
+        return Unnamed(nets["model"], self.sigma_data)
 
 
 # ---- phases -------------------------------------------------------------------------------------
