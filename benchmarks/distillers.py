@@ -79,7 +79,7 @@ RUNS: dict[str, tuple[Any, int, dict[str, Any]]] = {
         {
             "loss_scale": 1.0,
             "scale_floor": 0.05,
-            "optimizer": {**WITHOUT_MOMENTUM, "lr": 1e-4},
+            "optimizer": WITHOUT_MOMENTUM,
             "fake_optimizer": WITHOUT_MOMENTUM,
         },
     ),
