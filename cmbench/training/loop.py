@@ -82,8 +82,13 @@ class Trainer:
             StepDraws(derive_seed(seed, "phase", index), position),
             lambda count: self.feed.batch(position, count, seed),
             state.averaged_module,
-            self.watchers.exported,
+            self.exported if self.watchers.exported is not None else None,
         )
+
+    def exported(self, export: str, module: str = "model", index: int = 0) -> dict[str, Tensor]:
+        """Return what an earlier phase has exported, split as the module is."""
+        assert self.watchers.exported is not None
+        return self.state.placed(module, self.watchers.exported(export, module, index))
 
     def should_continue(self) -> bool:
         """Return whether the current phase has images left."""

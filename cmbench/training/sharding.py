@@ -133,9 +133,13 @@ class Sharding:
 
     def whole_of(self, mine: Tensor, parameter: Tensor) -> Tensor:
         """Return the whole tensor of which ``mine`` is this process's slice: all must call it."""
+        return self.whole(self.split_as(mine, parameter))
+
+    def split_as(self, mine: Tensor, parameter: Tensor) -> Tensor:
+        """Return this process's slice as a tensor that is split as ``parameter`` is."""
         if not isinstance(parameter, DTensor) or mine.shape != parameter.to_local().shape:
             return mine
-        split = DTensor.from_local(
+        return DTensor.from_local(
             mine,
             self.mesh,
             parameter.placements,
@@ -143,7 +147,6 @@ class Sharding:
             shape=parameter.shape,
             stride=parameter.stride(),
         )
-        return split.full_tensor()
 
     @staticmethod
     def whole(tensor: Tensor) -> Tensor:

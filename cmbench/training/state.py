@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -110,8 +110,18 @@ class TrainingState:
         state = dict(self.modules[name].state_dict())
         if self.averages and name in self.sampled:
             kept = under(self.averages[index].parameters(), f"{name}.")
-            state |= {k: self._whole(v, state[k]) for k, v in kept.items()}
+            state |= {k: self._split_as(v, state[k]) for k, v in kept.items()}
         return state
+
+    def placed(self, name: str, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return whole tensors of a module split as the module is, if it is."""
+        own = self.modules[name].state_dict()
+        return {k: self._split_as(self._mine(v, own.get(k)), own.get(k)) for k, v in whole.items()}
+
+    def _split_as(self, mine: Tensor, like: Tensor | None) -> Tensor:
+        if self.sharding is None or like is None:
+            return mine
+        return self.sharding.split_as(mine.detach(), like)
 
     def scaler(self, index: int) -> LossScaler:
         """Return the loss scaler of optimizer ``index``, made at its first use."""

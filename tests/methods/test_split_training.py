@@ -56,6 +56,8 @@ class Scenario:
     compiled: bool = False
     checkpointing: bool = False
     precision: str = "fp32"
+    #: whether phases start from an average of the phase before
+    averaged: bool = False
 
 
 SCENARIOS = {
@@ -67,6 +69,9 @@ SCENARIOS = {
     "clipped": Scenario("ect", EDM2, {"optimizer": SMOOTH | {"grad_clip": 0.01}}),
     "radam, one unit": Scenario("ict", {}, {"optimizer": SMOOTH | {"name": "radam"}}),
     "staged": Scenario("pd", EDM2, {"start_steps": 4, "optimizer": SMOOTH}),
+    "staged, from averages": Scenario(
+        "pd", EDM2, {"start_steps": 4, "optimizer": SMOOTH}, averaged=True
+    ),
     "another network family": Scenario(
         "edm", {"name": "ddpmpp", "channels": 8, "channel_mult": [1, 2], "blocks": 1}
     ),
@@ -122,6 +127,9 @@ def new_state(scenario: Scenario, sharding: Sharding | None) -> TrainingState:
     stir({"model": case.modules["model"]}, 9, 0.3)
     model: Any = case.modules["model"]
     model.gradient_checkpointing = scenario.checkpointing
+    if scenario.averaged:
+        method: Any = case.method
+        method.promote = lambda start: start["teacher"].load_state_dict(start.averaged("model"))
     return TrainingState(case.method, case.modules, sharding)
 
 
