@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -40,7 +39,8 @@ def check(options: CheckOptions) -> int:
     """Check that methods keep the contract of docs/plugins.md, on tiny networks.
 
     Without METHOD every installed method is checked, and plugins that cannot be loaded are failures
-    too. Prints one line per failed check and a summary per method. Exits 1 if a check failed.
+    too. Prints one line per failed check and a summary per method; --json says why checks were not
+    made. Exits 1 if a check failed.
     """
     if "torch" not in sys.modules:  # checks fork, which a process that sees a GPU cannot
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -67,20 +67,19 @@ def check(options: CheckOptions) -> int:
 
 
 def show(result: CheckResult, options: CheckOptions) -> None:
-    """Print a check that failed, or why it was not made."""
-    if options.as_json:
-        return
-    if result.problem:
-        echo(f"FAILED {result}")
-    elif result.skipped:
-        echo(f"not made: method {result.method!r}, {result.check}: {result.skipped}", err=True)
+    """Print a check that failed."""
+    if result.problem and not options.as_json:
+        click.echo(f"FAILED {result}")
 
 
 def summary(name: str, found: list[CheckResult]) -> str:
-    """Return a method's line: how many checks, where, and how long they took."""
-    states = Counter(
-        "failed" if r.problem else "not made" if r.skipped else "passed" for r in found
-    )
-    counts = ", ".join(f"{states[k]} {k}" for k in ("passed", "failed", "not made") if states[k])
+    """Return a method's line: how many checks, where, which were not made, how long they took."""
+    failed, skipped = (sum(map(bool, x)) for x in zip(*((r.problem, r.skipped) for r in found)))
+    counts = [f"{len(found) - failed - skipped} passed"]
+    if failed:
+        counts.append(f"{failed} failed")
+    if skipped:
+        names = dict.fromkeys(r.check for r in found if r.skipped)
+        counts.append(f"{skipped} not made ({', '.join(names)})")
     where = ", ".join(dict.fromkeys(r.dataset for r in found if r.dataset)) or "no dataset"
-    return f"{name} on {where}: {counts}, {sum(r.seconds for r in found):.1f} s"
+    return f"{name} on {where}: {', '.join(counts)}, {sum(r.seconds for r in found):.1f} s"
