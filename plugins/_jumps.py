@@ -27,7 +27,7 @@ def jumps_plan(
         who: the method, for messages.
         students: step counts that were trained for.
         grid: returns the ascending levels ``[steps + 1]`` of a step count, the end first.
-        nfe: evaluations, one a step.
+        nfe: evaluations, one per step.
         sigmas: of the user, declined.
         sampler: of the user: DDIM under either name.
     """

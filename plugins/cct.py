@@ -3,8 +3,8 @@
 Song et al. 2023, arXiv:2303.01469, App. B: the pseudo-objectives of Theorem 5 (distillation) and
 Theorem 6 (training). ``f . sg(df/dsigma)`` has the gradient of the consistency loss as its grid
 becomes infinitely fine; its value means nothing. It must start from a diffusion model (the paper,
-and the official code). One graded call that carries its tangent: 4 forward equivalents a step, one
-more in the distillation form.
+and the official code). One graded call that carries its tangent: 4 forward equivalents per step,
+one more in the distillation form.
 
 As released: noise levels with sigma^(1/rho) uniform, weight 1, a *sum* over values. The theorems'
 Hessian of the metric is left out: for squared l2 and for pseudo-Huber it is a constant factor.

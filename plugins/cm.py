@@ -1,8 +1,8 @@
 """Consistency models: distillation (CD) and training (CT).
 
 Song et al. 2023, "Consistency Models", arXiv:2303.01469, Algorithms 2 and 3. CD needs a teacher
-and starts from it; CT needs none. Forward equivalents a training step (diffusion training: 3): CD 6
-with Heun (student 3, target 1, teacher 2) or 5 with Euler, CT 4.
+and starts from it; CT needs none. Forward equivalents per training step (diffusion training: 3): CD
+6 with Heun (student 3, target 1, teacher 2) or 5 with Euler, CT 4.
 
 ``f`` has the boundary scalings of App. C, so that ``f(x, sigma_min) = x`` exactly. The loss is the
 *mean* over values for l2 and l1, as in both official repositories. Weight lambda = 1.
@@ -73,7 +73,7 @@ class CDConfig(CMConfig):
 
     n_points: int = Field(18, ge=2, description="N: number of noise levels")
     solver: Literal["heun", "euler"] = Field("heun", description="the teacher's ODE step")
-    target_ema: Fraction = Field(0.0, description="mu: decay a step of the target network")
+    target_ema: Fraction = Field(0.0, description="mu: decay per step of the target network")
 
 
 class CTConfig(CMConfig):
@@ -81,7 +81,7 @@ class CTConfig(CMConfig):
 
     s0: int = Field(2, ge=2, description="number of noise levels at the start")
     s1: int = Field(150, ge=2, description="number of noise levels at the end, less one")
-    mu0: Fraction = Field(0.9, description="decay a step of the target network at the start")
+    mu0: Fraction = Field(0.9, description="decay per step of the target network at the start")
     mu_exponent: Literal["paper", "released-code"] = Field(
         "paper", description="mu(k) = exp(s0 ln mu0 / N(k)), or / (N(k) - 1) as both repositories"
     )

@@ -3,7 +3,7 @@
 Geng et al. 2024, arXiv:2406.14548, and its official code. Starts from a diffusion model and shrinks
 the gap between the two noise levels in stages, from diffusion training (r = 0) to consistency
 training. The target is the student behind a stop-gradient; both share noise and dropout mask. 4
-forward equivalents a training step.
+forward equivalents per training step.
 
 Training uses EDM's plain scalings (boundary at zero); the official sampler shifts the boundary to
 0.003 and adds the full ``sigma z`` between steps.

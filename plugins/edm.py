@@ -1,7 +1,7 @@
 """EDM: the diffusion model that consistency models start from, and the multistep baseline.
 
 Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models",
-arXiv:2206.00364. No teacher. One graded network call a training step (3 forward equivalents).
+arXiv:2206.00364. No teacher. One graded network call per training step (3 forward equivalents).
 
 ``parameterization = "trigflow"`` trains the same model in the frame of Lu & Song 2024
 (arXiv:2410.11081, Sec. 3), ``||sd F(x_t / sd, t) - v_t||^2`` with ``c_noise = t``: the teacher that

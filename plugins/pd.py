@@ -4,7 +4,7 @@ Salimans & Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion Mod
 arXiv:2202.00512, Algorithm 2. In every stage a student learns to do in one DDIM step what its
 teacher does in two, then becomes the teacher. A stage is a phase of training: optimizer, schedule
 and averages start anew, and its weights are exported, so that one training gives a generator for
-each step count. 5 forward equivalents a training step (student 3, teacher 2).
+each step count. 5 forward equivalents per training step (student 3, teacher 2).
 
 Grids: ``cosine``, the paper's schedule on ``logsnr`` in [-20, 20], which ends at the data;
 ``karras``, the port to EDM's frame in openai/consistency_models_cifar10, which ends at

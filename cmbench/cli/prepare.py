@@ -128,7 +128,7 @@ def prepare(options: PrepareOptions) -> None:
         echo(prepare_weights(options.target, options.source, locations))
     elif options.verify:
         manifest = check(options.target, registered, locations)
-        echo(f"{manifest.dataset}: {manifest.count:,} images, all as they were prepared")
+        echo(f"{manifest.dataset}: {manifest.count:,} images are unchanged")
     else:
         convert(options, registered, locations)
 

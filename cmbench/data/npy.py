@@ -143,5 +143,5 @@ def _unreadable(
 ) -> UserError:
     reason = one_line(str(error), 200) or type(error).__name__
     return UserError(
-        str(path), f"cannot be read: {reason}", allowed=allowed, remedy="fetch the file again"
+        str(path), f"cannot be read: {reason}", allowed=allowed, remedy="download the file again"
     )

@@ -55,7 +55,7 @@ def check_again(
     if record.kind != "measured":
         return [Check("samples", "not checked", f"{record.kind}: they are not sampled again")]
     if reproduce is None:
-        return [Check("samples", "not checked", "sampling again was not asked for")]
+        return [Check("samples", "not checked", "skipped (--no-resample)")]
     if record.first_samples is None and not full:
         remedy = "verify it with --full"
         return [Check("samples", "not checked", f"the record holds no checksums; {remedy}")]
@@ -166,7 +166,7 @@ def _check_grid(path: Path, record: Record, tolerance: float, grid_png: bytes | 
             return Check(label, "not checked", f"{artifact.file} is not here")
         (before, tile), (after, _) = _picture(file.read_bytes()), _picture(grid_png)
     except (OSError, ValueError, RuntimeError, SyntaxError, Image.DecompressionBombError) as error:
-        return Check(label, "failed", f"{artifact.file} is no picture: {error}")
+        return Check(label, "failed", f"{artifact.file} cannot be decoded as an image: {error}")
     if before.shape != after.shape:
         return Check(label, "failed", f"{after.shape} instead of {before.shape} pixels")
     if not tile:

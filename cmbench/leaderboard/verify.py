@@ -65,7 +65,7 @@ def _check_name(path: Path, record: Record) -> list[Check]:
         found.append(Check("name", "failed", f"the file is {path.name}, the cell {record.cell}"))
     folder = path.resolve().parent
     if folder.parent.name == "records" and folder.name != record.dataset.name:
-        told = f"the record is of {record.dataset.name}, and lies with those of {folder.name}"
+        told = f"the record belongs to {record.dataset.name}, but is stored under {folder.name}"
         found.append(Check("folder", "failed", told))
     counts = {
         int(fact[2:])

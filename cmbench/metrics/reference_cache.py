@@ -157,7 +157,7 @@ def load_reference(path: Path, key: ReferenceKey | None = None) -> Reference:
         found = ReferenceKey(**json.loads(metadata["key"]))
         reference = _assemble(found, tensors, metadata)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(str(path), f"lacks or misplaces a part: {error}", remedy=_REMEDY) from error
+        raise UserError(str(path), f"is missing a part: {error}", remedy=_REMEDY) from error
     if key is not None and found != key:
         raise UserError(str(path), f"was made for {found}", allowed=str(key), remedy=_REMEDY)
     return reference

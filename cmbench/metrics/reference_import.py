@@ -136,7 +136,7 @@ def _require_width(path: Path, what: str, width: int, expected: int, extractor: 
             str(path),
             f"{what} of {width} features",
             allowed=f"{expected}, the width of {extractor!r}",
-            remedy="name the extractor that made them with --extractor, or fetch the file again",
+            remedy="name the extractor that made them with --extractor, or download the file again",
         )
 
 
@@ -255,7 +255,9 @@ def _statistics(path: Path, content: Mapping[str, Any]) -> dict[str, Array]:
         value = content[name].numpy() if isinstance(content[name], Tensor) else content[name]
         if not isinstance(value, np.ndarray):
             problem = f"{name} is a {type(value).__name__}"
-            raise UserError(str(path), problem, allowed="an array", remedy="fetch the file again")
+            raise UserError(
+                str(path), problem, allowed="an array", remedy="download the file again"
+            )
         found[name] = value
     return found
 

@@ -142,7 +142,7 @@ def _unsupported(what: str, allowed: str) -> UserError:
 def to_openai_names(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict under OpenAI's names, q, k and v joined.
 
-    Raises UserError for a config that is no ADM network or a tensor with no counterpart.
+    Raises UserError for a config that is not an ADM network or a tensor with no counterpart.
     """
     check_diffusers_config(config)
     per_level = _integer(config, "layers_per_block", 2) + 1

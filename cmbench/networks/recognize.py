@@ -126,7 +126,7 @@ def _body(shapes: Shapes, prefix: str, width_of: str, qkv: str) -> tuple[list[in
 
 def _mult(widths: list[int], channels: int) -> tuple[int, ...]:
     if any(width % channels for width in widths):
-        raise unsupported(f"channel_mult: widths {widths} are no multiples of {channels} channels")
+        raise unsupported(f"channel_mult: widths {widths} are not multiples of {channels} channels")
     return tuple(width // channels for width in widths)
 
 
@@ -184,7 +184,7 @@ def _edm2(shapes: Shapes, channels_per_head: int) -> Recognized:
     side = _sides(shapes, prefix)[0]
     widths, options = _body(shapes, prefix, "conv_res1.weight", "attn_qkv.weight")
     embedding, noise = shapes[f"{prefix}emb_noise.weight"]
-    # The base width itself is told by nothing: one that divides all widths makes the same network.
+    # Shapes do not determine the base width: one that divides all widths makes the same network.
     odd = [n for n, usual in ((noise, widths[0]), (embedding, max(widths))) if n != usual]
     channels = math.gcd(*widths, *odd)
     assumed = {"channels_per_head": channels_per_head} | ASSUMED_EDM2
@@ -301,4 +301,6 @@ def filter_taps(kernel: Tensor, name: str) -> tuple[float, ...]:
         taps = tuple(int(t) if t == round(t) else float(t) for t in row.tolist())
         if sum(taps) and torch.allclose(filter_kernel(taps), kernel.float(), atol=1e-6):
             return taps
-    raise unsupported(f"{name} is no separable filter", "an even number of taps times themselves")
+    raise unsupported(
+        f"{name} is not a separable filter", "an even number of taps times themselves"
+    )

@@ -32,7 +32,7 @@ Kind = Literal["measured", "imported checkpoint", "scored samples"]
 
 def _finite_or_pure_noise(sigma: float) -> float:
     if not sigma <= LARGEST and sigma != math.inf:
-        raise ValueError("is no noise level")
+        raise ValueError("is not a valid noise level")
     return sigma
 
 

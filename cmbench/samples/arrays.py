@@ -146,7 +146,7 @@ class ArraySamples(SampleSource):
         classes = self.options.num_classes
         if classes and bool(((found < 0) | (found >= classes)).any()):
             self.notes.append(
-                f"labels from {int(found.min())} to {int(found.max())} are no classes of the"
+                f"labels from {int(found.min())} to {int(found.max())} are not classes of the"
                 f" dataset (0 … {classes - 1}): they were not read"
             )
             return None

@@ -93,7 +93,7 @@ class ImageSamples(SampleSource):
         others = [name for name in folders if name not in numbers]
         if not others:
             return [numbers[folders[label]] for label in labels]
-        told = f"class folders that are no classes of the dataset: {first_names(others, 5)}"
+        told = f"folders whose names are not classes of the dataset: {first_names(others, 5)}"
         if len(others) == len(folders):
             if not known and len(folders) == count:
                 self.notes.append("class folders are numbered in sorted order")

@@ -156,7 +156,7 @@ def with_verdict(
     warnings = list(record.warnings)
     if verdict == NOT_CLAIMED:
         why = "; ".join(doubts) or "a metric has no standard error"
-        warnings.append(f"this is no reproduction of {row.name}: {why}")
+        warnings.append(f"this does not count as a reproduction of {row.name}: {why}")
     identity = "\n".join([record.cell, row.published, *doubts])
     cell = f"{record.cell}-{hashlib.sha256(identity.encode()).hexdigest()[:6]}"
     return record.model_copy(update={"cell": cell, "metrics": metrics, "warnings": warnings})

@@ -199,7 +199,7 @@ class _Given(TeacherSource):
 
     @abstractmethod
     def found(self, context: Context, data: DatasetSpec) -> _Given:
-        """Return this source with its content; raise if that is no teacher for ``data``."""
+        """Return this source with its content; raise if that is not a teacher for ``data``."""
 
     @property
     def parameterization(self) -> str | None:

@@ -1,4 +1,4 @@
-"""Exponential moving averages of the weights, updated with one fused call a step.
+"""Exponential moving averages of the weights, updated with one fused call per step.
 
 Half-life in images with ramp-up: EDM, ``training_loop.py`` (as a formula): beta = 0.5^(B / H),
 H = min(halflife, ratio * images seen before the step). Power function: EDM2 (2312.02696) eq. 4 and

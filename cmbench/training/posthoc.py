@@ -125,7 +125,7 @@ def combine(
 
 
 def asked_width(label: str) -> float | None:
-    """Return sigma_rel of a label such as ``power-0.08``, or None if it is no such label."""
+    """Return sigma_rel of a label such as ``power-0.08``, or None if it is not such a label."""
     found = _LABEL.fullmatch(label)
     width = float(found.group(1)) if found else 0.0
     return width if 0 < width < 0.28 else None

@@ -175,7 +175,7 @@ def test_links_to_nothing_and_no_path(cmbench: Command, digits: Path) -> None:
     for arguments in ((*EVAL, str(digits)), ("prepare", f"folder:{digits}", "--name", "mine")):
         done = cmbench(*arguments)
         assert done.code == 2
-        message = "image 'x.png' cannot be read: No such file or directory (a link to nothing)"
+        message = "image 'x.png' cannot be read: No such file or directory (broken link)"
         assert message in done.err.splitlines()[-1]
     done = cmbench("prepare", "folder:")
     assert (done.code, done.err) == (

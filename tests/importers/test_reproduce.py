@@ -282,8 +282,10 @@ def test_a_checkpoint_from_file_to_record(
     for doubt in ("the reference was given", "the checkpoint was given", "12 samples instead"):
         assert any(text.startswith(doubt) for text in said["doubts"]), said["doubts"]
     assert any("weights are not known" in text for text in said["doubts"])
-    assert any(f"this is no reproduction of {CIFAR}" in text for text in record.warnings)
-    assert "warning: this is no reproduction" in done.err
+    assert any(
+        f"this does not count as a reproduction of {CIFAR}" in text for text in record.warnings
+    )
+    assert "warning: this does not count as a reproduction" in done.err
     assert record.kind == "imported checkpoint"
     assert (record.sampling.nfe, record.sampling.nfe_measured) == (35, 35)
     assert record.sampling.sampler == "heun"

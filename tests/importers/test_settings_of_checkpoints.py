@@ -95,11 +95,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a filter that is not separable": (
         lambda: changed(song(), f"{DOWN}.skip", resample_filter=torch.eye(2)[None, None] / 2),
-        r"4x4_down\.skip\.resample_filter is no separable filter",
+        r"4x4_down\.skip\.resample_filter is not a separable filter",
     ),
     "an odd filter": (
         lambda: changed(song(), f"{DOWN}.conv0", resample_filter=kernel(1, 2, 1)),
-        r"resample_filter is no separable filter; allowed: an even number of taps",
+        r"resample_filter is not a separable filter; allowed: an even number of taps",
     ),
     "up": (lambda: changed(song(), f"{BLOCK}.conv0", up=True), r"up is True .*allowed: False"),
     "down": (lambda: changed(song(), f"{DOWN}.conv0", down=False), r"down is False .*: True"),
@@ -151,7 +151,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "an odd filter of edm2": (
         lambda: EDM2Network(0, channel_mult=[1], resample_filter=[1, 2, 1]),
-        r"resample_filter is no separable filter; allowed: an even number of taps",
+        r"resample_filter is not a separable filter; allowed: an even number of taps",
     ),
     "a filter of words": (
         lambda: EDM2Network(0, channel_mult=[1], resample_filter=["a"]),

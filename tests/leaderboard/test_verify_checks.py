@@ -212,7 +212,7 @@ GRID = "pixels of the sample grid"
 
 def test_what_stands_in_the_way_of_sampling_again(tmp_path: Path) -> None:
     path = with_checksums(tmp_path)
-    assert check(path, "samples") == ("not checked", "sampling again was not asked for")
+    assert check(path, "samples") == ("not checked", "skipped (--no-resample)")
 
     def refuse(item: Record, full: bool) -> Reproduction:
         raise UserError("weights", "are not here")

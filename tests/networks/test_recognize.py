@@ -104,7 +104,7 @@ def test_missing_tensor_is_named() -> None:
         ("edm-ddpmpp-cifar10", "model.enc.32x32_aux_skip.weight", (3,), "encoder_type or decoder"),
         ("openai-adm-imagenet64", "input_blocks.4.0.op.weight", (3,), "resamples by convolutions"),
         ("openai-adm-imagenet64", "out.2.weight", (6, 192, 3, 3), "learn_sigma"),
-        ("openai-adm-imagenet64", "time_embed.0.weight", (768, 100), "no multiples of 100"),
+        ("openai-adm-imagenet64", "time_embed.0.weight", (768, 100), "not multiples of 100"),
         ("openai-adm-imagenet64", "output_blocks.11.1.in_layers.2.weight", (3,), "say the side"),
     ],
 )

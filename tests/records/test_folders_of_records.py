@@ -112,7 +112,7 @@ def test_verify_takes_folders_and_notices_where_a_record_lies(
     shutil.copy(next(folder.glob("*.json")), moved)
     found = cmbench("verify", str(moved), "--no-resample")
     assert found.code == 1
-    assert "failed       folder: the record is of digits, and lies with those of gmm" in found.out
+    assert "failed       folder: the record belongs to digits, but is stored under gmm" in found.out
     empty = workspace.root / "empty"
     empty.mkdir()
     assert f"cmbench verify: {empty} has no records" in cmbench("verify", str(empty)).err

@@ -132,7 +132,7 @@ def test_submit_and_verify_without_sampling(workspace: Path, tmp_path: Path) -> 
     failed = [line.split()[1] for line in result.stdout.splitlines() if " failed " in f"{line} "]
     assert failed == ["recipe"]
     assert result.return_value == 1
-    assert "not checked  samples: sampling again was not asked for" in result.stdout
+    assert "not checked  samples: skipped (--no-resample)" in result.stdout
     assert "no record 'zeta'" in message(run(submit, "zeta", "-w", workspace))
 
 

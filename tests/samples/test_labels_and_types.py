@@ -51,7 +51,7 @@ def test_numbers_are_classes_where_names_are_not_known(tmp_path: Path) -> None:
     path = class_folders(tmp_path / "s", "7", "10", "3")
     assert labels_of(path, num_classes=11)[0] == [10, 10, 3, 3, 7, 7]
     with pytest.raises(
-        UserError, match=r"no classes of the dataset: 10; allowed: 0, 1, .*name each"
+        UserError, match=r"not classes of the dataset: 10; allowed: 0, 1, .*name each"
     ):
         labels_of(path, num_classes=10)
 
@@ -59,7 +59,7 @@ def test_numbers_are_classes_where_names_are_not_known(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_class_among_classes_is_refused(tmp_path: Path) -> None:
     path = class_folders(tmp_path / "s", "dog", "frog")
     with pytest.raises(
-        UserError, match=r"no classes of the dataset: frog; allowed: bird, cat, dog"
+        UserError, match=r"not classes of the dataset: frog; allowed: bird, cat, dog"
     ):
         labels_of(path, num_classes=3, class_names=ANIMALS)
 
@@ -68,7 +68,7 @@ def test_folders_of_which_none_is_a_class_are_not_labels(tmp_path: Path) -> None
     path = class_folders(tmp_path / "s", "000000", "001000")
     labels, notes = labels_of(path, num_classes=10)
     assert labels is None
-    assert notes[0].endswith("no classes of the dataset: 000000, 001000; labels were not read")
+    assert notes[0].endswith("not classes of the dataset: 000000, 001000; labels were not read")
 
 
 def test_as_many_unknown_folders_as_classes_are_numbered_in_sorted_order(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_class_folders_on_digits(cmbench: Command, workspace: Workspace, tmp_pat
     many = class_folders(tmp_path / "many", *map(str, range(5, 15)))
     done = cmbench("eval", str(many), *options)
     assert done.code == EXIT_USAGE
-    assert "no classes of the dataset: 10, 11, 12, 13, 14; allowed: 0, 1, 2" in done.err
+    assert "not classes of the dataset: 10, 11, 12, 13, 14; allowed: 0, 1, 2" in done.err
     few = class_folders(tmp_path / "few", "5", "9", count=20)
     assert cmbench("eval", str(few), *options).code == 0
     (path,) = workspace.records("digits").glob("*.json")
@@ -127,7 +127,7 @@ def test_labels_beyond_the_datasets_classes_are_not_read(tmp_path: Path) -> None
     assert labels_of(tmp_path / "s.npz", num_classes=4)[0] == [0, 1, 2, 3]
     labels, notes = labels_of(tmp_path / "s.npz", num_classes=3)
     assert labels is None
-    assert "labels from 0 to 3 are no classes of the dataset (0 … 2): they were not read" in notes
+    assert "labels from 0 to 3 are not classes of the dataset (0 … 2): they were not read" in notes
 
 
 @pytest.mark.parametrize("dtype", [">f4", "<f4", ">f8", np.longdouble, np.float16, ">f2"])

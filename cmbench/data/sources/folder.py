@@ -115,10 +115,10 @@ class FolderSource(EncodedSource):
             try:
                 state = entry.stat()
             except OSError as error:
-                link = " (a link to nothing)" if entry.is_symlink() else ""
+                link = " (broken link)" if entry.is_symlink() else ""
                 raise self.error(
                     f"image {name!r} cannot be read: {error.strerror}{link}",
-                    remedy="remove it or restore what it names",
+                    remedy="remove it or restore its target",
                 ) from None
             names.append(name)
             locators.append((path, state.st_size))

@@ -125,7 +125,7 @@ class Pages:
     ) -> tuple[bytes, int, int]:
         size = low | high << 16
         if kind & _SUB_DATABASE or size > LARGEST_IMAGE:
-            raise BrokenTree(f"entry {key[:40]!r} is no image")
+            raise BrokenTree(f"entry {key[:40]!r} is not an image")
         if not kind & _BIG:
             if start + size > len(page):
                 raise BrokenTree("a value leaves its page")

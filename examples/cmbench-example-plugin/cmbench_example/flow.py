@@ -1,7 +1,7 @@
 """Rectified flow: a velocity field whose straight paths lead from noise to data.
 
 Liu et al. 2022, "Flow Straight and Fast", arXiv:2209.03003, Eq. 1. No teacher. One graded network
-call a training step. Sampled by Euler steps, one network call each.
+call per training step. Sampled by Euler steps, one network call each.
 """
 
 from __future__ import annotations
