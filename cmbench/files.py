@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,9 +49,23 @@ def _problem(error: BaseException) -> str:
     return f"cannot be read ({described(error)})"
 
 
+def regular(path: Path) -> Path:
+    """Return the path of a file before it is opened to be read.
+
+    Opening a named pipe waits until somebody writes to it, and some devices never end.
+
+    Raises:
+        OSError: there is no such file, or it is a pipe, a socket or a device.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder raises by itself
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path
+
+
 def read_json(path: Path, largest: float | None = None) -> Any:
     """Return what a JSON file holds; see :func:`parse_json`."""
-    return parse_json(path.read_text(encoding="utf-8"), largest)
+    return parse_json(regular(path).read_text(encoding="utf-8"), largest)
 
 
 def parse_json(text: str | bytes, largest: float | None = None) -> Any:
@@ -153,7 +169,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         FormatError: it is not TOML, or nested too deeply.
     """
     try:
-        return tomllib.loads(path.read_bytes().decode())
+        return tomllib.loads(regular(path).read_bytes().decode())
     except (ValueError, RecursionError) as error:  # of TOML, or of UTF-8
         raise FormatError(f"is not valid TOML: {error}") from error
 
@@ -169,7 +185,7 @@ def corrupt(who: str, what: str, error: BaseException) -> UserError:
 
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, 64 hexadecimal digits."""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -13,6 +13,8 @@ import zlib
 from pathlib import Path
 from typing import IO
 
+from cmbench.files import regular
+
 #: Deflate cannot pack better than 1032 to 1.
 _DEFLATE = 1040
 #: What reading a zip raises if it is damaged, encrypted, or packed by a method that is not known.
@@ -39,7 +41,7 @@ class GuardedZip(zipfile.ZipFile):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
+        super().__init__(regular(path))
         self.size = path.stat().st_size
 
     def open_member(self, info: zipfile.ZipInfo, *, stored: bool = False) -> IO[bytes]:

@@ -16,6 +16,7 @@ from cmbench.cli.options import ComputeOptions, DeviceOptions, Number, argument,
 from cmbench.cli.output import echo
 from cmbench.cli.record_files import find_record
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
+from cmbench.files import regular
 from cmbench.leaderboard.merge import find_records
 from cmbench.leaderboard.sampled_again import DEFAULT_TOLERANCE, Check
 from cmbench.leaderboard.submit import unpack
@@ -93,7 +94,7 @@ def find(workspace: Workspace, name: str, stack: ExitStack) -> Iterator[Path]:
 
 def _was_zip(path: Path) -> bool:
     """Say whether a file begins or is named like an archive, so that damage is called that."""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         return path.suffix == ".zip" or file.read(4) == b"PK\x03\x04"
 
 

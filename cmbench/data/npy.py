@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cmbench.errors import UserError, one_line
+from cmbench.files import regular
 from cmbench.zips import UNREADABLE_ZIP, GuardedZip
 
 Array = npt.NDArray[Any]
@@ -101,7 +102,7 @@ def map_npy(path: Path) -> Array:
         UserError: it is damaged, holds objects, or claims more than there is.
     """
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             _header(file, path.stat().st_size)
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except UNREADABLE as error:

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cmbench.data.npy import UNREADABLE, Array
 from cmbench.errors import MissingError, UserError, one_line
-from cmbench.files import read_sealed, reading
+from cmbench.files import read_sealed, reading, regular
 
 FORMAT: Final = 1
 StoredLabels = npt.NDArray[np.int32]
@@ -132,7 +132,7 @@ def _load(folder: Path, name: str, shape: tuple[int, ...], dtype: str) -> Array:
     path = folder / name
     try:
         # Copy-on-write: torch can wrap it without a copy, and nothing ever writes to the file.
-        array: Array = np.load(path, mmap_mode="c", allow_pickle=False)
+        array: Array = np.load(regular(path), mmap_mode="c", allow_pickle=False)
     except FileNotFoundError:
         raise _damaged(folder, f"{name} is missing") from None
     except UNREADABLE as error:
@@ -160,7 +160,7 @@ def open_store(folder: Path) -> Store:
 def read_blocks(folder: Path) -> list[str]:
     """Return the block digests."""
     try:
-        return (folder / BLOCKS).read_text(encoding="ascii").split()
+        return regular(folder / BLOCKS).read_text(encoding="ascii").split()
     except (OSError, UnicodeDecodeError) as error:
         raise _damaged(folder, f"{BLOCKS} cannot be read: {error}") from None
 

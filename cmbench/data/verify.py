@@ -22,6 +22,7 @@ from cmbench.data.store import (
     read_blocks,
 )
 from cmbench.errors import UserError
+from cmbench.files import regular
 
 #: ``progress(stage, images done, images in all)``; a stage with a total of 0 cannot be counted.
 ProgressCallback = Callable[[str, int, int], None]
@@ -104,7 +105,7 @@ def changed_blocks(
     """Return the blocks of an images file of ``count`` images that differ from ``hashes``."""
     changed = []
     progress("verifying", 0, count)
-    file = os.open(path, os.O_RDONLY)
+    file = os.open(regular(path), os.O_RDONLY)
     try:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
             found = threads.map(lambda b: hash_block(file, layout, b, count), range(len(hashes)))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmbench.data.pickles import BROKEN
 from cmbench.errors import MissingError, UserError
-from cmbench.files import corrupt, read_json, reading
+from cmbench.files import corrupt, read_json, reading, regular
 from cmbench.importers.imported import Found
 from cmbench.importers.inert import plain_facts
 from cmbench.importers.torch_file import load_tensors
@@ -65,7 +65,7 @@ def load_safetensors(path: Path, who: str = "checkpoint") -> dict[str, Tensor]:
     if not path.exists():
         raise MissingError(f"{who} {path}", "does not exist", remedy="give the path of the file")
     try:
-        return load_file(path)
+        return load_file(regular(path))
     except OSError as error:
         raise unreadable_error(f"{who} {path}", error) from None
     except (SafetensorError, *BROKEN) as error:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cmbench.errors import MissingError, UserError, described
-from cmbench.files import corrupt
+from cmbench.files import corrupt, regular
 from cmbench.importers.imported import Found
 from cmbench.networks.recognize import recognize
 
@@ -61,7 +61,7 @@ def load_tree(path: Path) -> Tree:
 
     try:
         tree = msgpack.unpackb(
-            path.read_bytes(), ext_hook=extension, raw=False, strict_map_key=False
+            regular(path).read_bytes(), ext_hook=extension, raw=False, strict_map_key=False
         )
     except (ValueError, TypeError, UnicodeDecodeError, RecursionError, MemoryError) as error:
         raise corrupt(f"checkpoint {path}", "msgpack", error) from None

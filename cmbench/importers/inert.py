@@ -20,6 +20,7 @@ from torch import Tensor
 from cmbench.data.pickle_names import Function, RefusedName, Sealed
 from cmbench.data.pickles import unpickling, unshell
 from cmbench.errors import UserError
+from cmbench.files import regular
 from cmbench.importers.tensors import TENSOR_NAMES, TensorUnpickler, storage_from_bytes
 
 #: Modules whose classes may be described (never used): torch's layers, and EDM's persistence.
@@ -120,7 +121,7 @@ def load_network_pickle(path: Path) -> Any:
     Raises ``UserError`` if it is truncated or corrupt, or names anything but tensors, plain data,
     layers of torch and EDM's persistent objects. Nothing of the file is executed.
     """
-    with unpickling(f"checkpoint {path}"), open(path, "rb") as file:
+    with unpickling(f"checkpoint {path}"), regular(path).open("rb") as file:
         return unshell(NetworkUnpickler(file).load())
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from cmbench.errors import MissingError, UserError, described
+from cmbench.files import regular
 from cmbench.importers.diffusers_folder import (
     find_unet,
     load_safetensors,
@@ -135,7 +136,7 @@ def _read(path: Path, given: Given) -> ImportedNetwork:
 
 
 def _read_file(path: Path, given: Given) -> Found:
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         head = file.read(16)
     if not head:
         raise UserError(f"checkpoint {path}", "is empty", remedy="download it again")

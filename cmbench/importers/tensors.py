@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cmbench.data.pickle_names import PLAIN_NAMES, Function, RefusedName, Sealed
 from cmbench.data.pickles import RestrictedUnpickler, unpickling, unshell
+from cmbench.files import regular
 from cmbench.zips import GuardedZip
 
 
@@ -174,7 +175,7 @@ def read_torch(path: Path, who: str) -> Any:
     Raises:
         UserError: it is damaged or names anything else. Nothing of the file is executed.
     """
-    with unpickling(who), path.open("rb") as file:
+    with unpickling(who), regular(path).open("rb") as file:
         if file.read(2) == b"PK":
             return unshell(_read_zip(path))
         file.seek(0)

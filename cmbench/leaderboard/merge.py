@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cmbench.errors import MissingError, UserError
-from cmbench.files import sha256_file, write_atomically
+from cmbench.files import regular, sha256_file, write_atomically
 from cmbench.leaderboard.reproduced import agreement
 from cmbench.leaderboard.sampled_again import Check
 from cmbench.records.folders import REPRODUCTIONS, read_cell, record_files
@@ -160,7 +160,7 @@ def _write(
     kept = {**there, **chosen}.values()
     copies, left_out = _plan_artifacts(kept, new, lambda record: target / record.dataset.name)
     for goal, source in copies.items():
-        write_atomically(goal, source.read_bytes())
+        write_atomically(goal, regular(source).read_bytes())
     for _, record in new:
         folder = target / record.dataset.name
         write_atomically(folder / f"{record.cell}.json", record.to_json().encode())
@@ -183,7 +183,7 @@ def _write_reproduction(path: Path, record: Record, folder: Path) -> list[str]:
     item = [(path, record)]
     copies, left_out = _plan_artifacts(item, item, lambda _: folder)
     for goal, source in copies.items():
-        write_atomically(goal, source.read_bytes())
+        write_atomically(goal, regular(source).read_bytes())
     write_atomically(folder / f"{record.cell}.json", record.to_json().encode())
     return left_out
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from cmbench.errors import UserError
+from cmbench.files import regular
 from cmbench.leaderboard.published import METRICS, Board, Published, PublishedRow, identity
 
 ROWS_FILE = "published.csv"
@@ -74,7 +75,7 @@ def check_published(folder: Path) -> tuple[Published | None, list[Problem]]:
 
 def _read_board(path: Path, problems: list[Problem]) -> Board | None:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = regular(path).read_text(encoding="utf-8")
         return Board.model_validate(tomllib.loads(text))
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem(path, 0, "", f"cannot be read: {error}"))
@@ -107,7 +108,7 @@ def _toml_line(path: Path, keys: Sequence[str]) -> int:
 def _read_rows(path: Path, problems: list[Problem]) -> Iterator[tuple[int, PublishedRow]]:
     names = [f.alias or name for name, f in PublishedRow.model_fields.items()]
     try:
-        text = path.read_text(encoding="utf-8")
+        text = regular(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem(path, 0, "", f"cannot be read: {error}"))
         return

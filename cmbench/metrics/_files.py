@@ -14,7 +14,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from cmbench.errors import UserError
-from cmbench.files import write_atomically
+from cmbench.files import regular, write_atomically
 from cmbench.importers.tensors import read_torch
 
 
@@ -75,7 +75,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
     """
     remedy = "delete the file and run again to compute it again"
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular(path), framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:

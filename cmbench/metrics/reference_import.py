@@ -32,7 +32,7 @@ from torch import Tensor
 from cmbench.data.npy import npz_names, read_npz
 from cmbench.data.pickles import load_plain_pickle
 from cmbench.errors import MissingError, UserError, first_names, unknown_name
-from cmbench.files import sha256_file, write_atomically
+from cmbench.files import regular, sha256_file, write_atomically
 from cmbench.importers.tensors import read_torch
 from cmbench.metrics.catalog import EXTRACTORS
 from cmbench.metrics.census import CensusTaker
@@ -263,7 +263,7 @@ def _statistics(path: Path, content: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def _read_pickle(path: Path, entry: str) -> FileArrays:
-    with open(path, "rb") as file:
+    with regular(path).open("rb") as file:
         content = load_plain_pickle(file, str(path))
     if not isinstance(content, dict):
         raise _other(path, content)

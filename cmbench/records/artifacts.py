@@ -8,6 +8,7 @@ import io
 import math
 from pathlib import Path
 
+from cmbench.files import regular
 from cmbench.records.record import Artifact
 
 
@@ -26,7 +27,7 @@ def read_artifact(record_path: Path, artifact: Artifact) -> bytes:
         folder = record_path.parent.resolve()
         path = (folder / artifact.file).resolve()
         inside = path.is_relative_to(folder)
-        data = path.read_bytes() if inside else b""
+        data = regular(path).read_bytes() if inside else b""
     except (OSError, ValueError, RuntimeError) as error:  # the latter: NULs, loops of links
         reason = error.strerror if isinstance(error, OSError) else error
         raise ArtifactError(f"{artifact.file!r} cannot be read: {reason}") from error

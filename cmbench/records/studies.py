@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cmbench.files import regular
 from cmbench.records.artifacts import parse_curve
 from cmbench.records.record import Record
 
@@ -94,7 +95,7 @@ class StudyResult:
 
 def _curve(path: Path, scalar: str) -> list[tuple[float, float]]:
     try:
-        nimg, scalars = parse_curve(path.read_bytes())
+        nimg, scalars = parse_curve(regular(path).read_bytes())
     except (OSError, ValueError):
         return []
     return [(x, y) for x, y in zip(nimg, scalars.get(scalar, ()), strict=False) if y is not None]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cmbench.errors import MissingError
-from cmbench.files import read_sealed, reading
+from cmbench.files import read_sealed, reading, regular
 
 #: The run's description, written before training starts.
 RUN_FILE = "run.json"
@@ -64,7 +64,7 @@ def read_result_file(folder: Path) -> Mapping[str, Any] | None:
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """Return the logged rows of a run, without lines that were cut off by a kill."""
     try:
-        text = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace")
+        text = regular(folder / LOG_FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     rows = []

@@ -24,7 +24,7 @@ from cmbench.data.preparation.decode import BlockDone
 from cmbench.data.store import BLOCKS, IMAGES, LABELS, MANIFEST
 from cmbench.data.verify import ProgressCallback, changed_blocks
 from cmbench.errors import BusyError, UserError
-from cmbench.files import read_json
+from cmbench.files import read_json, regular
 
 WHO = "cmbench prepare"
 _JOURNAL, _PLAN, _SPOOL = "journal.jsonl", "plan.json", "source.tar"
@@ -73,7 +73,7 @@ class Partial:
         path = self.folder / _JOURNAL
         if not path.exists() or not self.images.exists():
             return
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in regular(path).read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 block = BlockDone(**json.loads(line))
             except (ValueError, TypeError):

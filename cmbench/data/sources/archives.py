@@ -34,7 +34,7 @@ from cmbench.data.sources.base import (
     why_passed_over,
 )
 from cmbench.errors import UserError, described, first_names
-from cmbench.files import parse_json, readable, reading
+from cmbench.files import parse_json, readable, reading, regular
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 _OPENERS = {b"\x1f\x8b": gzip.open, b"\xfd7": lzma.open, b"BZ": bz2.open}
@@ -116,7 +116,7 @@ class ZipReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with open(path, "rb") as file:
+        with regular(path).open("rb") as file:
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def read(self, locator: ZipMember) -> bytes:
@@ -173,7 +173,7 @@ class ZipSource(EncodedSource):
     def _members(self) -> dict[str, ZipMember]:
         """Return the files of the archive by name."""
         try:
-            with zipfile.ZipFile(self.path) as archive:
+            with zipfile.ZipFile(regular(self.path)) as archive:
                 return {
                     info.filename: (
                         info.filename,
@@ -258,7 +258,7 @@ class TarSource(EncodedSource):
 
     def unpack(self) -> None:
         """Unpack a compressed archive into the spool file, unless it is there already."""
-        with open(self.path, "rb") as file:
+        with regular(self.path).open("rb") as file:
             opener: Any = _OPENERS.get(file.read(2))
         if opener is None:
             return
@@ -334,6 +334,6 @@ class TarSource(EncodedSource):
 
 def open_packed(path: Path) -> BinaryIO:
     """Open a file, unpacking it on the fly if it is compressed."""
-    with open(path, "rb") as file:
+    with regular(path).open("rb") as file:
         opener: Any = _OPENERS.get(file.read(2))
     return opener(path, "rb") if opener else open(path, "rb")

@@ -18,7 +18,7 @@ from cmbench.data.npy import npz_rows, read_npz
 from cmbench.data.pickles import as_array, load_plain_pickle
 from cmbench.data.sources.archives import TRUNCATED, open_packed, truncated
 from cmbench.data.sources.base import ArraySource, Chunk, Fingerprint
-from cmbench.files import reading
+from cmbench.files import reading, regular
 
 #: MD5 of the batches in the archive that A. Krizhevsky published.
 _CIFAR_MD5 = {
@@ -129,7 +129,7 @@ class CifarPythonSource(BatchSource):
 
     def _folder_file(self, name: str) -> bytes:
         try:
-            return (self.path / name).read_bytes()
+            return regular(self.path / name).read_bytes()
         except FileNotFoundError:
             raise self.error(
                 f"lacks {name}",
@@ -205,7 +205,7 @@ class ImageNetBatchSource(BatchSource):
             if path.suffix == ".npz":
                 batch: Any = read_npz(path, ("data", "labels"))
             else:
-                with open(path, "rb") as file:
+                with regular(path).open("rb") as file:
                     batch = load_plain_pickle(file, f"{self.who}, {path.name}")
             yield self.chunk(batch, path.name)
 

@@ -11,6 +11,7 @@ from cmbench.data.sources.batches import CifarPythonSource, ImageNetBatchSource
 from cmbench.data.sources.folder import FolderSource
 from cmbench.data.sources.lmdb import LmdbSource
 from cmbench.errors import MissingError, UserError
+from cmbench.files import regular
 
 
 def open_source(path: Path, split: str = "", spool: Path | None = None) -> ImageSource:
@@ -37,11 +38,11 @@ def open_source(path: Path, split: str = "", spool: Path | None = None) -> Image
 
 def _open_file(path: Path, split: str, spool: Path | None) -> ImageSource:
     name = path.name.lower()
-    if path.stat().st_size == 0:
+    if regular(path).stat().st_size == 0:
         raise UserError("--source", f"{path} is empty", remedy="download it again")
     if ImageNetBatchSource.fits(path):
         return ImageNetBatchSource(path, split)
-    with open(path, "rb") as file:
+    with regular(path).open("rb") as file:
         magic = file.read(4)
     if magic[:2] == b"PK" or name.endswith(".zip"):
         return ZipSource(path, split)

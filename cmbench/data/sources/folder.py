@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,9 @@ class FolderSource(EncodedSource):
                     f"image {name!r} cannot be read: {error.strerror}{link}",
                     remedy="remove it or restore its target",
                 ) from None
+            if not stat.S_ISREG(state.st_mode):
+                passed_over["not regular"] += 1
+                continue
             names.append(name)
             locators.append((path, state.st_size))
             fingerprint.add(name, state.st_size, state.st_mtime_ns)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from cmbench.data.sources.archives import LARGEST_IMAGE, PlacedReader
 from cmbench.data.sources.base import EncodedSource, Fingerprint, ImageIndex
+from cmbench.files import regular
 
 _MAGIC, _VERSION = 0xBEEFC0DE, 1
 _HEADER = 16
@@ -46,7 +47,7 @@ class Pages:
     """The pages of a database file. Whatever they say, nothing beyond the file is read."""
 
     def __init__(self, path: Path) -> None:
-        self.file = os.open(path, os.O_RDONLY)
+        self.file = os.open(regular(path), os.O_RDONLY)
         self.size = os.fstat(self.file).st_size
         self.tree = self._newest()
 
