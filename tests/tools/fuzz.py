@@ -165,9 +165,15 @@ def input_of(index: int, seed: Seed, campaign: int) -> Files:
 # ---- in the parent -------------------------------------------------------------------------------
 
 
+def _processor_seconds(process: int) -> float:
+    """Return how long a process has computed."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _lines(pipe: int, process: int, seconds: float) -> Iterable[dict[str, Any] | None]:
     """Yield what a child reports; None when it takes too long, which ends it."""
-    waiting, began = b"", time.monotonic()
+    waiting, began, spent = b"", time.monotonic(), 0.0
     while True:
         ready, _, _ = select.select([pipe], [], [], 1.0)
         if ready:
@@ -175,9 +181,12 @@ def _lines(pipe: int, process: int, seconds: float) -> Iterable[dict[str, Any] |
             if not data:
                 return
             *whole, waiting = (waiting + data).split(b"\n")
-            began = time.monotonic()
+            began, spent = time.monotonic(), _processor_seconds(process)
             yield from map(json.loads, whole)
-        elif time.monotonic() - began > 6 * seconds:  # of a busy machine's clock
+        elif (
+            _processor_seconds(process) - spent > 1.5 * seconds
+            or time.monotonic() - began > 20 * seconds  # it sleeps; a busy machine may too
+        ):
             os.kill(process, signal.SIGKILL)
             yield None
             return
