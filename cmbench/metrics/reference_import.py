@@ -58,6 +58,9 @@ WIDTHS = {name: 1024 if name == "dinov2" else 2048 for name in PUBLISHED}
 SPATIAL_WIDTH = 2023
 #: Largest negative eigenvalue of a covariance in float32, relative to the largest one.
 _ROUNDING = 1e-4
+#: Features of images are of order 1 in every published extractor: what is this large, or varies
+#: this little in all features together, is damaged. Products of such numbers are finite floats.
+_LARGEST_FEATURE, _SMALLEST_TRACE = 1e6, 1e-12
 _ALLOWED = "an EDM, clean-fid, OpenAI, torch-fidelity, EDM2 or cmbench reference file"
 #: clean-fid's own names: {data}_{mode}_{split}_{resolution}.npz, and _kid.npz. A mode's name
 #: anywhere else says nothing: such files are taken for EDM's unless ``extractor`` says otherwise.
@@ -149,6 +152,8 @@ def _build(
             problem = f"features of shape {rows.shape} and {rows.dtype}"
             raise UserError(str(path), problem, allowed="floats [N, D]")
         _require_width(path, "rows", rows.shape[1], WIDTHS[key.extractor], key.extractor)
+        _check_largest(path, "features", rows)
+        _check_trace(path, rows.var(axis=0, dtype="f8"))
         return Reference.of_features(key, torch.from_numpy(rows.astype(np.float32)).clone())
     moments = _moments(path, arrays["mu"], arrays["sigma"], count)
     _require_width(path, "statistics", moments.dim, WIDTHS[key.extractor], key.extractor)
@@ -176,8 +181,25 @@ def _moments(path: Path, mean: Array, cov: Array, count: int | None) -> Moments:
     if count is not None and count < 2:
         raise UserError(str(path), f"count {count}", allowed="at least 2")
     found = replace(moments, cov=(moments.cov + moments.cov.T) / 2)
+    _check_largest(path, "mu", mean)
+    _check_trace(path, np.diagonal(cov).astype("f8"))
     _check_values(path, found, np.finfo(cov.dtype).eps)
     return found
+
+
+def _check_largest(path: Path, what: str, values: Array) -> None:
+    """Refuse features, or means of them, that no images have."""
+    if not (largest := float(np.abs(values).max())) <= _LARGEST_FEATURE:
+        problem, allowed = f"{what} up to {largest:.3g}", f"up to {_LARGEST_FEATURE:g}"
+        raise UserError(str(path), problem, allowed=allowed, remedy="fetch the file again")
+
+
+def _check_trace(path: Path, variances: Array) -> None:
+    """Refuse variances that no images have."""
+    if not _SMALLEST_TRACE <= (trace := float(variances.sum())) <= _LARGEST_FEATURE**2:
+        problem = f"the variances sum to {trace:.3g}"
+        allowed = f"{_SMALLEST_TRACE:g} to {_LARGEST_FEATURE**2:g}"
+        raise UserError(str(path), problem, allowed=allowed, remedy="fetch the file again")
 
 
 def _check_values(path: Path, moments: Moments, eps: float) -> None:

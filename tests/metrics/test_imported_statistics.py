@@ -111,3 +111,37 @@ def test_statistics_of_other_programs_can_be_shown(
     assert other.code == EXIT_USAGE
     assert len(other.err.splitlines()) == 1
     assert "holds a; allowed: an EDM" in other.err
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (1e300, r"variances sum to 2\.0\de\+303; allowed: 1e-12 to 1e\+12; fetch"),
+        (1e-30, r"variances sum to 2\.0\de-27; allowed: 1e-12 "),
+        (0.0, r"variances sum to 0; allowed: 1e-12 "),
+    ],
+)
+def test_variances_that_no_images_have_are_refused(
+    tmp_path: Path, scale: float, message: str
+) -> None:
+    path = write(tmp_path / "x.npz", mu=np.zeros(2048), sigma=ONE * scale)
+    with pytest.raises(UserError, match=message):
+        import_reference(path)
+    spatial = {"mu_s": np.zeros(2023), "sigma_s": np.eye(2023) * scale}
+    path = write(tmp_path / "s.npz", mu=np.zeros(2048), sigma=ONE, **spatial)
+    with pytest.raises(UserError, match=message):
+        import_reference(path)
+
+
+def test_means_and_features_that_no_images_have_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.npz", mu=np.full(2048, 1e200), sigma=ONE)
+    with pytest.raises(UserError, match=r"mu up to 1e\+200; allowed: up to 1e\+06; fetch"):
+        import_reference(path)
+    rows = np.random.RandomState(0).randn(8, 2048)
+    for scale, message in (
+        (1e300, r"features up to \d\.\d+e\+300; allowed: up to 1e\+06"),
+        (np.nan, r"features up to nan; allowed: up to 1e\+06"),
+        (1e-20, r"variances sum to 2\.\d+e-37; allowed: 1e-12 "),
+    ):
+        with pytest.raises(UserError, match=message):
+            import_reference(write(tmp_path / "f.npz", feats=rows * scale))
