@@ -182,7 +182,8 @@ def refusal_of_bytes(known: DatasetSpec | None, source: SampleSource) -> Observe
 
 
 def require_read(request: ScoreRequest, source: SampleSource) -> None:
-    """Raise ``UserError`` for options that nothing among the samples would heed."""
+    """Raise ``UserError`` for options that samples do not take, and for names that no row has."""
+    request.name_of(source)
     read, what = request.read, f"samples {source.name} are a {source.kind}"
     if read.steps is not None and source.kind != PIPELINE:
         raise UserError(

@@ -71,6 +71,14 @@ class ScoreRequest:
     held_out: str | None = None
     settings: SampleSettings | None = None
 
+    def __post_init__(self) -> None:
+        if self.label is not None:
+            named(self.label)  # raises for what no row can be called, before anything is scored
+
+    def name_of(self, source: SampleSource) -> dict[str, str]:
+        """Return what :func:`named` does: for the label, or else for the name of the samples."""
+        return named(self.label or Path(source.name.partition(":")[0]).stem)
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -205,7 +213,7 @@ def _run_record(
 def _bare_record(context: Context, request: ScoreRequest, scored: Scored) -> Record:
     """Return the record of samples of which nothing else is known."""
     found, source = scored.found, scored.source
-    name = named(request.label or Path(source.name.partition(":")[0]).stem)
+    name = request.name_of(source)
     kept_labels = ", ".join(f"{k}: {n}" for k, n in list(found.class_counts.items())[:20])
     return Record(
         cell=name["method"],
@@ -276,7 +284,7 @@ def named(label: str) -> dict[str, str]:
             "--label",
             f"{text[:60]!r}",
             allowed=f"up to {MAX_LABEL} characters in one line",
-            remedy="give a shorter name with --label",
+            remedy="give another name with --label",
         )
     digest = hashlib.sha256(text.encode()).hexdigest()
     return {"method": f"{method}-{digest[:8]}", "label": text}

@@ -15,6 +15,7 @@ import pytest
 from cmbench.leaderboard.rows import aggregate
 from cmbench.records.record import Record, read_record
 from cmbench.records.workspace import Workspace
+from cmbench.sweep import scored
 
 Cmbench = Callable[..., Any]
 DIGITS = ("-d", "digits", "--metrics", "fd-digits", "-q")
@@ -137,13 +138,24 @@ def test_labels_that_differ_are_different_rows(
     assert cmbench("compare", *labels).code == 4, "one seed each"
 
 
-@pytest.mark.parametrize("label", ["a\nb", "λ" * 201])
-def test_labels_that_no_line_can_hold_are_refused(
-    cmbench: Cmbench, tmp_path: Path, label: str
+@pytest.mark.parametrize("label", ["a\nb", "a\x1b[31mb", "a\x9bb", "λ" * 201, "a" * 300])
+def test_labels_that_no_line_can_hold_are_refused_before_the_work(
+    cmbench: Cmbench, tmp_path: Path, label: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(scored, "load_extractor", None)  # the first thing that takes long
     found = cmbench("eval", grey(tmp_path / "s.npy"), *DIGITS, "--label", label)
     assert found.code == 2
-    assert "allowed: up to 200 characters in one line" in found.err
+    assert "allowed: up to 200 characters in one line; give another name" in found.err
+
+
+def test_samples_whose_file_no_row_can_be_called_are_refused_before_the_work(
+    cmbench: Cmbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scored, "measure", None)
+    path = grey(tmp_path / "a\x1bb.npy")
+    found = cmbench("eval", path, *DIGITS)
+    assert found.code == 2
+    assert "allowed: up to 200 characters in one line; give another name" in found.err
 
 
 def test_a_reference_named_like_a_dataset_has_a_page_of_its_own(
