@@ -7,11 +7,12 @@ and the interval beside a Fréchet distance was that of its extrapolation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cmbench.metrics.values import normal_interval
+from cmbench.metrics.values import holds, normal_interval
 from cmbench.records.record import LARGEST, MetricRecord
 
 
@@ -110,6 +111,34 @@ def interval_of(metric: MetricRecord) -> tuple[float, float] | None:
         return None
     low, high = normal_interval(metric.value, metric.standard_error)
     return max(0.0, low), high
+
+
+def contradiction_of(metric: MetricRecord) -> str:
+    """Return why a value cannot be the one that was stored with the rest; "" where nothing tells.
+
+    An interval holds its value, and ``infinity`` is 2 value - the mean of ``half_distances``
+    (:func:`cmbench.metrics.frechet.half_split_infinity`).
+    """
+    value, infinity = metric.value, extrapolation_of(metric)
+    if value is None:
+        return ""
+    of_infinity = infinity is not None and metric.interval == (infinity.low, infinity.high)
+    if metric.interval is not None and not of_infinity and not holds(metric.interval, value):
+        low, high = metric.interval
+        return f"its value {value:.6g} is outside its 95 % interval, {low:.6g} to {high:.6g}"
+    if infinity is None:
+        return ""
+    if not holds((infinity.low, infinity.high), infinity.value):
+        return f"its extrapolation {infinity.value:.6g} is outside the interval of that"
+    halves = metric.detail["infinity"].get("half_distances")
+    known = [_number(x) for x in halves] if isinstance(halves, list | tuple) else []
+    half, other = known if len(known) == 2 else (None, None)
+    if half is None or other is None:
+        return ""
+    expected = (infinity.value + (half + other) / 2) / 2
+    if not math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-9):
+        return f"its value is {value:.6g}, but its extrapolation is one of {expected:.6g}"
+    return ""
 
 
 def _count(value: Any) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cmbench.errors import UserError
 from cmbench.files import UNREADABLE, read_sealed, sha256_file
+from cmbench.leaderboard.details import contradiction_of
 from cmbench.leaderboard.sampled_again import DEFAULT_TOLERANCE, Check, check_again
 from cmbench.records.record import Artifact, Record, read_record
 from cmbench.records.reproduction import Reproduce
@@ -47,6 +48,7 @@ def verify_record(
         *_check_training(record, folder),
         *_check_snapshots(record, folder),
         _check_nfe(record),
+        *_check_values(record),
         *check_again(path, record, reproduce, full, tolerance),
     ]
 
@@ -193,3 +195,9 @@ def _check_nfe(record: Record) -> Check:
     if math.isclose(sampling.nfe_measured, sampling.nfe, rel_tol=1e-9):
         return Check("NFE", "ok", f"{sampling.nfe} declared and counted")
     return Check("NFE", "failed", f"{sampling.nfe} declared, {sampling.nfe_measured} counted")
+
+
+def _check_values(record: Record) -> list[Check]:
+    """Compare each value with what was stored beside it; nothing where they agree."""
+    told = {name: contradiction_of(metric) for name, metric in sorted(record.metrics.items())}
+    return [Check(f"metric {name}", "failed", why) for name, why in told.items() if why]

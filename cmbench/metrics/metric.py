@@ -21,7 +21,7 @@ from cmbench.errors import PluginError, blaming
 from cmbench.metrics.catalog import all_metrics
 from cmbench.metrics.floor import Floors
 from cmbench.metrics.statistics import Moments
-from cmbench.metrics.values import Estimate
+from cmbench.metrics.values import Estimate, holds
 from cmbench.plugin.manager import PluginManager
 from cmbench.plugin.specs import MetricSpec, load_object
 
@@ -161,6 +161,13 @@ class Metric:
                 ) from error
         if math.isnan(found.value):
             raise PluginError(who, "returned NaN", allowed="a number", remedy="fix the plugin")
+        if found.interval and math.isfinite(found.value) and not holds(found.interval, found.value):
+            raise PluginError(
+                who,
+                f"returned {found.value:.6g} with the 95 % interval {found.interval}",
+                allowed="an interval that holds the value",
+                remedy="fix the plugin, or return no interval",
+            )
         estimate: Estimate = found
         return estimate
 

@@ -22,7 +22,7 @@ class Estimate:
     Args:
         value: the number; may be infinite only where the metric itself is, never NaN.
         standard_error: sampling error of ``value`` from this one set of samples, where known.
-        interval: 95 % interval (low, high) of ``value``, where known.
+        interval: 95 % interval (low, high) of ``value``, which it holds, where known.
         detail: further numbers and facts, JSON-ready.
         facts: words that tell formulas of one name apart; part of the metric key.
     """
@@ -58,6 +58,12 @@ def share_interval(share: float, count: int) -> tuple[float, float]:
     centre = (share + z2 / 2) / (1 + z2)
     half = Z95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count)) / (1 + z2)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def holds(interval: tuple[float, float], value: float) -> bool:
+    """Whether ``value`` lies in an interval, up to rounding."""
+    slack = 1e-9 * max(map(abs, (*interval, value)))
+    return interval[0] - slack <= value <= interval[1] + slack
 
 
 def is_approximate(key: str) -> bool:

@@ -422,3 +422,50 @@ def test_a_metric_that_was_removed_is_missed(tmp_path: Path) -> None:
         "failed",
         "measured, but not in the record",
     )
+
+
+# ---- values beside what was stored with them ----------------------------------------------------
+
+INFINITY = {"value": 1.0, "interval": [0.8, 1.2], "half_distances": [2.5, 3.5], "reliable": True}
+
+
+def metric_check(folder: Path, **fields: Any) -> tuple[str, str] | None:
+    item = record(metrics={"fd-digits": metric(**fields)})
+    checks = verify_record(written(folder, item))
+    return next(((c.state, c.detail) for c in checks if c.name == "metric fd-digits"), None)
+
+
+@pytest.mark.parametrize(
+    ("value", "fields", "told"),
+    [
+        (159.1, {"interval": (150.0, 168.0)}, None),
+        (0.0, {"interval": (1e-18, 0.1)}, None),
+        (1.0, {"interval": (150.0, 168.0)}, "its value 1 is outside its 95 % interval, 150 to 168"),
+        (200.0, {"interval": (150.0, 168.0)}, "its value 200 is outside its 95 % interval"),
+        # An older record's interval is that of the extrapolation, which the value is not in.
+        (2.0, {"interval": (0.8, 1.2), "detail": {"infinity": INFINITY}}, None),
+        (2.0, {"interval": (1.9, 2.1), "detail": {"infinity": INFINITY}}, None),
+        (
+            1.1,
+            {"interval": (0.8, 1.2), "detail": {"infinity": INFINITY}},
+            "its value is 1.1, but its extrapolation is one of 2",
+        ),
+        (
+            2.0,
+            {"interval": (1.9, 2.1), "detail": {"infinity": {**INFINITY, "value": 0.1}}},
+            "its extrapolation 0.1 is outside the interval of that",
+        ),
+        (2.0, {"detail": {"infinity": {**INFINITY, "half_distances": ["x", 1.0]}}}, None),
+        (None, {"interval": (150.0, 168.0)}, None),
+    ],
+)
+def test_an_edited_value_contradicts_what_was_stored_with_it(
+    tmp_path: Path, value: float | None, fields: dict[str, Any], told: str | None
+) -> None:
+    found = metric_check(tmp_path, value=value, **fields)
+    if told is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert found[0] == "failed"
+        assert found[1].startswith(told)

@@ -64,6 +64,11 @@ def test_it_is_measured_and_named_with_its_distribution(measured: Callable[..., 
         ("gap-breaks", "metric 'gap-breaks': raised RuntimeError: out of luck; fix the plugin"),
         ("gap-nonsense", "metric 'gap-nonsense': returned str; allowed: a number or an Estimate"),
         ("gap-nan", "metric 'gap-nan': returned NaN"),
+        (
+            "gap-elsewhere",
+            "metric 'gap-elsewhere': returned 3 with the 95 % interval (4.0, 5.0); allowed: an "
+            "interval that holds the value; fix the plugin, or return no interval",
+        ),
         ("gap-logits", "the extractor 'pixels' gave no logits"),
         (
             "gap-secretly",

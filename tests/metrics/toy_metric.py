@@ -42,6 +42,10 @@ def not_a_number(data: MetricData) -> float:
     return float("nan")
 
 
+def elsewhere(data: MetricData) -> Estimate:
+    return Estimate(3.0, 0.5, (4.0, 5.0))
+
+
 def spread_of_classes(data: MetricData) -> float:
     """Spread of the class means, which needs labels."""
     means = [data.features[data.labels == label].mean(0) for label in data.labels.unique()]
@@ -82,6 +86,7 @@ class MetricPlugin:
             spec("gap-breaks", "breaks"),
             spec("gap-nonsense", "nonsense"),
             spec("gap-nan", "not_a_number"),
+            spec("gap-elsewhere", "elsewhere"),
             spec("gap-logits", "mean_gap", ("logits",)),
             spec("gap-secretly", "mean_gap", ("features",)),
             spec("gap-of-prompts", "mean_gap", ("features", "prompts")),
