@@ -27,6 +27,7 @@ from cmbench.diffusion.frames import append_dims, sigma_to_t
 from cmbench.diffusion.grids import lognormal_sigmas
 from cmbench.diffusion.models import DiffusionModel, EDMModel, TrigFlowModel
 from cmbench.diffusion.predictions import DataAndNoiseModel, DataModel
+from cmbench.diffusion.solvers import float64_denoiser
 from cmbench.diffusion.tangent import trigflow_interpolate, trigflow_velocity_target
 from cmbench.diffusion.weightings import adaptive_weighted_loss, edm_weight
 from cmbench.errors import Declined, UserError
@@ -191,16 +192,12 @@ class EDM(Method):
     ) -> Tensor:
         """Solve the PF-ODE from ``sigma_max`` to zero; the solver's state is float64 as EDM's."""
         model, solver = self.diffusion_model(nets), SOLVERS[plan.sampler]
-
-        def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-            return model.denoise(x.to(noise.dtype), sigma.to(noise.dtype), labels).double()
-
         end = 0.0 if solver.ends_at_zero else self.config.sigma_min
         # On the CPU: solvers look at single levels, which would stall a GPU.
         grid = torch.tensor([*plan.sigmas, end], dtype=torch.float64)
         x = noise.double() * grid[0]
         samples = solver.solve(
-            denoise,
+            float64_denoiser(model, noise.dtype),
             x,
             grid,
             labels=labels,

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from cmbench.diffusion.frames import append_dims
+from cmbench.diffusion.models import DiffusionModel
 from cmbench.errors import UserError
 
 #: ``denoise(x [N,C,H,W], sigma [N], labels) -> denoised``.
@@ -33,6 +34,15 @@ Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 NoiseSampler = Callable[[int], Tensor]
 #: What a solver extrapolates along a trajectory: the denoised images, or the noise.
 Prediction = Literal["data", "noise"]
+
+
+def float64_denoiser(model: DiffusionModel, dtype: torch.dtype) -> Denoiser:
+    """Return ``model.denoise`` for a state in float64; the network itself gets ``dtype``."""
+
+    def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        return model.denoise(x.to(dtype), sigma.to(dtype), labels).double()
+
+    return denoise
 
 
 def batch_sigma(sigma: Tensor, x: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from cmbench.diffusion.grids import sampling_karras_sigmas
+from cmbench.diffusion.solvers import float64_denoiser
 from cmbench.diffusion.trajectory_grids import cheapest_path, euler_step_costs
 from cmbench.errors import Declined, UserError
 from cmbench.sampling.draws import ImageDraws
@@ -49,10 +49,7 @@ def trajectory_levels(sampler: Sampler, count: int, sigma_min: float) -> Levels:
     noise = ImageDraws(sampler.seed, range(IMAGES)).normal("noise", empty)
     labels = sampler.labels(0, IMAGES) if method.data.num_classes else None
     labels = labels.to(sampler.device) if labels is not None else None
-
-    def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        return model.denoise(x.to(noise.dtype), sigma.to(noise.dtype), labels).double()
-
+    denoise = float64_denoiser(model, noise.dtype)
     grid = sampling_karras_sigmas(FINE_STEPS, sigma_min, sampler.plan.sigmas[0])
     cost, _ = euler_step_costs(denoise, noise.double() * grid[0], grid, labels)
     return tuple(float(grid[i]) for i in cheapest_path(cost, count)[:-1])
