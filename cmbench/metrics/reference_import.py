@@ -152,8 +152,8 @@ def _build(
             problem = f"features of shape {rows.shape} and {rows.dtype}"
             raise UserError(str(path), problem, allowed="floats [N, D]")
         _require_width(path, "rows", rows.shape[1], WIDTHS[key.extractor], key.extractor)
-        _check_largest(path, "features", rows)
-        _check_trace(path, rows.var(axis=0, dtype="f8"))
+        with np.errstate(over="ignore"):
+            _check_range(path, "features", rows, rows.var(axis=0, dtype="f8"))
         return Reference.of_features(key, torch.from_numpy(rows.astype(np.float32)).clone())
     moments = _moments(path, arrays["mu"], arrays["sigma"], count)
     _require_width(path, "statistics", moments.dim, WIDTHS[key.extractor], key.extractor)
@@ -181,25 +181,20 @@ def _moments(path: Path, mean: Array, cov: Array, count: int | None) -> Moments:
     if count is not None and count < 2:
         raise UserError(str(path), f"count {count}", allowed="at least 2")
     found = replace(moments, cov=(moments.cov + moments.cov.T) / 2)
-    _check_largest(path, "mu", mean)
-    _check_trace(path, np.diagonal(cov).astype("f8"))
+    _check_range(path, "mu", mean, np.diagonal(cov).astype("f8"))
     _check_values(path, found, np.finfo(cov.dtype).eps)
     return found
 
 
-def _check_largest(path: Path, what: str, values: Array) -> None:
-    """Refuse features, or means of them, that no images have."""
-    if not (largest := float(np.abs(values).max())) <= _LARGEST_FEATURE:
-        problem, allowed = f"{what} up to {largest:.3g}", f"up to {_LARGEST_FEATURE:g}"
-        raise UserError(str(path), problem, allowed=allowed, remedy="fetch the file again")
-
-
-def _check_trace(path: Path, variances: Array) -> None:
-    """Refuse variances that no images have."""
-    if not _SMALLEST_TRACE <= (trace := float(variances.sum())) <= _LARGEST_FEATURE**2:
-        problem = f"the variances sum to {trace:.3g}"
-        allowed = f"{_SMALLEST_TRACE:g} to {_LARGEST_FEATURE**2:g}"
-        raise UserError(str(path), problem, allowed=allowed, remedy="fetch the file again")
+def _check_range(path: Path, what: str, values: Array, variances: Array) -> None:
+    """Refuse features or means, and variances in float64, that no images have."""
+    for told, number, least, most in (
+        (f"{what} up to", np.abs(values).max(), 0, _LARGEST_FEATURE),
+        ("the variances sum to", variances.sum(), _SMALLEST_TRACE, _LARGEST_FEATURE**2),
+    ):
+        if not least <= number <= most:
+            problem, allowed = f"{told} {number:.3g}", f"{least:g} to {most:g}"
+            raise UserError(str(path), problem, allowed=allowed, remedy="fetch the file again")
 
 
 def _check_values(path: Path, moments: Moments, eps: float) -> None:
