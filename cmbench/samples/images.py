@@ -36,6 +36,7 @@ class ImageSamples(SampleSource):
         self._source, self._index, self.kind = source, index, source.kind
         if index.passed_over:
             self.notes.append(describe_passed_over(index.passed_over))
+        self.notes += index.notes
         if source.split:
             self.notes.append(f"read the subfolder {source.split!r} of {self.name}")
         self._labels = self._class_numbers()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
 import zipfile
 from collections import namedtuple
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from command_outcome import Outcome
 from dataset_builders import CLASSES, add_bytes, class_folder, edm_zip, image_tar, pictures
 
 from cmbench.cli.common import command_line
@@ -92,6 +94,57 @@ def test_prepare_and_eval_report_what_was_passed_over(
     manifest, _ = prepare(spec, rule, Request(path), locations)
     assert manifest.source.passed_over == COUNTS
     assert f"note: {LINE}" in describe(manifest, locations, done=True)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_members_of_one_name_are_counted(
+    tmp_path: Path, cmbench: Callable[..., Outcome], kind: str
+) -> None:
+    class_folder(tmp_path / "source", pictures(6))
+    images = [path.read_bytes() for path in sorted((tmp_path / "source").rglob("*.png"))]
+    names = [*(f"{i}.png" for i in range(5)), "x.png", "x.png", "x.png"]
+    files = list(zip(names, [*images, images[0], images[1]], strict=True))
+    archive = tmp_path / f"twice.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as packed:
+            for name, data in files:
+                packed.writestr(name, data)
+    else:
+        with tarfile.open(archive, "w") as tar:
+            for name, data in files:
+                add_bytes(tar, name, data)
+    source = open_source(archive)
+    assert isinstance(source, EncodedSource)
+    index = source.index()
+    assert list(index.names) == [*(f"{i}.png" for i in range(5)), "x.png"]
+    assert source.reader().read(index.locators[5]) == images[1]
+    assert index.passed_over == {"with the name of a later one": 2}
+    if kind == "tar":  # only known datasets are prepared from one
+        return
+    done = cmbench("prepare", f"zip:{archive}", "--name", "a", "--data-dir", str(tmp_path))
+    assert "note: 2 files passed over: 2 with the name of a later one" in done.out.splitlines()
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_images_beside_class_folders_are_said(
+    tmp_path: Path, cmbench: Callable[..., Outcome], kind: str
+) -> None:
+    root = tmp_path / "source"
+    class_folder(root, pictures(6))
+    shutil.copy(next(root.rglob("*.png")), root / "loose.png")
+    path = source_of(kind, tmp_path, ())
+    source = open_source(path)
+    assert isinstance(source, EncodedSource)
+    index = source.index()
+    note = "1 of 7 images lie outside the folders ant, bee, cat: labels are not read from folders"
+    assert (index.labels, list(index.notes)) == (None, [note])
+    if kind != "tar":
+        assert open_samples(str(path)).notes == [note]
+        done = cmbench("prepare", f"{kind}:{path}", "--name", "a", "--data-dir", str(tmp_path))
+        assert f"note: {note}" in done.err
+    (root / "loose.png").unlink()
+    assert list(FolderSource(root).index().notes) == []
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])

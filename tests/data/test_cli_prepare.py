@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from command_outcome import Outcome
 from dataset_builders import class_folder, edm_zip, encode, pictures
 
 import cmbench.cli.prepare as cli
@@ -92,3 +94,8 @@ def test_weights_are_handed_on(call, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     )
     assert call("weights-x", "--source", "w.pt").stdout == "weights-x: got w.pt\n"
     assert "weights-x          weights            something to fetch" in call().stdout
+
+
+def test_help_states_each_default_once(cmbench: Callable[..., Outcome]) -> None:
+    text = " ".join(cmbench("prepare", "--help").out.split())
+    assert "--split NAME Part of the source. [default: train] --transform" in text

@@ -197,10 +197,14 @@ def test_an_encrypted_or_oddly_packed_table_of_labels(tmp_path: Path) -> None:
     path = edm_zip(tmp_path / "a.zip", pictures(3), None, table=None)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("dataset.json", '{"labels": null}')
-    with pytest.raises(UserError, match=r"'dataset.json' is encrypted or packed by method 12"):
+    with pytest.raises(UserError, match=r"'dataset.json' is packed by method 12"):
         ZipSource(path).index()
     data = bytearray(path.read_bytes())
     row = data.rfind(b"PK\x01\x02")
+    data[row + 8] |= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"'dataset.json' is encrypted; decrypt the archive first"):
+        ZipSource(path).index()
     data[row + 6] = 99  # a version of the format that nobody knows yet
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"a.zip: cannot be read: zip file version 9.9; repack"):

@@ -152,6 +152,8 @@ class Preparation:
             index = source.index()
             self.stop_if_prepared(fingerprint=index.fingerprint)
             check_count(source, len(index), self.rule, subset=request.subset)
+            for note in index.notes:
+                self.progress(f"note: {note}", 0, 0)
             labels = check_labels(source, self.spec, index.labels, index.class_names, index.names)
             count = len(index)
             self.partial.open(

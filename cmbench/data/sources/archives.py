@@ -26,6 +26,7 @@ from cmbench.data.sources.base import (
     TABLE,
     EncodedSource,
     Fingerprint,
+    FolderLabels,
     ImageIndex,
     ImageSource,
     default_split,
@@ -94,15 +95,21 @@ def select_images(
     """Return the names of the images to take, the folder they lie in, and what is passed over.
 
     Raises ``UserError`` if there is no image. A ``labelled`` archive is taken whole; another one is
-    entered by :func:`enter_split`, which sets the source's split.
+    entered by :func:`enter_split`, which sets the source's split. Of members of one name the last
+    counts, as it does for those who unpack the archive.
     """
-    reasons = {name: why_passed_over(name) for name in members if name != TABLE}
+    repeats = Counter(members)
+    reasons = {name: why_passed_over(name) for name in repeats if name != TABLE}
     names = sorted(name for name, why in reasons.items() if not why)
     prefix = ""
     if names and not labelled:
         prefix, source.split = enter_split(names, source.split, source)
     inside = prefix if source.split else ""  # another split's files are not passed over
     passed_over = Counter(why for name, why in reasons.items() if why and name.startswith(inside))
+    passed_over["with the name of a later one"] = sum(
+        count - 1 for name, count in repeats.items() if name.startswith(inside)
+    )
+    passed_over = +passed_over
     if not names:
         raise source.no_images(passed_over)
     return [name for name in names if name.startswith(prefix)], prefix, passed_over
@@ -153,29 +160,30 @@ class ZipSource(EncodedSource):
 
     def index(self) -> ImageIndex:
         """Read the central directory."""
-        members = self._members()
+        listed = self._members()
+        members = {member[0]: member for member in listed}
         labelled = TABLE in members
-        names, prefix, passed_over = select_images(self, members, labelled=labelled)
+        names, prefix, passed_over = select_images(self, (m[0] for m in listed), labelled=labelled)
         entries = [members[name] for name in names]
         for member in entries:
             self._check(member, LARGEST_IMAGE)
         fingerprint = Fingerprint()
         fingerprint.add(entries)  # all at once: a line each would take longer than reading them
-        labels: list[int] | None
-        classes: list[str] = []
         if labelled:
-            labels = labels_from_json(self, self._table(members[TABLE], len(names)), names)
+            table = self._table(members[TABLE], len(names))
+            found = FolderLabels(labels_from_json(self, table, names))
         else:
             names = [name.removeprefix(prefix) for name in names]
-            labels, classes = labels_from_folders(names) or (None, [])
-        return ImageIndex(names, entries, labels, classes, fingerprint.value, passed_over)
+            found = labels_from_folders(names)
+        labels, classes, notes = found
+        return ImageIndex(names, entries, labels, classes, fingerprint.value, passed_over, notes)
 
-    def _members(self) -> dict[str, ZipMember]:
-        """Return the files of the archive by name."""
+    def _members(self) -> list[ZipMember]:
+        """Return the files of the archive."""
         try:
             with zipfile.ZipFile(regular(self.path)) as archive:
-                return {
-                    info.filename: (
+                return [
+                    (
                         info.filename,
                         info.header_offset,
                         info.compress_size,
@@ -186,7 +194,7 @@ class ZipSource(EncodedSource):
                     )
                     for info in archive.infolist()
                     if not info.is_dir()
-                }
+                ]
         except TRUNCATED as error:
             raise truncated(self, error) from None
         except NotImplementedError as error:  # a version of the format that zipfile does not know
@@ -208,9 +216,11 @@ class ZipSource(EncodedSource):
 
     def _check(self, member: ZipMember, largest: int) -> None:
         name, _, _, size, _, method, flags = member
-        if flags & 1 or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        if flags & 1:
+            raise self.error(f"member {name!r} is encrypted", remedy="decrypt the archive first")
+        if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise self.error(
-                f"member {name!r} is encrypted or packed by method {method}",
+                f"member {name!r} is packed by method {method}",
                 allowed="stored or deflated members",
                 remedy=_REPACK,
             )
@@ -297,8 +307,9 @@ class TarSource(EncodedSource):
     def index(self) -> ImageIndex:
         """Unpack if needed and read the headers."""
         self.unpack()
-        members = self._members()
-        names, prefix, passed_over = select_images(self, members, labelled=False)
+        listed = self._members()
+        members = dict(listed)
+        names, prefix, passed_over = select_images(self, (n for n, _ in listed), labelled=False)
         if max(sum(members[name]) for name in names) > self.plain.stat().st_size:
             raise truncated(self, EOFError("the last image is cut off"))
         fingerprint = Fingerprint()
@@ -306,18 +317,18 @@ class TarSource(EncodedSource):
             fingerprint.add(readable(name), *members[name])
         locators = [members[name] for name in names]
         names = [readable(name.removeprefix(prefix)) for name in names]
-        labels, classes = labels_from_folders(names) or (None, [])
-        return ImageIndex(names, locators, labels, classes, fingerprint.value, passed_over)
+        labels, classes, notes = labels_from_folders(names)
+        return ImageIndex(names, locators, labels, classes, fingerprint.value, passed_over, notes)
 
-    def _members(self) -> dict[str, tuple[int, int]]:
-        """Return place and size of the archive's files by name."""
+    def _members(self) -> list[tuple[str, tuple[int, int]]]:
+        """Return name, and place and size, of the archive's files."""
         try:
             with tarfile.open(self.plain, "r:") as archive:
-                members = {
-                    info.name.removeprefix("./"): (info.offset_data, info.size)
+                members = [
+                    (info.name.removeprefix("./"), (info.offset_data, info.size))
                     for info in archive
                     if info.isfile()
-                }
+                ]
                 end_mark = archive.offset
         except TRUNCATED as error:
             raise truncated(self, error) from None

@@ -11,13 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from cmbench.data.pictures import Pixels
-from cmbench.errors import UserError
+from cmbench.errors import UserError, first_names
 from cmbench.files import readable
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -42,7 +42,8 @@ class ImageIndex:
     """The table of contents of an encoded source, in the order the dataset will have.
 
     ``labels`` are class numbers, or None; ``class_names`` are known where folders give classes.
-    ``passed_over`` counts the files that are not read, by :func:`why_passed_over`.
+    ``passed_over`` counts the files that are not read, by :func:`why_passed_over`. ``notes`` say
+    what is remarkable about the labels.
     """
 
     names: Sequence[str]
@@ -51,6 +52,7 @@ class ImageIndex:
     class_names: Sequence[str] = ()
     fingerprint: str = ""
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -189,7 +191,15 @@ def describe_passed_over(counts: Mapping[str, int]) -> str:
     )
 
 
-def labels_from_folders(names: Sequence[str]) -> tuple[list[int], list[str]] | None:
+class FolderLabels(NamedTuple):
+    """Labels by folder, or None; the names of the classes; why folders are no classes."""
+
+    labels: list[int] | None = None
+    classes: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+def labels_from_folders(names: Sequence[str]) -> FolderLabels:
     """Return labels and class names if every image lies in one of several top-level folders.
 
     Classes are numbered in the sorted order of their folders, as ImageNet's are. Folders that only
@@ -197,10 +207,16 @@ def labels_from_folders(names: Sequence[str]) -> tuple[list[int], list[str]] | N
     """
     tops = [name.partition("/")[0] if "/" in name else "" for name in names]
     classes = sorted(set(tops))
-    if len(classes) < 2 or "" in classes or _is_sharding(names):
-        return None
+    if len(classes) < 2 or _is_sharding(names):
+        return FolderLabels()
+    if "" in classes:
+        loose, folders = tops.count(""), first_names(classes[1:], 5)
+        lie = f"{loose:,} of {len(names):,} images lie outside the folders {folders}"
+        return FolderLabels(
+            notes=(f"{lie}: labels are not read from folders",) * (classes[2:] != [])
+        )
     number = {name: i for i, name in enumerate(classes)}
-    return [number[top] for top in tops], classes
+    return FolderLabels([number[top] for top in tops], classes)
 
 
 def _is_sharding(names: Iterable[str]) -> bool:

@@ -134,8 +134,8 @@ class FolderSource(EncodedSource):
             with reading(f"{self.who}, {TABLE}", "restore the file or remove it"):
                 labels = labels_from_json(self, read_json(table), names)
             return ImageIndex(names, locators, labels, (), fingerprint.value, passed_over)
-        labels, classes = labels_from_folders(names) or (None, [])
-        return ImageIndex(names, locators, labels, classes, fingerprint.value, passed_over)
+        labels, classes, notes = labels_from_folders(names)
+        return ImageIndex(names, locators, labels, classes, fingerprint.value, passed_over, notes)
 
     def reader(self) -> FolderReader:
         """Return a reader of files."""
