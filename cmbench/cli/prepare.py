@@ -71,7 +71,11 @@ class PrepareOptions:
         help="Archive, folder or database to convert, or a file of weights.",
     )
     split: str = option(
-        "--split", default="", metavar="NAME", help="Part of the source.  [default: train]"
+        "--split",
+        default="",
+        show_default=False,
+        metavar="NAME",
+        help="Part of the source.  [default: train]",
     )
     transform: str | None = option(
         "--transform",

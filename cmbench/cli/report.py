@@ -20,6 +20,7 @@ from cmbench.plugin.manager import PluginManager, load_plugins
 from cmbench.records.workspace import Workspace
 from cmbench.report import render
 from cmbench.report.cells import path_problem
+from cmbench.report.render import name_problem
 
 
 def render_workspace(
@@ -64,8 +65,10 @@ def render_pages(
 ) -> tuple[list[Path], list[UserError]]:
     """Render folders of records with the columns and charts that plugins add."""
     readings = Readings()
+    problems = {name: name_problem(name) for name in folders}
+    readings.errors += filter(None, problems.values())
     written = render(
-        {name: readings.read(folder, name) for name, folder in folders.items()},
+        {name: readings.read(path, name) for name, path in folders.items() if not problems[name]},
         out,
         templates=templates,
         extra_columns=hook_columns(plugins),

@@ -11,11 +11,11 @@ from cmbench.cli.options import workspace_option
 from cmbench.cli.output import echo_line
 from cmbench.cli.record_files import record_folders
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, UserError
-from cmbench.files import UNREADABLE, read_sealed
+from cmbench.files import UNREADABLE, read_sealed, reading
 from cmbench.records.folders import read_records
 from cmbench.records.options import pair_text
 from cmbench.records.workspace import Workspace
-from cmbench.sweep.run_files import read_run_file, weights_path
+from cmbench.sweep.run_files import RESULT_FILE, RUN_FILE, read_run_file, weights_path
 
 
 @click.command()
@@ -53,12 +53,13 @@ def status(workspace_dir: str | None) -> int:
 def imported_state(manifest: Path) -> str:
     """Describe an imported checkpoint."""
     try:
-        facts = read_sealed(manifest)["meta"]["imported"]
-        size = "x".join(map(str, facts["data_shape"]))
-        classes = f"{facts['num_classes'] or 'no'} classes"
-        return f"{facts['network']['name']}, {size}, {classes}, from {facts['source']['name']}"
-    except UNREADABLE:
-        return "its manifest cannot be read; import the original file again with --force"
+        with reading("its manifest", "import the original file again with --force"):
+            facts = read_sealed(manifest)["meta"]["imported"]
+            size = "x".join(map(str, facts["data_shape"]))
+            classes = f"{facts['num_classes'] or 'no'} classes"
+            return f"{facts['network']['name']}, {size}, {classes}, from {facts['source']['name']}"
+    except UserError as error:
+        return str(error)
 
 
 def run_overrides(folder: Path) -> list[str]:
@@ -73,13 +74,21 @@ def run_overrides(folder: Path) -> list[str]:
 def run_state(folder: Path) -> str:
     """Describe how far a run is."""
     try:
-        if (folder / "result.json").exists():
-            result = read_sealed(folder / "result.json")
-            lost = [name for name in result["exports"] if not weights_path(folder, name).exists()]
-            gone = f"; the weights {', '.join(lost)} are not here" if lost else ""
-            return f"trained, {result['images_seen']:,} images{gone}"
-    except UNREADABLE:
-        return "result.json cannot be read; delete it and run again"
+        if (folder / RESULT_FILE).exists():
+            with reading(RESULT_FILE, "delete it and run again"):
+                return _result_state(folder)
+        if (folder / RUN_FILE).exists():
+            with reading(RUN_FILE, "delete the folder of the run and run again"):
+                read_sealed(folder / RUN_FILE)
+    except UserError as error:
+        return str(error)
     files = (folder / "checkpoints").glob("*.json")
     seen = [int(path.stem) for path in files if path.stem.isdecimal()]
     return f"unfinished, checkpoint at {max(seen):,} images" if seen else "not started"
+
+
+def _result_state(folder: Path) -> str:
+    result = read_sealed(folder / RESULT_FILE)
+    lost = [name for name in result["exports"] if not weights_path(folder, name).exists()]
+    gone = f"; the weights {', '.join(lost)} are not here" if lost else ""
+    return f"trained, {result['images_seen']:,} images{gone}"

@@ -199,11 +199,19 @@ def check_metric(
         return Check(label, "failed", f"measured under {again.key} instead of {stored.key}")
     if again.value == stored.value:
         return Check(label, "ok", f"{again.value:.6g}, the same")
-    allowed = tolerance * abs(stored.value)
-    if again.standard_error:
-        allowed = max(allowed, ROUNDING_ERRORS * again.standard_error)
-    elif not stored.value:
-        allowed = 1 / max(sampling.num_samples, 1)
+    allowed, share = tolerance * abs(stored.value), f"{100 * tolerance:g} %"
+    if again.standard_error and ROUNDING_ERRORS * again.standard_error > allowed:
+        allowed = ROUNDING_ERRORS * again.standard_error
+        share = f"{ROUNDING_ERRORS:g} standard errors"
+    elif not (again.standard_error or stored.value):
+        allowed, share = 1 / max(sampling.num_samples, 1), "of one sample"
     state: State = "reproduced" if abs(again.value - stored.value) <= allowed else "failed"
-    told = f"{again.value:.6g} again, {stored.value:.6g} stored, allowed ±{allowed:.3g}"
-    return Check(label, state, told)
+    values = _told_apart(again.value, stored.value)
+    told = "{} again, {} stored".format(*values)
+    return Check(label, state, f"{told}, allowed ±{allowed:.3g} ({share})")
+
+
+def _told_apart(a: float, b: float) -> tuple[str, str]:
+    """Return two numbers that differ with the digits, at least six, that show it."""
+    texts = ((f"{a:.{digits}g}", f"{b:.{digits}g}") for digits in range(6, 18))
+    return next((x, y) for x, y in texts if x != y)

@@ -174,7 +174,8 @@ def _moments(path: Path, mean: Array, cov: Array, count: int | None) -> Moments:
         mu, sigma = (torch.from_numpy(array.astype("f8")).clone() for array in (mean, cov))
         moments = Moments(mu, sigma, count)
     except UserError as error:
-        raise UserError(str(path), error.problem, allowed=error.allowed) from error
+        remedy = error.remedy or "fetch the file again, or give the images themselves"
+        raise UserError(str(path), error.problem, allowed=error.allowed, remedy=remedy) from error
     asymmetry = float((moments.cov - moments.cov.T).abs().max())
     if asymmetry > 1e-6 * float(moments.cov.abs().max()):
         raise UserError(str(path), "sigma is not symmetric", allowed="a covariance matrix")

@@ -44,7 +44,7 @@ class Moments:
                 remedy="check which arrays of the file hold them",
             )
         if not (torch.isfinite(self.mean).all() and torch.isfinite(self.cov).all()):
-            raise NonFiniteError("feature statistics", "hold NaN or infinite values")
+            raise NonFiniteError("feature statistics", "mu or sigma hold NaN or infinite values")
 
     @property
     def dim(self) -> int:

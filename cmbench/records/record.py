@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
 
 from cmbench.errors import UserError
-from cmbench.files import read_json, reading, write_atomically
+from cmbench.files import FormatError, read_json, reading, write_atomically
 from cmbench.records.binomial import binomial_tail
 
 #: Version 2 calls the noise levels ``sigmas`` (version 1: ``times``) and keeps ``first_samples``.
@@ -308,7 +308,9 @@ def read_record(path: Path) -> Record:
     who = f"record {path}"
     with reading(who, "check the file; restore it or delete it to measure the cell again"):
         data = read_json(path, LARGEST)
-        version = data.get("schema_version") if isinstance(data, dict) else None
+        if not isinstance(data, dict):
+            raise FormatError("is not a JSON object")
+        version = data.get("schema_version")
         if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
             raise UserError(
                 who,

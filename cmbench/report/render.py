@@ -59,13 +59,8 @@ def render(
     written: list[Path] = []
     summaries = []
     for dataset in sorted({*records_by_dataset, *published}):
-        if not _NAME.fullmatch(dataset):
-            raise UserError(
-                f"dataset {dataset!r}",
-                "is not a valid name",
-                allowed="letters, digits and . _ + -",
-                remedy="rename the records' folder",
-            )
+        if problem := name_problem(dataset):
+            raise problem
         page = build_page(
             dataset,
             records_by_dataset.get(dataset, ()),
@@ -77,6 +72,18 @@ def render(
         summaries.append(page.summary())
     written.append(_write_index(summaries, engine, out_dir, command))
     return written
+
+
+def name_problem(dataset: str) -> UserError | None:
+    """Return the error for a dataset whose name cannot be that of a page."""
+    if _NAME.fullmatch(dataset):
+        return None
+    return UserError(
+        f"dataset {dataset!r}",
+        "is not a valid name",
+        allowed="letters, digits and . _ + -",
+        remedy="rename the records' folder",
+    )
 
 
 def _write_index(

@@ -53,8 +53,8 @@ class ArraySamples(SampleSource):
         """Note which arrays were read, where others could have been meant."""
         for what, known, chosen in (("images", _IMAGES, images), ("labels", _LABELS, labels)):
             able = [name for name in known if name in held]
-            if len(able) > 1:
-                self.notes.append(f"{what} are read from {chosen!r}, of {', '.join(able)}")
+            if others := ", ".join(repr(name) for name in able if name != chosen):
+                self.notes.append(f"{what} are read from {chosen!r}; the file also holds {others}")
         if labels is None and len(held) > 1:
             others = ", ".join(sorted(set(held) - {*_IMAGES}))
             if others:

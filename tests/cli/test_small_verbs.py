@@ -188,9 +188,16 @@ def test_status_of_good_and_empty_workspaces_is_exit_0(
 @pytest.mark.parametrize(
     ("file", "text", "found"),
     [
-        ("runs/toys/*/result.json", "{", "result.json cannot be read; delete it and run again"),
-        ("runs/toys/*/result.json", '{"images_seen": "many"}', "result.json cannot be read"),
-        ("runs/toys/*/result.json", "[1]", "result.json cannot be read"),
+        ("runs/toys/*/result.json", "{", "result.json: is not JSON (Expecting property name"),
+        ("runs/toys/*/result.json", '{"images_seen": 1}', "result.json: cannot be read (KeyError"),
+        (
+            "runs/toys/*/result.json",
+            '{"images_seen": 1, "seal": "a"}',
+            "result.json: was changed after it was written: its contents do not match their hash; "
+            "delete it and run again\n",
+        ),
+        ("runs/toys/*/result.json", "[1]", "result.json: is not a JSON object; delete it"),
+        ("runs/toys/*/run.json", "[]", "run.json: is not a JSON object; delete the folder of the"),
         ("records/toys/*.json", "{", "unreadable  record "),
     ],
 )
@@ -200,6 +207,8 @@ def test_status_survives_corrupt_files(
     cmbench_with_toys("run", "-m", "toy", "-d", "toys", "--no-report", "-q", "--nfe", "1")
     (path,) = workspace.root.glob(file)
     path.write_text(text)
+    if path.name == "run.json":
+        (path.parent / "result.json").unlink()
     done = cmbench_with_toys("status")
     assert found in done.out
     assert "unexpected" not in done.err

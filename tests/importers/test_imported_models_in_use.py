@@ -363,7 +363,7 @@ def test_status_names_it(cmbench: Callable[..., Any], patches: Context, tmp_path
     done = cmbench("status", "--workspace", str(patches.workspace.root))
     assert done.code == 0, done.err
     assert "imported  m  ddpmpp, 3x16x16, 10 classes, from m.pkl\n" in done.out
-    assert "imported  odd  its manifest cannot be read" in done.out
+    assert "imported  odd  its manifest: is not JSON (" in done.out
 
 
 def test_another_architecture_is_refused_before_training(

@@ -103,7 +103,7 @@ def test_every_conflict_is_named_with_both_files(tmp_path: Path) -> None:
     told = "; ".join(
         f"digits/{cell} in {tmp_path / 'one' / 'digits' / cell}.json and "
         f"{tmp_path / 'two' / 'digits' / cell}.json (metric fd-digits: 2 again, 1 stored, allowed "
-        "±0.01)"
+        "±0.01 (1 %))"
         for cell in cells
     )
     assert str(raised.value) == (

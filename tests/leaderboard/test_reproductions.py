@@ -40,7 +40,7 @@ def test_an_honest_reproduction_is_kept_as_evidence(tmp_path: Path) -> None:
     assert result.added == (f"digits/{CELL}",)
     (told,) = result.reproduced
     assert told.startswith(
-        f"digits/{CELL}: metric fd-digits 1.84576 again, 1.84577 stored, allowed"
+        f"digits/{CELL}: metric fd-digits 1.84576 again, 1.84577 stored, allowed ±0.0185 (1 %)"
     )
     main = target / "digits" / f"{CELL}.json"
     assert read_record(main).metrics["fd-digits"].value == 1.845774

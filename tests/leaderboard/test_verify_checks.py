@@ -317,10 +317,27 @@ def test_equal_checksums_leave_no_room_for_another_grid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stored", "changes", "expected"),
     [
-        (metric(64.0), {"value": 64.5}, ("reproduced", "64.5 again, 64 stored, allowed ±0.64")),
-        (metric(64.0), {"value": 63.5}, ("reproduced", "63.5 again, 64 stored, allowed ±0.64")),
-        (metric(64.0), {"value": 65.0}, ("failed", "65 again, 64 stored, allowed ±0.64")),
-        (metric(-64.0), {"value": -64.5}, ("reproduced", "-64.5 again, -64 stored, allowed ±0.64")),
+        (
+            metric(64.0),
+            {"value": 64.5},
+            ("reproduced", "64.5 again, 64 stored, allowed ±0.64 (1 %)"),
+        ),
+        (
+            metric(64.0),
+            {"value": 63.5},
+            ("reproduced", "63.5 again, 64 stored, allowed ±0.64 (1 %)"),
+        ),
+        (metric(64.0), {"value": 65.0}, ("failed", "65 again, 64 stored, allowed ±0.64 (1 %)")),
+        (
+            metric(-64.0),
+            {"value": -64.5},
+            ("reproduced", "-64.5 again, -64 stored, allowed ±0.64 (1 %)"),
+        ),
+        (
+            metric(159.115),
+            {"value": 159.1150001},
+            ("reproduced", "159.1150001 again, 159.115 stored, allowed ±1.59 (1 %)"),
+        ),
         (metric(2.0), {"value": None}, ("failed", "None again, 2.0 stored")),
         (metric(None), {"value": 2.0}, ("failed", "2.0 again, None stored")),
         (metric(None), {}, ("ok", "None again, None stored")),
@@ -329,12 +346,12 @@ def test_equal_checksums_leave_no_room_for_another_grid(tmp_path: Path) -> None:
         (
             metric(1.0),
             {"value": 1.046875, "standard_error": 0.5},
-            ("reproduced", "1.04688 again, 1 stored, allowed ±0.05"),
+            ("reproduced", "1.04688 again, 1 stored, allowed ±0.05 (0.1 standard errors)"),
         ),
         (
             metric(1.0),
             {"value": 1.005, "standard_error": 1e-6},
-            ("reproduced", "1.005 again, 1 stored, allowed ±0.01"),
+            ("reproduced", "1.005 again, 1 stored, allowed ±0.01 (1 %)"),
         ),
     ],
 )

@@ -42,6 +42,18 @@ def test_an_unreadable_record_is_listed_and_the_exit_code_says_so(tmp_path: Path
     assert str(tmp_path) not in html
 
 
+def test_an_oddly_named_folder_costs_one_line(tmp_path: Path) -> None:
+    on_disk(tmp_path / "records" / "digits", sweep(("alpha",), (1,), 2))
+    (tmp_path / "records" / "bad name").mkdir()
+    result = run("--workspace", str(tmp_path))
+    assert result.return_value == 1
+    assert result.stderr == (
+        "unreadable: dataset 'bad name': is not a valid name; allowed: letters, digits and"
+        " . _ + -; rename the records' folder\n"
+    )
+    assert (tmp_path / "reports" / "digits.html").is_file()
+
+
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe\x00", b"[]", b"null", b"{}", b'{"cell": NaN}'])
 def test_whatever_lies_there_the_page_is_made_and_names_it(tmp_path: Path, data: bytes) -> None:
     folder = tmp_path / "records" / "digits"

@@ -112,8 +112,8 @@ def test_which_of_several_arrays_is_read_is_said(tmp_path: Path) -> None:
     np.savez(path, samples=other, images=images, labels=np.arange(4), y=np.zeros(4, int))
     labels, notes = labels_of(path)
     assert labels == [0, 1, 2, 3]
-    assert "images are read from 'images', of images, samples" in notes
-    assert "labels are read from 'labels', of labels, y" in notes
+    assert "images are read from 'images'; the file also holds 'samples'" in notes
+    assert "labels are read from 'labels'; the file also holds 'y'" in notes
     np.savez(path, arr_0=images, classes=np.arange(4))
     labels, notes = labels_of(path)
     assert labels is None
