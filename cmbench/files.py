@@ -131,29 +131,25 @@ def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**data, SEAL: seal_of(data)}
 
 
-def unsealed(data: Mapping[str, Any], *, required: bool = False) -> dict[str, Any]:
+def unsealed(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return sealed data without its seal.
 
-    Args:
-        data: what a file holds.
-        required: refuse data without a seal, which files of earlier versions are.
-
     Raises:
-        FormatError: the data are not those that were sealed.
+        FormatError: the data have no seal, or are not those that were sealed.
     """
-    if SEAL not in data and required:
-        raise FormatError("has no hash of its contents: an earlier version wrote it")
-    if SEAL in data and data[SEAL] != seal_of(data):
+    if SEAL not in data:
+        raise FormatError(f"has no hash of its contents (key {SEAL!r})")
+    if data[SEAL] != seal_of(data):
         raise FormatError("was changed after it was written: its contents do not match their hash")
     return {key: value for key, value in data.items() if key != SEAL}
 
 
-def read_sealed(path: Path, *, required: bool = False) -> dict[str, Any]:
+def read_sealed(path: Path) -> dict[str, Any]:
     """Return what a JSON file of :func:`write_sealed` holds; see :func:`unsealed`."""
     data = read_json(path)
     if not isinstance(data, dict):
         raise FormatError("is not a JSON object")
-    return unsealed(data, required=required)
+    return unsealed(data)
 
 
 def write_sealed(path: Path, data: Mapping[str, Any]) -> None:

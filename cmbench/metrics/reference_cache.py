@@ -117,7 +117,7 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if sha256_tensors(tensors) != metadata.get("sha256"):
         raise UserError(str(path), "content does not match its hash", remedy=_REMEDY)
     with reading(str(path), _REMEDY):
-        return tensors, unsealed(metadata, required=True)
+        return tensors, unsealed(metadata)
 
 
 def save_reference(reference: Reference, path: Path) -> None:

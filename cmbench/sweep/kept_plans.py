@@ -100,7 +100,7 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 def find_plan(workspace: Workspace, key: str) -> KeptPlan | None:
     """Return the plan that was kept under ``key``; None if there is none, or its code changed."""
     try:
-        data = read_sealed(_path(workspace, key), required=True)
+        data = read_sealed(_path(workspace, key))
         if any(_stamp(Path(file)) != (file, size, time) for file, size, time in data["code"]):
             return None
         cells = tuple(KeptCell(**cell) for cell in data["cells"])

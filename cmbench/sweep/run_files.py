@@ -38,7 +38,8 @@ def read_run_file(folder: Path) -> Mapping[str, Any]:
     Raises:
         MissingError: there is no such file, or it cannot be read.
     """
-    with reading(f"run {folder}, {RUN_FILE}", "name the folder of a finished run", MissingError):
+    remedy = "restore the file, or name the folder of a finished run"
+    with reading(f"run {folder}, {RUN_FILE}", remedy, MissingError):
         saved = read_sealed(folder / RUN_FILE)
         return {**saved, **{key: saved[key] for key in _SAVED}}
 

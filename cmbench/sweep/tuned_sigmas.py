@@ -72,7 +72,7 @@ def read_tuned(path: Path) -> TunedSigmas:
     """Read and validate a file of tuned levels."""
     who, remedy = f"tuned noise levels {path}", "run `cmbench tune-times` again"
     with reading(who, remedy):
-        tuned = TunedSigmas.model_validate(read_sealed(path, required=True))
+        tuned = TunedSigmas.model_validate(read_sealed(path))
     levels = tuned.sigmas
     if levels[-1] <= 0 or any(a <= b for a, b in pairwise(levels)):
         raise UserError(

@@ -395,10 +395,12 @@ def test_a_damaged_manifest_is_one_line(patches: Context, tmp_path: Path) -> Non
     data = json.loads(manifest.read_text())
     data["meta"]["imported"]["num_classes"] = -1
     edited = json.dumps(data)
-    for text in ("{", "[]", edited, json.dumps(sealed(data))):
+    bare = json.dumps({key: data[key] for key in data if key != "seal"})
+    for text in ("{", "[]", edited, bare, json.dumps(sealed(data))):
         manifest.write_text(text)
         with pytest.raises(
-            UserError, match=r"m\..*(is not (a )?JSON|was changed|field '\w+': ).*--force"
+            UserError,
+            match=r"m\..*(is not (a )?JSON|was changed|has no hash|field '\w+': ).*--force",
         ):
             open_imported(patches.workspace, "m")
 

@@ -95,4 +95,5 @@ def test_mistakes_are_one_line(trained: tuple[Cmbench, Path, Record]) -> None:
     (folder / "run.json").write_text("{}")
     unreadable = cmbench("eval", str(folder), "-q")
     assert unreadable.code == 4
-    assert "run.json: cannot be read (KeyError: 'run')" in unreadable.err
+    assert "run.json: has no hash of its contents" in unreadable.err
+    assert "restore the file, or name the folder of a finished run" in unreadable.err

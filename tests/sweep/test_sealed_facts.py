@@ -41,10 +41,12 @@ from cmbench.samples.source import ReadOptions
 from cmbench.sweep.context import Context
 from cmbench.sweep.opened_runs import open_run
 from cmbench.sweep.planning import plan_run
+from cmbench.sweep.run_files import read_run_file
 from cmbench.sweep.runs import TrainedRun, read_result
 from cmbench.sweep.training_run import obtain_run
 
 Command = Callable[..., Any]
+UNSEALED = "has no hash of its contents"
 CHANGED = "was changed after it was written: its contents do not match their hash"
 
 
@@ -62,19 +64,18 @@ CHANGED = "was changed after it was written: its contents do not match their has
 )
 def test_what_is_written_can_be_read(tmp_path: Path, data: dict[str, Any]) -> None:
     write_sealed(tmp_path / "x.json", data)
-    assert read_sealed(tmp_path / "x.json", required=True) == json.loads(json.dumps(data))
+    assert read_sealed(tmp_path / "x.json") == json.loads(json.dumps(data))
 
 
-def test_changes_are_found_and_files_of_earlier_versions_are_read() -> None:
+def test_changes_and_missing_seals_are_found() -> None:
     data = sealed({"a": 1, "b": {"c": [1, 2]}})
     for edited in ({**data, "a": 2}, {**data, "d": 0}, {k: data[k] for k in ("a", "seal")}):
         with pytest.raises(FormatError, match="was changed after it was written"):
             unsealed(edited)
     with pytest.raises(FormatError, match="was changed"):
         unsealed({**data, "seal": None})
-    assert unsealed({"a": 1}) == {"a": 1}
-    with pytest.raises(FormatError, match="an earlier version wrote it"):
-        unsealed({"a": 1}, required=True)
+    with pytest.raises(FormatError, match=UNSEALED):
+        unsealed({"a": 1})
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -120,28 +121,56 @@ def test_weights_that_were_trained_again_are_not_those_of_the_result(
         fewer.weights()
 
 
+def believed(run: TrainedRun) -> None:
+    """Read everything in a run's folder that numbers rest on."""
+    read_run_file(run.folder)
+    found = read_result(run.plan, run.folder)
+    assert found is not None
+    found.weights()
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("file", "change"),
     [
-        lambda result: result.update(parameters=1),
-        lambda result: result.update(images_seen=1),
-        lambda result: result["exports"]["final"].update(images_seen=1),
+        ("result", lambda result: result.update(parameters=1)),
+        ("result", lambda result: result.update(images_seen=1)),
+        ("result", lambda result: result["exports"]["final"].update(images_seen=1)),
+        ("run", lambda run: run.update(seed=1)),
+        ("weights-final", lambda data: data["meta"].update(seen_nimg=10**9)),
     ],
 )
-def test_an_edited_result_is_refused(
-    two: tuple[TrainedRun, TrainedRun], change: Callable[[dict[str, Any]], None]
+@pytest.mark.parametrize("seal", ["kept", "removed"])
+def test_edited_facts_of_a_run_are_refused(
+    two: tuple[TrainedRun, TrainedRun],
+    file: str,
+    change: Callable[[dict[str, Any]], None],
+    seal: str,
+) -> None:
+    """With its seal or without: the line names the file and what to do."""
+    zero, _ = two
+    path = zero.folder / f"{file}.json"
+    edit(path, change)
+    if seal == "removed":
+        edit(path, lambda data: data.pop("seal"))
+    told = CHANGED if seal == "kept" else UNSEALED
+    with pytest.raises(UserError, match=rf"{file}.*: {told}.*; (delete it|restore)") as raised:
+        believed(zero)
+    assert str(zero.folder) in str(raised.value)
+
+
+def test_an_edited_state_of_a_checkpoint_is_refused(
+    toys: Context, two: tuple[TrainedRun, TrainedRun]
 ) -> None:
     zero, _ = two
-    edit(zero.folder / "result.json", change)
-    with pytest.raises(UserError, match=CHANGED):
-        read_result(zero.plan, zero.folder)
+    path = max((zero.folder / "checkpoints").glob("*.json"))
 
+    def fewer(data: dict[str, Any]) -> None:
+        data["meta"]["state"]["nimg"] = 1
+        del data["seal"]
 
-def test_edited_images_of_a_checkpoint_are_refused(two: tuple[TrainedRun, TrainedRun]) -> None:
-    zero, _ = two
-    edit(zero.folder / "weights-final.json", lambda data: data["meta"].update(seen_nimg=10**9))
-    with pytest.raises(UserError, match=CHANGED):
-        zero.weights()
+    edit(path, fewer)
+    with pytest.raises(UserError, match=rf"manifest: {UNSEALED}.*; restore the file"):
+        open_run(toys, path.with_suffix(".safetensors"), 1, ReadOptions(limit=2))
 
 
 def test_checkpoints_of_another_run_are_not_resumed(
@@ -317,6 +346,9 @@ def test_a_large_dataset_is_sampled_and_checked_where_it_is_read_through(
 
 def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
     _, folder = prepared(tmp_path / "tiny")
-    edit(folder / MANIFEST, lambda data: data.update(revision="lossless"))
+    edit(folder / MANIFEST, lambda data: data.update(class_names=["a"]))
     with pytest.raises(UserError, match=CHANGED):
+        open_store(folder)
+    edit(folder / MANIFEST, lambda data: data.pop("seal"))
+    with pytest.raises(UserError, match=rf"{MANIFEST}: {UNSEALED}.*; run `cmbench prepare tiny"):
         open_store(folder)
