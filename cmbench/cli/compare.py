@@ -28,8 +28,9 @@ def compare_(a: str, b: str, dataset: str | None, workspace_dir: str | None) -> 
     """Compare A with B: paired difference over seeds with shared noise, interval, verdict.
 
     A and B are METHOD, METHOD:RECIPE, METHOD:RECIPE:SAMPLER or the id of a row. Options in brackets
-    select among rows of one recipe. Differences are A minus B with 95 % intervals; p-values carry
-    Holm's correction over the settings compared.
+    select among rows of one recipe; without them, the row that differs from its recipe in nothing
+    comes first, and METHOD:RECIPE[] selects it alone. Differences are A minus B with 95 %
+    intervals; p-values carry Holm's correction over the settings compared.
 
     \b
     cmbench compare M:demo N:demo

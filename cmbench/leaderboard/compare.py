@@ -9,7 +9,7 @@ from typing import Literal
 from cmbench.errors import UserError
 from cmbench.leaderboard.ranking import ALPHA
 from cmbench.leaderboard.rows import Row, conditioning
-from cmbench.leaderboard.selection import selectors
+from cmbench.leaderboard.selection import Setting, selectors, setting_of
 from cmbench.leaderboard.significance import Difference, compare_units, holm
 from cmbench.metrics.values import is_approximate
 
@@ -33,23 +33,27 @@ class RowComparison:
 def compare(a: Sequence[Row], b: Sequence[Row], among: Sequence[Row] = ()) -> list[RowComparison]:
     """Compare every row of ``a`` with the row of ``b`` of equal dataset, NFE and conditioning.
 
+    Settings that only one side has are left out.
+
     Args:
         a: rows of one side.
         b: rows of the other side.
         among: all rows that the sides were selected from, for the names that select one of them.
 
     Raises:
-        UserError: if either side has two rows for one setting, or none is shared.
+        UserError: if either side has two rows for a shared setting, or none is shared.
     """
-    first, second = _by_setting("A", a, among), _by_setting("B", b, among)
-    shared = [(first[k], second[k]) for k in first if k in second]
-    if not shared:
+    first, second = _by_setting(a), _by_setting(b)
+    if not first.keys() & second.keys():
         raise UserError(
             "compare",
             "A and B share no dataset, NFE and conditioning",
             allowed=f"A has {_settings(first)}; B has {_settings(second)}",
             remedy="measure both at a common NFE and conditioning",
         )
+    shared = [
+        (_only("A", first[k], among), _only("B", second[k], among)) for k in first if k in second
+    ]
     differences = [_difference(x, y) for x, y in shared]
     adjusted = iter(holm([d.p for d, _ in differences if d is not None]))
     return [
@@ -58,27 +62,25 @@ def compare(a: Sequence[Row], b: Sequence[Row], among: Sequence[Row] = ()) -> li
     ]
 
 
-Setting = tuple[str, int | None, bool | None]
-
-
-def _by_setting(side: str, rows: Sequence[Row], among: Sequence[Row]) -> dict[Setting, Row]:
+def _by_setting(rows: Sequence[Row]) -> dict[Setting, list[Row]]:
     found: dict[Setting, list[Row]] = {}
     for row in rows:
-        found.setdefault(_setting_of(row), []).append(row)
-    for setting, members in found.items():
-        if len(members) > 1:
-            others = [row for row in among if _setting_of(row) == setting and row not in members]
-            raise UserError(
-                "compare",
-                f"{side} selects {len(members)} rows at {_setting(setting)}",
-                allowed=" or ".join(selectors([*members, *others])[: len(members)]),
-                remedy="give one of them, in quotes",
-            )
-    return {setting: members[0] for setting, members in found.items()}
+        found.setdefault(setting_of(row), []).append(row)
+    return found
 
 
-def _setting_of(row: Row) -> Setting:
-    return row.dataset, row.nfe, row.conditional
+def _only(side: str, members: Sequence[Row], among: Sequence[Row]) -> Row:
+    """Return the one row that a side has at a setting."""
+    if len(members) == 1:
+        return members[0]
+    setting = setting_of(members[0])
+    others = [row for row in among if setting_of(row) == setting and row not in members]
+    raise UserError(
+        "compare",
+        f"{side} selects {len(members)} rows at {_setting(setting)}",
+        allowed=" or ".join(selectors([*members, *others])[: len(members)]),
+        remedy="give one of them, in quotes",
+    )
 
 
 def _settings(rows: Iterable[Setting]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cmbench.errors import UserError
@@ -11,8 +11,16 @@ from cmbench.leaderboard.facts import configuration_facts, telling_apart, value_
 from cmbench.leaderboard.rows import REPORTED, Row
 from cmbench.records.options import parse_value
 
-_SELECTOR = re.compile(r"([^\[\]]*)(?:\[(.+)\])?")
+_SELECTOR = re.compile(r"([^\[\]]*)(?:\[(.*)\])?")
 _FORMS = "METHOD, METHOD:RECIPE, METHOD:RECIPE:SAMPLER, each also with [key=value,...]; or a row id"
+
+#: Dataset, NFE and conditioning: rows of one setting can be compared.
+Setting = tuple[str, int | None, bool | None]
+
+
+def setting_of(row: Row) -> Setting:
+    """Return the setting of a row."""
+    return row.dataset, row.nfe, row.conditional
 
 
 def select(rows: Iterable[Row], selector: str) -> list[Row]:
@@ -22,6 +30,9 @@ def select(rows: Iterable[Row], selector: str) -> list[Row]:
     separated by commas. Values are compared as values: 1e-2 is 0.01. Beside the options of the
     recipe there are those of sampling: ``sigmas``, ``ema``, ``dtype``, ``samples``.
 
+    Of the rows of one recipe at one setting, one that differs from the recipe only in what is asked
+    for comes before those that differ in more. ``M:demo[]`` selects those that do not differ.
+
     Raises:
         UserError: there is none; the message lists what there is.
     """
@@ -30,12 +41,34 @@ def select(rows: Iterable[Row], selector: str) -> list[Row]:
     found += [row for row in measured if len(selector) >= 6 and row.id.startswith(selector)]
     match = _SELECTOR.fullmatch(selector)
     if found or match is None:
-        return found or _none(measured, selector)
+        return _plainest(found, {}) or _none(measured, selector)
     parts = match[1].split(":")
     named = [row for row in measured if _names(row)[: len(parts)] == parts]
     asked = _options(match[2]) if match[2] else {}
-    found = [row for row in named if _has(row, asked)]
-    return found or _none(named or measured, selector)
+    found = [row for row in named if _has(row, asked) and not (match[2] == "" and _changes(row))]
+    return _plainest(found, asked) or _none(named or measured, selector)
+
+
+def _plainest(rows: Sequence[Row], asked: Mapping[str, Any]) -> list[Row]:
+    """Return the rows without those that differ in more than what is asked for, if any do not."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((setting_of(row), row.method, row.recipe), []).append(row)
+    wanted = {key.removeprefix("recipe.") for key in asked}
+    left_out: set[str] = set()
+    for members in groups.values():
+        more = {row.id for row in members if _changes(row) - wanted}
+        left_out |= more if len(more) < len(members) else set()
+    return [row for row in rows if row.id not in left_out]
+
+
+def _changes(row: Row) -> set[str]:
+    """Return the names of what the user changed: options of the recipe, and how it was sampled."""
+    record = row.cells[0][1]
+    sampling = record.sampling
+    tuned = {"sigmas"} if sampling.tuned is not None else set()
+    dtype = {"dtype"} if sampling.dtype != "float32" else set()
+    return {*(record.training.overrides or {}), *(sampling.overrides or {}), *tuned, *dtype}
 
 
 def selectors(rows: Sequence[Row]) -> list[str]:

@@ -131,7 +131,7 @@ def test_ambiguous_and_disjoint_selections_are_refused() -> None:
     with pytest.raises(
         UserError, match=r"A selects 2 rows at digits NFE 1 c.*alpha:demo or alpha:p"
     ):
-        compare(select(found, "alpha"), select(found, "beta"))
+        compare(select(found, "alpha"), select(found, "alpha:demo"))
     with pytest.raises(UserError, match=r"share no dataset, NFE.*NFE 1 conditional.*NFE 4 cond"):
         compare(select(found, "alpha:demo"), select(found, "beta"))
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from record_factory import metric, record
+from record_factory import metric, record, sha
 from test_compare_and_joins import published, rows, several
 
 from cmbench.errors import UserError
@@ -126,11 +126,15 @@ def test_selectors_are_method_recipe_and_sampler_or_the_start_of_an_id() -> None
 
 def test_what_is_not_one_row_for_each_setting_is_named() -> None:
     first, second = rows(several("alpha", [1.0]) + several("alpha", [2.0], recipe="paper"))
-    assert refusal(lambda: compare([first, second], [])) == (
+    assert refusal(lambda: compare([first, second], [first])) == (
         "compare: A selects 2 rows at digits NFE 1 conditional; allowed: alpha:demo or "
         "alpha:paper; give one of them, in quotes"
     )
-    assert refusal(lambda: compare([], [first, second])).startswith("compare: B selects 2 rows")
+    refused = refusal(lambda: compare([first], [first, second]))
+    assert refused.startswith("compare: B selects 2 rows")
+    other = replace(second, nfe=2)
+    (result,) = compare([first, other, other], [first])
+    assert result.a is first, "A is ambiguous only where B has nothing"
     unknown = replace(second, nfe=None)
     assert refusal(lambda: compare([first], [unknown])) == (
         "compare: A and B share no dataset, NFE and conditioning; allowed: A has digits NFE 1 "
@@ -141,6 +145,45 @@ def test_what_is_not_one_row_for_each_setting_is_named() -> None:
         assert "share no dataset" in refusal(
             lambda change=change: compare([first], [replace(second, **change)])
         )
+
+
+def test_rows_as_the_recipe_says_come_first() -> None:
+
+    def rated(lr: float, **overrides: float) -> dict[str, Any]:
+        config = {"optimizer": {"lr": lr}}
+        hashed = {"config": config, "config_sha256": sha(str(config))}
+        return {"training": {**hashed, "overrides": overrides}}
+
+    rate, usual = rated(0.01, **{"optimizer.lr": 0.01}), rated(0.001)
+    given = {"sampling": {"sigmas": [80.0, 0.3], "overrides": {"sigmas": [80.0, 0.3]}}}
+    found = rows(
+        [
+            *several("ict", [5.0, 5.1], **usual),
+            *several("ict", [5.2, 5.3], nfe=2, **usual),
+            *several("ict", [1.0, 1.1], **rate),
+            *several("ict", [2.0, 2.1], nfe=2, **usual, **given),
+            *several("ict", [1.5, 1.6], nfe=2, **rate, **given),
+        ]
+    )
+
+    def means(selector: str) -> list[float]:
+        chosen = select(found, selector)
+        return sorted(row.measurements["fd-digits"].mean for row in chosen)
+
+    for selector in ("ict", "ict:demo", "ict:demo[]", "ict:demo[optimizer.lr=1e-3]"):
+        assert means(selector) == pytest.approx([5.05, 5.25]), selector
+    assert means("ict:demo[optimizer.lr=1e-2]") == pytest.approx([1.05, 1.55])
+    assert means("ict:demo[sigmas=80,0.3]") == pytest.approx([2.05])
+    assert means("ict:demo[sigmas=80,0.3,optimizer.lr=1e-2]") == pytest.approx([1.55])
+    sides = select(found, "ict:demo"), select(found, "ict:demo[optimizer.lr=1e-2]")
+    results = compare(*sides, found)
+    assert [(r.a.nfe, round(r.difference.mean, 6)) for r in results if r.difference] == [
+        (1, 4.0),
+        (2, 3.7),
+    ]
+    changed = select(found, "ict:demo[sigmas=80,0.3,optimizer.lr=1e-2]")
+    assert select(changed, "ict:demo") == changed, "where there is no other"
+    assert "no measured rows match 'ict:demo[]'" in refusal(lambda: select(changed, "ict:demo[]"))
 
 
 # ---- joins --------------------------------------------------------------------------------------

@@ -170,7 +170,8 @@ def test_options_in_brackets_select_by_value() -> None:
     for text in ("1e-2", "0.01", "0.010"):
         chosen = select(found, f"alpha:smoke[optimizer.lr={text}]")
         assert {row.overrides for row in chosen} == {("optimizer.lr=0.01",)}
-    assert len(select(found, "alpha[steps=20]")) == 4
+    assert [row.overrides for row in select(found, "alpha[steps=20]")] == [(), ()], "plain first"
+    assert len(select([row for row in found if row.overrides], "alpha[steps=20]")) == 2
     assert len(select(found, "alpha:smoke[optimizer.lr=1e-3,steps=20]")) == 2
     assert [row.nfe for row in select(found, "alpha[optimizer.lr=1e-3,sigmas=80,0.8]")] == [2]
     with pytest.raises(UserError, match=r"no measured rows match 'alpha\[steps=21\]'"):
@@ -180,23 +181,26 @@ def test_options_in_brackets_select_by_value() -> None:
 
 
 def test_an_ambiguous_selection_lists_what_would_select_one() -> None:
-    found = rows(BOTH)
+    large = {"optimizer": {"lr": 1e-1, "name": "adam"}, "steps": 20}
+    found = rows(trained(large, {"optimizer.lr": 0.1}) + trained(CHANGED, {"optimizer.lr": 0.01}))
     with pytest.raises(UserError) as caught:
         compare(select(found, "alpha:smoke"), select(found, "alpha:smoke"))
-    plain, changed = "alpha:smoke[optimizer.lr=0.001]", "alpha:smoke[optimizer.lr=0.01]"
-    assert plain in str(caught.value)
+    larger, changed = "alpha:smoke[optimizer.lr=0.1]", "alpha:smoke[optimizer.lr=0.01]"
+    assert larger in str(caught.value)
     assert changed in str(caught.value)
-    (first, second) = compare(select(found, plain), select(found, changed))
-    assert (first.a.overrides, first.b.overrides) == ((), ("optimizer.lr=0.01",))
+    (first, second) = compare(select(found, larger), select(found, changed))
+    assert (first.a.overrides, first.b.overrides) == (("optimizer.lr=0.1",), ("optimizer.lr=0.01",))
     assert second.a.nfe == 2
 
 
 def test_what_would_select_one_is_told_from_all_rows_of_the_workspace() -> None:
     """The noise levels alone would tell the two rows apart, and select a row of the other run."""
-    other = {"sigmas": [80.0, 5.0]}
-    chosen = {**other, "overrides": other}
-    found = rows(BOTH + [r for r in trained(PLAIN, {}, sampling=chosen) if r.sampling.nfe == 2])
-    side = select(found, "alpha[optimizer.lr=1e-3]")
+    two = [{"sigmas": [80.0, 5.0]}, {"sigmas": [80.0, 7.0]}]
+    chosen = [{**sigmas, "overrides": sigmas} for sigmas in two]
+    changed = [r for c in chosen for r in trained(CHANGED, {"optimizer.lr": 0.01}, sampling=c)]
+    more = [*trained(PLAIN, {}, sampling=chosen[0]), *changed]
+    found = rows(trained(PLAIN, {}) + [r for r in more if r.sampling.nfe == 2])
+    side = select(found, "alpha[optimizer.lr=1e-2]")
     with pytest.raises(UserError, match="A selects 2 rows at digits NFE 2") as caught:
         compare(side, side, found)
     said = str(caught.value).partition("allowed: ")[2].partition("; give one of them")[0]
