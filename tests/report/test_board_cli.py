@@ -179,6 +179,7 @@ def test_verify_samples_a_real_cell_again(tmp_path: Path) -> None:
     assert result.return_value == 1
     assert "failed       metric fd-digits: " in result.stdout
 
+    path.write_text(item.to_json())
     shutil.rmtree(place / "runs")
     result = run(verify, path, "-w", place)
     assert "is not in" in result.stdout
