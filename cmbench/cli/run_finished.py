@@ -54,7 +54,7 @@ def print_finished(options: RunOptions, plugins: PluginManager) -> bool:
     if kept is None or records is None or not plain:
         return False
     plugins.executors.get(options.executor, "cmbench run")
-    results = {run: read_result_file(workspace.run(run)) for run in kept.runs}
+    results = {run: read_result_file(workspace.run(run), run) for run in kept.runs}
     if options.dry_run and None in results.values():
         return False
     spec = plugins.datasets.specs[kept.dataset]

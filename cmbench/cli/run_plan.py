@@ -33,7 +33,7 @@ def print_plan(context: Context, plan: SweepPlan) -> None:
 def _run_row(context: Context, run: RunPlan, to_train: Mapping[str, int]) -> list[str]:
     """Return a run's row; ``to_train`` are the images of all phases, by recipe hash."""
     folder = context.workspace.run(run.run_id)
-    result = read_result_file(folder) if run.imported is None else None
+    result = read_result_file(folder, run.run_id) if run.imported is None else None
     if result is not None:
         return finished_row(run.run_id, result)
     with torch.device("meta"):

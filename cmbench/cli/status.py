@@ -15,7 +15,7 @@ from cmbench.files import UNREADABLE, read_sealed, reading
 from cmbench.records.folders import read_records
 from cmbench.records.options import pair_text
 from cmbench.records.workspace import Workspace
-from cmbench.sweep.run_files import RESULT_FILE, RUN_FILE, read_run_file, weights_path
+from cmbench.sweep.run_files import RESULT_FILE, RUN_FILE, read_run_file, require_run, weights_path
 
 
 @click.command()
@@ -89,6 +89,8 @@ def run_state(folder: Path) -> str:
 
 def _result_state(folder: Path) -> str:
     result = read_sealed(folder / RESULT_FILE)
+    named = f"{folder.parent.name}/{folder.name}"
+    require_run(RESULT_FILE, result["run"], named, "move the folder to the name of its run")
     lost = [name for name in result["exports"] if not weights_path(folder, name).exists()]
     gone = f"; the weights {', '.join(lost)} are not here" if lost else ""
     return f"trained, {result['images_seen']:,} images{gone}"

@@ -147,12 +147,12 @@ def _check_checkpoint(record: Record, folder: Path | str) -> Check:
 
 
 def _check_training(record: Record, folder: Path | str) -> list[Check]:
-    """Compare the record's parameters and images with the run's result, which is sealed."""
+    """Compare the record's run, parameters and images with the run's files, which are sealed."""
     training, label = record.training, "training"
     if isinstance(folder, str) or not (folder / "result.json").is_file():
         return []
     try:
-        result = read_sealed(folder / "result.json")
+        result, others = read_sealed(folder / "result.json"), _runs_of(folder) - {training.run}
         weights = training.checkpoint_sha256
         exports = [e for e in result["exports"].values() if e["sha256"] == weights]
         pairs = {"parameters": (training.parameters, {result["parameters"]})}
@@ -160,11 +160,20 @@ def _check_training(record: Record, folder: Path | str) -> list[Check]:
             pairs["images"] = (training.images_seen, {e["images_seen"] for e in exports})
     except UNREADABLE as error:
         return [Check(label, "failed", f"the run's result {error}")]
+    for other in sorted(others):
+        return [Check(label, "failed", f"a record of {training.run}, but files there of {other}")]
     for what, (told, known) in pairs.items():
         if told not in known:
             words = " or ".join(f"{n:,}" for n in sorted(known))
             return [Check(label, "failed", f"{told:,} {what}, but the run's result says {words}")]
     return [Check(label, "ok", f"{training.parameters:,} parameters, as the run's result")]
+
+
+def _runs_of(folder: Path) -> set[str]:
+    """Return the ids that description, result and weights in a run's folder hold."""
+    files = [folder / "run.json", folder / "result.json"]
+    manifests = [read_sealed(path)["meta"] for path in folder.glob("weights-*.json")]
+    return {str(facts["run"]) for facts in (*map(read_sealed, files), *manifests)}
 
 
 def _check_snapshots(record: Record, folder: Path | str) -> list[Check]:

@@ -16,6 +16,8 @@ from cmbench.files import readable
 
 WORKSPACE_VARIABLE = "CMBENCH_WORKSPACE"
 DEFAULT_WORKSPACE = "cmbench-out"
+#: Folder of trainings below the root.
+RUNS = "runs"
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Workspace:
 
     def run(self, run_id: str) -> Path:
         """Return the folder of a run, whose id is ``<dataset>/<name>``."""
-        return self.root / "runs" / run_id
+        return self.root / RUNS / run_id
 
     def samples(self, cell: str) -> Path:
         """Return the folder for a cell's pictures."""

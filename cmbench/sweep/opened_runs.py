@@ -14,10 +14,10 @@ from cmbench.sweep.cells import CellSamples, open_samples_of
 from cmbench.sweep.context import Context
 from cmbench.sweep.planning import plan_cells, plan_imported_run
 from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
-from cmbench.sweep.run_files import MAIN, RUN_FILE, read_run_file
+from cmbench.sweep.run_files import MAIN, RUN_FILE, read_run_file, require_run
 from cmbench.sweep.run_writer import export_facts
-from cmbench.sweep.runs import TrainedRun, build_modules, require_run
-from cmbench.sweep.teachers import saved_plan, saved_run
+from cmbench.sweep.runs import TrainedRun, build_modules
+from cmbench.sweep.teachers import saved_run, stored_plan
 from cmbench.sweep.training_run import obtain_run, restore
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint
 from cmbench.training.state import TrainingState
@@ -135,9 +135,9 @@ def choose_cell(
 
 def _from_checkpoint(context: Context, folder: Path, path: Path) -> tuple[TrainedRun, Checkpoint]:
     """Return the weights that a training checkpoint would export, and what is known of it."""
-    saved, checkpoint = read_run_file(folder), load_checkpoint(path)
-    require_run(checkpoint, str(saved["run"]), "put the run's own checkpoints back")
-    plan = saved_plan(context, saved)
+    plan, checkpoint = stored_plan(context, folder), load_checkpoint(path)
+    remedy = "put the run's own checkpoints back"
+    require_run(f"checkpoint {path}", checkpoint.meta.get("run"), plan.run_id, remedy)
     method, modules = build_modules(context, plan, None)
     state = TrainingState(method, modules)
     with torch.no_grad():

@@ -151,6 +151,7 @@ class RunWriter:
     def finish(self, state: TrainingState) -> Mapping[str, Any]:
         """Write and return the result of the finished run."""
         result = {
+            "run": self.plan.run_id,
             "exports": self.exports,
             "parameters": num_parameters(state.sampled),
             "images_seen": state.seen_nimg,

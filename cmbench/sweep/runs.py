@@ -19,7 +19,7 @@ from cmbench.plugin.method import DataInfo, Method, Nets, Teacher
 from cmbench.seeds import derive_seed
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import Builder, RunPlan
-from cmbench.sweep.run_files import MAIN, SNAPSHOTS, read_result_file, read_run_file, weights_path
+from cmbench.sweep.run_files import MAIN, SNAPSHOTS, read_result_file, require_run, weights_path
 from cmbench.sweep.validation import validate
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint
 from cmbench.training.contract import checked_modules, sampled_modules
@@ -53,12 +53,11 @@ class TrainedRun:
         return found
 
     def _require_own(self, found: Checkpoint, export: Mapping[str, Any], remedy: str) -> None:
-        """Raise ``UserError`` unless weights, manifest, result and description name one another."""
-        run = read_run_file(self.folder)["run"]
+        """Raise ``UserError`` unless weights are those of this run and of its result."""
+        require_run(f"checkpoint {found.path}", found.meta.get("run"), self.plan.run_id, remedy)
         pairs = {
-            "run": (found.meta.get("run", run), run),
             "sha256": (found.sha256, export["sha256"]),
-            "images": (found.meta.get("seen_nimg", export["images_seen"]), export["images_seen"]),
+            "images": (found.meta.get("seen_nimg"), export["images_seen"]),
         }
         for what, (of_weights, expected) in pairs.items():
             if of_weights != expected:
@@ -71,8 +70,12 @@ class TrainedRun:
 
 
 def read_result(plan: RunPlan, folder: Path) -> TrainedRun | None:
-    """Return the finished run in ``folder``, or None if training is not complete."""
-    result = read_result_file(folder)
+    """Return the finished run in ``folder``, or None if training is not complete.
+
+    Raises:
+        UserError: the folder is of another run, or its result cannot be read.
+    """
+    result = read_result_file(folder, plan.run_id)
     return TrainedRun(plan, folder, result) if result is not None else None
 
 
@@ -157,14 +160,6 @@ def build_modules(
 def on_device(context: Context, module: nn.Module) -> nn.Module:
     """Move a network to the context's device; on CUDA its convolutions are channels-last."""
     return to_device(module, context.device, channels_last=context.device.type == "cuda")
-
-
-def require_run(checkpoint: Checkpoint, run_id: str, remedy: str) -> None:
-    """Raise ``UserError`` for a checkpoint that another run has written."""
-    if (found := checkpoint.meta.get("run", run_id)) != run_id:
-        raise UserError(
-            f"checkpoint {checkpoint.path}", f"is of run {found}", allowed=run_id, remedy=remedy
-        )
 
 
 def require_parameters(trained: TrainedRun, sampled: nn.Module) -> None:

@@ -302,4 +302,4 @@ def is_trained(context: Context, run: RunPlan) -> bool:
     """Say whether a run is complete."""
     if run.imported is not None:
         return True
-    return read_result_file(context.workspace.run(run.run_id)) is not None
+    return read_result_file(context.workspace.run(run.run_id), run.run_id) is not None

@@ -33,7 +33,7 @@ from cmbench.sweep.context import Context
 from cmbench.sweep.imported import ImportedModel, is_import, open_imported, require_same_data
 from cmbench.sweep.plans import Builder, PlanRun, RunPlan, TeacherSource, load_method_class
 from cmbench.sweep.recipes import Table, default_recipe, merge, recipe_table, require_unchanged
-from cmbench.sweep.run_files import MAIN, RUN_FILE, read_run_file, weights_path
+from cmbench.sweep.run_files import MAIN, RUN_FILE, read_run_file, require_described, weights_path
 from cmbench.sweep.runs import (
     TrainedRun,
     frozen_teacher,
@@ -103,6 +103,13 @@ def saved_plan(context: Context, saved: Mapping[str, Any]) -> RunPlan:
     return RunPlan(spec, dataset, recipe, seed, config, teacher, method_class, overrides=overrides)
 
 
+def stored_plan(context: Context, folder: Path) -> RunPlan:
+    """Return the plan of the run in a folder; raise ``UserError`` if it is named after another."""
+    plan = saved_plan(context, read_run_file(folder))
+    require_described(folder, plan.run_id)
+    return plan
+
+
 def saved_run(
     context: Context, folder: Path, remedy: str = "finish it with `cmbench run` first"
 ) -> TrainedRun:
@@ -111,7 +118,7 @@ def saved_run(
     Raises:
         MissingError: there is no run, or it is not finished; ``remedy`` ends the message.
     """
-    plan = saved_plan(context, read_run_file(folder))
+    plan = stored_plan(context, folder)
     trained = read_result(plan, folder)
     if trained is None:
         raise MissingError(f"run {folder}", "is not finished", remedy=remedy)

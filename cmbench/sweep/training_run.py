@@ -17,9 +17,9 @@ from cmbench.plugin.method import Teacher
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.rehearsal import rehearse
-from cmbench.sweep.run_files import MAIN, read_result_file
+from cmbench.sweep.run_files import MAIN, read_result_file, require_described, require_run
 from cmbench.sweep.run_writer import RunWriter
-from cmbench.sweep.runs import TrainedRun, build_modules, require_run
+from cmbench.sweep.runs import TrainedRun, build_modules
 from cmbench.sweep.threads import resumed_threads, use_threads
 from cmbench.training.augment import DatasetFeed
 from cmbench.training.checkpoint import Checkpoint, latest_checkpoint
@@ -65,7 +65,7 @@ def obtain_run(context: Context, plan: RunPlan, variants: Collection[str] = ()) 
 def _finished(context: Context, plan: RunPlan, folder: Path) -> TrainedRun | None:
     """Return the finished run that the leader sees, or None."""
 
-    found = context.world.lead(lambda: read_result_file(folder))
+    found = context.world.lead(lambda: read_result_file(folder, plan.run_id))
     return TrainedRun(plan, folder, found) if found is not None else None
 
 
@@ -176,7 +176,8 @@ def _open_state(
         context.reporter.warn(f"{warning}; using the checkpoint before it")
     if latest is not None:
         remedy = f"put the run's own back, or delete {checkpoints} to train from the start"
-        require_run(latest, plan.run_id, remedy)
+        require_run(f"checkpoint {latest.path}", latest.meta.get("run"), plan.run_id, remedy)
+        require_described(folder, plan.run_id)
     saved = latest.meta if latest else None
     threads = threads_of(context, plan, saved)
     use_threads(threads)

@@ -100,15 +100,70 @@ def test_weights_of_another_seed_are_refused(two: tuple[TrainedRun, TrainedRun])
     zero, one = two
     for name in ("weights-final.safetensors", "weights-final.json"):
         shutil.copy(one.folder / name, zero.folder / name)
-    with pytest.raises(
-        UserError, match=r"is not what the run's other files describe: run toys/toy"
-    ):
+    told = rf"is of run {one.plan.run_id}; allowed: {zero.plan.run_id}; restore"
+    with pytest.raises(UserError, match=rf"weights-final.safetensors: {told} the file"):
         zero.weights()
     shutil.copy(one.folder / "result.json", zero.folder / "result.json")
-    again = read_result(zero.plan, zero.folder)
-    assert again is not None
-    with pytest.raises(UserError, match=rf"-s1-.*allowed: {zero.plan.run_id}; restore the file"):
-        again.weights()
+    with pytest.raises(UserError, match=rf"result.json: {told} {zero.folder}, or delete it"):
+        read_result(zero.plan, zero.folder)
+
+
+def test_a_run_of_another_seed_in_its_place_is_refused(
+    toys: Context, two: tuple[TrainedRun, TrainedRun], tmp_path: Path
+) -> None:
+    """Every file of the folder agrees with the others; none is of the run that was asked for."""
+    zero, one = two
+    shutil.rmtree(zero.folder)
+    shutil.copytree(one.folder, zero.folder)
+    told = rf"is of run {one.plan.run_id}; allowed: {zero.plan.run_id}; "
+    with pytest.raises(UserError, match=rf"run.json: {told}restore"):
+        obtain_run(toys, zero.plan)
+    checkpoint = max((zero.folder / "checkpoints").glob("*.safetensors"))
+    for path in (zero.folder, zero.folder / "weights-final.safetensors", checkpoint):
+        with pytest.raises(UserError, match=rf"run folder {zero.folder}: {told}restore"):
+            open_run(toys, path, 1, ReadOptions(limit=2))
+    # Its description alone, where training would go on.
+    (zero.folder / "result.json").unlink()
+    for manifest in (zero.folder / "checkpoints").glob("*.json"):
+        facts = read_sealed(manifest)
+        facts["meta"]["run"] = zero.plan.run_id
+        write_sealed(manifest, facts)
+    with pytest.raises(UserError, match=rf"run.json: {told}restore"):
+        obtain_run(toys, zero.plan)
+    # Elsewhere a folder may have any name, but its description is of the run that it names.
+    named = tmp_path / "named"
+    shutil.copytree(one.folder, named)
+    assert open_run(toys, named, 1, ReadOptions(limit=2)).trained.plan.run_id == one.plan.run_id
+    write_sealed(named / "run.json", {**read_sealed(named / "run.json"), "seed": 0})
+    with pytest.raises(UserError, match=rf"run.json: {told}restore"):
+        open_run(toys, named, 1, ReadOptions(limit=2))
+
+
+def test_a_sweep_measures_no_seed_from_the_weights_of_another(
+    cmbench_with_toys: Command, workspace: Workspace
+) -> None:
+    sweep = (*RUN, "--seeds", "2")
+    assert cmbench_with_toys(*sweep).code == 0
+    records = sorted(workspace.records("toys").glob("*-s0-*.json"))
+    zero, one = sorted((workspace.root / "runs" / "toys").iterdir())
+    assert ("-s0-" in zero.name, "-s1-" in one.name) == (True, True)
+    shutil.rmtree(zero)
+    shutil.copytree(one, zero)
+    runs = workspace.root / "runs"
+    (check,) = [c for c in verify_record(records[0], runs=runs) if c.name == "training"]
+    words = f"a record of toys/{zero.name}, but files there of toys/{one.name}"
+    assert (check.state, check.detail) == ("failed", words)
+    shutil.rmtree(workspace.records("toys"))
+    done = cmbench_with_toys(*sweep)
+    assert done.code != 0
+    assert f"is of run toys/{one.name}; allowed: toys/{zero.name}; restore" in done.err
+    (failed,) = map(read_record, workspace.records("toys").glob("*-s0-*.json"))
+    assert (failed.status, failed.metrics) == ("failed", {})
+    scored = cmbench_with_toys("eval", f"toys/{zero.name}", "-d", "toys", "--limit", "8", "-q")
+    assert scored.code != 0
+    assert f"is of run toys/{one.name}; allowed: toys/{zero.name}; restore" in scored.err
+    status = cmbench_with_toys("status").out
+    assert f"result.json: is of run toys/{one.name}; allowed: toys/{zero.name}; move" in status
 
 
 def test_weights_that_were_trained_again_are_not_those_of_the_result(
