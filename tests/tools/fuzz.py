@@ -35,7 +35,7 @@ from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
-from fuzz_mutations import Files, damage
+from fuzz_mutations import PIPE, Files, damage
 from fuzz_seeds import Seed, seeds
 
 from cmbench.cli.main import main
@@ -97,7 +97,10 @@ def read(seed: Seed, files: Files, root: Path) -> tuple[int, str]:
         (root / name).mkdir()
     for name, data in files.items():
         (root / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "in" / name).write_bytes(data)
+        if data == PIPE:
+            os.mkfifo(root / "in" / name)
+        else:
+            (root / "in" / name).write_bytes(data)
     places = {"{in}": str(root / "in"), "{out}": str(root / "out")}
     arguments = [re.sub(r"\{(in|out)\}", lambda m: places[m[0]], a) for a in seed.arguments]
     printed = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="surrogateescape")

@@ -73,11 +73,13 @@ TEXTS = (
 )
 #: Names of files in archives.
 NAMES = ("../../out", "/abs/x.png", "a\x1b[2J.png", "x/" * 90, "", ".", "a\udcff.png")
+#: Stands for a named pipe in the place of a file.
+PIPE = b"a named pipe"
 _ATOM = re.compile(rb"""-?\d[\w.+-]*|"[^"\n]*"|[A-Za-z_][\w-]*""")
 
 
 def damage(files: Files, rng: Random) -> Files:
-    """Return a copy of the files in which one is damaged."""
+    """Return a copy of the files in which one is damaged, or a named pipe."""
     changed = dict(files)
     name = rng.choice(sorted(files))
     data = files[name]
@@ -85,6 +87,8 @@ def damage(files: Files, rng: Random) -> Files:
         with suppress(Exception):  # a format that is damaged already: bytes are changed below
             data = within(data, rng) if rng.random() < 0.6 else blindly(data, rng)
     changed[name] = data if data != files[name] else blindly(data, rng)
+    if rng.random() < 0.02:
+        changed[name] = PIPE
     return changed
 
 

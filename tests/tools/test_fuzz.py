@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fuzz_mutations import damage
+from fuzz_mutations import PIPE, damage
 
 TOOL = Path(__file__).with_name("fuzz.py")
 
@@ -40,6 +40,18 @@ def test_damage_depends_on_the_seed_alone() -> None:
     assert made == [damage(files, random.Random(i)) for i in range(40)]
     assert all(changed != files for changed in made)
     assert len({tuple(sorted(changed.items())) for changed in made}) > 30
+
+
+def test_a_named_pipe_in_the_place_of_a_file(tmp_path: Path, monkeypatch: Any) -> None:
+    import fuzz
+    from fuzz_seeds import Seed
+
+    files = {"a.json": b"{}"}
+    made = [damage(files, random.Random(i)) for i in range(500)]
+    piped = [changed for changed in made if changed["a.json"] == PIPE]
+    assert 1 <= len(piped) <= 50
+    monkeypatch.setattr(fuzz, "main", lambda arguments: print(Path(arguments[0]).is_fifo()))
+    assert fuzz.read(Seed("mine", files, ("{in}/a.json",)), piped[0], tmp_path) == (0, "True\n")
 
 
 # ---- what it sees --------------------------------------------------------------------------------
