@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,14 +14,13 @@ from cmbench.api.session import Where, open_context
 from cmbench.errors import MissingError, UserError
 from cmbench.plugin.method import ConsistencyFunction
 from cmbench.samples.source import ReadOptions
-from cmbench.sweep.asked import as_nfes, as_sigmas
+from cmbench.sweep.asked import as_count, as_nfes, as_options, as_sigmas
 from cmbench.sweep.cells import CellSamples, open_samples_of
 from cmbench.sweep.context import Context
 from cmbench.sweep.imported import is_import
 from cmbench.sweep.opened_runs import choose_cell, find_run
 from cmbench.sweep.planning import plan_imported_run, plan_run
 from cmbench.sweep.plans import RunPlan, SampleSettings
-from cmbench.sweep.recipes import nested
 from cmbench.sweep.run_files import RUN_FILE
 from cmbench.sweep.runs import TrainedRun
 from cmbench.sweep.teachers import saved_run
@@ -98,7 +98,7 @@ class OpenedRun:
         if labels is not None:
             given = self._labels(labels, count)
             samples.sampler.labels = lambda start, number: given[start : start + number]
-        batches = samples.source.batches(batch_size)
+        batches = samples.source.batches(as_count(batch_size, "sample, batch_size"))
         return torch.cat([batch.images.cpu() for batch in batches])
 
     def samples(
@@ -114,8 +114,7 @@ class OpenedRun:
         precision: str = "fp32",
     ) -> CellSamples:
         """Return what makes the images of :meth:`sample`, with its counted evaluations."""
-        if count < 1:
-            raise UserError(f"run {self.run_id}", f"{count} images", allowed="1 or more")
+        count, seed = as_count(count, "sample, count"), as_count(seed, "sample, seed", 0)
         levels = as_sigmas(sigmas, "sample, sigmas") if sigmas is not None else None
         if nfe is None and levels is not None and sampler is None:
             nfe = len(levels)
@@ -146,7 +145,9 @@ class OpenedRun:
         return torch.no_grad()(function)
 
     def _labels(self, labels: Sequence[int] | Tensor, count: int) -> Tensor:
-        given = torch.as_tensor(labels).to(torch.int64).reshape(-1)
+        values = labels.tolist() if isinstance(labels, Tensor) else np.asarray(labels).tolist()
+        values = values if isinstance(values, list) else [values]
+        given = torch.tensor([as_count(value, "sample, labels", 0) for value in values])
         if not self.num_classes:
             raise UserError(
                 f"run {self.run_id}",
@@ -190,7 +191,7 @@ def open_run(
         UserError: the names do not fit.
     """
     context = open_context("cmbench.open_run", where)
-    return opened(context, str(run), dataset, recipe, seed, nested(options or {}))
+    return opened(context, str(run), dataset, recipe, seed, as_options(options))
 
 
 def opened(

@@ -19,6 +19,7 @@ from cmbench.records.record import Record, write_record
 from cmbench.samples.arrays import ArraySamples
 from cmbench.samples.generators import GeneratorSamples
 from cmbench.samples.source import ReadOptions, SampleSource
+from cmbench.sweep.asked import as_count, as_names
 from cmbench.sweep.context import Context
 from cmbench.sweep.scored import score
 from cmbench.sweep.scored_record import OpenSamples, ScoreRequest
@@ -106,20 +107,22 @@ def evaluate(
     """
     context = open_context("cmbench.evaluate", where)
     dataset = _dataset_of(context, str(reference))
+    limit = None if limit is None else as_count(limit, "limit")
+    asked = as_names(metrics, "metrics") if metrics is not None else ()
     read = ReadOptions(value_range=value_range, limit=limit, seed=seed, device=str(context.device))
     request = ScoreRequest(
         samples=_opened(samples, labels, label or "samples"),
         dataset=dataset,
         reference=None if dataset is not None else str(reference),
-        metrics=tuple(metrics or ()),
+        metrics=asked,
         extractor=extractor,
         weights=None if weights is None else Path(weights),
         label=label,
-        nfe=nfe or 0,
-        seed=seed,
+        nfe=as_count(nfe or 0, "nfe", 0),
+        seed=as_count(seed, "seed", 0),
         quantize=quantize,
         read=read,
-        batch_size=batch_size,
+        batch_size=as_count(batch_size, "batch_size"),
         held_out=None if held_out is None else str(held_out),
     )
     return _scored(context, request, keep_record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 from typing import TypedDict
@@ -9,6 +10,7 @@ from typing import TypedDict
 from cmbench.plugin.manager import load_plugins
 from cmbench.records.workspace import Workspace
 from cmbench.reporter import Reporter
+from cmbench.sweep.asked import MAX_THREADS, as_count
 from cmbench.sweep.context import Context, choose_device
 from cmbench.sweep.threads import choose_threads, use_threads
 
@@ -17,8 +19,11 @@ class PythonReporter(Reporter):
     """Turns warnings into Python's; progress is not shown."""
 
     def warn(self, text: str) -> None:
-        """Warn with a :class:`UserWarning`."""
-        warnings.warn(text, stacklevel=2)
+        """Warn with a :class:`UserWarning` at the line that called cmbench."""
+        level, frame = 1, sys._getframe()
+        while frame.f_back and str(frame.f_globals.get("__name__", "")).startswith("cmbench."):
+            level, frame = level + 1, frame.f_back
+        warnings.warn(text, stacklevel=level)
 
 
 class Where(TypedDict, total=False):
@@ -57,8 +62,9 @@ def open_context(call: str, where: Where) -> Context:
     for info in plugins.failed:
         reporter.warn(f"{info}: {info.error}")
     workspace, compiled = where.get("workspace"), where.get("compiled")
-    device = choose_device(where.get("device", "auto"))
-    threads = where.get("threads") or choose_threads()
+    device = choose_device(str(where.get("device", "auto")))
+    threads = where.get("threads")
+    threads = choose_threads() if threads is None else as_count(threads, "threads", 1, MAX_THREADS)
     use_threads(threads)
     return Context(
         plugins,

@@ -8,11 +8,10 @@ from typing import Any, Unpack
 from cmbench.api.results import Results
 from cmbench.api.session import Where, open_context
 from cmbench.errors import UserError
-from cmbench.sweep.asked import as_nfes, as_seeds, as_sigmas
+from cmbench.sweep.asked import as_count, as_names, as_nfes, as_options, as_seeds, as_sigmas
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import open_executor
 from cmbench.sweep.plans import SampleSettings
-from cmbench.sweep.recipes import nested
 from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
 
 
@@ -66,16 +65,18 @@ def run(
         MissingError: data, weights or a device are missing.
     """
     context = open_context("cmbench.run", where)
-    names = (method,) if isinstance(method, str) else tuple(method or ())
+    names = as_names(method, "method") if method is not None else ()
     if not names and checkpoint is None:
         names = (context.plugins.default_method,)
+    if samples is not None:
+        samples = as_count(samples, "samples", 2)
     levels = as_sigmas(sigmas, "sigmas") if sigmas is not None else None
     if nfe is None and levels is not None and sampler is None:
         nfe = len(levels)
     nfes = as_nfes(nfe, "nfe") if nfe is not None else None
-    sampling = (samples, batch_size, levels, sampler, ema)
+    sampling = (samples, as_count(batch_size, "batch_size"), levels, sampler, ema)
     settings = SampleSettings(*sampling, precision=precision, metrics=tuple(metrics))
-    overrides = nested(options or {})
+    overrides = as_options(options)
     picked = (names, dataset, recipe, nfes, as_seeds(seeds, "seeds"), overrides)
     return _carried_out(
         context, SweepRequest(*picked, settings, save_samples, checkpoint), executor

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import pairwise
 
 import click
 
@@ -144,6 +145,15 @@ def _unforeseen(error: Exception) -> str:
     return f"error: unexpected {described(error)}; {again}"
 
 
+def require_no_empty_words(given: Sequence[str]) -> None:
+    """Raise ``UserError`` for an empty argument or value: no verb has a use for one."""
+    for before, word in pairwise(["", *given]):
+        name, equals, value = word.partition("=")
+        if not word or (word.startswith("--") and equals and not value):
+            who = name if word else before if before.startswith("-") else "cmbench"
+            raise UserError(who, "an empty value", remedy="give a value, or leave it out")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every foreseeable error is one line and an exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -153,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.insert(0, "--debug")
     accept_any_character()
     try:
+        require_no_empty_words(given)
         code = cli.main(args=given, prog_name="cmbench", standalone_mode=False)
         flush()
     except click.exceptions.Abort:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cmbench.errors import UserError
+from cmbench.sweep.asked import MAX_THREADS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -151,7 +152,7 @@ class ComputeOptions(DeviceOptions):
     threads: int | None = option(
         "--threads",
         metavar="N",
-        type=WholeNumber(min=1),
+        type=WholeNumber(min=1, max=MAX_THREADS),
         help="CPU threads.  [default: the number of free cores]",
     )
     quiet: bool = flag("--quiet", "-q", help="Show no progress.")

@@ -8,9 +8,14 @@ from pathlib import Path
 import click
 
 from cmbench.cli.common import parse_numbers, parse_sigmas
-from cmbench.cli.options import ComputeOptions, Parsed, WholeNumber, argument, option, takes
+from cmbench.cli.options import ComputeOptions, Parsed, WholeNumber, argument, flag, option, takes
 from cmbench.cli.run import parse_precision
 from cmbench.errors import EXIT_OK, UserError
+
+#: All images of one NFE are held in memory.
+MAX_IMAGES = 1_000_000
+#: What a folder of images is not called.
+_FILES = {".zip", ".tar", ".gz", ".npy", ".png", ".jpg", ".jpeg", ".pt", ".safetensors"}
 
 
 def parse_labels(text: str, option: str) -> tuple[int, ...]:
@@ -27,7 +32,12 @@ class SampleOptions(ComputeOptions):
 
     run: str = argument(metavar="RUN")
     count: int = option(
-        "--count", "-n", metavar="N", type=WholeNumber(min=1), default=64, help="Images per NFE."
+        "--count",
+        "-n",
+        metavar="N",
+        type=WholeNumber(min=1, max=MAX_IMAGES),
+        default=64,
+        help="Images per NFE.",
     )
     nfes: tuple[int, ...] | None = option(
         "--nfe",
@@ -79,6 +89,7 @@ class SampleOptions(ComputeOptions):
     batch_size: int = option(
         "--batch-size", metavar="N", type=WholeNumber(min=1), default=500, help="Images per batch."
     )
+    force: bool = flag("--force", help="Replace the images that --out and --grid name.")
 
 
 @click.command()
@@ -97,6 +108,7 @@ def sample(options: SampleOptions) -> int:
             allowed="--out FOLDER, --out FILE.npz or --grid FILE.png",
             remedy="add one of them",
         )
+    require_names(options)
     if isinstance(options.sigmas, str):
         raise UserError(
             "--sigmas",
@@ -108,3 +120,11 @@ def sample(options: SampleOptions) -> int:
 
     carry_out(options)
     return EXIT_OK
+
+
+def require_names(options: SampleOptions) -> None:
+    """Raise ``UserError`` for outputs whose names mean another kind of file."""
+    if options.grid is not None and options.grid.suffix.lower() != ".png":
+        raise UserError("--grid", f"{str(options.grid)!r}", allowed="FILE.png")
+    if options.out is not None and options.out.suffix.lower() in _FILES:
+        raise UserError("--out", f"{str(options.out)!r}", allowed="a folder, or FILE.npz")

@@ -13,6 +13,7 @@ from cmbench.api.models import OpenedRun, opened
 from cmbench.cli.common import make_context, stop_asker
 from cmbench.cli.output import echo
 from cmbench.cli.sample import SampleOptions
+from cmbench.errors import UserError
 from cmbench.files import write_atomically
 from cmbench.measure.gallery import grid_png, save_pngs
 from cmbench.metrics.quantize import quantize
@@ -22,9 +23,30 @@ def carry_out(options: SampleOptions) -> None:
     """Make the images of every NFE and write them."""
     with stop_asker(None) as should_stop:
         context = make_context(options, should_stop=should_stop)
+        require_new(options)
         model = opened(context, options.run, options.dataset, None, options.seed, {})
         for nfe in options.nfes or (None,):
             write(options, model, nfe, several=len(options.nfes or ()) > 1)
+
+
+def outputs(options: SampleOptions, nfe: int | None) -> list[Path]:
+    """Return the grid and the folder or archive of one of several NFE (None: of the only one)."""
+    suffix = "" if nfe is None else f"-nfe{nfe}"
+    return [named(path, suffix) for path in (options.grid, options.out) if path is not None]
+
+
+def require_new(options: SampleOptions) -> None:
+    """Raise ``UserError`` if an output exists: images of two samplings must never mix."""
+    nfes = options.nfes or ()
+    for path in [p for nfe in (nfes if len(nfes) > 1 else (None,)) for p in outputs(options, nfe)]:
+        if not path.exists() or options.force or (path.is_dir() and not any(path.iterdir())):
+            continue
+        raise UserError(
+            "cmbench sample",
+            f"{path} exists",
+            allowed="a new path",
+            remedy="name another one, or add --force",
+        )
 
 
 def write(options: SampleOptions, model: OpenedRun, nfe: int | None, *, several: bool) -> None:
@@ -45,17 +67,16 @@ def write(options: SampleOptions, model: OpenedRun, nfe: int | None, *, several:
     images = torch.cat([batch.images.cpu() for batch in batches])
     found = [batch.labels.cpu() for batch in batches if batch.labels is not None]
     labels = torch.cat(found) if found else None
-    suffix = f"-nfe{made.cell.nfe}" if several else ""
-    written = []
-    if options.grid is not None:
-        written.append(named(options.grid, suffix))
-        write_atomically(written[-1], grid_png(images), "name another file with --grid")
-    if options.out is not None:
-        written.append(named(options.out, suffix))
-        if options.out.suffix == ".npz":
-            write_atomically(written[-1], npz(images, labels), "name another file with --out")
+    written = outputs(options, made.cell.nfe if several else None)
+    for path in written:
+        if path.suffix == ".png":
+            write_atomically(path, grid_png(images), "name another file with --grid")
+        elif path.suffix == ".npz":
+            write_atomically(path, npz(images, labels), "name another file with --out")
         else:
-            save_pngs(images, 0, written[-1], remedy="name another folder with --out")
+            for old in path.glob("[0-9]*.png"):
+                old.unlink()
+            save_pngs(images, 0, path, remedy="name another folder with --out")
     where = ", ".join(map(str, written))
     echo(
         f"NFE {made.cell.nfe} (counted {made.sampler.nfe_measured:g}): "

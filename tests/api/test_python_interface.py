@@ -122,6 +122,20 @@ def test_an_unreadable_record_costs_a_warning(
         ({"nfe": [1, 2.5]}, r"nfe: \[1, 2.5\]; allowed: whole numbers"),
         ({"nfe": True}, "nfe: True; allowed: whole numbers"),
         ({"seeds": -1}, "seeds: -1; allowed: a count"),
+        ({"seeds": 1.5}, "seeds: 1.5; allowed: a count"),
+        ({"nfe": 1.5}, "nfe: 1.5; allowed: whole numbers"),
+        ({"samples": 0}, "samples: 0; allowed: whole numbers from 2"),
+        ({"samples": 1}, "samples: 1; allowed: whole numbers from 2"),
+        ({"samples": "x"}, "samples: 'x'; allowed: whole numbers from 2"),
+        ({"samples": 2.7}, "samples: 2.7; allowed: whole numbers from 2"),
+        ({"batch_size": 0}, "batch_size: 0; allowed: whole numbers from 1"),
+        ({"threads": 0}, "threads: 0; allowed: whole numbers from 1 to 1,024"),
+        ({"threads": "x"}, "threads: 'x'; allowed: whole numbers from 1 to 1,024"),
+        ({"method": 3}, "method: 3; allowed: a name"),
+        ({"method": []}, r"method: \[\]; allowed: a name"),
+        ({"options": [1]}, r"options: \[1\]; allowed: a mapping"),
+        ({"sigmas": ["a"]}, r"sigmas: \['a'\]; allowed: descending"),
+        ({"device": 3}, "'3'; allowed: auto, cpu"),
         ({"seeds": 10**12}, "seeds: 1000000000000; allowed: a count"),
         ({"sigmas": [1, 2]}, r"sigmas: \[1, 2\]; allowed: descending"),
         ({"method": "itc"}, "unknown method 'itc'.*did you mean 'ict'"),
@@ -200,7 +214,14 @@ def test_models_that_are_not_there_are_one_line(folder: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"count": 0}, "0 images; allowed: 1 or more"),
+        ({"count": 0}, "sample, count: 0; allowed: whole numbers from 1"),
+        ({"count": True}, "sample, count: True; allowed"),
+        ({"count": 2.5}, "sample, count: 2.5; allowed"),
+        ({"seed": -1}, "sample, seed: -1; allowed: whole numbers from 0"),
+        ({"seed": None}, "sample, seed: None; allowed"),
+        ({"batch_size": 0}, "sample, batch_size: 0; allowed"),
+        ({"labels": "ab"}, "sample, labels: 'ab'; allowed"),
+        ({"labels": [1.5, 2]}, "sample, labels: 1.5; allowed"),
         ({"nfe": 0}, "sample, nfe: 0; allowed"),
         ({"labels": [1, 2]}, "labels were given, but it is unconditional"),
         ({"sampler": "nope"}, "nope"),
@@ -309,6 +330,31 @@ def test_what_cannot_be_scored_is_one_line(
 ) -> None:
     with pytest.raises(UserError, match=message):
         cmbench.evaluate(samples, reference, ["fd-digits"], workspace=tmp_path, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"metrics": []}, r"metrics: \[\]; allowed: a name"),
+        ({"metrics": 3}, "metrics: 3; allowed: a name"),
+        ({"limit": -5}, "limit: -5; allowed: whole numbers from 1"),
+        ({"batch_size": 0}, "batch_size: 0; allowed: whole numbers from 1"),
+        ({"seed": -1}, "seed: -1; allowed: whole numbers from 0"),
+        ({"nfe": 1.5}, "nfe: 1.5; allowed: whole numbers from 0"),
+    ],
+)
+def test_bad_arguments_of_scoring_are_one_line(
+    arguments: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    given = {"workspace": tmp_path, "threads": 1} | arguments
+    with pytest.raises(UserError, match=message):
+        cmbench.evaluate(digits()[0], "digits", **given)  # type: ignore[arg-type]
+
+
+def test_warnings_name_the_callers_line(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="400 samples") as caught:
+        cmbench.evaluate(digits()[0], metrics="fd-digits", workspace=tmp_path, threads=1)
+    assert {Path(w.filename).name for w in caught} == {Path(__file__).name}
 
 
 def test_the_frechet_distance_of_gaussians_is_exact() -> None:

@@ -74,11 +74,33 @@ def test_samples_are_those_of_the_scored_run(
             np.testing.assert_array_equal(saved, image[..., 0])
 
 
+def test_images_of_two_samplings_never_mix(cmbench: Command, run: str, tmp_path: Path) -> None:
+    out, packed = tmp_path / "out", tmp_path / "s.npz"
+    for path in (out, packed):
+        assert cmbench("sample", run, "-n", "5", "--out", str(path)).code == 0
+        again = cmbench("sample", run, "-n", "3", "--seed", "1", "--out", str(path))
+        assert (again.code, again.out) == (2, "")
+        assert f"cmbench sample: {path} exists; allowed: a new path" in again.err
+    (out / "notes.txt").write_text("mine")
+    replaced = cmbench("sample", run, "-n", "3", "--out", str(out), "--force")
+    assert replaced.code == 0, replaced.err
+    assert sorted(p.name for p in out.iterdir()) == [
+        "000000.png",
+        "000001.png",
+        "000002.png",
+        "notes.txt",
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
         ((), 2, "the images would go nowhere; allowed: --out FOLDER, --out FILE.npz or --grid"),
-        (("--grid", "g.png", "-n", "0"), 2, "'--count' / '-n': 0 is not in the range x>=1"),
+        (("--grid", "g.png", "-n", "0"), 2, "'--count' / '-n': 0 is not in the range 1<=x<="),
+        (("--out", "x.npz", "-n", "9999999999"), 2, "'--count' / '-n': 9999999999 is not in the"),
+        (("--grid", "g.txt"), 2, "--grid: 'g.txt'; allowed: FILE.png"),
+        (("--out", "c.zip"), 2, "--out: 'c.zip'; allowed: a folder, or FILE.npz"),
+        (("--grid", "g.png", "--threads", "100000"), 2, "'--threads': 100000 is not in the range"),
         (("--grid", "g.png", "--nfe", "0"), 2, "--nfe: '0'; allowed: whole numbers from 1"),
         (("--grid", "g.png", "--sigmas", "tuned"), 2, "--sigmas: 'tuned'; allowed: descending"),
         (("--grid", "g.png", "--labels", "a"), 2, "--labels: 'a'; allowed: classes"),

@@ -387,3 +387,21 @@ def test_a_path_that_is_not_there_is_exit_4(
     done = cmbench(*(word.replace("NOPE", missing) for word in verb))
     assert (done.code, done.out) == (4, ""), done.err
     assert missing in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "who"),
+    [
+        (("eval", "", "-d", "digits"), "cmbench"),
+        (("merge", ""), "cmbench"),
+        (("show", ""), "cmbench"),
+        (("run", "--recipe", ""), "--recipe"),
+        (("run", "-w", ""), "-w"),
+        (("run", "--recipe="), "--recipe"),
+        (("eval", "x", "--label", ""), "--label"),
+    ],
+)
+def test_empty_values_are_refused(cmbench: Command, words: tuple[str, ...], who: str) -> None:
+    done = cmbench(*words)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"error: {who}: an empty value; give a value, or leave it out\n"
