@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cmbench.data.pickle_names import PLAIN_NAMES, Function, RefusedName, Sealed
 from cmbench.data.pickles import RestrictedUnpickler, unpickling, unshell
+from cmbench.errors import first_names
 from cmbench.files import regular
 from cmbench.zips import GuardedZip
 
@@ -215,7 +216,11 @@ def _read_zip(path: Path) -> Any:
         order = members.get(f"{top}/byteorder")
         if order is not None and archive.read_member(order, 16) != b"little":
             raise ValueError("not little-endian")
-        info = members[f"{top}/data.pkl"]
+        info = members.get(f"{top}/data.pkl")
+        if info is None:
+            raise ValueError(
+                f"an archive of {first_names(list(members), 3)}, not a checkpoint of torch"
+            )
         with archive.open_member(info, stored=True) as file:
             data = io.BytesIO(file.read())
         return TensorUnpickler(data, size=archive.size, storage=storage).load()

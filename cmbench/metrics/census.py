@@ -216,8 +216,8 @@ def _range_warnings(samples: Census) -> list[str]:
         ]
     if samples.low >= 120:
         return [
-            f"no pixel of the samples is below {samples.low}: images in [0, 1] were likely taken"
-            " for [-1, 1]"
+            f"no pixel of the samples is below {samples.low}: a generator that is hardly trained,"
+            " or images in [0, 1] taken for [-1, 1]?"
         ]
     return []
 
@@ -229,8 +229,8 @@ def _colour_warnings(samples: Census, real: Census, mean: Tensor, real_mean: Ten
     worst = float((mean - real_mean).abs().max())
     if worst > MEAN_TOLERANCE:
         found.append(
-            f"a channel's mean differs by {worst:.0f} of 255 levels from the real images': the"
-            " range may be wrong ([0, 1] taken for [-1, 1], or the reverse)"
+            f"a channel's mean differs by {worst:.0f} of 255 levels from the real images': a"
+            " generator that is hardly trained, or a wrong range ([0, 1] taken for [-1, 1])?"
         )
     if real.low < 64 and samples.low >= 120:
         found += _range_warnings(samples)

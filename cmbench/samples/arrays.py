@@ -140,7 +140,10 @@ class ArraySamples(SampleSource):
         if labels is None:
             return None
         if labels.shape != (len(self._images),) or labels.dtype.kind not in "iu":
-            self.notes.append(f"labels of shape {labels.shape} and {labels.dtype} were not read")
+            self.notes.append(
+                f"labels were not read: shape {labels.shape} and {labels.dtype}, where "
+                f"{len(self._images):,} images need whole numbers ({len(self._images)},)"
+            )
             return None
         found = torch.from_numpy(labels.astype(np.int64))
         classes = self.options.num_classes

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from checkpoint_builders import GOLDEN, write_edm, write_pickle
@@ -228,3 +229,10 @@ def test_names_of_wrappers_and_ignored_settings_are_printed(
     assert "\nignored          twist\n" in done.out
     manifest = json.loads((workspace.imported / "net.json").read_text())
     assert manifest["meta"]["imported"]["description"]["ignored"] == ["twist"]
+
+
+def test_an_archive_of_arrays_is_called_that(cmbench: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / "s.npz", arr_0=np.zeros(3))
+    done = cmbench("import", str(tmp_path / "s.npz"))
+    assert done.code == 2
+    assert "an archive of arr_0.npy, not a checkpoint of torch" in done.err

@@ -235,7 +235,7 @@ class TestArrays:
         np.savez(tmp_path / "s.npz", pixels(4), np.eye(4, dtype=np.float32))
         _, labels, notes = read(tmp_path / "s.npz")
         assert labels is None
-        assert "labels of shape (4, 4) and float32 were not read" in notes[0]
+        assert "labels were not read: shape (4, 4) and float32, where 4 images need" in notes[0]
 
 
 class TestGenerators:
