@@ -69,7 +69,7 @@ def check(options: CheckOptions) -> int:
 def show(result: CheckResult, options: CheckOptions) -> None:
     """Print a check that failed."""
     if result.problem and not options.as_json:
-        click.echo(f"FAILED {result}")
+        echo(f"FAILED {result}")
 
 
 def summary(name: str, found: list[CheckResult]) -> str:

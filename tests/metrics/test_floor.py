@@ -11,6 +11,7 @@ import torch
 from metric_kit import metrics
 from torch import Tensor
 
+from cmbench.files import sealed
 from cmbench.metrics import precision_recall as blocks
 from cmbench.metrics._files import read_tensors, write_tensors
 from cmbench.metrics.extractor import PixelExtractor
@@ -162,7 +163,7 @@ def test_a_file_of_an_earlier_version_gets_one(tmp_path: Path, earlier: str) -> 
     fresh = reference_of(points, tmp_path)
     (path,) = tmp_path.iterdir()
     tensors, metadata = read_tensors(path, "reference")
-    write_tensors(path, tensors, {**metadata, "floor": earlier})
+    write_tensors(path, tensors, sealed({**metadata, "floor": earlier}))
     assert load_reference(path).floors is None
     assert reference_of(points, tmp_path).floors == fresh.floors
     assert load_reference(path).floors == fresh.floors, "it was kept"
