@@ -59,6 +59,11 @@ class Memorisation:
         """Whether samples are nearer to the training set than chance allows."""
         return self.train_share > 0.5 + SUSPICIOUS * self.standard_error
 
+    @property
+    def reversed(self) -> bool:
+        """Whether samples are nearer to the held-out images than chance allows."""
+        return self.train_share < 0.5 - SUSPICIOUS * self.standard_error
+
 
 def memorisation(samples: Tensor, train: Tensor, held_out: Tensor) -> Memorisation:
     """Compare the nearest training and held-out neighbours of ``samples`` ``[N, D]``.

@@ -144,7 +144,13 @@ def record_of(context: Context, request: ScoreRequest, scored: Scored) -> Record
 
 
 def memorised_warning(found: Memorisation | None) -> list[str]:
-    """Return a warning if samples are nearer to the reference than chance allows."""
+    """Return a warning if samples are nearer to one of the two sets than chance allows."""
+    if found is not None and found.reversed:
+        return [
+            f"only {found.train_share:.1%} of the samples are nearer to a reference image than to a"
+            " held-out one (50 % expected): did the generator see the held-out images, or are they"
+            " its samples?"
+        ]
     if found is None or not found.suspicious:
         return []
     return [

@@ -250,6 +250,9 @@ class TestEval:
         copied, said = share("copies.npy")
         assert copied > 0.95
         assert "are nearer to a reference image than to a held-out one" in said
+        same, said = share("unseen.npy")
+        assert same < 0.05
+        assert "did the generator see the held-out images, or are they its samples?" in said
 
     def test_a_second_look_at_the_same_row_is_said(
         self, cmbench: Cmbench, noisy: Path, tmp_path: Path
