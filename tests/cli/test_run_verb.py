@@ -220,7 +220,7 @@ def test_noise_levels() -> None:
 BAD_INPUT = [
     (("-m", "tyo"), "error: cmbench run: unknown method 'tyo'; allowed: ", "did you mean 'toy'?"),
     (("-m", ","), "error: --method: ','; allowed: names", "`cmbench list methods`"),
-    (("-m", ""), "error: --method: ''; allowed: names", "`cmbench list methods`"),
+    (("-m", ""), "error: -m: an empty value; ", "give a value, or leave it out"),
     (("-d", "toy"), "error: cmbench run: unknown dataset 'toy'; ", "did you mean 'toys'?"),
     (("-d", "gmm"), "error: method 'toy': has no recipe for dataset 'gmm'; allowed: toys", ""),
     (

@@ -177,9 +177,10 @@ def _processor_seconds(process: int) -> float:
 def _lines(pipe: int, process: int, seconds: float) -> Iterable[dict[str, Any] | None]:
     """Yield what a child reports; None when it takes too long, which ends it."""
     waiting, began, spent = b"", time.monotonic(), 0.0
+    ready = select.poll()  # select() knows only the first 1,024 files
+    ready.register(pipe, select.POLLIN | select.POLLHUP)
     while True:
-        ready, _, _ = select.select([pipe], [], [], 1.0)
-        if ready:
+        if ready.poll(1000):
             data = os.read(pipe, 1 << 16)
             if not data:
                 return
