@@ -6,7 +6,7 @@ import random
 import re
 import tarfile
 import zipfile
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -461,7 +461,8 @@ def test_a_damaged_lmdb_is_one_clear_line(tmp_path: Path, seed: int) -> None:
         places, line = [], str(error)
         clear = re.search("truncated or corrupt database|truncated database|is empty", line)
         assert clear, line
-    assert all(len(source.reader().read(place)) == place[1] for place in places)
+    with closing(source.reader()) as reader:
+        assert all(len(reader.read(place)) == place[1] for place in places)
 
 
 # ---- detection ---------------------------------------------------------------------------------

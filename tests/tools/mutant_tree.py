@@ -51,7 +51,9 @@ class Tree:
         os.environ["PYTHONPATH"] = str(self.folder)
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         sys.dont_write_bytecode = False  # else each mutant would compile the whole package
-        common = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={self.temporary}"]
+        # The names of tests that fail are read from the log: FORCE_COLOR must not colour them.
+        common = ["-q", "--color=no", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        common += [f"--basetemp={self.temporary}"]
         return int(pytest.main([*common, *arguments], list(plugins)))
 
     def run(self, work: Callable[[], int], limit: float) -> int | None:

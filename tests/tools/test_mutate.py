@@ -293,7 +293,10 @@ def statuses(results: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_campaign_finds_what_no_test_notices_and_goes_on(checkout: Path, tmp_path: Path) -> None:
+def test_a_campaign_finds_what_no_test_notices_and_goes_on(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as tox sets it: names are read from pytest's log
     results = tmp_path / "results.json"
     before = {p: p.read_bytes() for p in sorted(checkout.rglob("*.py"))}
     for _ in range(3):  # on a busy machine a test may reach its time limit and seem to notice
@@ -305,8 +308,6 @@ def test_a_campaign_finds_what_no_test_notices_and_goes_on(checkout: Path, tmp_p
         found = statuses(results)
         if found["unseen: return x + 1 => return x - 1"] == "survived":
             break
-    else:
-        pytest.skip("in three tries a flaky test ended otherwise; its status is not settled")
     assert found["sign: if x < 0: => if x >= 0:"] == "killed"
     assert found["sign: if x < 0: => if x <= 0:"] == "survived"
     # On a busy machine the test's own time limit may end it first.
