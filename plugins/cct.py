@@ -22,9 +22,9 @@ from cmbench.diffusion.carried import boundary_consistency_tangent
 from cmbench.diffusion.frames import append_dims
 from cmbench.diffusion.grids import power_sigmas
 from cmbench.diffusion.tangent import image_norm, oracle_ode_slope, pseudo_objective
-from cmbench.errors import UserError
 from cmbench.plugin.config import Positive
 from cmbench.plugin.method import Batch, Draws, Nets, Progress
+from cmbench_plugins._teachers import distilled
 from cmbench_plugins.cm import ConsistencyConfig, ConsistencyMethod
 
 __all__ = ["CCT", "CCTConfig"]
@@ -68,12 +68,5 @@ class CCT(ConsistencyMethod):
         """What the ODE's slope points away from: the image, or the teacher's denoised one."""
         if self.config.form == "training":
             return x0
-        if self.teacher is None:
-            raise UserError(
-                "method CCT",
-                "form 'distillation' has no teacher",
-                allowed="METHOD:RECIPE or analytic",
-                remedy="set teacher",
-            )
         with torch.no_grad():
-            return self.teacher.model.denoise(x_sigma, sigma, labels)
+            return distilled(self, self.teacher, "distillation").denoise(x_sigma, sigma, labels)

@@ -27,7 +27,6 @@ from cmbench.diffusion.grids import (
 )
 from cmbench.diffusion.models import EDMConsistency
 from cmbench.diffusion.solvers import ddim_step, heun_step
-from cmbench.errors import UserError
 from cmbench.plugin.config import Fraction, MethodConfig, Positive
 from cmbench.plugin.method import (
     Batch,
@@ -44,6 +43,7 @@ from cmbench.training.resident import resident
 from cmbench_plugins._averages import move_towards
 from cmbench_plugins._distances import MetricConfig, MetricMethod
 from cmbench_plugins._sigmas import multistep_plan
+from cmbench_plugins._teachers import distilled
 from cmbench_plugins.edm import initial_network
 
 __all__ = ["CD", "CT", "CDConfig", "CMConfig", "CTConfig", "ConsistencyConfig", "ConsistencyMethod"]
@@ -260,14 +260,7 @@ class CD(CM):
         labels: Tensor | None,
     ) -> Tensor:
         """One Heun (or Euler) step of the PF-ODE with the frozen teacher."""
-        if self.teacher is None:
-            raise UserError(
-                "method CD",
-                "has no teacher",
-                allowed="METHOD:RECIPE or analytic",
-                remedy="set teacher in the recipe",
-            )
-        denoise = self.teacher.model.denoise
+        denoise = distilled(self, self.teacher).denoise
         with torch.no_grad():
             if self.config.solver == "heun":
                 return heun_step(denoise, x, sigma, sigma_next, labels)

@@ -43,7 +43,6 @@ from cmbench.diffusion.segments import (
 )
 from cmbench.diffusion.solvers import ddim_step, two_step_target
 from cmbench.diffusion.weightings import edm_weight, snr, snr_plus_one_weight
-from cmbench.errors import UserError
 from cmbench.plugin.config import MethodConfig, Positive
 from cmbench.plugin.method import (
     Batch,
@@ -59,6 +58,7 @@ from cmbench.plugin.method import (
 from cmbench.training.randomness import RandomState, replayed
 from cmbench.training.resident import resident
 from cmbench_plugins._jumps import jumps_plan, sample_by_jumps
+from cmbench_plugins._teachers import distilled
 from cmbench_plugins.edm import MODELS, channel_copies, initial_network
 
 __all__ = ["MSCD", "MSCDConfig"]
@@ -234,14 +234,7 @@ class MSCD(Method):
 
     def distilled(self) -> DiffusionModel:
         """The diffusion model that is distilled."""
-        if self.teacher is None:
-            raise UserError(
-                "method MSCD",
-                "form 'distillation' has no teacher",
-                allowed="METHOD:RECIPE or analytic",
-                remedy="set teacher in the recipe",
-            )
-        return self.teacher.model
+        return distilled(self, self.teacher, "distillation")
 
     def distance(self, denoised: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
         """``w d(f, x*)`` ``[N]``; on the karras grid a distance of F (an error of x by c_out)."""

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from cmbench.diffusion.frames import append_dims
 from cmbench.diffusion.grids import choose_uniformly, karras_sigmas
 from cmbench.diffusion.models import TrajectoryModel
-from cmbench.errors import UserError
 from cmbench.plugin.config import Positive
 from cmbench.plugin.method import Batch, Draws, Kit, Nets, Progress, SamplingPlan
 from cmbench.training.randomness import RandomState, replayed
 from cmbench.training.resident import resident
 from cmbench_plugins._distances import MetricConfig, MetricMethod
 from cmbench_plugins._jumps import one_step_plan
+from cmbench_plugins._teachers import distilled
 from cmbench_plugins.edm import initial_network
 
 __all__ = ["PID", "PIDConfig"]
@@ -97,14 +97,7 @@ class PID(MetricMethod):
 
     def distilled(self) -> Any:
         """The diffusion model that is distilled."""
-        if self.teacher is None:
-            raise UserError(
-                "method PID",
-                "has no teacher",
-                allowed="METHOD:RECIPE or analytic",
-                remedy="set teacher in the recipe",
-            )
-        return self.teacher.model
+        return distilled(self, self.teacher)
 
     # ---- sampling ------------------------------------------------------------------------------
 

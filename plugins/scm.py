@@ -44,7 +44,6 @@ from cmbench.diffusion.tangent import (
     warmup,
 )
 from cmbench.diffusion.weightings import adaptive_weighted_loss
-from cmbench.errors import UserError
 from cmbench.networks.heads import LogVarianceHead
 from cmbench.plugin.config import MethodConfig, Positive
 from cmbench.plugin.method import (
@@ -60,6 +59,7 @@ from cmbench.plugin.method import (
 from cmbench.training.randomness import RandomState, replayed
 from cmbench.training.resident import resident
 from cmbench_plugins._sigmas import multistep_plan
+from cmbench_plugins._teachers import distilled
 from cmbench_plugins.edm import initial_network
 
 __all__ = ["SCD", "SCT", "SCMConfig"]
@@ -266,12 +266,5 @@ class SCD(SCT):
 
     def slope(self, x_t: Tensor, t: Tensor, x0: Tensor, z: Tensor, labels: Tensor | None) -> Tensor:
         """``dx_t/dt`` of the teacher's PF-ODE (line 5, distillation)."""
-        if self.teacher is None:
-            raise UserError(
-                "method SCD",
-                "has no teacher",
-                allowed="METHOD:RECIPE or analytic",
-                remedy="set teacher in the recipe",
-            )
         with torch.no_grad():
-            return self.teacher.model.velocity(x_t, t, labels)
+            return distilled(self, self.teacher).velocity(x_t, t, labels)

@@ -32,7 +32,6 @@ from cmbench.diffusion.grids import lognormal_sigmas, power_sigmas
 from cmbench.diffusion.models import DiffusionModel, EDMModel
 from cmbench.diffusion.score_distillation import diff_instruct_loss, identity_loss
 from cmbench.diffusion.weightings import edm_weight
-from cmbench.errors import UserError
 from cmbench.plugin.config import MethodConfig, NonNegative, OptimizerConfig, Positive
 from cmbench.plugin.method import (
     Batch,
@@ -46,6 +45,7 @@ from cmbench.plugin.method import (
     SamplingPlan,
 )
 from cmbench_plugins._jumps import one_step_plan
+from cmbench_plugins._teachers import distilled
 from cmbench_plugins.edm import initial_network
 
 __all__ = ["DiffInstruct", "ScoreConfig", "ScoreDistillation", "SiD"]
@@ -106,14 +106,7 @@ class ScoreDistillation(Method):
 
     def real(self) -> DiffusionModel:
         """The teacher, whose distribution the generator is to have."""
-        if self.teacher is None:
-            raise UserError(
-                f"method {type(self).__name__}",
-                "has no teacher",
-                allowed="METHOD:RECIPE or analytic",
-                remedy="set teacher in the recipe",
-            )
-        return self.teacher.model
+        return distilled(self, self.teacher)
 
     def fake_loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         """EDM's loss on the generator's samples."""

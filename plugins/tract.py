@@ -36,7 +36,6 @@ from cmbench.diffusion.models import DiffusionModel
 from cmbench.diffusion.segments import heun_denoised
 from cmbench.diffusion.solvers import ddim_step, two_step_target
 from cmbench.diffusion.weightings import edm_weight, truncated_snr_weight
-from cmbench.errors import UserError
 from cmbench.plugin.config import Fraction, MethodConfig, Positive
 from cmbench.plugin.method import (
     Batch,
@@ -53,6 +52,7 @@ from cmbench.plugin.method import (
 from cmbench.training.resident import resident
 from cmbench_plugins._averages import move_towards
 from cmbench_plugins._jumps import jumps_plan, sample_by_jumps
+from cmbench_plugins._teachers import distilled
 from cmbench_plugins.edm import MODELS, channel_copies, initial_network
 
 __all__ = ["TRACT", "TRACTConfig"]
@@ -182,14 +182,7 @@ class TRACT(Method):
 
     def first_teacher(self) -> DiffusionModel:
         """The diffusion model that is distilled."""
-        if self.teacher is None:
-            raise UserError(
-                "method TRACT",
-                "has no teacher",
-                allowed="METHOD:RECIPE or analytic",
-                remedy="set teacher in the recipe",
-            )
-        return self.teacher.model
+        return distilled(self, self.teacher)
 
     def distance(self, denoised: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
         """The mean squared error of F (karras), or ``max(SNR, 1)`` times a sum (cosine), ``[N]``.
