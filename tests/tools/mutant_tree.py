@@ -73,6 +73,8 @@ class Tree:
                 resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit) + 1))
                 code = work()
             finally:
+                sys.stdout.flush()  # os._exit loses what is not written yet
+                sys.stderr.flush()
                 os._exit(code)
         ended = time.monotonic() + 5 * limit
         found = (0, 0)

@@ -296,7 +296,9 @@ def statuses(results: Path) -> dict[str, str]:
 def test_a_campaign_finds_what_no_test_notices_and_goes_on(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as tox sets it: names are read from pytest's log
+    # The names of tests that fail are read from pytest's log: whole, and without colours.
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     results = tmp_path / "results.json"
     before = {p: p.read_bytes() for p in sorted(checkout.rglob("*.py"))}
     for _ in range(3):  # on a busy machine a test may reach its time limit and seem to notice
