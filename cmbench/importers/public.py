@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from cmbench.downloads import DownloadError, Progress, download, secure
 from cmbench.errors import MissingError, UserError
 from cmbench.files import UNREADABLE, read_sealed, sha256_file, write_sealed
-from cmbench.importers.download import DownloadError, Progress, download, secure
 
 #: Formats that `cmbench import` reads. What is in brackets after a name in the list explains it.
 _READ = ("edm pickle", "edm2 pickle", "tcm pickle", "openai .pt", "flax checkpoint")

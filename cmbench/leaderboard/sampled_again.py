@@ -171,7 +171,7 @@ def _check_grid(path: Path, record: Record, tolerance: float, grid_png: bytes | 
         return Check(label, "failed", f"{after.shape} instead of {before.shape} pixels")
     if not tile:
         return Check(label, "not checked", "it is a plot, not the images themselves")
-    difference = float(np.abs(before - after).max(initial=0.0))
+    difference = float(np.abs(before - after).max())
     return _within(label, difference, tolerance, "levels")
 
 

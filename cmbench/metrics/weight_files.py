@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from cmbench.data.locations import DataLocations, default_data_dir, user_data_dir
+from cmbench.downloads import DownloadError, download
 from cmbench.errors import MissingError, UserError, unknown_name
 from cmbench.files import expanded, sha256_file
 
@@ -152,7 +153,7 @@ def prepare_weights(name: str, source: Path | None = None, folder: Path | None =
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".prepare-") as temporary:
             fetched = Path(temporary) / file.file_name
             if source is None:
-                _download(file, fetched)
+                _fetch(file, fetched)
             elif source.is_file():
                 shutil.copyfile(source, fetched)
             else:
@@ -169,10 +170,10 @@ def prepare_weights(name: str, source: Path | None = None, folder: Path | None =
     return target
 
 
-def _download(file: WeightsFile, target: Path) -> None:
+def _fetch(file: WeightsFile, target: Path) -> None:
     try:
-        torch.hub.download_url_to_file(file.url, str(target), progress=False)
-    except (OSError, ValueError) as error:
+        download(file.url, target)
+    except DownloadError as error:
         raise MissingError(
             f"weights {file.name!r}",
             f"cannot download {file.url}: {error}",

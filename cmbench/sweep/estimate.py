@@ -26,7 +26,7 @@ from cmbench.training.augment import LABEL_DIM
 from cmbench.training.contract import checked_modules, checked_phases
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings
-from cmbench.training.state import TrainingState
+from cmbench.training.state import TrainingState, train_only
 
 #: Limits of the calibration: FLOPs per step, and memory on the CPU.
 _STEP_FLOPS = {"cpu": 1.0e10, "cuda": 5.0e14}
@@ -192,8 +192,6 @@ def _count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
     phases = checked_phases(method, modules)
     images = sum(phase.images for phase in phases)
     trained = {name for o in phases[0].objectives for name in o.trains}
-    for name, module in modules.items():
-        module.requires_grad_(name in trained)
     shard = min(plan.config.microbatch_size or plan.config.batch_size, plan.config.batch_size)
     least = min(shard, max(objective.group for objective in phases[0].objectives))
     most = min(shard, 2 * least)
@@ -218,6 +216,7 @@ def _counted_step(
     nets = {name: CountedNetwork(m, plan.config.precision) for name, m in modules.items()}
     saved, flops = _Saved(modules), 0.0
     for objective in phase.objectives:
+        train_only(modules, objective.trains)
         batch = _random_batch(method, plan, images, context.device)
         with FlopCounterMode(display=False) as counter:
             with torch.autograd.graph.saved_tensors_hooks(saved, lambda kept: kept):

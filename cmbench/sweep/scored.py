@@ -252,5 +252,5 @@ def dataset_of(context: Context, request: ScoreRequest, spec: DatasetSpec | None
         return context.dataset(spec.name)
     except MissingError:
         if request.reference is None:
-            raise
+            raise  # before the reference is opened, which takes longer
         return None

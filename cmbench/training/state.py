@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +102,7 @@ class TrainingState:
     def freeze_others(self, objective: Objective) -> None:
         """Freeze what an objective does not train, in a phase that has several objectives."""
         if len(self.phase.objectives) > 1:
-            for name, module in self.modules.items():
-                module.requires_grad_(name in objective.trains)
+            train_only(self.modules, objective.trains)
 
     def averaged_module(self, name: str, index: int = 0) -> dict[str, Tensor]:
         """Return a module's state dict under average ``index``, or its own without averages."""
@@ -301,6 +300,12 @@ def _require_same(name: str, module: nn.Module, found: dict[str, Tensor]) -> Non
             f"has another network as {name!r}: {len(differing)} tensors differ, the first is "
             f"{first}, {theirs.get(first, 'missing')} there and {ours.get(first, 'missing')} here"
         )
+
+
+def train_only(modules: Mapping[str, nn.Module], trained: Collection[str]) -> None:
+    """Let gradients reach the parameters of the named modules, and of no other."""
+    for name, module in modules.items():
+        module.requires_grad_(name in trained)
 
 
 def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

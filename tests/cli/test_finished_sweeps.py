@@ -15,6 +15,7 @@ import pytest
 from command_outcome import Outcome
 
 from cmbench.cli import run_work
+from cmbench.files import read_sealed
 from cmbench.records.workspace import Workspace
 
 Command = Callable[..., Outcome]
@@ -47,6 +48,18 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.fixture
 def root() -> Path:
     return Workspace.choose().root
+
+
+def test_a_plan_is_kept_with_the_code_that_made_it(cmbench_with_toys: Command, root: Path) -> None:
+    """The plugins' files among it; neither Python's own nor those of installed packages."""
+    cmbench_with_toys(*SWEEP)
+    (kept,) = root.glob(KEPT)
+    files = [Path(file) for file, _, _ in read_sealed(kept)["code"]]
+    names = {path.name for path in files}
+    assert {"toy.py", "toy.toml", "planning.py"} <= names
+    library = Path(os.__file__).parent
+    assert not any(path.is_relative_to(library) for path in files)
+    assert not any("site-packages" in path.parts for path in files)
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",), ("--no-report",), ("--samples", "32")])

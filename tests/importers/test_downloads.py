@@ -19,9 +19,9 @@ from oracle_parts import write_snapshot
 from safetensors.torch import load_file
 
 from cmbench.cli import importing
+from cmbench.downloads import DownloadError, download
 from cmbench.errors import EXIT_MISSING, EXIT_USAGE, MissingError, UserError
 from cmbench.importers import public
-from cmbench.importers.download import DownloadError, download
 from cmbench.importers.public import (
     PublicCheckpoint,
     find_public,

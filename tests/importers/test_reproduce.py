@@ -18,9 +18,9 @@ from random_inception import write_random_torchscript, write_random_weights
 
 from cmbench.cli import reproduce_work
 from cmbench.cli.reproduce import find_reproducible, why_not
+from cmbench.downloads import download
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_MISSING, EXIT_USAGE, UserError
 from cmbench.importers import public
-from cmbench.importers.download import download
 from cmbench.importers.public import fetch_listed, find_public, public_checkpoints, unproven
 from cmbench.metrics import reference_import
 from cmbench.metrics.catalog import METRICS

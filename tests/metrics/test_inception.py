@@ -268,10 +268,16 @@ class TestFiles:
         assert path.read_bytes() == content
         assert find_weights("inception") == path
         assert prepare_weights("inception") == path, "no download of what is there"
-        address = (tmp_path / "carried-over.bin").as_uri()
-        monkeypatch.setitem(weight_files.WEIGHTS, "inception", replace(known, url=address))
+        fetched: list[str] = []
+
+        def download(url: str, target: Path) -> None:
+            fetched.append(url)
+            target.write_bytes(source.read_bytes())
+
+        monkeypatch.setattr(weight_files, "download", download)
         path.write_bytes(b"damaged")
         assert prepare_weights("inception").read_bytes() == content, "a damaged file is replaced"
+        assert fetched == [known.url]
         source.write_bytes(b"not what was published")
         path.write_bytes(b"damaged")
         with pytest.raises(UserError, match=f"allowed: {digest[:8]}"):
@@ -284,7 +290,7 @@ class TestFiles:
     ) -> None:
         dead = replace(WEIGHTS["clean-fid"], url=(tmp_path / "no-such-file").as_uri())
         monkeypatch.setitem(weight_files.WEIGHTS, "clean-fid", dead)
-        with pytest.raises(MissingError, match=r"cannot download file://.*--from FILE"):
+        with pytest.raises(MissingError, match=r"cannot download file://.*not https.*--from FILE"):
             prepare_weights("clean-fid", folder=tmp_path)
         assert list(tmp_path.iterdir()) == []
 

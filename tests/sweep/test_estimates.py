@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from command_outcome import Outcome
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from toy import Toy
 
 from cmbench.errors import BrokenRunError, MissingError
+from cmbench.plugin.method import Batch, Draws, Nets, Progress
 from cmbench.sweep import estimate as module
 from cmbench.sweep.context import Context
 from cmbench.sweep.estimate import _Saved, count, estimate, seconds_per_image
@@ -181,6 +186,31 @@ def test_random_batches_are_like_those_of_the_data(context: Context) -> None:
 
 def test_all_phases_count(toys: Context) -> None:
     assert estimate(toys, plan_run(toys, "toy", "toys", "staged", 0)).images == 640
+
+
+class Scheduled(Toy):
+    """A toy whose loss depends on the length of its training."""
+
+    lengths: ClassVar[list[int]] = []
+
+    def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
+        self.lengths.append(progress.total_nimg)
+        return super().loss(nets, batch, draws, progress)
+
+
+def test_a_counted_step_knows_the_length_of_the_training(toys: Context) -> None:
+    Scheduled.lengths.clear()
+    count(toys, replace(plan_run(toys, "toy", "toys", "demo", 0), method_class=Scheduled))
+    assert set(Scheduled.lengths) == {320}
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_splitting_is_proposed_for_networks_that_fill_a_quarter_of_a_gpu(
+    context: Context, share: float
+) -> None:
+    found = module._advice(planned(context, "edm"), share * 80 * 2**30, 1.0)
+    each = "; split over 8 GPUs (--split), weights and averages take 5.0 GiB each"
+    assert found == ("" if share == 0.25 else each)
 
 
 def test_a_method_that_breaks_is_still_planned(toys: Context) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy import TOYS
+from toy import TOYS, Toy
 
 from cmbench.errors import BusyError, InterruptedRunError, NonFiniteError, PluginError, UserError
 from cmbench.leaderboard.rows import aggregate
@@ -192,6 +192,23 @@ def test_the_first_samples_are_made_again_exactly(toys: Context) -> None:
         with pytest.raises(CannotReproduceError, match="another sha256"):
             reproduced(toys, record.model_copy(update={"dataset": strange}))
         path.unlink()
+
+
+def test_no_more_samples_are_made_again_than_are_compared(
+    toys: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SampleSettings(num_samples=1000, batch_size=100)
+    (record,) = run(toys, nfes=(1,), sampling=settings)
+    made: list[int] = []
+    sample = Toy.sample
+
+    def counted(self: Toy, nets: Any, noise: torch.Tensor, *more: Any) -> torch.Tensor:
+        made.append(len(noise))
+        return sample(self, nets, noise, *more)
+
+    monkeypatch.setattr(Toy, "sample", counted)
+    reproduced(toys, record)
+    assert made == [100, 100, 100], "256 images, in batches as recorded"
 
 
 def test_checksums_see_other_weights_and_other_pixels(toys: Context) -> None:

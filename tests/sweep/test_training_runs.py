@@ -7,7 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,57 @@ def test_a_teacher_that_is_none_is_one_line(toys: Context) -> None:
         MissingError, match=r"teacher run:/nowhere: there is no run\.json in /nowhere; "
     ):
         obtain_run(toys, planned(toys, "teacher=run:/nowhere"))
+
+
+class FailedTogetherError(Exception):
+    """What the processes of a training raise when one of them fails."""
+
+
+@pytest.mark.parametrize(
+    ("broken", "method"),
+    [
+        (TrainingState, "__init__"),  # the state is built, or loaded
+        (RunWriter, "begin"),  # the run's files are begun
+    ],
+)
+def test_a_failure_of_one_process_is_a_failure_of_all(
+    toys: Context, monkeypatch: pytest.MonkeyPatch, broken: type, method: str
+) -> None:
+    all_of_them(monkeypatch)
+    fail(monkeypatch, broken, method)
+    with pytest.raises(FailedTogetherError, match="only here"):
+        obtain_run(toys, planned(toys))
+
+
+def test_a_teacher_that_one_process_cannot_open_fails_in_all(
+    toys: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(toys, "teacher=analytic")
+    assert plan.teacher is not None
+    all_of_them(monkeypatch)
+    fail(monkeypatch, type(plan.teacher), "open")
+    with pytest.raises(FailedTogetherError, match="only here"):
+        training_run.obtain_teacher(toys, plan)
+
+
+def all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mark what is raised within :meth:`World.together`."""
+
+    @contextmanager
+    def together(self: World) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise FailedTogetherError(str(error)) from error
+
+    monkeypatch.setattr(World, "together", together)
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, broken: type, method: str) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise RuntimeError("only here")
+
+    monkeypatch.setattr(broken, method, failing)
 
 
 # ---- two processes ------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from toy import Toy
 
 from cmbench.errors import InterruptedRunError, UserError
@@ -18,9 +19,13 @@ from cmbench.sweep.context import Context
 from cmbench.sweep.estimate import count
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.plans import RunPlan
+from cmbench.sweep.runs import build_modules
 from cmbench.sweep.training_run import obtain_run
+from cmbench.training.augment import DatasetFeed
 from cmbench.training.checkpoint import load_checkpoint
-from cmbench.training.state import under
+from cmbench.training.loop import Trainer
+from cmbench.training.settings import Settings
+from cmbench.training.state import TrainingState, under
 
 AVERAGES = (EMAConfig(decay=0.9), EMAConfig(decay=0.5))
 
@@ -206,3 +211,37 @@ def test_modules_that_an_objective_does_not_train_are_frozen_meanwhile(toys: Con
     assert Against.frozen == {("model", True, False), ("critic", False, True)}
     tensors = trained.weights().tensors
     assert any(bool((v != 0).any()) for k, v in tensors.items() if k.startswith("raw/model."))
+
+
+def test_what_is_frozen_costs_no_gradient(toys: Context) -> None:
+    plan = planned(toys, Against)
+    _, modules = build_modules(toys, plan, None)
+    state = TrainingState(plan.method(toys), modules)
+    dataset = toys.dataset("toys").to(toys.device)
+    trainer = Trainer(state, DatasetFeed(dataset, plan.config), Settings(seed=0, batch_size=32))
+    state.enter(0)
+    with FlopCounterMode(display=False) as counter:
+        trainer.train_step()
+    assert count(toys, plan)[1] * 32 == counter.get_total_flops() > 0
+
+
+class WithTarget(Toy):
+    """A toy with a module that follows the trained one, and one that is there to be asked."""
+
+    modes: ClassVar[set[tuple[bool, bool, bool]]] = set()
+
+    def build(self, kit: Kit) -> dict[str, nn.Module]:
+        return {**super().build(kit), "target": kit.network(), "fixed": kit.network()}
+
+    def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
+        one, two, three = (nets[name].training for name in ("model", "target", "fixed"))
+        self.modes.add((one, two, three))
+        return super().loss(nets, batch, draws, progress)
+
+
+def test_a_target_network_has_the_dropout_of_training_and_a_fixed_one_has_not(
+    toys: Context,
+) -> None:
+    WithTarget.modes.clear()
+    obtain_run(toys, planned(toys, WithTarget))
+    assert WithTarget.modes == {(True, True, False)}

@@ -199,3 +199,13 @@ def test_modules_of_other_objectives_are_not_mixed_up() -> None:
     expected = [[p for name in trains for p in modules[name].parameters()] for trains in names]
     assert [state.parameters(o) for o in objectives] == expected
     assert [len(state.moved(o)) for o in objectives] == [2, 2, 4]
+
+
+def test_a_norm_leaves_out_what_has_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cmbench.training.sharding import Sharding
+
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: None)
+    used, unused = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+    used.grad = torch.tensor([3.0, 4.0])
+    assert Sharding.total_norm([used, unused], [used, unused]) == 5.0
+    assert Sharding.total_norm([unused], [unused]) == 0.0
