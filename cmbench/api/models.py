@@ -13,6 +13,7 @@ from torch import Tensor
 from cmbench.api.session import Where, open_context
 from cmbench.errors import MissingError, UserError
 from cmbench.plugin.method import ConsistencyFunction
+from cmbench.plugin.specs import MAX_BATCH
 from cmbench.samples.source import ReadOptions
 from cmbench.sweep.asked import as_count, as_nfes, as_options, as_sigmas
 from cmbench.sweep.cells import CellSamples, open_samples_of
@@ -98,7 +99,7 @@ class OpenedRun:
         if labels is not None:
             given = self._labels(labels, count)
             samples.sampler.labels = lambda start, number: given[start : start + number]
-        batches = samples.source.batches(as_count(batch_size, "sample, batch_size"))
+        batches = samples.source.batches(as_count(batch_size, "sample, batch_size", 1, MAX_BATCH))
         return torch.cat([batch.images.cpu() for batch in batches])
 
     def samples(

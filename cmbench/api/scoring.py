@@ -15,6 +15,7 @@ from cmbench.api.session import Where, open_context
 from cmbench.errors import UserError
 from cmbench.metrics import frechet
 from cmbench.metrics.statistics import moments_of
+from cmbench.plugin.specs import MAX_BATCH
 from cmbench.records.record import Record, write_record
 from cmbench.samples.arrays import ArraySamples
 from cmbench.samples.generators import GeneratorSamples
@@ -122,7 +123,7 @@ def evaluate(
         seed=as_count(seed, "seed", 0),
         quantize=quantize,
         read=read,
-        batch_size=as_count(batch_size, "batch_size"),
+        batch_size=as_count(batch_size, "batch_size", 1, MAX_BATCH),
         held_out=None if held_out is None else str(held_out),
     )
     return _scored(context, request, keep_record)

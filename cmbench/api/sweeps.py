@@ -8,6 +8,7 @@ from typing import Any, Unpack
 from cmbench.api.results import Results
 from cmbench.api.session import Where, open_context
 from cmbench.errors import UserError
+from cmbench.plugin.specs import MAX_BATCH
 from cmbench.sweep.asked import as_count, as_names, as_nfes, as_options, as_seeds, as_sigmas
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import open_executor
@@ -74,7 +75,7 @@ def run(
     if nfe is None and levels is not None and sampler is None:
         nfe = len(levels)
     nfes = as_nfes(nfe, "nfe") if nfe is not None else None
-    sampling = (samples, as_count(batch_size, "batch_size"), levels, sampler, ema)
+    sampling = (samples, as_count(batch_size, "batch_size", 1, MAX_BATCH), levels, sampler, ema)
     settings = SampleSettings(*sampling, precision=precision, metrics=tuple(metrics))
     overrides = as_options(options)
     picked = (names, dataset, recipe, nfes, as_seeds(seeds, "seeds"), overrides)

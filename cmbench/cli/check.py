@@ -45,11 +45,14 @@ def check(options: CheckOptions) -> int:
     if "torch" not in sys.modules:  # checks fork, which a process that sees a GPU cannot
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from cmbench.plugin.manager import load_plugins
+
+    manager = load_plugins()
+    for name in options.methods:
+        manager.methods.get(name, "cmbench check")  # before torch is imported
     from cmbench.sweep.threads import use_threads
     from cmbench.testing.suite import broken_plugins, check_method
 
     use_threads(1)
-    manager = load_plugins()
     found = [] if options.methods else list(broken_plugins(manager))
     for result in found:
         show(result, options)

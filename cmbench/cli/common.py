@@ -78,9 +78,9 @@ def parse_sigmas(text: str, option: str = "--sigmas") -> tuple[float, ...] | str
 
 
 def parse_names(text: str, option: str) -> tuple[str, ...]:
-    """Return the names in ``a, b``, each once; raise ``UserError`` if there is none."""
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not names:
+    """Return the names in ``a, b``, each once; raise ``UserError`` if one is empty."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if not all(names):
         listing = f"see `cmbench list {option.strip('-').rstrip('s')}s`"
         raise UserError(option, f"{text!r}", allowed="names with commas between", remedy=listing)
     return names

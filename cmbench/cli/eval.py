@@ -9,6 +9,7 @@ import click
 
 from cmbench.cli.common import parse_names
 from cmbench.cli.options import ComputeOptions, Parsed, WholeNumber, argument, flag, option, takes
+from cmbench.plugin.specs import MAX_BATCH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ class EvalOptions(ComputeOptions):
     batch_size: int = option(
         "--batch-size",
         metavar="N",
-        type=WholeNumber(min=1),
+        type=WholeNumber(min=1, max=MAX_BATCH),
         default=250,
         help="Images per batch; results do not depend on it.",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -72,20 +71,6 @@ class LazyGroup(click.Group):
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), name)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the verb; suggest the nearest one if it does not exist."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            from difflib import get_close_matches  # on this path only
-
-            near = get_close_matches(args[0], list(COMMANDS), n=1)
-            if not near or "Did you mean" in error.message:
-                raise
-            raise click.UsageError(f"{error.message} Did you mean {near[0]!r}?", ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs from the table, without importing them."""
@@ -170,9 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         echo("interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
-        shown = io.StringIO()
-        error.show(file=shown)
-        echo(shown.getvalue(), err=True, nl=False)
+        from cmbench.cli.usage import usage_text  # on this path only
+
+        echo(usage_text(error), err=True)
         sys.exit(error.exit_code)
     except UserError as error:
         if debug:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cmbench.errors import UserError
+from cmbench.plugin.specs import MAX_BATCH
 from cmbench.sweep.asked import MAX_THREADS
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ class SweepOptions(LongOptions):
     batch_size: int = option(
         "--batch-size",
         metavar="N",
-        type=WholeNumber(min=1),
+        type=WholeNumber(min=1, max=MAX_BATCH),
         default=500,
         help="Images per sampling batch; results do not depend on it.",
     )

@@ -11,6 +11,7 @@ from cmbench.cli.common import echo_table
 from cmbench.cli.options import ComputeOptions, WholeNumber, argument, flag, option, takes
 from cmbench.errors import UserError
 from cmbench.importers.public import PublicCheckpoint, find_public, public_checkpoints
+from cmbench.plugin.specs import MAX_BATCH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class ReproduceOptions(ComputeOptions):
     )
     batch_size: int = option(
         "--batch-size",
-        type=WholeNumber(min=1),
+        type=WholeNumber(min=1, max=MAX_BATCH),
         metavar="N",
         default=250,
         help="Images per batch; results do not depend on it.",

@@ -15,10 +15,10 @@ from cmbench.cli.common import (
     parse_seeds,
     parse_sigmas,
 )
+from cmbench.cli.known import require_known
 from cmbench.cli.options import Parsed, SweepOptions, flag, option, takes, told_once
 from cmbench.errors import EXIT_OK, UserError
 from cmbench.plugin.manager import PluginManager, load_plugins
-from cmbench.sweep.recipes import require_once
 
 
 def parse_precision(text: str, option: str) -> str:
@@ -104,14 +104,23 @@ class RunOptions(SweepOptions):
         """Return the options with the default method, and the NFE that the noise levels imply.
 
         Raises:
-            UserError: an override is given twice, or no plugin marks a default method.
+            UserError: a name is unknown, an override is wrong, or no plugin marks a default method.
         """
-        require_once(self.overrides)
         methods, nfes = self.methods, self.nfes
         if methods is None:
             methods = (plugins.default_method,) if self.checkpoint is None else ()
         if isinstance(self.sigmas, tuple) and nfes is None and self.sampler is None:
             nfes = (len(self.sigmas),)
+        if self.checkpoint is None:
+            require_known(
+                plugins,
+                "cmbench run",
+                methods=methods,
+                dataset=self.dataset,
+                recipe=self.recipe,
+                overrides=self.overrides,
+            )
+        plugins.executors.get(self.executor, "cmbench run")
         return replace(self, methods=methods, nfes=nfes)
 
 

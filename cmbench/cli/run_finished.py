@@ -53,7 +53,6 @@ def print_finished(options: RunOptions, plugins: PluginManager) -> bool:
     plain = options.device in ("auto", "cpu") and not (options.split or options.save_samples)
     if kept is None or records is None or not plain:
         return False
-    plugins.executors.get(options.executor, "cmbench run")
     results = {run: read_result_file(workspace.run(run), run) for run in kept.runs}
     if options.dry_run and None in results.values():
         return False

@@ -11,6 +11,7 @@ from cmbench.cli.common import parse_numbers, parse_sigmas
 from cmbench.cli.options import ComputeOptions, Parsed, WholeNumber, argument, flag, option, takes
 from cmbench.cli.run import parse_precision
 from cmbench.errors import EXIT_OK, UserError
+from cmbench.plugin.specs import MAX_BATCH
 
 #: All images of one NFE are held in memory.
 MAX_IMAGES = 1_000_000
@@ -87,7 +88,11 @@ class SampleOptions(ComputeOptions):
         help="Sample in fp32, or by autocast in bf16 or fp16.",
     )
     batch_size: int = option(
-        "--batch-size", metavar="N", type=WholeNumber(min=1), default=500, help="Images per batch."
+        "--batch-size",
+        metavar="N",
+        type=WholeNumber(min=1, max=MAX_BATCH),
+        default=500,
+        help="Images per batch.",
     )
     force: bool = flag("--force", help="Replace the images that --out and --grid name.")
 

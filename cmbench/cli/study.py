@@ -52,6 +52,8 @@ def study(options: StudyOptions) -> int:
             allowed=", ".join(plugins.studies.specs) or "a .toml file",
             remedy="see `cmbench study --list`",
         )
+    if not options.name.endswith(".toml"):
+        plugins.studies.get(options.name, "cmbench study")
     from cmbench.cli.study_work import carry_out  # imports torch
 
     return carry_out(options, options.name, plugins)

@@ -8,7 +8,9 @@ from typing import Literal
 import click
 
 from cmbench.cli.common import DEFAULT_DATASET, parse_numbers, parse_seeds
+from cmbench.cli.known import require_known
 from cmbench.cli.options import Number, Parsed, SweepOptions, WholeNumber, option, takes
+from cmbench.plugin.manager import load_plugins
 from cmbench.seeds import HELD_OUT_FROM
 
 
@@ -106,6 +108,16 @@ def tune_times(options: TuneOptions) -> int:
     cmbench run --method M --nfe 1,2,4 --sigmas tuned
     cmbench tune-times --method M --sampler NAME --nfe 4 --search trajectories
     """
+    plugins = load_plugins()
+    if options.checkpoint is None:
+        require_known(
+            plugins,
+            "cmbench tune-times",
+            methods=[options.method or plugins.default_method],
+            dataset=options.dataset,
+            recipe=options.recipe,
+            overrides=options.overrides,
+        )
     from cmbench.cli.tune_times_work import carry_out  # imports torch
 
-    return carry_out(options)
+    return carry_out(options, plugins)

@@ -5,17 +5,16 @@ from __future__ import annotations
 from cmbench.cli.common import echo_table, make_context, stop_asker
 from cmbench.cli.tune_times import TuneOptions
 from cmbench.errors import EXIT_OK
+from cmbench.plugin.manager import PluginManager
 from cmbench.sweep.context import Context
 from cmbench.sweep.planning import plan_imported_run, plan_run
 from cmbench.sweep.plans import RunPlan
-from cmbench.sweep.recipes import require_once
 from cmbench.sweep.tuned_sigmas import describe
 from cmbench.sweep.tuning import TuneSettings, check, kept_levels, objective_metric, tune
 
 
-def carry_out(options: TuneOptions) -> int:
+def carry_out(options: TuneOptions, plugins: PluginManager) -> int:
     """Search the noise levels for every NFE and print what was found."""
-    require_once(options.overrides)
     settings = TuneSettings(
         options.held_out_seeds,
         options.samples,
@@ -29,7 +28,7 @@ def carry_out(options: TuneOptions) -> int:
         options.search,
     )
     with stop_asker(options.time_limit_s) as should_stop:
-        context = make_context(options, should_stop=should_stop)
+        context = make_context(options, plugins, should_stop)
         context.workspace.require_writable()
         run = planned(context, options)
         for nfe in options.nfes:  # check all of the input before any of the work

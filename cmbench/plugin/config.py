@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from cmbench.plugin.specs import MAX_BATCH
+
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -106,7 +108,9 @@ class MethodConfig(Options):
     sigma_data: Positive | None = Field(
         None, description="standard deviation of the data; the dataset's if not given"
     )
-    batch_size: int = Field(128, gt=0, description="images per training step, over all processes")
+    batch_size: int = Field(
+        128, gt=0, le=MAX_BATCH, description="images per training step, over all processes"
+    )
     microbatch_size: int | None = Field(
         None, gt=0, description="images per forward pass of one process; gradients accumulate"
     )

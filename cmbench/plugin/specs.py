@@ -13,6 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+#: More images per batch are a typing error.
+MAX_BATCH = 1_000_000
+
 
 class SamplerSpec(NamedTuple):
     """A sampler that a method has by name, for listings: plans and errors come from the method.

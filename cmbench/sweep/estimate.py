@@ -25,6 +25,7 @@ from cmbench.sweep.runs import TrainingKit, build_modules, stand_in
 from cmbench.training.augment import LABEL_DIM
 from cmbench.training.contract import checked_modules, checked_phases
 from cmbench.training.loop import Trainer
+from cmbench.training.memory import is_out_of_memory
 from cmbench.training.settings import Settings
 from cmbench.training.state import TrainingState, train_only
 
@@ -81,11 +82,8 @@ def _fitting(context: Context, plan: RunPlan, batch: int) -> tuple[int, float]:
     while True:
         try:
             return batch, seconds_per_image(context, plan, batch)
-        except (torch.OutOfMemoryError, BrokenRunError) as error:
-            lacks = isinstance(error, torch.OutOfMemoryError) or isinstance(
-                error.__cause__, torch.OutOfMemoryError
-            )
-            if not lacks or batch == 1:
+        except (RuntimeError, MemoryError, BrokenRunError) as error:
+            if not is_out_of_memory(error) or batch == 1:
                 raise
         batch //= 2  # the error, which keeps the step's tensors alive, is deleted here
         if context.device.type == "cuda":

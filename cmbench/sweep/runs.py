@@ -23,6 +23,7 @@ from cmbench.sweep.run_files import MAIN, SNAPSHOTS, read_result_file, require_r
 from cmbench.sweep.validation import validate
 from cmbench.training.checkpoint import Checkpoint, load_checkpoint
 from cmbench.training.contract import checked_modules, sampled_modules
+from cmbench.training.memory import building_memory_explained
 from cmbench.training.posthoc import asked_width, reconstruct
 from cmbench.training.state import under
 
@@ -107,7 +108,8 @@ class TrainingKit:
         network_class: Any = self.context.plugins.networks.load(name)
         config = validate(network_class.Config, table, f"network {name!r}")
         shape = (channels * channel_copies, height, width)
-        with seeded(self.plan.seed, "weights", self._built):
+        drawn = seeded(self.plan.seed, "weights", self._built)
+        with drawn, building_memory_explained(name):
             network: nn.Module = network_class(config, shape, self.data.num_classes)
         self._built += 1
         return network

@@ -35,7 +35,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from cmbench.errors import UserError, unknown_name
+from cmbench.errors import UserError
 from cmbench.files import read_toml, reading
 from cmbench.plugin.config import Options
 from cmbench.plugin.manager import PluginManager
@@ -114,16 +114,7 @@ def load_study(plugins: PluginManager, name: str) -> Study:
     """
     if name.endswith(".toml"):
         return replace(read_study(Path(name).stem, Path(name)), argument=Path(name).name)
-    specs = plugins.studies.specs
-    if name not in specs:
-        raise unknown_name(
-            "cmbench study",
-            "study",
-            name,
-            specs,
-            see="see `cmbench study --list`, or name a .toml file",
-        )
-    return read_study(name, specs[name].file)
+    return read_study(name, plugins.studies.get(name, "cmbench study").file)
 
 
 def read_study(name: str, path: Path) -> Study:

@@ -10,6 +10,17 @@ import torch
 from cmbench.errors import BrokenRunError
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short: torch has another one on the CPU than on a GPU.
+
+    The error may be the cause of one that explains it.
+    """
+    if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+        return True
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return on_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
 def smaller_shard(share: int, shard: int) -> int | None:
     """Return the largest divisor of ``share`` that is at most half of ``shard``; None below 1."""
     return next((n for n in range(shard // 2, 0, -1) if share % n == 0), None)
@@ -24,11 +35,13 @@ def memory_explained(
     How much the step lacked is unknown where it broke off, so the proposal halves the shard.
 
     Raises:
-        BrokenRunError: instead of ``torch.OutOfMemoryError``.
+        BrokenRunError: instead of torch's.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         share = batch_size // processes
         shard = min(microbatch_size or share, share)
         fewer = smaller_shard(share, shard)
@@ -52,11 +65,13 @@ def sampling_memory_explained(device: torch.device, batch_size: int) -> Iterator
     """Turn torch's out-of-memory error of sampling or measuring into one that names the next batch.
 
     Raises:
-        BrokenRunError: instead of ``torch.OutOfMemoryError``.
+        BrokenRunError: instead of torch's.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         fewer = batch_size // 2
         raise BrokenRunError(
             f"sampling and measuring on {device}",
@@ -73,3 +88,22 @@ def _used(device: torch.device) -> str:
     peak = torch.cuda.max_memory_allocated(device) / 2**30
     total = torch.cuda.get_device_properties(device).total_memory / 2**30
     return f", {peak:.1f} of {total:.1f} GiB allocated"
+
+
+@contextmanager
+def building_memory_explained(name: str) -> Iterator[None]:
+    """Turn torch's out-of-memory error of building a network into one line.
+
+    Raises:
+        BrokenRunError: instead of torch's.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise BrokenRunError(
+            f"network {name!r}",
+            "out of memory before it was built",
+            remedy="choose a smaller network, for example with -o network.KEY=VALUE",
+        ) from error

@@ -67,14 +67,6 @@ def test_without_a_verb_help_is_shown(cmbench: Command) -> None:
     assert "Usage: cmbench" in done.out + done.err
 
 
-@pytest.mark.parametrize("arguments", [("rnu",), ("run", "--nope"), ("list",), ("list", "models")])
-def test_what_is_no_command_is_exit_2(cmbench: Command, arguments: tuple[str, ...]) -> None:
-    done = cmbench(*arguments)
-    assert (done.code, done.out) == (2, "")
-    assert "Error: " in done.err
-    assert "Traceback" not in done.err
-
-
 def test_version_names_the_plugins(cmbench_with_toys: Command) -> None:
     done = cmbench_with_toys("--version")
     assert done.code == 0

@@ -332,12 +332,12 @@ def test_what_breaks_at_one_nfe_leaves_the_other(toys: Context, monkeypatch: Any
 
     def measure(context: Context, trained: Any, cell: Any, **options: Any) -> Record:
         if cell.nfe == 1:
-            raise MemoryError("no room")
+            raise ValueError("no room")
         return whole(context, trained, cell, **options)
 
     monkeypatch.setattr(sweep, "measure_cell", measure)
     assert [(r.status, r.reason.partition(" (")[0]) for r in run(toys)] == [
-        ("failed", "method 'toy' failed while sampling: MemoryError: no room"),
+        ("failed", "method 'toy' failed while sampling: ValueError: no room"),
         ("finished", ""),
     ]
 
