@@ -17,6 +17,7 @@ from cmbench.leaderboard.rows import Row, aggregate
 from cmbench.leaderboard.selection import select
 from cmbench.records.record import Record
 from cmbench.records.workspace import Workspace
+from cmbench.report.numbers import format_difference
 
 
 @click.command("compare")
@@ -29,8 +30,9 @@ def compare_(a: str, b: str, dataset: str | None, workspace_dir: str | None) -> 
 
     A and B are METHOD, METHOD:RECIPE, METHOD:RECIPE:SAMPLER or the id of a row. Options in brackets
     select among rows of one recipe; without them, the row that differs from its recipe in nothing
-    comes first, and METHOD:RECIPE[] selects it alone. Differences are A minus B with 95 %
-    intervals; p-values carry Holm's correction over the settings compared.
+    comes first, and METHOD:RECIPE[] selects it alone. Differences are A minus B, in percent of B
+    for Fréchet distances (from means of logarithms). Interval and p-value agree: both are those of
+    Holm's procedure at 5 % over the settings compared.
 
     \b
     cmbench compare M:demo N:demo
@@ -50,7 +52,7 @@ def compare_(a: str, b: str, dataset: str | None, workspace_dir: str | None) -> 
     echo_side("A", [item.a for item in compared], labels)
     echo_side("B", [item.b for item in compared], labels)
     echo_table(
-        ["dataset", "NFE", "metric", "A", "B", "A - B", "95 % interval", "p", "pairs", "verdict"],
+        ["dataset", "NFE", "metric", "A", "B", "A - B", "p", "pairs", "verdict"],
         [table_row(item) for item in compared],
     )
     for item in compared:
@@ -73,15 +75,13 @@ def table_row(item: RowComparison) -> list[str]:
     x, y = item.a.rank_measurement, item.b.rank_measurement
     numbers = [f"{m.mean:.5g}" if m else "-" for m in (x, y)]
     difference = item.difference
-    if difference is None or item.p_adjusted is None:
-        tail = ["-", "-", "-", "-", item.verdict]
+    if difference is None:
+        tail = ["-", "-", "-", item.verdict]
     else:
-        pairs = str(difference.pairs) if difference.pairs else "unpaired"
         tail = [
-            f"{difference.mean:+.4g}",
-            f"[{difference.low:.4g}, {difference.high:.4g}]",
-            f"{item.p_adjusted:.3g}",
-            pairs,
+            format_difference(difference, interval=True),
+            f"{difference.p:.3g}",
+            "unpaired" if difference.unpaired else str(difference.pairs),
             item.verdict,
         ]
     return [item.a.dataset, item.a.nfe_text, item.metric, *numbers, *tail]

@@ -7,10 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cmbench.errors import UserError
-from cmbench.leaderboard.ranking import ALPHA
+from cmbench.leaderboard.best_groups import compared_units
 from cmbench.leaderboard.rows import Row, conditioning
 from cmbench.leaderboard.selection import Setting, selectors, setting_of
-from cmbench.leaderboard.significance import Difference, compare_units, holm
+from cmbench.leaderboard.significance import (
+    ALPHA,
+    Difference,
+    MeanDifference,
+    compare_units,
+    differences,
+)
 from cmbench.metrics.values import is_approximate
 
 Verdict = Literal["A is better", "B is better", "no difference shown", "not comparable"]
@@ -23,9 +29,8 @@ class RowComparison:
     a: Row
     b: Row
     metric: str
+    #: A - B with interval and p-value, both by Holm's procedure over all settings of the call.
     difference: Difference | None
-    #: Holm's adjusted p-value over all comparisons of the call.
-    p_adjusted: float | None
     verdict: Verdict
     reason: str = ""
 
@@ -54,11 +59,12 @@ def compare(a: Sequence[Row], b: Sequence[Row], among: Sequence[Row] = ()) -> li
     shared = [
         (_only("A", first[k], among), _only("B", second[k], among)) for k in first if k in second
     ]
-    differences = [_difference(x, y) for x, y in shared]
-    adjusted = iter(holm([d.p for d, _ in differences if d is not None]))
+    estimated = [_estimate(x, y) for x, y in shared]
+    known = [(e, relative) for e, relative, _ in estimated if e is not None]
+    found = iter(differences(known))
     return [
-        _comparison(x, y, found, reason, next(adjusted) if found is not None else None)
-        for (x, y), (found, reason) in zip(shared, differences)
+        _comparison(x, y, next(found) if estimate is not None else None, reason)
+        for (x, y), (estimate, _, reason) in zip(shared, estimated)
     ]
 
 
@@ -92,35 +98,33 @@ def _setting(setting: Setting) -> str:
     return f"{dataset} NFE {nfe or 'not stated'} {conditioning(conditional)}".rstrip()
 
 
-def _difference(a: Row, b: Row) -> tuple[Difference | None, str]:
+def _estimate(a: Row, b: Row) -> tuple[MeanDifference | None, bool, str]:
+    """Return A - B, whether of logarithms, and why there is none."""
     x, y = a.rank_measurement, b.rank_measurement
+    reason = ""
     if x is None or y is None:
-        return None, "the rank metric was not computed"
+        return None, False, "the rank metric was not computed"
     if x.key != y.key:
-        return None, f"metric keys differ: {x.key} and {y.key}"
-    if is_approximate(x.key):
-        return None, "measured under an approximate extractor"
-    if a.nfe is None:
-        return None, "NFE not stated: equal cost cannot be assumed"
-    if not (a.full_samples and b.full_samples):
-        return None, "fewer samples than the protocol asks for"
-    found = compare_units(x.units, y.units)
-    return found, "" if found is not None else "one seed: an interval needs at least two"
+        reason = f"metric keys differ: {x.key} and {y.key}"
+    elif is_approximate(x.key):
+        reason = "measured under an approximate extractor"
+    elif a.nfe is None:
+        reason = "NFE not stated: equal cost cannot be assumed"
+    elif not (a.full_samples and b.full_samples):
+        reason = "fewer samples than the protocol asks for"
+    if reason:
+        return None, False, reason
+    units, relative = compared_units([x.units, y.units], x.key)
+    found = compare_units(*units)
+    return found, relative, "" if found else "one seed: an interval needs at least two"
 
 
-def _comparison(
-    a: Row, b: Row, found: Difference | None, reason: str, p_adjusted: float | None
-) -> RowComparison:
+def _comparison(a: Row, b: Row, found: Difference | None, reason: str) -> RowComparison:
     measurement = a.rank_measurement
-    if found is None or p_adjusted is None or measurement is None:
-        return RowComparison(a, b, a.rank_metric, None, None, "not comparable", reason)
+    if found is None or measurement is None:
+        return RowComparison(a, b, a.rank_metric, None, "not comparable", reason)
     verdict: Verdict = "no difference shown"
-    if p_adjusted <= ALPHA:
+    if found.p <= ALPHA:
         a_wins = (found.mean > 0) == measurement.higher_is_better
         verdict = "A is better" if a_wins else "B is better"
-    elif found.p <= ALPHA:
-        reason = (
-            f"the interval is that of one comparison alone, p {found.p:.3g}; Holm's correction for"
-            f" all of them makes it {p_adjusted:.3g}"
-        )
-    return RowComparison(a, b, measurement.name, found, p_adjusted, verdict, reason)
+    return RowComparison(a, b, measurement.name, found, verdict, reason)

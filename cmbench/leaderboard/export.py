@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cmbench.errors import MissingError, UserError
+from cmbench.leaderboard.best_groups import best_groups, bold_values
 from cmbench.leaderboard.floors import marked_by_floor
-from cmbench.leaderboard.ranking import rank_all
+from cmbench.leaderboard.ranking import positions
 from cmbench.leaderboard.rows import Row, aggregate
 from cmbench.leaderboard.sections import sections
 from cmbench.records.folders import read_records
@@ -62,18 +63,24 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def row_table(folders: Mapping[str, Path]) -> FlatTable:
-    """One line per row over seeds: mean, interval and raw values of every metric, and the rank."""
+    """One line per row over seeds: mean, interval and raw values of every metric.
+
+    Also whether the row may be the best of its NFE, and from five seeds on its position.
+    """
     table = FlatTable()
     for dataset, folder in folders.items():
-        parts = sections(marked_by_floor(aggregate(_read(folder, dataset, table))))
-        ranks = rank_all(parts)
-        for section in parts:
+        rows = marked_by_floor(aggregate(_read(folder, dataset, table)))
+        groups = best_groups(rows)
+        placed, bold = positions(groups), bold_values(groups)
+        for section in sections(rows):
             for row in section.rows:
-                rank = ranks.get(row.id)
+                position = placed.get(row.id)
                 line = _row(row) | {
                     "section": section.title,
-                    "rank_low": rank.low if rank else None,
-                    "rank_high": rank.high if rank else None,
+                    "may_be_best": (row.id, row.rank_metric) in bold,
+                    "position_low": position.low if position else None,
+                    "position_high": position.high if position else None,
+                    "p_best": position.p_best if position else None,
                 }
                 table.rows.append(line | _metrics(row))
     return table

@@ -274,9 +274,9 @@ def _measurement(
     name: str, metric: MetricRecord, records: Sequence[Record]
 ) -> MetricSummary | None:
     units = tuple(
-        Unit(record.training.seed, record.sampling.seed, value)
+        Unit(record.training.seed, record.sampling.seed, found.value, found.standard_error)
         for record in records
-        if (value := record.metrics[name].value) is not None
+        if (found := record.metrics[name]).value is not None
     )
     if not units:
         return None

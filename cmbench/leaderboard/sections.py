@@ -31,8 +31,6 @@ class Section:
     rows: tuple[Row, ...]
     metric: str = ""
     key: str = ""
-    #: Whether the best of equal NFE may be printed in bold.
-    bold: bool = True
 
 
 def rank_key(row: Row) -> str:
@@ -75,7 +73,6 @@ def _copied(rows: list[Row]) -> list[Section]:
         False,
         tuple(rows),
         rows[0].rank_metric if rows else "",
-        bold=False,
     )
     return [section] if rows else []
 
@@ -89,7 +86,6 @@ def _approximate(rows: list[Row]) -> list[Section]:
         False,
         tuple(rows),
         rows[0].rank_metric if rows else "",
-        bold=False,
     )
     return [section] if rows else []
 
@@ -170,7 +166,6 @@ def _short(groups: dict[str, list[Row]]) -> list[Section]:
             tuple(rows),
             rows[0].rank_metric,
             key,
-            bold=False,
         )
         for index, (key, rows) in enumerate(groups.items())
     ]

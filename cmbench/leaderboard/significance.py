@@ -1,13 +1,14 @@
-"""Whether one row is better than another: paired t tests over seeds, with Holm's correction.
+"""Whether one row is better than another: t tests over seeds, with Holm's correction.
 
 Cells with one sampling seed start from the same noise, so two rows are compared seed by seed and
 what the noise does to both cancels. Rows that share fewer than two seeds are compared as
-independent ones (Welch's test). Both are two-sided and give what ``scipy.stats.ttest_rel`` and
-``ttest_ind`` give; importing ``scipy.stats`` takes longer than rendering a page.
+independent ones (Welch's test), each with the noise of its own. The tests give what
+``scipy.stats.ttest_rel`` and ``ttest_ind`` give; importing ``scipy.stats`` takes longer than
+rendering a page.
 
 A single seed cannot be compared. Differences that are all equal have no t statistic, and two or
 three seeds that agree to the last digit prove little: their p-value is that of the exact sign test,
-2^(1-n). Rows that are equal in every seed (a tie) have p = 1.
+2^(1-n) of both sides. Rows that are equal in every seed (a tie) have p = 1.
 """
 
 from __future__ import annotations
@@ -15,24 +16,84 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from cmbench.leaderboard.statistics import CONFIDENCE, Unit, cluster_means
+from cmbench.leaderboard.statistics import Unit, cluster_means, sampling_error
 
+#: Probability of a wrong "worse" among all comparisons that are made together.
+ALPHA = 0.05
 #: Standard errors below this share of the mean are rounding of floats: no spread.
 NO_SPREAD = 1e-9
+#: Differences of logarithms above this have no share in float64.
+LARGEST_LOG = 700.0
+
+
+@dataclass(frozen=True)
+class MeanDifference:
+    """The estimated difference a - b of two rows, of values or of their logarithms.
+
+    Args:
+        mean: the difference.
+        error: its standard error.
+        degrees: of freedom of ``error``.
+        seeds: independent values behind it, the fewer of both sides.
+        pairs: paired seeds; 0 means that the rows were compared as independent ones.
+    """
+
+    mean: float
+    error: float
+    degrees: float
+    seeds: int
+    pairs: int
+
+    @property
+    def p_greater(self) -> float:
+        """The p-value of ``alternative="greater"``: small if a is greater than b."""
+        if not self._spread:
+            return 2.0**-self.seeds if self.mean > 0 else 1.0
+        return float(stdtr(self.degrees, -self.mean / self.error))
+
+    @property
+    def p_less(self) -> float:
+        """The p-value of ``alternative="less"``: small if a is less than b."""
+        return replace(self, mean=-self.mean).p_greater
+
+    @property
+    def p(self) -> float:
+        """The two-sided p-value."""
+        return min(1.0, 2 * min(self.p_greater, self.p_less))
+
+    def interval(self, alpha: float) -> tuple[float, float]:
+        """Return the interval that leaves out 0 if and only if a one-sided p is at most ``alpha``.
+
+        Its confidence is 1 - 2 alpha.
+        """
+        if self._spread:
+            half = -float(stdtrit(self.degrees, min(alpha, 0.5))) * self.error
+            return self.mean - half, self.mean + half
+        reach = self.mean if min(self.p_greater, self.p_less) <= alpha else 0.0
+        return min(self.mean, reach), max(self.mean, reach)
+
+    @property
+    def _spread(self) -> bool:
+        return self.error > NO_SPREAD * abs(self.mean)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean difference a - b of two rows with its interval and two-sided p-value.
+    """How two rows a and b differ, for people: interval and p-value agree.
 
-    ``pairs`` is the number of paired seeds; 0 means that the rows share no seeds and their means
-    were compared as independent ones.
+    Args:
+        mean: a - b; (a - b) / b if ``relative``.
+        low: of the interval at the level at which Holm's procedure tested this difference.
+        high: see ``low``.
+        p: adjusted by Holm's procedure; at most 5 % if and only if the tested side of the interval
+            is beyond 0.
+        pairs: paired seeds; 0 means unpaired: independent rows, with the noise of both.
+        relative: whether the numbers are shares, from the means of logarithms.
     """
 
     mean: float
@@ -40,6 +101,29 @@ class Difference:
     high: float
     p: float
     pairs: int
+    relative: bool
+
+    @property
+    def unpaired(self) -> bool:
+        """Whether the rows have fewer than two seeds in common."""
+        return self.pairs == 0
+
+
+def in_logs(groups: Sequence[Sequence[Unit]]) -> list[list[Unit]] | None:
+    """Return the units of rows in natural logarithms; None if a value has none."""
+    if not all(unit.value > 0 for units in groups for unit in units):
+        return None
+    return [
+        [
+            replace(
+                unit,
+                value=math.log(unit.value),
+                standard_error=unit.standard_error and unit.standard_error / unit.value,
+            )
+            for unit in units
+        ]
+        for units in groups
+    ]
 
 
 def pair_units(a: Sequence[Unit], b: Sequence[Unit]) -> list[float]:
@@ -66,29 +150,23 @@ def _by_sampling_seed(units: Sequence[Unit]) -> dict[int, float]:
     return {seed: math.fsum(found) / len(found) for seed, found in values.items()}
 
 
-def compare_units(a: Sequence[Unit], b: Sequence[Unit]) -> Difference | None:
+def compare_units(a: Sequence[Unit], b: Sequence[Unit]) -> MeanDifference | None:
     """Compare two rows' units; None if either side has too few seeds."""
     differences = pair_units(a, b)
-    n = pairs = len(differences)
-    if pairs > 1:
+    n = len(differences)
+    if n > 1:
         mean, error = _mean_and_error(differences)
-        degrees = float(n - 1)
-    else:
-        first, second = cluster_means(a), cluster_means(b)
-        n, pairs = min(len(first), len(second)), 0
-        if n < 2:
-            return None
-        (mean_a, error_a), (mean_b, error_b) = _mean_and_error(first), _mean_and_error(second)
-        mean, error = mean_a - mean_b, math.hypot(error_a, error_b)
-        parts = error_a**4 / (len(first) - 1) + error_b**4 / (len(second) - 1)
-        degrees = error**4 / parts if parts > 0 else float(n - 1)
-    if error <= NO_SPREAD * abs(mean):
-        p = 2.0 ** (1 - n) if mean != 0 else 1.0
-        reach = 0.0 if p > 1 - CONFIDENCE else mean  # the interval holds 0 unless p is small
-        return Difference(mean, min(mean, reach), max(mean, reach), p, pairs)
-    p = 2 * float(stdtr(degrees, -abs(mean) / error))
-    half = float(stdtrit(degrees, 0.5 + CONFIDENCE / 2)) * error
-    return Difference(mean, mean - half, mean + half, p, pairs)
+        return MeanDifference(mean, error, float(n - 1), n, n)
+    first, second = cluster_means(a), cluster_means(b)
+    n = min(len(first), len(second))
+    if n < 2:
+        return None
+    (mean_a, error_a), (mean_b, error_b) = _mean_and_error(first), _mean_and_error(second)
+    error_a, error_b = max(error_a, sampling_error(a)), max(error_b, sampling_error(b))
+    error = math.hypot(error_a, error_b)
+    parts = error_a**4 / (len(first) - 1) + error_b**4 / (len(second) - 1)
+    degrees = error**4 / parts if parts > 0 else float(n - 1)
+    return MeanDifference(mean_a - mean_b, error, degrees, n, 0)
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -111,9 +189,37 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return list(adjusted.tolist())
 
 
-def pairwise_p(groups: Sequence[Sequence[Unit]]) -> dict[tuple[int, int], float]:
-    """Return the p-value of every pair i < j that can be compared; ``groups`` are rows' units."""
-    found = {
-        (i, j): compare_units(groups[i], groups[j]) for i, j in combinations(range(len(groups)), 2)
-    }
-    return {pair: difference.p for pair, difference in found.items() if difference is not None}
+def holm_levels(p_values: Sequence[float], alpha: float = ALPHA) -> list[float]:
+    """Return the level at which Holm's procedure tests each p-value, in the order given.
+
+    A p-value is at most its level if and only if the procedure rejects it. The procedure stops at
+    the first that it does not reject; all from there on have the level of that one.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    levels, stopped = [0.0] * len(p_values), 0.0
+    for step, i in enumerate(order):
+        level = stopped or alpha / (len(p_values) - step)
+        levels[i] = level
+        stopped = level if p_values[i] > level else 0.0
+    return levels
+
+
+def differences(
+    found: Sequence[tuple[MeanDifference, bool]], p_values: Sequence[float] | None = None
+) -> list[Difference]:
+    """Return estimates with the p-values and intervals of Holm's procedure over all of them.
+
+    Args:
+        found: estimates, and whether they are of logarithms, which become shares.
+        p_values: one-sided ones; by default those of both sides.
+    """
+    sides = 2 if p_values is None else 1
+    p_values = [estimate.p for estimate, _ in found] if p_values is None else p_values
+    result = []
+    for (estimate, logs), level, p in zip(found, holm_levels(p_values), holm(p_values)):
+        mean, low, high = (
+            math.expm1(min(x, LARGEST_LOG)) if logs else x
+            for x in (estimate.mean, *estimate.interval(level / sides))
+        )
+        result.append(Difference(mean, low, high, p, estimate.pairs, logs))
+    return result

@@ -13,6 +13,8 @@ Z95 = 1.959963984540054
 Json = Any
 #: What an extractor may do more quickly and not quite the same; part of a key's preprocessing.
 APPROXIMATIONS = ("bfloat16", "channels-last", "compiled")
+#: First parts of the keys of Fréchet distances, of pooled and of spatial features.
+FRECHET_FAMILIES = ("fd", "sfd")
 
 
 @dataclass(frozen=True)
@@ -70,3 +72,8 @@ def is_approximate(key: str) -> bool:
     """Whether a metric key is that of an extractor with :data:`APPROXIMATIONS`."""
     preprocessing = key.split(":")[2] if key.count(":") > 1 else ""
     return any(part in APPROXIMATIONS for part in preprocessing.split("+")[1:])
+
+
+def is_frechet(key: str) -> bool:
+    """Whether a metric key is that of a Fréchet distance: positive, and compared by ratio."""
+    return key.partition(":")[0] in FRECHET_FAMILIES

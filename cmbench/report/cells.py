@@ -9,7 +9,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from cmbench.leaderboard.joins import Reported
-from cmbench.leaderboard.ranking import Rank
+from cmbench.leaderboard.ranking import Position
 from cmbench.leaderboard.rows import MetricSummary, Row
 from cmbench.records.record import Record
 from cmbench.report.numbers import format_mean, format_number
@@ -111,11 +111,11 @@ def number_cell(value: float | None, show: Callable[[float], str] = format_numbe
     return TableCell() if value is None else TableCell(show(value), float(value))
 
 
-def rank_cell(rank: Rank | None) -> TableCell:
-    """Show ``1`` or ``2–4``; sorts by the best possible rank, then the worst."""
-    if rank is None:
+def position_cell(found: Position | None) -> TableCell:
+    """Show ``1`` or ``2–4``; sorts by the best possible position, then the worst."""
+    if found is None:
         return TableCell()
-    return TableCell(rank.text, rank.low + rank.high / 1e6)
+    return TableCell(found.text, found.low + found.high / 1e6)
 
 
 def nfe_cell(row: Row) -> TableCell:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cmbench.leaderboard.joins import Reported
-from cmbench.leaderboard.ranking import Rank
+from cmbench.leaderboard.ranking import Position
 from cmbench.leaderboard.rows import MetricSummary, Row, conditioning
 from cmbench.report.cells import (
     TableCell,
@@ -17,7 +17,7 @@ from cmbench.report.cells import (
     measurement_cell,
     nfe_cell,
     number_cell,
-    rank_cell,
+    position_cell,
     record_cell,
     reported_cell,
     samples_cell,
@@ -56,9 +56,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the rows say together: ranks and reported counterparts, by row id."""
+    """What the rows say together: positions and reported counterparts, by row id."""
 
-    ranks: Mapping[str, Rank]
+    positions: Mapping[str, Position]
     reported: Mapping[str, Reported]
 
 
@@ -82,16 +82,24 @@ def table_columns(
 
 
 def _identity_columns(findings: Findings) -> list[Column]:
-    ranks = findings.ranks
+    positions = findings.positions
     return [
         Column("method", "Method", lambda r: text_cell(r.label)),
         Column(
-            "rank",
-            "Rank",
-            lambda r: rank_cell(ranks.get(r.id)),
+            "position",
+            "Position",
+            lambda r: position_cell(positions.get(r.id)),
             numeric=True,
-            shown=bool(ranks),
-            help="among rows of equal NFE and conditioning; 1–3: anywhere from first to third",
+            shown=bool(positions),
+            help="95 % interval of the place among rows of equal NFE, from five shared seeds on",
+        ),
+        Column(
+            "p_best",
+            "P(best)",
+            lambda r: number_cell(positions[r.id].p_best if r.id in positions else None),
+            numeric=True,
+            shown=False,
+            help="probability of being the best of its NFE, from five shared seeds on",
         ),
         Column(
             "nfe",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from cmbench.leaderboard.significance import Difference
 from cmbench.leaderboard.statistics import Interval
 
 #: A spread below this share of the mean is the rounding of float64, not a spread.
@@ -30,6 +31,16 @@ def format_mean(interval: Interval) -> str:
     if decimals > most or abs(interval.mean) >= 1e7:
         return f"{interval.mean:.3e} ± {half:.1e}"
     return f"{interval.mean:,.{decimals}f} ± {half:,.{decimals}f}"
+
+
+def format_difference(difference: Difference, *, interval: bool = False) -> str:
+    """Return ``+5 %``, or ``+0.0123`` where differences are not shares; maybe with its interval."""
+    numbers = [difference.mean, *([difference.low, difference.high] if interval else ())]
+    if difference.relative:
+        mean, *bounds = (f"{100 * x:+,.0f}" for x in numbers)
+        return f"{mean} %" + (f" [{', '.join(bounds)}]" if bounds else "")
+    mean, *bounds = (f"{'+' if x > 0 else ''}{format_number(x)}" for x in numbers)
+    return mean + (f" [{', '.join(bounds)}]" if bounds else "")
 
 
 def format_count(value: float) -> str:

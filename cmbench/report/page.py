@@ -8,13 +8,13 @@ from pathlib import Path
 
 from cmbench import __version__
 from cmbench.errors import UserError
-from cmbench.leaderboard.best import best_values
+from cmbench.leaderboard.best_groups import PROCEDURE, BestGroup, best_groups, bold_values
 from cmbench.leaderboard.details import Floor, floor_of
 from cmbench.leaderboard.floors import marked_by_floor
 from cmbench.leaderboard.joins import Reported, join_reported
 from cmbench.leaderboard.labels import row_labels
 from cmbench.leaderboard.published import Board, Published
-from cmbench.leaderboard.ranking import rank_all
+from cmbench.leaderboard.ranking import positions
 from cmbench.leaderboard.rows import Row, aggregate, conditioning, unfinished
 from cmbench.leaderboard.sections import Section, sections
 from cmbench.records.folders import ReadRecord
@@ -68,8 +68,12 @@ class Page:
     rank_metric: str
     command: str
     reported: Mapping[str, Reported]
+    #: What is best by ``rank_metric``: what cards and pivot show.
+    groups: Sequence[BestGroup] = ()
     board: Board | None = None
     version: str = __version__
+    #: How ``groups`` and bold numbers are found, for readers.
+    procedure: str = " ".join(PROCEDURE)
 
     def summary(self) -> dict[str, object]:
         """What the index shows, without holding on to the page."""
@@ -143,18 +147,18 @@ def build_page(
             unreadable.append((path, without_paths(str(item).replace(str(path), path.name))))
         else:
             records.append((path, item))
-    reported_rows = published.as_rows(dataset) if published is not None else []
-    rows = marked_by_floor([*aggregate(records), *reported_rows])
+    printed = published.as_rows(dataset) if published is not None else []
+    rows = marked_by_floor([*aggregate(records), *printed])
     parts = sections(rows)
     reported = join_reported(rows)
-    columns = table_columns(rows, extra_columns, Findings(rank_all(parts), reported))
-    labels = row_labels(rows)
-    ranked = [row.rank_metric for row in rows if row.rank_metric]
-    rank_metric = max(set(ranked), key=ranked.count) if ranked else ""
+    groups = best_groups(rows)
+    columns = table_columns(rows, extra_columns, Findings(positions(groups), reported))
+    labels, rank_metric = row_labels(rows), _rank_metric(rows)
     return Page(
         dataset=dataset,
         columns=columns,
-        sections=_lines(parts, columns),
+        sections=_lines(parts, columns, bold_values(groups)),
+        groups=[group for group in groups if group.metric == rank_metric],
         unfinished=[
             (path, record.model_copy(update={"reason": without_paths(record.reason)}))
             for path, record in unfinished(records)
@@ -170,10 +174,17 @@ def build_page(
     )
 
 
-def _lines(found: Sequence[Section], columns: Sequence[Column]) -> list[TableSection]:
+def _rank_metric(rows: Iterable[Row]) -> str:
+    """Return the metric that most rows are ranked by."""
+    ranked = [row.rank_metric for row in rows if row.rank_metric]
+    return max(set(ranked), key=ranked.count) if ranked else ""
+
+
+def _lines(
+    found: Sequence[Section], columns: Sequence[Column], best: set[tuple[str, str]]
+) -> list[TableSection]:
     result, index = [], 0
     for section in found:
-        best = best_values(section.rows) if section.bold else set()
         lines = []
         for row in section.rows:
             cells = tuple(_cell(row, column, best) for column in columns)

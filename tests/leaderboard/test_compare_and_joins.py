@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from record_factory import metric, record
+from scipy import stats
 
 from cmbench.errors import UserError
-from cmbench.leaderboard.best import best_values
+from cmbench.leaderboard.best_groups import best_groups, bold_values
 from cmbench.leaderboard.compare import compare
 from cmbench.leaderboard.joins import join_reported
 from cmbench.leaderboard.rows import Row, aggregate
@@ -69,22 +70,24 @@ def test_the_better_method_wins_on_shared_noise() -> None:
     assert compare(select(found, "beta"), select(found, "alpha"))[0].verdict == "B is better"
 
 
-def test_an_interval_without_0_and_no_verdict_is_explained() -> None:
-    """Holm's correction adjusts p, not the interval: one comparison alone would be significant."""
+def test_interval_p_and_verdict_agree_where_one_comparison_alone_would_be_significant() -> None:
     better = [[1.0, 3.0, 2.0], [1.0, 1.1, 1.05], [5.0, 5.1, 5.2]]
     worse = [[1.5, 3.7, 2.35], [1.0, 1.11, 1.04], [5.0, 5.12, 5.18]]
     found = rows(
         [r for n, v in zip((1, 2, 4), better, strict=True) for r in several("alpha", v, nfe=n)]
         + [r for n, v in zip((1, 2, 4), worse, strict=True) for r in several("beta", v, nfe=n)]
     )
-    first, *others = compare(select(found, "alpha"), select(found, "beta"))
-    assert first.difference is not None
-    assert first.difference.high < 0
-    assert first.difference.p <= 0.05
-    assert first.verdict == "no difference shown"
-    assert first.reason.startswith("the interval is that of one comparison alone, p 0.0")
-    assert "Holm's correction for all of them makes it 0." in first.reason
-    assert [other.reason for other in others] == ["", ""]
+    results = compare(select(found, "alpha"), select(found, "beta"))
+    first = results[0].difference
+    assert first is not None
+    alone = stats.ttest_rel(better[0], worse[0])
+    assert alone.pvalue < 0.05
+    assert first.p == pytest.approx(3 * alone.pvalue)
+    assert (first.low, first.high) == pytest.approx(
+        alone_interval := tuple(alone.confidence_interval(1 - 0.05 / 3))
+    )
+    assert alone_interval[1] > 0
+    assert [(r.verdict, r.reason) for r in results] == [("no difference shown", "")] * 3
 
 
 def test_what_cannot_be_compared_says_why() -> None:
@@ -172,13 +175,13 @@ def test_ties_with_the_leader_are_bold_and_single_seeds_never() -> None:
         + several("gamma", [9.0, 9.1, 9.2, 9.3])
         + several("delta", [0.1])
     )
-    best = {row.method for row in found if (row.id, "fd-digits") in best_values(found)}
+    best = {row.method for row in found if (row.id, "fd-digits") in bold_values(best_groups(found))}
     assert best == {"alpha", "beta"}
 
 
 def test_reported_rows_are_bold_by_what_is_printed() -> None:
     found = [published("2.5"), published("2.6"), replace(published("2.5"), id="other")]
-    assert best_values(found) == {("p2.5", "fd-digits"), ("other", "fd-digits")}
+    assert bold_values(best_groups(found)) == {("p2.5", "fd-digits"), ("other", "fd-digits")}
 
 
 SHARES = {"alpha": [0.90, 0.92, 0.91], "beta": [0.50, 0.51, 0.53]}
@@ -200,7 +203,7 @@ def test_the_largest_value_is_bold_where_higher_is_better(tmp_path: Path) -> Non
     ]
     ids = {row.method: row.id for row in rows(records)}
     expected = {(ids["alpha"], "precision"), (ids["beta"], "fd-digits")}
-    assert best_values(rows(records)) == expected
+    assert bold_values(best_groups(rows(records))) == expected
     found = {"digits": [(Path(f"{r.cell}.json"), r) for r in records]}
     render(found, tmp_path)
     table = (tmp_path / "digits.md").read_text()
@@ -224,4 +227,4 @@ def test_the_largest_printed_value_is_bold_where_higher_is_better() -> None:
         )
         for row in (published("0.5"), published("0.9"), published("0.7"))
     ]
-    assert best_values(found) == {("p0.9", "fd-digits")}
+    assert bold_values(best_groups(found)) == {("p0.9", "fd-digits")}

@@ -1,4 +1,4 @@
-"""Comparisons, joins, ranks and bold numbers: each border, direction and message."""
+"""Comparisons and joins: each border, direction and message."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 from record_factory import metric, record, sha
+from scipy.stats import ttest_rel
 from test_compare_and_joins import published, rows, several
 
 from cmbench.errors import UserError
-from cmbench.leaderboard.best import best_values
 from cmbench.leaderboard.compare import compare
 from cmbench.leaderboard.joins import join_reported, protocol_text
-from cmbench.leaderboard.ranking import Rank, rank_group, rank_section, significant
 from cmbench.leaderboard.rows import Row
-from cmbench.leaderboard.sections import sections
 from cmbench.leaderboard.selection import select
 from cmbench.records.record import Record
 
@@ -46,7 +44,7 @@ def test_a_comparison_says_which_is_which_and_by_how_much(made: Any, verdict: st
     assert (result.metric, result.verdict, result.reason) == ("fd-digits", verdict, "")
     assert result.difference is not None
     assert result.difference.mean == pytest.approx(-4.005)
-    assert result.p_adjusted == result.difference.p < 0.05
+    assert result.difference.p < 0.05
     (turned,) = compare(select(found, "beta"), select(found, "alpha"))
     assert (turned.a.method, turned.b.method) == ("beta", "alpha")
     assert turned.verdict == {"A is better": "B is better", "B is better": "A is better"}[verdict]
@@ -64,12 +62,13 @@ def test_p_values_are_corrected_over_what_could_be_compared() -> None:
     results = compare(select(found, "alpha"), select(found, "beta"))
     assert [r.a.nfe for r in results] == [1, 2, 4]
     one, none, two = results
-    assert (none.difference, none.p_adjusted, none.verdict) == (None, None, "not comparable")
+    assert (none.difference, none.verdict) == (None, "not comparable")
     assert none.reason == "one seed: an interval needs at least two"
     assert none.metric == "fd-digits"
     for result in (one, two):
         assert result.difference is not None
-        assert result.p_adjusted == pytest.approx(2 * result.difference.p), "Holm, of two"
+        alone = ttest_rel(FAR["alpha"], FAR["beta"]).pvalue
+        assert result.difference.p == pytest.approx(2 * alone), "Holm, of two"
 
 
 @pytest.mark.parametrize("side", ["a", "b"])
@@ -234,72 +233,3 @@ def test_published_rows_join_by_method_and_cost() -> None:
     unknown = replace(row, nfe=None)
     assert join_reported([unknown, published("1.0")]) == {}
     assert list(join_reported([unknown, replace(published("1.0"), nfe=None)])) == [row.id]
-
-
-# ---- ranks --------------------------------------------------------------------------------------
-
-
-def test_ranks_as_text() -> None:
-    assert (Rank(1, 1).text, Rank(2, 4).text) == ("1", "2–4")
-
-
-def test_significantly_better_and_worse_are_counted_by_direction() -> None:
-    values = {"alpha": FAR["alpha"], "beta": FAR["beta"], "gamma": [1.02, 1.0, 1.03, 1.01]}
-    for made, better, worse in ((several, [0, 2, 0], [1, 0, 1]), (higher, [1, 0, 1], [0, 2, 0])):
-        found = rows([item for method, v in values.items() for item in made(method, v)])
-        measured = [row.measurements["fd-digits"] for row in found]
-        assert significant(measured) == (better, worse)
-
-
-def test_rows_of_one_group_are_ranked_and_the_others_left_out() -> None:
-    found = rows(
-        [item for method, values in FAR.items() for item in several(method, values)]
-        + several("alone", FAR["alpha"], nfe=2)
-        + several("seed", [0.5])
-    )
-    (section,) = sections(found)
-    methods = {row.id: row.method for row in found}
-    ranks = {methods[i]: rank for i, rank in rank_section(section).items()}
-    assert ranks == {"alpha": Rank(1, 1), "beta": Rank(2, 2)}
-    assert rank_section(replace(section, ranked=False)) == {}
-    unknown = tuple(replace(row, nfe=None) for row in section.rows)
-    assert rank_section(replace(section, rows=unknown)) == {}
-    printed = tuple(replace(row, kind="reported") for row in section.rows)
-    assert rank_section(replace(section, rows=printed)) == {}
-    assert rank_group(found[0]) == (2, True, "float32")
-
-
-# ---- bold ---------------------------------------------------------------------------------------
-
-
-def bold(found: list[Row]) -> set[str]:
-    names = {row.id: row.method for row in found}
-    return {names[i] for i, name in best_values(found) if name == "fd-digits"}
-
-
-def test_the_best_of_each_group_is_bold() -> None:
-    made = [item for method, values in FAR.items() for item in several(method, values)]
-    assert bold(rows(made)) == {"alpha"}
-    two = several("gamma", [0.1, 0.11, 0.12, 0.1], nfe=2)
-    assert bold(rows(made + two)) == {"alpha"}, "alone in its group, it has beaten nobody"
-    other = several("gamma", [0.1, 0.11, 0.12, 0.1], conditional=False)
-    assert bold(rows(made + other)) == {"alpha"}
-    assert bold(rows(made + several("gamma", [0.1]))) == {"alpha"}, "one seed is never bold"
-
-
-def test_groups_in_which_all_tie_have_no_bold() -> None:
-    tied = rows(several("alpha", [1.0, 1.2, 1.1]) + several("beta", [1.1, 1.0, 1.2]))
-    assert bold(tied) == set()
-    printed = [published("2.5"), replace(published("2.5"), id="other")]
-    assert best_values(printed) == set()
-
-
-def test_measured_and_reported_rows_have_bold_numbers_of_their_own() -> None:
-    made = rows([item for method, values in FAR.items() for item in several(method, values)])
-    key = made[0].measurements["fd-digits"].key
-    printed = [replace(published(v, key=key), method=f"p{v}") for v in ("0.5", "0.6")]
-    assert bold([*made, *printed]) == {"alpha", "p0.5"}
-    other = [replace(published(v, key="other"), method=f"p{v}") for v in ("0.1", "0.2")]
-    assert bold([*made, *printed, *other]) == {"alpha", "p0.5", "p0.1"}
-    unknown = [replace(row, nfe=None) for row in (*made, *printed)]
-    assert bold(unknown) == set()

@@ -13,7 +13,6 @@ import pytest
 from record_factory import metric, on_disk, record
 
 from cmbench.leaderboard.export import FlatTable, cell_table, row_table, to_csv, to_parquet
-from cmbench.leaderboard.ranking import rank_all
 from cmbench.leaderboard.rows import Row, aggregate, row_order, setting_id, unfinished
 from cmbench.leaderboard.sections import Section, key_difference, sections
 from cmbench.records.record import Record
@@ -255,7 +254,7 @@ def test_the_largest_group_of_one_key_comes_first_and_the_others_say_why_not() -
         "other",
     )
     assert second.reason.startswith("Another metric key than the first section")
-    assert all(s.ranked and s.bold and s.metric == "fd-digits" for s in found)
+    assert all(s.ranked and s.metric == "fd-digits" for s in found)
 
 
 def test_another_protocol_is_named_by_all_that_differs_from_the_first_section() -> None:
@@ -309,13 +308,7 @@ def test_what_cannot_be_ranked_is_apart_with_its_reason() -> None:
         "no-rank-metric": ["beta"],
         "reported-0": ["printed"],
     }
-    assert {name: (s.ranked, s.bold) for name, s in found.items()} == {
-        "ranked-0": (True, True),
-        "short-0": (False, False),
-        "approximate": (False, False),
-        "no-rank-metric": (False, True),
-        "reported-0": (False, True),
-    }
+    assert [name for name, section in found.items() if section.ranked] == ["ranked-0"]
     metrics = {name: s.metric for name, s in found.items()}
     assert metrics == dict.fromkeys(found, "fd-digits") | {"no-rank-metric": ""}
     starts = {
@@ -325,7 +318,6 @@ def test_what_cannot_be_ranked_is_apart_with_its_reason() -> None:
         "reported-0": "Shown as printed, never ranked with measured rows: their metric keys are",
     }
     assert all(found[name].reason.startswith(start) for name, start in starts.items())
-    assert rank_all(found.values()) == {}
 
 
 def test_reported_rows_stand_by_protocol_or_with_measured_ones_of_equal_key() -> None:
@@ -368,23 +360,24 @@ def folder_of(tmp_path: Path, *records: Record) -> dict[str, Path]:
     return {"digits": tmp_path / "digits"}
 
 
-def test_rows_are_exported_with_their_numbers_and_ranks(tmp_path: Path) -> None:
-    values = {"alpha": [1.0, 1.01, 1.02, 1.03], "beta": [5.0, 5.02, 5.01, 5.05]}
+def test_rows_are_exported_with_their_numbers_and_positions(tmp_path: Path) -> None:
+    values = {"alpha": [1.0, 1.01, 1.02, 1.03, 1.04], "beta": [5.0, 5.02, 5.01, 5.05, 5.04]}
     made = [item for method, found in values.items() for item in seeds(method, found)]
     table = row_table(folder_of(tmp_path, *made, record("gamma", value=9.0)))
     lines = {line["method"]: line for line in table.rows}
-    assert {m: (li["rank_low"], li["rank_high"], li["seeds"]) for m, li in lines.items()} == {
-        "alpha": (1, 1, 4),
-        "beta": (2, 2, 4),
-        "gamma": (None, None, 1),
+    names = ("may_be_best", "position_low", "position_high", "p_best", "seeds")
+    assert {m: tuple(line[name] for name in names) for m, line in lines.items()} == {
+        "alpha": (True, 1, 1, 1.0, 5),
+        "beta": (False, 2, 2, 0.0, 5),
+        "gamma": (False, None, None, None, 1),
     }
     alpha = lines["alpha"]
     assert alpha["section"] == "Measured"
-    assert alpha["fd-digits_values"] == "1.0 1.01 1.02 1.03"
-    assert alpha["fd-digits_mean"] == pytest.approx(1.015)
-    assert alpha["fd-digits_low"] < 1.015 < alpha["fd-digits_high"]
+    assert alpha["fd-digits_values"] == "1.0 1.01 1.02 1.03 1.04"
+    assert alpha["fd-digits_mean"] == pytest.approx(1.02)
+    assert alpha["fd-digits_low"] < 1.02 < alpha["fd-digits_high"]
     assert alpha["fd-digits_key"] == made[0].metrics["fd-digits"].key
-    assert alpha["cells"] == " ".join(item.cell for item in made[:4])
+    assert alpha["cells"] == " ".join(item.cell for item in made[:5])
     assert (alpha["samples"], alpha["parameters"], alpha["nfe"]) == (1797, 100_000, 1)
     assert (alpha["kind"], alpha["recipe"], alpha["sampler"]) == ("measured", "demo", "multistep")
     assert (alpha["dataset"], alpha["title"], alpha["family"], alpha["conditional"]) == (

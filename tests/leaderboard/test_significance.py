@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cmbench.leaderboard.significance import Difference, compare_units, holm, pair_units, pairwise_p
+from cmbench.leaderboard.significance import (
+    Difference,
+    MeanDifference,
+    compare_units,
+    differences,
+    holm,
+    holm_levels,
+    in_logs,
+    pair_units,
+)
 from cmbench.leaderboard.statistics import Unit, interval_over_seeds
 
 FINITE = st.floats(-1e3, 1e3, allow_nan=False).map(lambda x: round(x, 3))
@@ -37,15 +46,52 @@ def test_sampling_seeds_of_one_training_do_not_pass_for_trainings() -> None:
     assert interval_over_seeds(units(1.0)).low is None
 
 
+def test_an_interval_counts_the_noise_that_all_rows_share() -> None:
+    """Three noise seeds that happen to agree must not make the interval narrow."""
+    lucky = [Unit(s, s, 2.85 + 0.001 * s, standard_error=0.156) for s in range(3)]
+    assert interval_over_seeds(lucky).half_width == pytest.approx(1.959964 * 0.156 / 3**0.5)
+    spread = [Unit(s, s, 2.0 + s, standard_error=0.01) for s in range(3)]
+    assert interval_over_seeds(spread).half_width == pytest.approx(stats.t.ppf(0.975, 2) / 3**0.5)
+    one_noise = [Unit(s, 7, 2.85 + 0.001 * s, standard_error=0.156) for s in range(3)]
+    assert interval_over_seeds(one_noise).half_width == pytest.approx(1.959964 * 0.156)
+
+
+def test_shared_noise_is_covered() -> None:
+    """Trainings at one sampling seed: the t interval alone covers far less than 95 %."""
+    generator, held, trials = np.random.default_rng(0), 0, 400
+    for _ in range(trials):
+        noise = generator.normal(0, 0.17)
+        values = 2.85 + noise + generator.normal(0, 0.12, 3)
+        found = interval_over_seeds([Unit(i, 0, v, 0.17) for i, v in enumerate(values.tolist())])
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= 2.85 <= found.high
+    assert held >= 0.95 * trials
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_no_number_is_refused_with_its_seeds(value: float) -> None:
+    with pytest.raises(
+        ValueError, match=r"Unit: the value of training seed 3, sampling seed 4 is"
+    ) as found:
+        Unit(3, 4, value)
+    assert f"is {value}; allowed: finite numbers; leave it out" in str(found.value)
+
+
 # ---- t tests ------------------------------------------------------------------------------------
 
 
-def compared(a: Sequence[float], b: Sequence[float], *, paired: bool = True) -> Difference:
+def estimated(a: Sequence[float], b: Sequence[float], *, paired: bool = True) -> MeanDifference:
     """Compare two rows whose seeds are the same, or have nothing in common."""
     first = units(*a)
     second = units(*b) if paired else [Unit(50 + i, 50 + i, v) for i, v in enumerate(b)]
     found = compare_units(first, second)
     assert found is not None
+    return found
+
+
+def compared(a: Sequence[float], b: Sequence[float], *, paired: bool = True) -> Difference:
+    (found,) = differences([(estimated(a, b, paired=paired), False)])
     return found
 
 
@@ -121,13 +167,11 @@ def test_several_sampling_seeds_of_one_training_count_once() -> None:
 def test_one_seed_cannot_be_compared() -> None:
     assert compare_units(units(1.0), units(2.0)) is None
     assert compare_units(units(1.0), units(2.0, 3.0)) is None
-    groups = [units(1.0), units(2.0), units(3.0, 4.0), units(5.0, 6.0)]
-    assert list(pairwise_p(groups)) == [(2, 3)]
 
 
 def test_ties_have_no_significance_and_equal_differences_that_of_the_sign_test() -> None:
     tie = compared([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
-    assert tie == Difference(0.0, 0.0, 0.0, 1.0, 3)
+    assert tie == Difference(0.0, 0.0, 0.0, 1.0, 3, False)
     for n, p in ((2, 0.5), (3, 0.25), (6, 1 / 32)):
         rounded = [0.3 - 0.2, 0.4 - 0.3] + [0.1] * (n - 2)  # equal but for the last bits
         found = compared(rounded, [0.0] * n)
@@ -135,7 +179,50 @@ def test_ties_have_no_significance_and_equal_differences_that_of_the_sign_test()
         assert (found.low > 0) == (p < 0.05)
         apart = compared([1.0] * n, [0.5] * n, paired=False)
         assert (apart.p, apart.pairs) == (p, 0)
-        assert pairwise_p([units(*[1.0] * n), units(*[0.5] * n)]) == {(0, 1): p}
+        one_sided = estimated([1.0] * n, [0.5] * n)
+        assert (one_sided.p_greater, one_sided.p_less) == (p / 2, 1.0)
+
+
+@given(st.lists(st.tuples(FINITE, FINITE), min_size=2, max_size=7))
+def test_one_sided_p_values_are_those_of_scipy(pairs: list[tuple[float, float]]) -> None:
+    a, b = ([pair[side] for pair in pairs] for side in (0, 1))
+    found = estimated(a, b)
+    if found.error > 1e-6 * (1 + abs(found.mean)):
+        for name, p in (("greater", found.p_greater), ("less", found.p_less)):
+            assert p == pytest.approx(stats.ttest_rel(a, b, alternative=name).pvalue, rel=1e-6)
+
+
+@given(st.lists(FINITE, min_size=2, max_size=7), st.floats(0.001, 0.4))
+def test_the_interval_of_a_level_leaves_out_0_if_the_test_rejects(
+    values: list[float], alpha: float
+) -> None:
+    found = estimated(values, [0.0] * len(values))
+    low, high = found.interval(alpha)
+    for p, beyond in ((found.p_greater, low > 0), (found.p_less, high < 0)):
+        if abs(p - alpha) > 1e-6:
+            assert (p < alpha) == beyond
+
+
+def test_unpaired_rows_keep_the_noise_of_both() -> None:
+    """Spreads that happen to vanish do not make two independent rows certain."""
+    a = [Unit(i, i, 1.0 + 1e-4 * i, 0.1) for i in range(5)]
+    b = [Unit(50 + i, 50 + i, 1.2 + 1e-4 * i, 0.3) for i in range(5)]
+    found = compare_units(a, b)
+    assert found is not None
+    assert found.pairs == 0
+    assert found.error == pytest.approx((0.1**2 / 5 + 0.3**2 / 5) ** 0.5)
+    assert found.p > 0.05
+
+
+def test_logarithms_need_positive_values_and_carry_their_errors() -> None:
+    made = in_logs([[Unit(0, 0, 2.0, 0.1)], [Unit(1, 1, 4.0)]])
+    assert made is not None
+    assert [unit for units in made for unit in units] == [
+        Unit(0, 0, float(np.log(2.0)), 0.05),
+        Unit(1, 1, float(np.log(4.0))),
+    ]
+    for value in (0.0, -1e-3):
+        assert in_logs([[Unit(0, 0, 2.0)], [Unit(0, 0, value)]]) is None
 
 
 # ---- Holm ---------------------------------------------------------------------------------------
@@ -153,3 +240,30 @@ def test_holm_is_between_raw_and_bonferroni_and_keeps_the_order(p: list[float]) 
     order = sorted(range(len(p)), key=lambda i: p[i])
     values = [adjusted[i] for i in order]
     assert values == sorted(values)
+
+
+@given(st.lists(st.floats(0, 1), max_size=20))
+def test_levels_of_holm_say_what_its_adjusted_p_values_say(p: list[float]) -> None:
+    for raw, adjusted, level in zip(p, holm(p), holm_levels(p)):
+        if abs(adjusted - 0.05) > 1e-9:
+            assert (raw <= level) == (adjusted <= 0.05)
+
+
+def test_levels_of_holm_known_answer() -> None:
+    assert holm_levels([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.05 / 3, 0.025, 0.025, 0.0125])
+
+
+def test_differences_of_logarithms_become_shares() -> None:
+    a, b = [1.2, 1.3, 1.25], [1.0, 1.02, 1.1]
+    logs = in_logs([units(*a), units(*b)])
+    assert logs is not None
+    estimate = compare_units(*logs)
+    assert estimate is not None
+    (found,) = differences([(estimate, True)])
+    known = stats.ttest_rel(np.log(a), np.log(b))
+    assert found.mean == pytest.approx(np.expm1(np.mean(np.log(a) - np.log(b))))
+    assert found.p == pytest.approx(known.pvalue)
+    interval = known.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx(tuple(np.expm1(interval)))
+    (huge,) = differences([(MeanDifference(900.0, 1.0, 2.0, 3, 3), True)])
+    assert np.isfinite(huge.mean)

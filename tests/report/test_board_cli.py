@@ -192,11 +192,11 @@ def test_verify_samples_a_real_cell_again(tmp_path: Path) -> None:
 def test_export_csv_and_json_rows(workspace: Path) -> None:
     result = run(export, "csv", "-w", workspace)
     lines = list(csv.DictReader(io.StringIO(result.stdout)))
-    assert [(line["method"], line["nfe"], line["rank_low"]) for line in lines] == [
-        ("alpha", "1", "1"),
-        ("beta", "1", "2"),
-        ("alpha", "2", "1"),
-        ("beta", "2", "2"),
+    assert [(line["method"], line["nfe"], line["may_be_best"]) for line in lines] == [
+        ("alpha", "1", "True"),
+        ("beta", "1", "False"),
+        ("alpha", "2", "True"),
+        ("beta", "2", "False"),
     ]
     assert len(lines[0]["fd-digits_values"].split()) == 4
     rows = json.loads(run(export, "json", "-w", workspace).stdout)
@@ -220,7 +220,10 @@ def test_export_cells_as_csv_and_parquet(workspace: Path, tmp_path: Path) -> Non
 
 def test_export_latex(workspace: Path) -> None:
     result = run(export, "latex", "-w", workspace)
-    assert result.stdout.count(r"\textbf{") == 2
+    best = [line for line in result.stdout.splitlines() if line.startswith("alpha")]
+    distances = [line.split(" & ")[2] for line in best]
+    assert len(best) == 2
+    assert all(cell.startswith(r"\textbf{") for cell in distances)
     assert r"\begin{tabular}" in result.stdout
 
 

@@ -135,8 +135,8 @@ def test_equal_keys_share_a_section_and_others_give_the_reason(lines: list[dict[
         "Fewer samples than the protocol": {("alpha", "measured")},
         "Reported by their authors: Not stated": {("Alpha", "reported")},
     }
-    # A printed number has no seeds, so it takes no rank beside measured ones.
-    assert {line["rank"] for line in lines if line["kind"] == "reported"} == {""}
+    # A printed number has no seeds, so it takes no position beside measured ones.
+    assert {line["position"] for line in lines if line["kind"] == "reported"} == {""}
 
 
 def payload(made: Path) -> dict[str, Any]:

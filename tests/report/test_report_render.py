@@ -73,7 +73,7 @@ def test_rows_hold_mean_interval_and_raw_values(tmp_path: Path) -> None:
 def test_the_minimum_is_never_what_is_shown(tmp_path: Path) -> None:
     found = on_disk(tmp_path / "r", [record(seed=s, value=v) for s, v in enumerate([1.0, 9.0])])
     render({"digits": found}, tmp_path)
-    assert "| 5 ± 51 |" in (tmp_path / "digits.md").read_text()
+    assert "| **5 ± 51** |" in (tmp_path / "digits.md").read_text()
 
 
 def test_equal_means_are_both_bold(tmp_path: Path) -> None:
