@@ -12,7 +12,14 @@ from cmbench.cli.record_files import Readings
 from cmbench.cli.report import echo_pages, render_pages
 from cmbench.errors import EXIT_CELLS_FAILED, EXIT_OK, EXIT_USAGE, UserError, unknown_name
 from cmbench.leaderboard import boards
-from cmbench.leaderboard.published_files import check_published, load_published
+from cmbench.leaderboard.published import PublishedRow
+from cmbench.leaderboard.published_files import (
+    ROWS_FILE,
+    Problem,
+    check_papers,
+    check_published,
+    load_published,
+)
 from cmbench.plugin.manager import load_plugins
 from cmbench.records.folders import record_files
 from cmbench.report.page import build_page
@@ -43,7 +50,11 @@ def _folder(given: Path | None) -> Path:
 @leaderboard.command()
 @_FOLDER
 def validate(folder: Path | None) -> int:
-    """Check every published row; exits 2 and prints file, line and field of each problem."""
+    """Check every published row; exits 2 and prints file, line and field of each problem.
+
+    Checked are names, numbers, references (authors, year, arXiv number; one paper has one
+    reference on all boards), repeated rows and the number of rows of each table.
+    """
     found = _folder(folder)
     problems = 0
     folders = boards.board_folders(found)
@@ -54,15 +65,22 @@ def validate(folder: Path | None) -> int:
             allowed="<dataset>/board.toml",
             remedy="give the folder of the boards",
         )
+    valid: list[tuple[Path, int, PublishedRow]] = []
     for path in folders:
         published, errors = check_published(path)
-        problems += len(errors)
-        for error in errors:
-            echo(str(error), err=True)
         if published is not None:
+            valid += [(path / ROWS_FILE, line, row) for line, row in published.rows]
             counts = f"{len(published.rows)} rows in {len(published.board.tables)} tables"
             echo(f"{path.name}: {counts}")
+        problems += _echo_problems(errors)
+    problems += _echo_problems(check_papers(valid))
     return EXIT_USAGE if problems else EXIT_OK
+
+
+def _echo_problems(problems: list[Problem]) -> int:
+    for problem in problems:
+        echo(str(problem), err=True)
+    return len(problems)
 
 
 @leaderboard.command("list")

@@ -10,6 +10,7 @@ and notes.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,8 @@ Family = Literal[
     "masked model",
     "autoregressive model",
     "energy-based model",
+    "flow map",
+    "drifting",
 ]
 Mark = Literal[
     "synthetic pairs",
@@ -59,16 +62,20 @@ class PublishedRow(BaseModel):
     block: Text = Field(description="heading inside the table")
     method: Text = Field(min_length=1, description="as printed")
     joins: Text = Field(description="name of the cmbench method that does the same; may be empty")
-    reference: Text = Field(description="authors and year as printed")
-    year: Annotated[int, Field(ge=1990, le=2100)] | None = Field(
-        description="empty if the source does not say"
+    reference: Annotated[str, Field(max_length=400, pattern=r"^.+, (19|20)[0-9]{2}$")] = Field(
+        description="authors and year: Song et al., 2020"
     )
+    arxiv: Annotated[str, Field(pattern=r"^([0-9]{2}(0[1-9]|1[0-2])\.[0-9]{4,5})?$")] = Field(
+        description="number of the paper on arXiv; empty if it is not there"
+    )
+    year: Annotated[int, Field(ge=1990, le=2100)]
     family: Family
     conditioning: Literal["conditional", "unconditional", ""] = Field(
         description="empty if the source does not say"
     )
-    nfe: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}(x[1-9][0-9]{0,3})?$")] = Field(
-        description="network evaluations per image; 63x2 if guidance doubles them"
+    nfe: Annotated[str, Field(pattern=r"^([1-9][0-9]{0,8}(x[1-9][0-9]{0,3})?)?$")] = Field(
+        description="network evaluations per image; 63x2 if guidance doubles them; empty if the "
+        "source does not say"
     )
     fid: Printed
     is_: Printed = Field(alias="is")
@@ -86,11 +93,6 @@ class PublishedRow(BaseModel):
     def _split_marks(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(";")] if value else []
 
-    @field_validator("year", mode="before")
-    @classmethod
-    def _no_year(cls, value: Any) -> Any:
-        return None if value == "" else value
-
     @model_validator(mode="after")
     def _plausible(self) -> PublishedRow:
         if not (self.fid or self.is_):
@@ -98,11 +100,17 @@ class PublishedRow(BaseModel):
         for name in ("precision", "recall"):
             if getattr(self, name) and not 0 <= float(getattr(self, name)) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not between 0 and 1")
+        if not self.reference.endswith(f", {self.year}"):
+            raise ValueError(f"year: {self.year} is not the year of reference {self.reference!r}")
+        if self.arxiv and 2000 + int(self.arxiv[:2]) > self.year:
+            raise ValueError(f"arxiv: {self.arxiv} is later than the year of its row, {self.year}")
         return self
 
     @property
-    def nfe_total(self) -> int:
-        """Network evaluations with guidance: 126 for ``63x2``."""
+    def nfe_total(self) -> int | None:
+        """Network evaluations with guidance: 126 for ``63x2``; None if the source does not say."""
+        if not self.nfe:
+            return None
         steps, _, factor = self.nfe.partition("x")
         return int(steps) * int(factor or 1)
 
@@ -157,24 +165,30 @@ class Published:
     rows: tuple[tuple[int, PublishedRow], ...]
 
     def as_rows(self, dataset: str | None = None) -> list[Row]:
-        """Return the rows of kind ``reported`` for the leaderboard of ``dataset``."""
-        return [self._row(row, dataset or self.board.dataset) for _, row in self.rows]
+        """Return the rows of kind ``reported`` for the leaderboard of ``dataset``.
 
-    def _row(self, row: PublishedRow, dataset: str) -> Row:
+        A result that several tables print alike is one row with all its places.
+        """
+        groups = grouped([row for _, row in self.rows])
+        return [self._row(group, dataset or self.board.dataset) for group in groups]
+
+    def _row(self, group: Sequence[PublishedRow], dataset: str) -> Row:
+        row = combined(group)
         protocol = self.board.protocols[row.protocol]
-        table = self.board.tables[row.table]
+        tables = dict.fromkeys(self.board.tables[r.table].title for r in group)
         return Row(
-            id=identity(self.board.dataset, row),
+            id=identity(self.board.dataset, group[0]),
             dataset=dataset,
             kind=REPORTED,
             method=row.joins or row.method,
             title=row.method,
             family=row.family,
             reference=row.reference,
-            year=row.year or 0,
+            arxiv=row.arxiv,
+            year=row.year,
             conditional={"conditional": True, "unconditional": False}.get(row.conditioning),
             nfe=row.nfe_total,
-            nfe_text=row.nfe.replace("x", "×"),
+            nfe_text=row.nfe.replace("x", "×") or "not stated",
             parameters=row.parameter_count,
             rank_metric=self.board.rank_metric,
             measurements=_measurements(row, self.board.rank_metric, protocol.key),
@@ -182,14 +196,69 @@ class Published:
             note=row.note,
             protocol=(protocol.title, protocol.reason),
             details={
+                "arXiv": row.arxiv,
                 "source": row.source,
                 "place": row.place,
-                "table": table.title,
+                "table": "; ".join(tables),
                 "block": row.block,
                 "protocol": f"{protocol.title}: {protocol.reason}",
                 "marks": ", ".join(row.marks),
             },
         )
+
+
+#: Marks of the place where a row was read, not of the result.
+_OF_THE_PLACE = {"sample figure", "secondary source"}
+#: Rows that differ in these marks are different results.
+_OF_THE_RESULT = {"teacher", "re-implementation"}
+
+
+def grouped(rows: Sequence[PublishedRow]) -> list[list[PublishedRow]]:
+    """Return the rows in groups of one result each, in the order of their first rows.
+
+    Equal are method, paper, FID and protocol; everything else agrees wherever both rows have it.
+    """
+    groups: list[list[PublishedRow]] = []
+    for row in rows:
+        for group in groups:
+            if all(_same_result(row, other) for other in group):
+                group.append(row)
+                break
+        else:
+            groups.append([row])
+    return groups
+
+
+def _same_result(one: PublishedRow, other: PublishedRow) -> bool:
+    for name in ("method", "reference", "arxiv", "protocol"):
+        if getattr(one, name) != getattr(other, name):
+            return False
+    if not (one.fid and other.fid) or float(one.fid) != float(other.fid):
+        return False
+    for name in ("conditioning", "nfe", "is_", "precision", "recall", "parameters"):
+        first, second = getattr(one, name), getattr(other, name)
+        if first and second and first != second:
+            return False
+    return _OF_THE_RESULT & set(one.marks) == _OF_THE_RESULT & set(other.marks)
+
+
+def combined(group: Sequence[PublishedRow]) -> PublishedRow:
+    """Return what the rows of one result say together: texts joined, marks united."""
+    first = group[0]
+    if len(group) == 1:
+        return first
+    filled = {
+        name: next((value for row in group if (value := getattr(row, name))), "")
+        for name in ("joins", "conditioning", "nfe", "is_", "precision", "recall", "parameters")
+    }
+    texts = {
+        name: "; ".join(dict.fromkeys(text for row in group if (text := getattr(row, name))))
+        for name in ("source", "place", "block")
+    }
+    note = " ".join(dict.fromkeys(row.note for row in group if row.note))
+    marks = dict.fromkeys(mark for row in group for mark in row.marks)
+    kept = [m for m in marks if m not in _OF_THE_PLACE or all(m in row.marks for row in group)]
+    return first.model_copy(update={**filled, **texts, "note": note, "marks": tuple(kept)})
 
 
 def identity(dataset: str, row: PublishedRow) -> str:

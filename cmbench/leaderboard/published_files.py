@@ -6,7 +6,7 @@ import csv
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,6 +170,7 @@ def _check_references(
         if own in seen and row.place == dict(rows)[seen[own]].place:
             problems.append(Problem(path, line, "method", f"repeats line {seen[own]}"))
         seen.setdefault(own, line)
+    problems += check_papers([(path, line, row) for line, row in rows])
     counts = Counter(row.table for _, row in rows)
     for name, table in board.tables.items():
         if counts[name] != table.rows:
@@ -182,4 +183,23 @@ def _check_references(
                     f"the table has {table.rows} rows, {ROWS_FILE} has {counts[name]}",
                 )
             )
+    return problems
+
+
+def check_papers(rows: Iterable[tuple[Path, int, PublishedRow]]) -> list[Problem]:
+    """Return a problem for every row whose paper has another reference in an earlier row.
+
+    Args:
+        rows: file, line and row; of one board, or of all boards.
+    """
+    first: dict[str, tuple[Path, int, str]] = {}
+    problems = []
+    for path, line, row in rows:
+        if row.arxiv:
+            where, number, reference = first.setdefault(row.arxiv, (path, line, row.reference))
+            if reference != row.reference:
+                message = f"arXiv {row.arxiv} is {reference!r} in {where} line {number}"
+                problems.append(
+                    Problem(path, line, "reference", f"{message} (found {row.reference!r})")
+                )
     return problems

@@ -60,6 +60,8 @@ class Row:
     name: str = ""
     family: str = ""
     reference: str = ""
+    #: Number of the paper on arXiv, of reported rows: ``2303.01469``
+    arxiv: str = ""
     year: int = 0
     conditional: bool | None = None
     recipe: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 
@@ -43,14 +44,14 @@ title = "Unknown"
 reason = "not stated"
 """
 HEADER = (
-    "table,block,method,joins,reference,year,family,conditioning,nfe,fid,is,precision,recall,"
+    "table,block,method,joins,reference,arxiv,year,family,conditioning,nfe,fid,is,precision,recall,"
     "parameters,marks,protocol,source,place,note"
 )
 ROWS = """\
-one,Block,Method A,alpha,A et al.,2022,diffusion,conditional,63x2,2.50,9.8,0.7,,1.5B,\
-teacher; starred,known,paper,p. 3,n
-one,Block,Method B,,B et al.,,GAN,unconditional,1,,10,,,280M,,known,paper,p. 4,
-one,Block,Method C,,C et al.,2021,flow,,2,3.0,,,0.5,,,unknown,paper,p. 5,
+one,Block,Method A,alpha,"A et al., 2022",2203.00001,2022,diffusion,conditional,63x2,2.50,9.8,\
+0.7,,1.5B,teacher; starred,known,paper,p. 3,n
+one,Block,Method B,,"B et al., 2020",,2020,GAN,unconditional,1,,10,,,280M,,known,paper,p. 4,
+one,Block,Method C,,"C et al., 2021",,2021,flow,,2,3.0,,,0.5,,,unknown,paper,p. 5,
 """
 
 
@@ -126,11 +127,13 @@ def test_what_a_published_row_becomes(tmp_path: Path) -> None:
         "alpha",
         "Method A",
     )
-    assert (first.family, first.reference, first.year) == ("diffusion", "A et al.", 2022)
+    assert (first.family, first.reference, first.year) == ("diffusion", "A et al., 2022", 2022)
+    assert (first.arxiv, second.arxiv) == ("2203.00001", "")
     assert (first.nfe, first.nfe_text, first.parameters) == (126, "63×2", 1_500_000_000)
     assert (first.marks, first.note) == (("teacher", "starred"), "n")
     assert first.protocol == ("Known", "equal keys")
     assert first.details == {
+        "arXiv": "2203.00001",
         "source": "paper",
         "place": "p. 3",
         "table": "Table 1",
@@ -149,7 +152,7 @@ def test_what_a_published_row_becomes(tmp_path: Path) -> None:
     assert (found["fid"].interval.low, found["fid"].interval.high) == (None, None)
     assert (found["fid"].interval.seeds, first.seeds) == (0, 0)
     assert [u.value for u in found["fid"].units] == [2.5]
-    assert (second.method, second.year, second.parameters) == ("Method B", 0, 280_000_000)
+    assert (second.method, second.year, second.parameters) == ("Method B", 2020, 280_000_000)
     assert (second.rank_measurement, second.measurements["is"].mean) == (None, 10.0)
     assert [row.conditional for row in (first, second, third)] == [True, False, None]
     assert third.measurements["fid"].key == "", "a protocol without a key"
@@ -173,14 +176,14 @@ def test_what_a_published_row_becomes(tmp_path: Path) -> None:
     ],
 )
 def test_what_sets_published_rows_apart(tmp_path: Path, column: str, text: str) -> None:
-    cells = dict(zip(HEADER.split(","), ROWS.splitlines()[2].split(","), strict=True))
+    cells = dict(zip(HEADER.split(","), next(csv.reader([ROWS.splitlines()[2]])), strict=True))
     assert cells[column] != text
     board = BOARD.replace("rows = 3", "rows = 1")
     other = board + '\n[tables.two]\ntitle = "Table 2"\nrows = 1\n'
     other = other.replace("rows = 1\n", "", 1).replace('title = "Table 1"\n', "", 1)
     other = other.replace("[tables.one]\n", "", 1)
     first = load_published(written(tmp_path / "one" / "digits", board, ROWS.splitlines()[2] + "\n"))
-    line = ",".join((cells | {column: text}).values()) + "\n"
+    line = ",".join(f'"{cell}"' for cell in (cells | {column: text}).values()) + "\n"
     changed = other if column == "table" else board
     second = load_published(written(tmp_path / "two" / "digits", changed, line))
     assert first.as_rows()[0].id != second.as_rows()[0].id
@@ -226,7 +229,7 @@ def test_a_board_without_tables_needs_no_rows(tmp_path: Path) -> None:
         (HEADER + ",zzz", "zzz"),
         (HEADER.removesuffix(",note"), "note"),
         (HEADER.replace("table,block", "block,table"), "order of columns"),
-        ("", "block"),
+        ("", "arxiv"),
     ],
 )
 def test_a_wrong_header_names_the_column(tmp_path: Path, header: str, field: str) -> None:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from cmbench.errors import UserError
 from cmbench.leaderboard.published import METRICS, PublishedRow
-from cmbench.leaderboard.published_files import check_published, load_published
+from cmbench.leaderboard.published_files import check_papers, check_published, load_published
 
+TALK = 'talk "Consistency Models"'
 BOARDS = Path(__file__).parents[2] / "leaderboards"
 #: Rows of every table of the deck, counted on the slides.
 DECK = {
@@ -31,7 +32,7 @@ DECK = {
     ("lsun-cat256", "cm-cat"): 7,
     ("imagenet512", "scm-512"): 53,
 }
-DATASETS = sorted({dataset for dataset, _ in DECK})
+DATASETS = sorted(path.parent.name for path in BOARDS.glob("*/published.csv"))
 
 
 def rows(dataset: str, **wanted: str) -> list[PublishedRow]:
@@ -40,7 +41,7 @@ def rows(dataset: str, **wanted: str) -> list[PublishedRow]:
 
 
 def test_every_table_of_the_deck_is_there_with_every_row() -> None:
-    counts = Counter((d, r.table) for d in DATASETS for r in rows(d) if r.source == "deck")
+    counts = Counter((d, r.table) for d in DATASETS for r in rows(d) if r.source == TALK)
     assert counts == DECK
 
 
@@ -73,8 +74,13 @@ def test_marks_of_the_deck_and_of_its_sources() -> None:
     assert {r.marks for r in rows("cifar10", table="ict", method="CD")} == {("LPIPS-trained",)}
     pd = rows("imagenet64", table="scm", method="PD")
     assert all("re-implementation" in r.marks and "394M UViT" in r.note for r in pd)
-    secondary = {r.method for d in DATASETS for r in rows(d) if "secondary source" in r.marks}
-    assert secondary == {"SCT", "IMM", "AYF-S", "SiDA", "Uni-Instruct"}
+    secondary = {
+        r.method
+        for d in DATASETS
+        for r in rows(d, table="successors")
+        if "secondary source" in r.marks
+    }
+    assert secondary == {"SCT-M", "IMM", "AYF-S"}, "SiDA and Uni-Instruct print theirs"
 
 
 def test_successors_after_the_deck() -> None:
@@ -84,7 +90,7 @@ def test_successors_after_the_deck() -> None:
         "MeanFlow",
         "AYF-S",
         "IMM",
-        "SCT",
+        "SCT-M",
         "CTM",
         "SiDA",
         "Uni-Instruct",
@@ -107,10 +113,69 @@ def test_rows_print_their_source_text_and_sort_by_value() -> None:
     assert found.measurements["fid"].key == ""
 
 
-def test_ids_are_unique_except_where_a_source_repeats_itself() -> None:
+def test_ids_are_unique() -> None:
     for dataset in DATASETS:
         ids = Counter(r.id for r in load_published(BOARDS / dataset).as_rows())
-        assert max(ids.values()) <= 2
+        assert max(ids.values()) == 1
+
+
+def test_every_row_has_authors_and_a_paper_has_one_reference_on_all_boards() -> None:
+    every = [
+        (BOARDS / d / "published.csv", line, row)
+        for d in DATASETS
+        for line, row in load_published(BOARDS / d).rows
+    ]
+    assert check_papers(every) == []
+    without = {row.method for _, _, row in every if not row.arxiv}
+    assert without == {"Large-DiT"}, "the only one that is not on arXiv"
+
+
+def test_another_reference_for_a_paper_is_named_by_row(board: Path) -> None:
+    change(board / "published.csv", 8, "reference", "Someone et al., 2023")
+    (problem,) = check_published(board)[1]
+    assert (problem.line, problem.field) == (8, "reference")
+    assert "arXiv 2303.01469 is 'Song et al., 2023' in " in problem.message
+    assert "published.csv line 7 (found 'Someone et al., 2023')" in problem.message
+
+
+def test_corrections_of_the_audit() -> None:
+    ctm = rows("cifar10", arxiv="2310.02279", nfe="1")
+    assert {r.fid for r in ctm} == {"1.87", "1.98"}
+    assert all(r.note for r in ctm)
+    assert {r.conditioning for r in rows("imagenet512")} == {"conditional"}
+    assert {r.reference for r in rows("imagenet64", method="DMD2", fid="1.28")} == {
+        "Yin et al., 2024"
+    }
+    assert not rows("imagenet512", method="DiffT")
+    assert rows("imagenet512", method="DiffiT")[0].fid == "2.67"
+    for dataset, method in (("cifar10", "MeanFlow"), ("cifar10", "IMM"), ("imagenet64", "AYF-S")):
+        assert {r.family for r in rows(dataset, method=method)} == {"flow map"}
+    assert len(rows("imagenet256")) == 61
+
+
+def test_one_result_in_two_tables_is_one_row_with_both_places() -> None:
+    found = [r for r in load_published(BOARDS / "cifar10").as_rows() if r.title == "CD"]
+    assert [(r.nfe, r.measurements["fid"].text, r.marks) for r in found] == [
+        (1, "3.55", ("LPIPS-trained",)),
+        (2, "2.93", ("LPIPS-trained",)),
+    ]
+    assert found[0].details["place"] == (
+        "Consistency Models: State-of-the-art few-step generation with consistency distillation"
+        " (CD); Improved Techniques for Consistency Training: Results on CIFAR-10"
+    )
+    assert "; " in found[0].details["table"]
+    deep = [r for r in load_published(BOARDS / "cifar10").as_rows() if r.title == "iCT-deep"]
+    assert [r.marks for r in deep] == [(), ()], "a figure's caption repeats the table"
+
+
+def test_what_disagrees_stays_apart() -> None:
+    board = load_published(BOARDS / "cifar10").as_rows()
+    ddim = [r.measurements["fid"].text for r in board if r.title == "DDIM" and r.nfe == 10]
+    assert ddim == ["8.23", "13.36"]
+    row = next(r for r in load_published(BOARDS / "imagenet256").as_rows() if r.title == "VAR-d30")
+    assert (row.nfe, row.nfe_text) == (None, "not stated")
+    dit = [r for r in load_published(BOARDS / "imagenet512").as_rows() if r.title == "DiT-XL/2"]
+    assert [(r.nfe, r.measurements["is"].text) for r in dit] == [(500, "240.82")]
 
 
 # ---- bad files ----------------------------------------------------------------------------------
@@ -137,6 +202,12 @@ def change(path: Path, line: int, field: str, value: str) -> None:
         ("nfe", "63 x 2", "pattern"),
         ("nfe", "0", "pattern"),
         ("year", "20222", "less than or equal to 2100"),
+        ("year", "", "Input should be a valid integer"),
+        ("year", "2023", "2023 is not the year of reference 'Karras et al., 2022'"),
+        ("reference", "", "pattern"),
+        ("reference", "arXiv:2206.00364", "pattern"),
+        ("arxiv", "2213.00001", "pattern"),
+        ("arxiv", "2306.00364", "2306.00364 is later than the year of its row, 2022"),
         ("family", "gan", "Input should be"),
         ("conditioning", "class", "Input should be"),
         ("marks", "lpips", "Input should be"),
@@ -185,7 +256,7 @@ def test_structure_errors_are_named(board: Path) -> None:
     assert check_published(board)[1][0].message.startswith("the header must be table,block")
     path.write_text(text + "a,b\n")
     problem = check_published(board)[1][0]
-    assert (problem.line, problem.message) == (9, "has 2 fields instead of 19")
+    assert (problem.line, problem.message) == (9, "has 2 fields instead of 20")
     path.write_text(text + '"unclosed')
     assert "is not CSV" in check_published(board)[1][0].message
     path.unlink()
@@ -219,6 +290,7 @@ def test_printed_numbers_are_numbers_or_refused(cells: dict[str, str]) -> None:
         "table": "t",
         "method": "m",
         "year": "2024",
+        "reference": "A et al., 2024",
         "family": "GAN",
         "nfe": "1",
         "fid": "1.0",

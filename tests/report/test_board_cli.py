@@ -49,7 +49,7 @@ def workspace(tmp_path: Path) -> Path:
 def test_validate_counts_rows_and_names_problems(tmp_path: Path) -> None:
     result = run(leaderboard, "validate", BOARDS)
     assert result.return_value == 0
-    assert "cifar10: 94 rows in 5 tables" in result.stdout
+    assert "cifar10: 118 rows in 6 tables" in result.stdout
     folder = Path(shutil.copytree(BOARDS, tmp_path / "boards"))
     path = folder / "lsun-cat256" / "published.csv"
     path.write_text(path.read_text().replace("37.5", "37,5").replace(",2018,GAN", ",18,GAN"))

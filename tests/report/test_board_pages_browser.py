@@ -126,4 +126,4 @@ def test_the_drawer_shows_what_others_reported_and_why_there_is_no_difference(
     assert "keys differ" in text
     assert key in text
     assert "2.04; Not stated precisely (no metric key)" in text
-    assert "EDM, Karras et al., 2022, deck, " in text
+    assert 'EDM, Karras et al., 2022, talk "Consistency Models", ' in text

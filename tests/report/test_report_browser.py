@@ -163,9 +163,13 @@ def hostile_board(texts: list[str]) -> Published:
         "nfe": "1",
         "fid": "1.0",
     }
-    texts_of = ("block", "method", "reference", "source", "place", "note")
+    texts_of = ("block", "method", "source", "place", "note")
     rows = [
-        PublishedRow.model_validate(base | dict.fromkeys(texts_of, text) | {"joins": "alpha"})
+        PublishedRow.model_validate(
+            base
+            | dict.fromkeys(texts_of, text)
+            | {"joins": "alpha", "reference": f"{' '.join(text.split())}, 2024"}
+        )
         for text in texts
     ]
     return Published(board, tuple(enumerate(rows, 2)))

@@ -38,13 +38,14 @@ title = "Not stated"
 reason = "the paper names FID only"
 """
 HEAD = (
-    "table,block,method,joins,reference,year,family,conditioning,nfe,fid,is,precision,recall,"
+    "table,block,method,joins,reference,arxiv,year,family,conditioning,nfe,fid,is,precision,recall,"
     "parameters,marks,protocol,source,place,note\n"
 )
-ROWS = """paper,,Alpha,alpha,"A et al., 2024",2024,diffusion,,1,2.50,9.5,,,,,stated,a paper,Table 1,
-paper,,Alpha,alpha,"A et al., 2024",2024,diffusion,,2,2.10,,,,,,unstated,a paper,Table 1,
-paper,,Beta,beta,"B et al., 2024",2024,diffusion,,1,3.00,,,,,,stated,a paper,Table 1,
-paper,,Beta,beta,"B et al., 2024",2024,diffusion,,1,3.10,,,,,,stated,a paper,Table 2,
+ROWS = """\
+paper,,Alpha,alpha,"A et al., 2024",,2024,diffusion,,1,2.50,9.5,,,,,stated,a paper,Table 1,
+paper,,Alpha,alpha,"A et al., 2024",,2024,diffusion,,2,2.10,,,,,,unstated,a paper,Table 1,
+paper,,Beta,beta,"B et al., 2024",,2024,diffusion,,1,3.00,,,,,,stated,a paper,Table 1,
+paper,,Beta,beta,"B et al., 2024",,2024,diffusion,,1,3.10,,,,,,stated,a paper,Table 2,
 """
 
 
