@@ -35,3 +35,23 @@ def print_costs(costs: Mapping[str, tuple[RunPlan, Cost]]) -> None:
     header = ["run", "images", "FLOPs per step", "peak memory", "device-hours", "measured by"]
     echo_table(header, rows, title="cost of each seed (estimates)")
     echo()
+    print_generated(costs)
+
+
+def print_generated(costs: Mapping[str, tuple[RunPlan, Cost]]) -> None:
+    """Print what the generated data of the runs cost, which the seeds of one teacher share."""
+    rows = [
+        [
+            f"{run.name}, {made.phase}",
+            f"{made.pairs:,}",
+            "-" if made.evaluations is None else f"{made.evaluations:,}",
+            f"{made.bytes / 2**30:.3g} GiB",
+            "-" if made.device_hours is None else f"{made.device_hours:.3g}",
+        ]
+        for run, cost in costs.values()
+        for made in cost.generated
+    ]
+    if rows:
+        header = ["run, phase", "pairs", "network evaluations", "disk", "device-hours"]
+        echo_table(header, rows, title="generated data, made before the phase (estimates)")
+        echo()

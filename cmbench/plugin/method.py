@@ -11,20 +11,28 @@ images; noise levels as EDM's sigma (a method that works in TrigFlow time conver
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from cmbench.errors import Declined
-from cmbench.plugin.config import EMAConfig, MethodConfig, OptimizerConfig
+from cmbench.plugin.config import MethodConfig
+from cmbench.plugin.phases import (
+    Batch,
+    Draws,
+    GeneratedData,
+    LossFunction,
+    Nets,
+    Objective,
+    Phase,
+    PhaseStart,
+    Progress,
+)
 
 if TYPE_CHECKING:
     from cmbench.diffusion.models import DiffusionModel
-
-#: The modules of a method by name: all of them in training, the sampled ones in sampling.
-Nets = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,121 +46,10 @@ class DataInfo:
     bounded: bool = True  #: whether values are in [-1, 1], as for images (not for mixtures)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Training images ``[N, C, H, W]`` with labels int64 ``[N]`` (None when unconditional).
-
-    ``augment_labels`` ``[N, 9]`` describe how the images were augmented. ``indices`` int64 ``[N]``
-    are their numbers in the dataset, or in the stream if that is infinite.
-    """
-
-    images: Tensor
-    labels: Tensor | None
-    augment_labels: Tensor | None = None
-    indices: Tensor | None = None
-
-
-class Draws(Protocol):
-    """Named randomness. The same name in the same step gives the same numbers."""
-
-    def normal(self, name: str, like: Tensor) -> Tensor:
-        """Return standard normal numbers with the shape, dtype and device of ``like``."""
-
-    def uniform(self, name: str, like: Tensor) -> Tensor:
-        """Return uniform numbers in [0, 1) with the shape, dtype and device of ``like``."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where the training is. Counts are of the current phase, over all processes."""
-
-    nimg: int
-    total_nimg: int
-    step: int
-    total_steps: int
-    scalars: dict[str, Tensor] = field(default_factory=dict, compare=False)
-
-    def log(self, name: str, value: Tensor) -> None:
-        """Log the mean of ``value``; it stays on its device until the logging interval ends."""
-        self.scalars[name] = value.detach().float().mean()
-
-
 #: ``f(x, sigma, labels) -> images``, see :meth:`Method.consistency_function`.
 ConsistencyFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 #: ``f(x, sigma, sigma_end, labels) -> images``, see :meth:`Method.flow_map`.
 FlowMap = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-LossFunction = Callable[[Nets, Batch, Draws, Progress], Tensor]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """One optimizer: the modules it moves and the loss ``[N]`` that moves them.
-
-    All other modules are frozen while the loss is computed. ``every`` is the number of steps
-    between two updates. A loss of sets of images has a ``group`` size: the batch that it receives
-    is whole groups of consecutive images, and it returns each image's share of its group's loss.
-    """
-
-    loss: LossFunction
-    trains: tuple[str, ...]
-    optimizer: OptimizerConfig
-    every: int = 1
-    group: int = 1
-
-
-class PhaseStart(dict[str, Any]):
-    """What a phase's ``start`` receives: the modules by name, with their weights as they are.
-
-    Args:
-        nets: the modules.
-        draws: named randomness of this start.
-        batch: ``batch(count)`` returns training images with their labels, the first of the phase.
-        averaged: ``averaged(module, index=0)`` returns the state dict of a sampled module under an
-            average of the phase before; its own weights if that phase kept none, or is the first.
-        exported: ``exported(export, module="model", index=0)`` returns the state dict of a module
-            as an earlier phase has exported it, under one of its averages (or its own weights).
-    """
-
-    draws: Draws
-    batch: Callable[[int], Batch]
-    averaged: Callable[..., dict[str, Tensor]]
-    exported: Callable[..., dict[str, Tensor]]
-
-    def __init__(
-        self,
-        nets: Nets,
-        draws: Draws | None = None,
-        batch: Callable[[int], Batch] | None = None,
-        averaged: Callable[..., dict[str, Tensor]] | None = None,
-        exported: Callable[..., dict[str, Tensor]] | None = None,
-    ) -> None:
-        super().__init__(nets)
-        self._known = {"draws": draws, "batch": batch, "averaged": averaged, "exported": exported}
-
-    def __getattr__(self, name: str) -> Any:
-        found = self.__dict__.get("_known", {}).get(name)
-        if found is None:
-            raise AttributeError(f"{type(self).__name__} has no {name!r} here")
-        return found
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of training. Each phase has new optimizers, schedules and averages.
-
-    ``start`` is called once when the phase begins (not when it resumes); ``after_step`` after every
-    optimizer step, for what is not learned by gradients (a target network's moving average).
-    ``export`` names the variant that the phase's final weights become, for methods whose
-    intermediate results are generators too.
-    """
-
-    name: str
-    images: int
-    objectives: tuple[Objective, ...]
-    ema: tuple[EMAConfig, ...]
-    start: Callable[[PhaseStart], None] | None = None
-    after_step: Callable[[Nets, Progress], None] | None = None
-    export: str | None = None
 
 
 @dataclass(frozen=True)
@@ -317,7 +214,9 @@ __all__ = [
     "Declined",
     "Draws",
     "FlowMap",
+    "GeneratedData",
     "Kit",
+    "LossFunction",
     "Method",
     "Nets",
     "Objective",

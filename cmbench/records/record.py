@@ -85,6 +85,15 @@ class PluginRecord(Part):
     version: str
 
 
+class GeneratedRecord(Part):
+    """What the generated data of a phase have cost, whichever run has made them."""
+
+    pairs: Count
+    network_evaluations: Count
+    seconds: Finite
+    bytes: Count = Field(description="on disk, without the noise, which is drawn again")
+
+
 class TrainingRecord(Part):
     """How the generator came to be."""
 
@@ -100,6 +109,11 @@ class TrainingRecord(Part):
         0, description="images through any network in training; a backward pass counts as two"
     )
     seconds_by_phase: dict[str, Finite] = Field(default_factory=dict)
+    generated: dict[str, GeneratedRecord] = Field(
+        default_factory=dict,
+        description="by phase, the data that a model made for it; evaluations and seconds above "
+        "include them",
+    )
     checkpoint_sha256: str = ""
     ema: str = Field("", description="which average of the weights was sampled")
     snapshots: dict[Name, Sha256] = Field(
@@ -274,6 +288,8 @@ class Record(Part):
             del data["training"]["overrides"], data["sampling"]["overrides"], data["label"]
         if not self.copies:  # records that were written without it keep their bytes
             del data["copies"]
+        if not self.training.generated:
+            del data["training"]["generated"]
         if self.schema_version == 1:
             data["sampling"]["times"] = data["sampling"].pop("sigmas")
             del data["first_samples"]

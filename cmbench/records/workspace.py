@@ -2,7 +2,8 @@
 
 ``runs/<dataset>/<run>/`` trainings, ``records/<dataset>/<cell>.json`` records with their artifacts,
 ``imported/<name>`` checkpoints of other projects, ``downloads/<address>`` their files,
-``reports/`` pages, ``cache/`` what can be computed again, ``samples/`` pictures if asked for.
+``generated/<dataset>/`` pairs of noise and images that trainings share, ``reports/`` pages,
+``cache/`` what can be computed again, ``samples/`` pictures if asked for.
 """
 
 from __future__ import annotations
@@ -75,6 +76,11 @@ class Workspace:
     def downloads(self) -> Path:
         """Folder of published files, by their addresses."""
         return self.root / "downloads"
+
+    @property
+    def generated(self) -> Path:
+        """Folder of data that models have generated for trainings, by dataset."""
+        return self.root / "generated"
 
     @property
     def imported(self) -> Path:

@@ -16,6 +16,7 @@ from cmbench.records.provenance import environment
 from cmbench.records.record import (
     DTYPES,
     DatasetRecord,
+    GeneratedRecord,
     MetricRecord,
     PluginRecord,
     Record,
@@ -135,6 +136,7 @@ def _training_record(cell: CellPlan, trained: TrainedRun | None) -> TrainingReco
         images_seen=export.get("images_seen", 0),
         network_evaluations=export.get("network_evaluations", 0),
         seconds_by_phase=export.get("seconds_by_phase", {}),
+        generated={k: GeneratedRecord(**v) for k, v in export.get("generated", {}).items()},
         checkpoint_sha256=export.get("sha256", ""),
         ema=cell.ema,
         overrides=None if run.overrides is None else dict(run.overrides),

@@ -6,10 +6,12 @@ come from a few steps on random images on the current device, if that takes only
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,28 @@ _FP32_BYTES = 4
 
 
 @dataclass(frozen=True)
+class GenerationCost:
+    """Estimates of the data that a model generates for a phase; None where it is not known."""
+
+    phase: str
+    pairs: int
+    bytes: int
+    evaluations: int | None = None
+    flops_per_pair: float | None = None
+    device_hours: float | None = None
+
+
+class Counted(NamedTuple):
+    """What a step on fake tensors tells: of weights, moments and averages the ``fixed_bytes``."""
+
+    images: int
+    flops: float
+    fixed_bytes: float
+    activation_bytes: float
+    generated: tuple[GenerationCost, ...]
+
+
+@dataclass(frozen=True)
 class Cost:
     """Estimates of one training in one process; None where ``note`` says why."""
 
@@ -51,13 +75,14 @@ class Cost:
     peak_bytes: float | None = None
     device_hours: float | None = None
     note: str = ""
+    generated: tuple[GenerationCost, ...] = ()
 
 
 def estimate(context: Context, plan: RunPlan) -> Cost:
     """Estimate a run's cost; what cannot be estimated is None, with the reason in the note."""
     images = round(plan.config.duration_kimg * 1000)
     try:
-        images, flops, fixed, activations = count(context, plan)
+        images, flops, fixed, activations, generated = count(context, plan)
     except Exception as error:  # a failing estimate must not hide the plan
         return Cost(images, note=f"not counted: {_why(error)}")
     peak = fixed + activations
@@ -65,16 +90,24 @@ def estimate(context: Context, plan: RunPlan) -> Cost:
     reason = _too_much(context, flops, fixed)
     if reason:
         at_rate = f"; {flops * images / _SUPPOSED_RATE / 3600:,.0f} h at {_SUPPOSED_RATE:g} FLOP/s"
-        return Cost(images, flops, peak, note=f"not measured: {reason}{at_rate}{advice}")
+        note = f"not measured: {reason}{at_rate}{advice}"
+        return Cost(images, flops, peak, None, note, generated)
     batch = _calibration_batch(context, plan, flops)
     try:
         batch, seconds = _fitting(context, plan, batch)
     except Exception as error:
-        return Cost(images, flops, peak, note=f"not measured: {_why(error)}{advice}")
+        note = f"not measured: {_why(error)}{advice}"
+        return Cost(images, flops, peak, None, note, generated)
     attained = flops / seconds
     how = "eager" if context.device.type == "cuda" else f"{context.threads} thread(s)"
     note = f"{_TIMED} steps of {batch} images on {context.device}, {how}, {attained:.2g} FLOP/s"
-    return Cost(images, flops, peak, seconds * images / 3600, note + advice)
+    timed = tuple(
+        replace(g, device_hours=g.flops_per_pair * g.pairs / attained / 3600)
+        if g.flops_per_pair is not None
+        else g
+        for g in generated
+    )
+    return Cost(images, flops, peak, seconds * images / 3600, note + advice, timed)
 
 
 def _fitting(context: Context, plan: RunPlan, batch: int) -> tuple[int, float]:
@@ -165,8 +198,8 @@ class _Saved:
         return tensor
 
 
-def count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
-    """Return total images, FLOPs per image, bytes of weights, moments and averages, of activations.
+def count(context: Context, plan: RunPlan) -> Counted:
+    """Count a step of the first phase, and the making of a pair for each phase that asks for them.
 
     FLOPs are those of matrix products and convolutions in a step of the first phase, teachers and
     target networks included. Activations are those that autograd keeps for one shard, uncompiled.
@@ -184,7 +217,7 @@ def built_in_place(
     return method, checked_modules(method, modules)
 
 
-def _count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
+def _count(context: Context, plan: RunPlan) -> Counted:
     teacher = stand_in(context, plan, built_in_place)
     method, modules = built_in_place(context, plan, teacher)
     phases = checked_phases(method, modules)
@@ -199,7 +232,28 @@ def _count(context: Context, plan: RunPlan) -> tuple[int, float, float, float]:
     activations = kept[least][1] + each * (shard - least)
     averaged = [*method.sampled_modules(modules)] * len(phases[0].ema)
     fixed = _fixed_bytes(modules, trained, teacher, averaged)
-    return images, kept[most][0] / most, fixed, float(activations)
+    made = tuple(_generation(plan, method, modules, phase) for phase in phases if phase.generated)
+    return Counted(images, kept[most][0] / most, fixed, float(activations), made)
+
+
+def _generation(
+    plan: RunPlan, method: Method, modules: dict[str, nn.Module], phase: Phase
+) -> GenerationCost:
+    """Return the cost of a phase's generated data, without hours."""
+    wanted = phase.generated
+    assert wanted is not None
+    size = wanted.count * wanted.states * math.prod(method.data.data_shape)
+    nets = {name: CountedNetwork(m, plan.config.precision) for name, m in modules.items()}
+    noise = torch.empty(1, *method.data.data_shape)
+    labels = torch.zeros(1, dtype=torch.int64) if plan.config.conditional else None
+    flops: float | None = None
+    with suppress(Exception):  # steps that depend on the images cannot be made with fake ones
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            wanted.make(nets, noise, labels)
+        flops = float(counter.get_total_flops())
+    evaluations = None if wanted.nfe is None else wanted.nfe * wanted.count
+    stored = size * getattr(torch, wanted.dtype).itemsize
+    return GenerationCost(phase.name, wanted.count, stored, evaluations, flops)
 
 
 def _counted_step(
@@ -215,7 +269,7 @@ def _counted_step(
     saved, flops = _Saved(modules), 0.0
     for objective in phase.objectives:
         train_only(modules, objective.trains)
-        batch = _random_batch(method, plan, images, context.device)
+        batch = _random_batch(method, plan, images, context.device, phase)
         with FlopCounterMode(display=False) as counter:
             with torch.autograd.graph.saved_tensors_hooks(saved, lambda kept: kept):
                 loss = objective.loss(nets, batch, Blank(), Progress(0, max(phase.images, 1), 0, 1))
@@ -239,12 +293,18 @@ def _fixed_bytes(
     return float(_FP32_BYTES * numbers)
 
 
-def _random_batch(method: Any, plan: RunPlan, count: int, device: torch.device) -> Batch:
+def _random_batch(
+    method: Any, plan: RunPlan, count: int, device: torch.device, phase: Phase
+) -> Batch:
     images = torch.rand(count, *method.data.data_shape, device=device) * 2 - 1
     classes = method.data.num_classes
     labels = torch.zeros(count, dtype=torch.int64, device=device) if classes else None
     augmented = torch.zeros(count, LABEL_DIM, device=device) if plan.config.augment > 0 else None
-    return Batch(images, labels, augmented)
+    if phase.generated is None:
+        return Batch(images, labels, augmented)
+    states, shape = phase.generated.states, method.data.data_shape
+    target = images if states == 1 else torch.rand(count, states, *shape, device=device) * 2 - 1
+    return Batch(images, labels, augmented, noise=torch.randn_like(images), target=target)
 
 
 # ---- measured on the device at hand --------------------------------------------------------------
@@ -255,9 +315,10 @@ class _RandomFeed:
     method: Any
     plan: RunPlan
     device: torch.device
+    phase: Phase
 
     def batch(self, start: int, count: int, seed: int) -> Batch:
-        return _random_batch(self.method, self.plan, count, self.device)
+        return _random_batch(self.method, self.plan, count, self.device, self.phase)
 
 
 def seconds_per_image(context: Context, plan: RunPlan, batch: int) -> float:
@@ -267,8 +328,8 @@ def seconds_per_image(context: Context, plan: RunPlan, batch: int) -> float:
     group = max(objective.group for objective in state.phases[0].objectives)
     batch = -(-batch // group) * group
     settings = Settings(seed=0, batch_size=batch, precision=plan.config.precision, log_seconds=1e9)
-    trainer = Trainer(state, _RandomFeed(method, plan, context.device), settings)
-    state.enter(0)
+    trainer = Trainer(state, _RandomFeed(method, plan, context.device, state.phases[0]), settings)
+    state.enter(0, start=trainer.phase_start(0))
     for step in range(_WARM_UP + _TIMED):
         if step == _WARM_UP:
             _wait(context.device)

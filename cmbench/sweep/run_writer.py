@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -164,10 +164,14 @@ class RunWriter:
 
 
 def export_facts(state: TrainingState, sha256: str) -> dict[str, Any]:
-    """Return what a result says of exported weights with this hash."""
+    """Return what a result says of exported weights with this hash; generated data are included."""
+    costs = state.generated
+    seconds = state.seconds | {f"{k}, generated data": cost.seconds for k, cost in costs.items()}
+    evaluations = sum(cost.network_evaluations for cost in costs.values())
     return {
         "sha256": sha256,
         "images_seen": state.seen_nimg,
-        "network_evaluations": state.network_evaluations,
-        "seconds_by_phase": {k: round(v, 3) for k, v in state.seconds.items()},
+        "network_evaluations": state.network_evaluations + evaluations,
+        "seconds_by_phase": {k: round(v, 3) for k, v in seconds.items()},
+        "generated": {phase: asdict(cost) for phase, cost in costs.items()},
     }

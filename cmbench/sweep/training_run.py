@@ -15,6 +15,7 @@ from cmbench.networks.base import num_parameters
 from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Teacher
 from cmbench.sweep.context import Context
+from cmbench.sweep.generated import pair_root, require_makers
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.rehearsal import rehearse
 from cmbench.sweep.run_files import MAIN, read_result_file, require_described, require_run
@@ -120,6 +121,7 @@ def _train(
         dataset = context.dataset(plan.dataset).to(context.device)
         state, saved, threads = _open_state(context, plan, folder, teacher)
         require_variants(state.method, state.phases, variants)
+        require_makers(state.phases, plan)
     if world.lead(lambda: state.seen_nimg) != state.seen_nimg:
         raise UserError(
             f"run folder {folder}",
@@ -134,6 +136,7 @@ def _train(
     with world.together():
         if world.leads:
             watchers = writer.begin(state, dataset.sha256, resumed=saved is not None)
+    watchers.pairs = pair_root(context, plan, dataset, state, teacher)
     _watch(context, plan, Trainer(state, DatasetFeed(dataset, plan.config), settings, watchers))
     return TrainedRun(plan, folder, world.lead(lambda: writer.finish(state)))
 

@@ -17,7 +17,16 @@ from torch.nn.modules.dropout import _DropoutNd
 from cmbench.errors import PluginError, UserError
 from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.manager import PluginManager
-from cmbench.plugin.method import Batch, DataInfo, Draws, Method, Objective, Progress, Teacher
+from cmbench.plugin.method import (
+    Batch,
+    DataInfo,
+    Draws,
+    GeneratedData,
+    Method,
+    Objective,
+    Progress,
+    Teacher,
+)
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.context import Context
 from cmbench.sweep.planning import plan_cells, plan_run
@@ -80,11 +89,22 @@ def progress(step: int = 3, total_steps: int = 10) -> Progress:
     return Progress(step * BATCH, total_steps * BATCH, step, total_steps)
 
 
+def as_target(images: Tensor, states: int) -> Tensor:
+    """Return images ``[N, C, H, W]`` as targets of generated data: halved from state to state."""
+    if states == 1:
+        return images
+    return torch.stack([images / 2**i for i in reversed(range(states))], 1)
+
+
 @dataclass
 class RandomFeed:
-    """Random images and labels by their position in the stream (see ``training.settings.Feed``)."""
+    """Random images and labels by their position in the stream (see ``training.settings.Feed``).
+
+    With ``states``, they are pairs with so many images each.
+    """
 
     data: DataInfo
+    states: int | None = None
 
     def batch(self, start: int, count: int, seed: int) -> Batch:
         """Return images ``start … start + count - 1``, each from a generator of its own."""
@@ -93,7 +113,11 @@ class RandomFeed:
         images = [torch.randn(self.data.data_shape, generator=g) / 2 for g in generators]
         classes = self.data.num_classes
         labels = (7 * indices + 1) % classes if classes else None
-        return Batch(torch.stack(images).clamp(-1, 1), labels, indices=indices)
+        batch = Batch(torch.stack(images).clamp(-1, 1), labels, indices=indices)
+        if self.states is None:
+            return batch
+        noise = torch.stack([torch.randn(self.data.data_shape, generator=g) for g in generators])
+        return replace(batch, noise=noise, target=as_target(batch.images, self.states))
 
 
 @dataclass
@@ -132,7 +156,17 @@ class Case:
 
     def batch(self, count: int | None = None) -> Batch:
         """Return training images, by default those of a step."""
-        return RandomFeed(self.data).batch(0, count or self.batch_size, 0)
+        return self.feed.batch(0, count or self.batch_size, 0)
+
+    @property
+    def generated(self) -> list[GeneratedData]:
+        """What the phases ask a model to generate."""
+        return [p.generated for p in self.state().phases if p.generated is not None]
+
+    @property
+    def feed(self) -> RandomFeed:
+        """Random images, and pairs if a phase trains on generated data."""
+        return RandomFeed(self.data, max((g.states for g in self.generated), default=None))
 
     def objectives(self) -> Iterator[tuple[TrainingState, Objective]]:
         """Enter every phase in turn and yield its objectives; nothing is trained."""
@@ -205,7 +239,7 @@ def trainer(
         should_stop=should_stop,
         exported=exports.state_dict,
     )
-    return Trainer(state, feed or RandomFeed(case.data), settings, watchers)
+    return Trainer(state, feed or case.feed, settings, watchers)
 
 
 @dataclass

@@ -124,7 +124,7 @@ def _die(subject: Subject, folder: Path, at: int) -> None:
 
     def child(rank: int, pipe: Connection) -> None:
         case = subject.case()
-        trainer(case, feed=DeadlyFeed(case.data, at), save=save).train()
+        trainer(case, feed=DeadlyFeed(case.data, case.feed.states, at), save=save).train()
 
     with children(child, 1):
         pass

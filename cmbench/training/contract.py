@@ -13,7 +13,7 @@ from torch import nn
 
 from cmbench.errors import PluginError, UserError
 from cmbench.plugin.config import EMAConfig, OptimizerConfig
-from cmbench.plugin.method import Method, Objective, Phase
+from cmbench.plugin.method import GeneratedData, Method, Objective, Phase
 
 #: Exports become file names.
 _EXPORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
@@ -77,6 +77,30 @@ def _check_phase(method: Method, phase: Phase, modules: Mapping[str, nn.Module])
         raise _broken(method, f"{who} the objectives {phase.objectives!r}", "one Objective or more")
     for objective in phase.objectives:
         _check_objective(method, who, objective, modules)
+    if phase.generated is not None:
+        _check_generated(method, who, phase, modules)
+
+
+def _check_generated(
+    method: Method, who: str, phase: Phase, modules: Mapping[str, nn.Module]
+) -> None:
+    wanted: Any = phase.generated
+    if not isinstance(wanted, GeneratedData):
+        raise _broken(method, f"{who} the generated data {wanted!r}", "a GeneratedData")
+    for name, least in (("count", 1), ("states", 1), ("nfe", 0)):
+        number = getattr(wanted, name)
+        if (name, number) != ("nfe", None) and not (isinstance(number, int) and number >= least):
+            raise _broken(method, f"{who} generated data with {name} {number!r}", f"from {least}")
+    if wanted.dtype not in ("float16", "float32"):
+        raise _broken(method, f"{who} generated data in {wanted.dtype!r}", "float16 or float32")
+    if not isinstance(wanted.solver, str) or not wanted.solver:
+        allowed = "a text that names how they are made, with every setting"
+        raise _broken(method, f"{who} generated data by the solver {wanted.solver!r}", allowed)
+    trained = {name for objective in phase.objectives for name in objective.trains}
+    makers: Any = wanted.made_by
+    if isinstance(makers, str) or not {*makers} <= modules.keys() - trained:
+        allowed = f"a tuple of any of {_listed(modules.keys() - trained) or 'none'}, not trained"
+        raise _broken(method, f"{who} generated data made by {makers!r}", allowed)
 
 
 def _check_objective(

@@ -20,9 +20,11 @@ from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Objective, PhaseStart, Progress
 from cmbench.seeds import derive_seed
 from cmbench.training.distributed import RELAYED, LostProcessError, SharedFailureError
+from cmbench.training.generating import PairMaker, make_missing
 from cmbench.training.memory import memory_explained
 from cmbench.training.meter import Meter
 from cmbench.training.optimizers import learning_rate
+from cmbench.training.pairs import PairFeed
 from cmbench.training.randomness import StepDraws, seed_global
 from cmbench.training.settings import Feed, Settings, Watchers
 from cmbench.training.state import TrainingState
@@ -44,6 +46,8 @@ class Trainer:
         self.state, self.feed, self.settings = state, feed, settings
         self.watchers = watchers or Watchers()
         self.nets = counted_networks(state, settings)
+        #: where the batches of the current phase come from
+        self._batches = feed
         self.meter = Meter(state, settings)
 
     def train(self) -> str | None:
@@ -62,6 +66,8 @@ class Trainer:
             if index != state.phase_index:
                 with self.settings.world.together():
                     state.enter(index, start=self.phase_start(index))
+            if stop := self.generate():
+                return stop
             while self.should_continue():
                 due, unsaved, stop = self.step_together()
                 if due:
@@ -72,6 +78,27 @@ class Trainer:
                     return stop
             self.finish_phase()
         return None
+
+    def generate(self) -> str | None:
+        """Make or find the data that the current phase asks for; return why it stopped, or None."""
+        state, settings, pairs = self.state, self.settings, self.watchers.pairs
+        wanted = state.phase.generated
+        self._batches = self.feed
+        if wanted is None or pairs is None or not self.should_continue():
+            return None
+        stored = pairs.open(wanted)
+        size = settings.microbatch_size or settings.batch_size // settings.world.size
+        networks = [*self.nets.values(), *state.observed]
+        maker = PairMaker(self.nets, networks, state.device, size, fixed_batch=settings.compile)
+        with self.memory_of_step():
+            stop = make_missing(
+                stored, maker, settings.world, self.watchers.should_stop, pairs.progress
+            )
+        if stop is None:
+            state.generated[state.phase.name] = stored.cost()
+            self._batches = PairFeed(stored, state.device)
+            self.meter.begin()
+        return stop
 
     def phase_start(self, index: int) -> PhaseStart:
         """Return what the start of phase ``index`` receives, before the phase is entered."""
@@ -175,7 +202,7 @@ class Trainer:
         with together, self.memory_of_step():
             for first, count in world.shards(settings.batch_size, settings.microbatch_size):
                 position = state.seen_nimg + first
-                batch = self.feed.batch(position, count, settings.seed)
+                batch = self._batches.batch(position, count, settings.seed)
                 draws = StepDraws(settings.seed, position)
                 seed_global(settings.seed, "dropout", position, index)
                 per_image = objective.loss(self.nets, batch, draws, progress)

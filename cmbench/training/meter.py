@@ -24,8 +24,12 @@ class Meter:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._bad_nimg: Tensor | None = None
-        self._started = self._last = self._saved = time.perf_counter()
         self._steps = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the clock again: what took time until now belongs to no step."""
+        self._started = self._last = self._saved = time.perf_counter()
 
     def see_loss(self, loss: Tensor) -> None:
         """Log a loss; raise if it is not finite (see :meth:`_refuse`)."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cmbench.plugin.method import Batch
 from cmbench.training.distributed import World
+from cmbench.training.pairs import PairRoot
 from cmbench.training.state import TrainingState
 
 
@@ -46,3 +47,5 @@ class Watchers:
     should_stop: Callable[[], str | None] = lambda: None
     #: ``exported(export, module, index)``, see :class:`cmbench.plugin.method.PhaseStart`
     exported: Callable[..., dict[str, Tensor]] | None = None
+    #: where phases with generated data store it; None leaves it to the feed
+    pairs: PairRoot | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from cmbench.plugin.method import Method, Objective, Phase, PhaseStart
 from cmbench.training.contract import checked_phases, sampled_modules
 from cmbench.training.ema import WeightAverage
 from cmbench.training.optimizers import load_state_tensors, make_optimizer, state_tensors
+from cmbench.training.pairs import PairCost
 from cmbench.training.scaling import LossScaler
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class TrainingState:
         self.seen_nimg = 0
         self.network_evaluations = 0
         self.seconds: dict[str, float] = {}
+        #: what the generated data of each phase have cost
+        self.generated: dict[str, PairCost] = {}
         self.optimizers: list[torch.optim.Optimizer] = []
         self.averages: list[WeightAverage] = []
         #: whether losses are scaled (fp16); the loop sets it before the first step
@@ -241,6 +245,7 @@ class TrainingState:
             "seen_nimg": self.seen_nimg,
             "network_evaluations": self.network_evaluations,
             "seconds": self.seconds,
+            "generated": {phase: asdict(cost) for phase, cost in self.generated.items()},
         }
 
     def load(
@@ -259,6 +264,7 @@ class TrainingState:
         self.nimg, self.seen_nimg = int(meta["nimg"]), int(meta["seen_nimg"])
         self.network_evaluations = int(meta["network_evaluations"])
         self.seconds = {k: float(v) for k, v in meta["seconds"].items()}
+        self.generated = {k: PairCost(**v) for k, v in meta.get("generated", {}).items()}
         self.enter(int(meta["phase_index"]), resumed=True)
         for index, optimizer in enumerate(self.optimizers):
             found = under(tensors, f"optimizer.{index}.")

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from toy import Toy
 
 from cmbench.errors import BrokenRunError, MissingError
-from cmbench.plugin.method import Batch, Draws, Nets, Progress
+from cmbench.plugin.method import Batch, Draws, Nets, Phase, Progress
 from cmbench.sweep import estimate as module
 from cmbench.sweep.context import Context
 from cmbench.sweep.estimate import _Saved, count, estimate, seconds_per_image
@@ -48,7 +48,7 @@ def training(context: Context, plan: RunPlan) -> tuple[TrainingState, Callable[[
 @pytest.mark.parametrize("method", ["edm", "sct", "cd"])
 def test_flops_are_those_of_a_real_step(context: Context, method: str) -> None:
     plan = planned(context, method)
-    images, flops, _, _ = count(context, plan)
+    images, flops, *_ = count(context, plan)
     _, step = training(context, plan)
     with FlopCounterMode(display=False) as counter:
         step()
@@ -58,7 +58,7 @@ def test_flops_are_those_of_a_real_step(context: Context, method: str) -> None:
 
 def test_memory_is_what_a_real_step_keeps(context: Context) -> None:
     plan = planned(context, "edm")
-    _, _, fixed, activations = count(context, plan)
+    _, _, fixed, activations, _ = count(context, plan)
     state, step = training(context, plan)
     step()  # the optimizer has its moments
     numbers = sum(p.numel() for p in state.modules["model"].parameters())
@@ -133,7 +133,7 @@ def test_a_calibration_on_a_gpu_is_said_to_be_eager(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = planned(context, "edm")
-    monkeypatch.setattr(module, "count", lambda *_: (1000, 1e9, 0.0, 0.0))
+    monkeypatch.setattr(module, "count", lambda *_: (1000, 1e9, 0.0, 0.0, ()))
     monkeypatch.setattr(module, "seconds_per_image", lambda *_: 36.0)
     context.device = torch.device("cuda")
     assert estimate(context, plan).note.startswith("3 steps of 4 images on cuda, eager, ")
@@ -169,14 +169,15 @@ def test_a_calibration_that_fails_leaves_what_was_counted(
 def test_a_large_network_is_calibrated_on_one_image(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "count", lambda *_: (1000, 0.6e10, 0.0, 0.0))
+    monkeypatch.setattr(module, "count", lambda *_: (1000, 0.6e10, 0.0, 0.0, ()))
     monkeypatch.setattr(module, "seconds_per_image", lambda *_: 36.0)
     assert estimate(context, planned(context, "edm")).note.startswith("3 steps of 1 images on cpu")
 
 
 def test_random_batches_are_like_those_of_the_data(context: Context) -> None:
     plan = planned(context, "edm", "conditional=true")
-    batch = module._random_batch(plan.method(context), plan, 3, torch.device("cpu"))
+    phase = Phase("train", 1, (), ())
+    batch = module._random_batch(plan.method(context), plan, 3, torch.device("cpu"), phase)
     real = context.dataset("digits").batch(0, 3, 0)
     assert batch.labels is not None
     assert real.labels is not None
@@ -253,7 +254,7 @@ def test_published_size_without_data_or_gpu(
 def test_peak_memory_on_cuda(context: Context) -> None:
     plan = plan_run(context, "edm", "digits", "smoke", 0, ("batch_size=1024",))
     context.device = torch.device("cuda")
-    _, _, fixed, activations = count(context, plan)
+    _, _, fixed, activations, _ = count(context, plan)
     _, step = training(context, plan)
     step()
     torch.cuda.reset_peak_memory_stats()

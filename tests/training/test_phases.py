@@ -169,7 +169,7 @@ def test_shards_never_cut_a_group(toys: Context, microbatch: int | None, cut: bo
 
 def test_a_loss_of_groups_is_costed(toys: Context) -> None:
     Grouped.sizes.clear()
-    images, flops, _, activations = count(toys, planned(toys, Grouped))
+    images, flops, _, activations, _ = count(toys, planned(toys, Grouped))
     assert (images, flops > 0, activations > 0) == (320, True, True)
     assert all(size % 4 == 0 for size in Grouped.sizes)
 
