@@ -22,6 +22,7 @@ from cmbench.plugin.specs import (
     NetworkSpec,
     StudySpec,
 )
+from cmbench_plugins._costs import COSTS
 from cmbench_plugins._samplers import DDIM, DIFFUSION, MULTISTEP, ONE_STEP
 
 _CONSISTENCY = {"boundary": dict[str, Any]()}
@@ -30,9 +31,9 @@ _STUDIES = Path(__file__).parent / "studies"
 
 
 def _method(name: str, factory: str, title: str, **facts: Any) -> MethodSpec:
-    """Return a method's spec; its recipes are ``recipes/<name>.toml``."""
-    recipes = _RECIPES / f"{name}.toml"
-    return MethodSpec(name, f"cmbench_plugins.{factory}", title, recipes=recipes, **facts)
+    """Return a method's spec; its recipes are ``recipes/<name>.toml``, its cost is in `COSTS`."""
+    facts |= {"recipes": _RECIPES / f"{name}.toml", "cost": COSTS.get(name)}
+    return MethodSpec(name, f"cmbench_plugins.{factory}", title, **facts)
 
 
 METHODS = [

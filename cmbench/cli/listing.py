@@ -27,7 +27,19 @@ KINDS = (
 
 #: Columns of the plain table of each kind.
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "methods": ("name", "title", "family", "year", "reference"),
+    "methods": (
+        "name",
+        "title",
+        "family",
+        "year",
+        "teacher",
+        "data",
+        "generated",
+        "calls",
+        "forwards",
+        "nfe",
+        "reference",
+    ),
     "datasets": ("name", "title", "data_shape", "num_classes", "license"),
     "metrics": ("name", "title", "needs", "reference"),
     "networks": ("name", "title", "reference"),
@@ -59,10 +71,20 @@ def rows_of(kind: str, manager: PluginManager) -> list[dict[str, Any]]:
     rows = []
     for name, spec in registry.specs.items():
         row = {k: _plain(v) for k, v in spec._asdict().items()}
+        row |= _cost_columns(row.pop("cost", None), spec)
         rows.append({**row, "plugin": registry.owners[name].distribution})
     if kind == "datasets":
         rows += _own_datasets(registry.specs)
     return rows
+
+
+def _cost_columns(cost: dict[str, Any] | None, spec: Any) -> dict[str, Any]:
+    """Return what a training step takes: calls in words, and in forward passes."""
+    if cost is None:
+        return {}
+    facts = {name: cost[name] for name in ("teacher", "data", "generated", "nfe", "notes")}
+    forwards = f"{spec.cost.forward_equivalents:.4g}"
+    return facts | {"calls": spec.cost.summary, "forwards": float(forwards)}
 
 
 def _own_datasets(registered: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -111,5 +133,7 @@ def _cell(row: dict[str, Any], column: str) -> str:
     value = row.get(column, "")
     if column == "title" and row.get("default"):
         return f"{value} (default)"
+    if isinstance(value, float):
+        return f"{value:g}"
     joint = "x" if column == "data_shape" else ", "
     return joint.join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -34,6 +34,53 @@ class SamplerSpec(NamedTuple):
     reference: str = ""
 
 
+class TrainingCost(NamedTuple):
+    """What a training step of a method costs at its default options, for listings.
+
+    The four counts are network evaluations per image of the batch and step, of all networks and the
+    teacher's; means where networks take turns.
+
+    Args:
+        calls: evaluations without a gradient (of a teacher, a target, another network).
+        graded: evaluations whose weights receive a gradient.
+        input_graded: evaluations of frozen weights that pass a gradient on to their input.
+        tangents: derivatives carried along with an evaluation (``forward_with_tangent``).
+        teacher: ``"no"``, ``"weights"`` (training starts from its network), ``"yes"`` (every step
+            evaluates it) or ``"for data"`` (it makes what ``generated`` says).
+        data: what a step takes of the dataset: ``"images"``, ``"labels"``, ``"no"``.
+        generated: what a model makes before training, such as ``"1M pairs x 35 NFE"``.
+        nfe: which numbers of evaluations it samples with.
+        notes: what changes the counts, such as ``"6 with solver = heun"``.
+    """
+
+    calls: float = 0.0
+    graded: float = 1.0
+    input_graded: float = 0.0
+    tangents: float = 0.0
+    teacher: str = "no"
+    data: str = "images"
+    generated: str = "no"
+    nfe: str = "any"
+    notes: str = ""
+
+    @property
+    def forward_equivalents(self) -> float:
+        """The step in forward passes: a backward pass is two, one to the input alone is one."""
+        return self.calls + 3 * self.graded + 2 * self.input_graded + self.tangents
+
+    @property
+    def summary(self) -> str:
+        """The counts in words, as ``2 + 1 graded``."""
+        parts = [f"{self.calls:g}"] if self.calls else []
+        for count, kind in (
+            (self.tangents, "tangent"),
+            (self.graded, "graded"),
+            (self.input_graded, "graded to its input"),
+        ):
+            parts += [f"{count:g} {kind}"] if count else []
+        return " + ".join(parts)
+
+
 class MethodSpec(NamedTuple):
     """A way to get a generator.
 
@@ -43,7 +90,8 @@ class MethodSpec(NamedTuple):
     method that ``cmbench run`` takes when none is named; of several, the first that is loaded.
     ``samples_imported`` says which imported networks the method can sample: their parameterization
     (``"edm"`` for a denoiser, ``"boundary"`` for a consistency function) -> the options under which
-    the method reads a network so. ``samplers`` are those that ``--sampler`` chooses from.
+    the method reads a network so. ``samplers`` are those that ``--sampler`` chooses from. ``cost``
+    says what training takes; ``cmbench list methods`` shows it.
     """
 
     name: str
@@ -60,6 +108,7 @@ class MethodSpec(NamedTuple):
     #: set by the loader: datasets with recipe files of their own, which may have some for this one
     dataset_recipes: tuple[tuple[str, Path], ...] = ()
     samplers: tuple[SamplerSpec, ...] = ()
+    cost: TrainingCost | None = None
 
 
 class DatasetSpec(NamedTuple):
@@ -200,6 +249,9 @@ def spec_problem(spec: Any, distribution: str = "cmbench") -> str:
     if not isinstance(file, Path):
         return f"{name!r}: file {file!r} (allowed: a pathlib.Path)"
     problem = _dataset_problem(spec) if isinstance(spec, DatasetSpec) else ""
+    cost = getattr(spec, "cost", None)
+    if not isinstance(cost, TrainingCost | None):
+        problem = f"cost {cost!r} (allowed: a TrainingCost or None)"
     ours = distribution == "cmbench"
     if isinstance(spec, MetricSpec) and not ours and _RESERVED.fullmatch(name):
         problem = "FID and KID are names of the 2015 Inception network (use fd-NAME or kd-NAME)"

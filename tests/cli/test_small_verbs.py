@@ -101,6 +101,29 @@ def test_listed_methods_say_where_they_come_from(
     assert {"method": "toy", "dataset": "toys", "recipe": "staged"} in recipes
 
 
+def test_listed_methods_say_what_they_cost(cmbench: Command) -> None:
+    lines = cmbench("list", "methods").out.splitlines()
+    header = lines[0]
+    (line,) = [line for line in lines if line.startswith("diff-instruct")]
+    found = {
+        name: line[header.index(name) :].split("  ")[0]
+        for name in ("TEACHER", "DATA", "GENERATED", "CALLS", "FORWARDS", "NFE")
+    }
+    assert found == {
+        "TEACHER": "yes",
+        "DATA": "labels",
+        "GENERATED": "no",
+        "CALLS": "3 + 2 graded",
+        "FORWARDS": "9",
+        "NFE": "1",
+    }
+    rows = {r["name"]: r for r in json.loads(cmbench("list", "methods", "--json").out)}
+    assert rows["sid"]["calls"] == "1 + 2 graded + 2 graded to its input"
+    assert rows["sid"]["forwards"] == 11
+    assert "cost" not in rows["sid"]
+    assert "GAN term" in rows["dmd2"]["notes"]
+
+
 def test_a_listing_marks_the_default_method(cmbench: Command, plugins: PluginManager) -> None:
     marked = [line for line in cmbench("list", "methods").out.splitlines() if "(default)" in line]
     assert len(marked) == 1

@@ -269,6 +269,7 @@ def test_strict_mode_is_fatal_and_names_all(
         (GOOD._replace(name="x" * 61), "name 'xxx"),
         (GOOD._replace(name=3), "name 3"),
         (GOOD._replace(title=None), "'good': title None"),
+        (GOOD._replace(cost=3), "'good': cost 3 (allowed: a TrainingCost or None)"),
         (GOOD._replace(factory="nowhere"), "'good': factory 'nowhere' (allowed: 'package.module:"),
         (GOOD._replace(factory=dict), "'good': factory <class 'dict'>"),
         (GOOD._replace(recipes="good.toml"), "'good': recipes 'good.toml' (allowed: a pathlib"),
