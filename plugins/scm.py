@@ -10,16 +10,20 @@ Two choices of the paper's comparisons are here as well: ``n_points`` replaces t
 discrete one on that many noise levels (Sec. 5.3), ``parameterization = "edm"`` reads the network
 as one that was trained with EDM's preconditioning and receives ``ln(sigma) / 4``.
 
+With ``guidance``, sCD distils its teacher under classifier-free guidance (App. G, ImageNet-512): a
+strength is drawn per image and given to the student as a condition; the teacher is called twice.
+
 Not to confuse with SCT ("stable consistency tuning", arXiv:2410.18958).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from cmbench.diffusion.consistency_sampling import multistep_trigflow
@@ -58,17 +62,33 @@ from cmbench.plugin.method import (
 )
 from cmbench.training.randomness import RandomState, replayed
 from cmbench.training.resident import resident
+from cmbench_plugins._guidance import (
+    GUIDANCE,
+    Conditions,
+    GuidanceConfig,
+    given,
+    guided_velocity,
+    require_guidable,
+)
 from cmbench_plugins._sigmas import multistep_plan
 from cmbench_plugins._teachers import distilled
 from cmbench_plugins.edm import initial_network
 
-__all__ = ["SCD", "SCT", "SCMConfig"]
+__all__ = ["SCD", "SCT", "SCDConfig", "SCMConfig"]
 
 #: What a network receives as time, and the sign of its output as TrigFlow's F (App. B.1).
 _AS_TRIGFLOW: dict[str, tuple[Literal["t", "log-sigma"], float]] = {
     "trigflow": ("t", 1.0),
     "edm": ("log-sigma", -1.0),
 }
+
+
+class Ends(NamedTuple):
+    """Data, noise and classes of the images whose trajectories are followed."""
+
+    x0: Tensor
+    z: Tensor
+    labels: Tensor | None
 
 
 class SCMConfig(MethodConfig):
@@ -105,6 +125,24 @@ class SCMConfig(MethodConfig):
     )
 
 
+class SCDConfig(SCMConfig):
+    """Hyper-parameters of sCD."""
+
+    guidance: GuidanceConfig | None = Field(
+        None,
+        description="guidance of the teacher that is distilled; needs a conditional recipe and "
+        "network.conditions = ['guidance']; none if not given",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave ``guidance`` out where there is none: recipes without it keep their hash."""
+        table: dict[str, Any] = handler(self)
+        if self.guidance is None:
+            table.pop("guidance", None)
+        return table
+
+
 class SCT(Method):
     """Algorithm 1 with the trajectory's slope from data and noise."""
 
@@ -122,9 +160,13 @@ class SCT(Method):
         """The network and the adaptive weight learn together."""
         return tuple(nets)
 
-    def slope(self, x_t: Tensor, t: Tensor, x0: Tensor, z: Tensor, labels: Tensor | None) -> Tensor:
+    def told(self, draws: Draws, like: Tensor) -> Conditions:
+        """Return what the network receives beside the time, ``[N]`` by name: nothing."""
+        return {}
+
+    def slope(self, x_t: Tensor, t: Tensor, ends: Ends, told: Conditions) -> Tensor:
         """``dx_t/dt`` (line 5): for training, the conditional velocity ``cos t z - sin t x0``."""
-        return trigflow_velocity_target(x0, z, t)
+        return trigflow_velocity_target(ends.x0, ends.z, t)
 
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         """Algorithm 1, lines 3 to 10."""
@@ -132,13 +174,14 @@ class SCT(Method):
         z = sd * draws.normal("noise", x0)
         t, s = self.times(draws, x0[:, 0, 0, 0])
         x_t = trigflow_interpolate(x0, z, t)
-        dx_dt = self.slope(x_t, t, x0, z, batch.labels)
+        told = self.told(draws, t)
+        dx_dt = self.slope(x_t, t, Ends(x0, z, batch.labels), told)
 
         r = warmup(progress.step, c.warmup_steps)
         if s is None:
-            F, g = self.tangent(nets["model"], x_t, t, dx_dt, r, batch.labels)
+            F, g = self.tangent(nets["model"], x_t, t, dx_dt, r, batch.labels, told)
         else:
-            F, g = self.discrete(nets["model"], x_t, t, s, dx_dt, r, batch.labels)
+            F, g = self.discrete(nets["model"], x_t, t, s, dx_dt, r, batch.labels, told)
         self.log_tangent(progress, g, t)
         g = self.bounded(g)
 
@@ -172,7 +215,14 @@ class SCT(Method):
         return sigma_to_t(self.discrete_grid(), self.sigma_data)
 
     def tangent(
-        self, network: Any, x_t: Tensor, t: Tensor, dx_dt: Tensor, r: float, labels: Tensor | None
+        self,
+        network: Any,
+        x_t: Tensor,
+        t: Tensor,
+        dx_dt: Tensor,
+        r: float,
+        labels: Tensor | None,
+        told: Conditions,
     ) -> tuple[Tensor, Tensor]:
         """Return ``F`` (graded) and ``g = cos t df^-/dt`` (lines 7 and 8), warmed up to ``r``."""
         c, sd = self.config, self.sigma_data
@@ -180,7 +230,7 @@ class SCT(Method):
         inputs = jvp_inputs(t, dx_dt, x_t, sd, noise_embedding=embedding)
         dtype = torch.float32 if c.tangent_dtype == "fp32" else None
         raw, d_raw = network.forward_with_tangent(
-            *inputs, labels, mode=c.tangent_mode, tangent_dtype=dtype
+            *inputs, labels, mode=c.tangent_mode, tangent_dtype=dtype, **given(told)
         )
         F, dF = sign * raw, sign * d_raw
         return F, rearranged_tangent(F.detach(), dF, x_t, dx_dt, t, r, sd)
@@ -194,14 +244,15 @@ class SCT(Method):
         dx_dt: Tensor,
         r: float,
         labels: Tensor | None,
+        told: Conditions,
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`tangent`, by the difference of two outputs, one DDIM step apart (Sec. 5.3)."""
         sd, read_as = self.sigma_data, _AS_TRIGFLOW[self.config.parameterization]
         randomness = RandomState.of(x_t.device)
-        F = TrigFlowModel(network, sd, *read_as).raw(x_t, t, labels)
+        F = TrigFlowModel(network, sd, *read_as).raw(x_t, t, labels, **given(told))
         with torch.no_grad(), replayed(randomness):
             x_s = trigflow_ddim_step(x_t, dx_dt, t, s)
-            f_s = TrigFlowConsistency(network, sd, *read_as)(x_s, s, labels)
+            f_s = TrigFlowConsistency(network, sd, *read_as)(x_s, s, labels, **given(told))
             f_t = velocity_to_denoised(x_t, t, sd * F)
             cosine = append_dims(torch.cos(t), x_t)
             full = cosine * discrete_tangent(f_t, f_s, t, s)
@@ -224,10 +275,19 @@ class SCT(Method):
             here = (third == index).to(norm)
             progress.log(f"tangent_norm_{name}", (norm * here).sum() / here.sum().clamp_min(1))
 
+    def told_in_sampling(self, images: Tensor) -> Conditions:
+        """Return what the network receives beside the time for ``images`` ``[N, C, H, W]``."""
+        return {}
+
     def consistency_function(self, nets: Nets) -> ConsistencyFunction:
         """``f`` of the trained network: TrigFlow's denoiser at the same F, in EDM's frame."""
         read_as = _AS_TRIGFLOW[self.config.parameterization]
-        return TrigFlowModel(nets["model"], self.sigma_data, *read_as).denoise
+        model = TrigFlowModel(nets["model"], self.sigma_data, *read_as)
+
+        def f(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+            return model.denoise(x, sigma, labels, **given(self.told_in_sampling(x)))
+
+        return f
 
     # ---- sampling ------------------------------------------------------------------------------
 
@@ -246,8 +306,9 @@ class SCT(Method):
         """Denoise, add noise, denoise again (Sec. 2.1)."""
         sigmas = torch.tensor(plan.sigmas, dtype=torch.float64)
         read_as = _AS_TRIGFLOW[self.config.parameterization]
+        f = TrigFlowConsistency(nets["model"], self.sigma_data, *read_as)
         return multistep_trigflow(
-            TrigFlowConsistency(nets["model"], self.sigma_data, *read_as),
+            partial(f, **given(self.told_in_sampling(noise))),
             noise,
             sigma_to_t(sigmas, self.sigma_data),
             self.sigma_data,
@@ -259,12 +320,30 @@ class SCT(Method):
 class SCD(SCT):
     """Algorithm 1 with the trajectory's slope from the teacher, ``dx_t/dt = sd F_teacher``."""
 
+    Config = SCDConfig
+    config: SCDConfig
+
     def build(self, kit: Kit) -> dict[str, nn.Module]:
-        """As sCT's; the teacher also drives training."""
+        """As sCT's; the teacher also drives training.
+
+        Raises:
+            UserError: guidance without classes, or without the network's condition.
+        """
+        require_guidable(self.config, self.config.guidance)
         self.teacher = kit.teacher
         return super().build(kit)
 
-    def slope(self, x_t: Tensor, t: Tensor, x0: Tensor, z: Tensor, labels: Tensor | None) -> Tensor:
-        """``dx_t/dt`` of the teacher's PF-ODE (line 5, distillation)."""
+    def told(self, draws: Draws, like: Tensor) -> Conditions:
+        """Return the strength of guidance, uniform between its bounds, where there is guidance."""
+        g = self.config.guidance
+        return {} if g is None else g.drawn(draws, like)
+
+    def told_in_sampling(self, images: Tensor) -> Conditions:
+        """Return the strength that the recipe samples with, where there is guidance."""
+        g = self.config.guidance
+        return {} if g is None else {GUIDANCE: images.new_full((len(images),), g.sampled)}
+
+    def slope(self, x_t: Tensor, t: Tensor, ends: Ends, told: Conditions) -> Tensor:
+        """``dx_t/dt`` of the teacher's PF-ODE (line 5, distillation), guided where asked."""
         with torch.no_grad():
-            return distilled(self, self.teacher).velocity(x_t, t, labels)
+            return guided_velocity(distilled(self, self.teacher), x_t, t, ends.labels, told)

@@ -51,7 +51,12 @@ _RUN = "run:"
 _SEED = 0
 #: Network options that a student does not share with its teacher, with the values for none:
 #: dropout acts in training only, and conditions that a teacher lacks start at zero.
-_OWN: Table = {"dropout": 0.0, "dropout_max_resolution": None, "conditions": ()}
+_OWN: Table = {
+    "dropout": 0.0,
+    "dropout_max_resolution": None,
+    "label_dropout": 0.0,
+    "conditions": (),
+}
 #: Hexadecimal digits of the content hash in a reference.
 _DIGITS = 16
 

@@ -318,10 +318,10 @@ def test_published_recipes_train_the_same_run_on_one_to_eight_gpus(context: Cont
     """Shards that all these numbers of processes share evenly; whole batches are for one only."""
     seen = 0
     for name, spec in context.plugins.methods.specs.items():
-        published = [d for d, recipe in recipe_names(spec) if recipe == "paper"]
+        published = [(d, recipe) for d, recipe in recipe_names(spec) if recipe.startswith("paper")]
         assert published, name
-        for dataset in published:
-            plan = plan_run(context, name, dataset, "paper", 0)
+        for dataset, recipe in published:
+            plan = plan_run(context, name, dataset, recipe, 0)
             while plan is not None:
                 batch, shard = plan.config.batch_size, plan.config.microbatch_size
                 if batch > 128:
@@ -481,3 +481,51 @@ def test_the_loader_tells_methods_of_datasets_with_recipes(brought: Path, order:
         assert manager.register(plugin, PluginInfo(name, "p", name, "1")).status == "ok"
     assert manager.methods.get("m").dataset_recipes == (("sea", brought),)
     assert recipe_names(manager.methods.get("m")) == [("sea", "own"), ("sea", "longer")]
+
+
+LSUN = ("lsun-bedroom256", "lsun-cat256")
+SIZES = ("paper", "paper-m", "paper-l", "paper-xl")
+
+
+@pytest.mark.parametrize(
+    ("method", "dataset", "names"),
+    [
+        *((m, "imagenet512", (*SIZES, "paper-xxl")) for m in ("edm", "sct", "scd")),
+        *((m, "imagenet64", SIZES) for m in ("edm", "ect", "sct", "scd")),
+        *((m, d, ("paper",)) for m in ("edm", "cd", "ct") for d in LSUN),
+        *((m, d, ("launch-script",)) for m in ("cd", "ct") for d in LSUN),
+    ],
+)
+def test_the_trainable_rows_of_the_talk_have_recipes(
+    context: Context, method: str, dataset: str, names: tuple[str, ...]
+) -> None:
+    plans = [plan_run(context, method, dataset, name, 0) for name in names]
+    widths = [plan.config.network["channels"] for plan in plans]
+    assert widths == [192, 256, 320, 384, 448][: len(names)] or dataset in LSUN
+    for plan in plans:
+        teacher = plan.teacher.run if plan.teacher is not None else None
+        if teacher is not None:
+            assert teacher.config.network["channels"] == plan.config.network["channels"]
+        if method in ("sct", "scd"):
+            assert teacher is not None
+            # The student's dropout is its own, the teacher's hidden classes are the teacher's.
+            hidden = 0.1 if dataset == "imagenet512" else 0.0
+            assert teacher.config.network["label_dropout"] == hidden
+            assert plan.config.network["label_dropout"] == 0.0
+            rate = teacher.config.optimizer.lr
+            assert plan.config.optimizer.lr == pytest.approx(rate / 100), "App. G"
+
+
+def test_second_times_that_no_source_gives_are_left_to_tune_times(context: Context) -> None:
+    known = {
+        (method, dataset): plan_run(context, method, dataset, "paper", 0).table["mid_sigmas"]
+        for method in ("cd", "ct")
+        for dataset in LSUN
+    }
+    # Indices 17 of 39, 67 and 62 of 150 of the grids in OpenAI's launch.sh.
+    assert known == {
+        ("cd", LSUN[0]): [pytest.approx(4.3656, abs=1e-4)],
+        ("cd", LSUN[1]): [],
+        ("ct", LSUN[0]): [pytest.approx(3.9912, abs=1e-4)],
+        ("ct", LSUN[1]): [pytest.approx(5.2485, abs=1e-4)],
+    }
