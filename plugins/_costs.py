@@ -23,7 +23,7 @@ COSTS = {
     "ect": _TUNED_PAIR,
     "cct": _WEIGHTS_AND_TANGENT,
     "sct": _WEIGHTS_AND_TANGENT,
-    "scd": TrainingCost(calls=1, tangents=1, teacher="yes"),
+    "scd": TrainingCost(calls=1, tangents=1, teacher="yes", notes="one more with guidance"),
     "pd": TrainingCost(calls=2, teacher="yes", nfe=_STUDENTS),
     "tract": TrainingCost(
         calls=3, teacher="yes", nfe=_STUDENTS, notes="5 forwards with solver = ddim"

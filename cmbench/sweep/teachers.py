@@ -49,14 +49,9 @@ _ANALYTIC = "analytic"
 _RUN = "run:"
 #: Students of every seed share one teacher.
 _SEED = 0
-#: Network options that a student does not share with its teacher, with the values for none:
-#: dropout acts in training only, and conditions that a teacher lacks start at zero.
-_OWN: Table = {
-    "dropout": 0.0,
-    "dropout_max_resolution": None,
-    "label_dropout": 0.0,
-    "conditions": (),
-}
+#: Network options of a student's own, at their values for none: they act in training or start at 0.
+_OWN: Table = {"dropout": 0.0, "label_dropout": 0.0, "conditions": ()}
+_OWN["dropout_max_resolution"] = None
 #: Hexadecimal digits of the content hash in a reference.
 _DIGITS = 16
 
