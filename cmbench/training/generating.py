@@ -76,7 +76,7 @@ class PairMaker:
             facts["labels_sha256"] = _write(stored.labels_path(number), labels.cpu().numpy())
         after = sum(network.forward_equivalents for network in self.networks)
         facts["network_evaluations"] = after - before
-        facts["seconds"] = round(time.perf_counter() - began, 3)
+        facts["seconds"] = round(time.perf_counter() - began, 6)
         write_sealed(stored.facts_path(number), facts)
 
     def _stored(
@@ -127,6 +127,8 @@ def _locked(folder: Path) -> Iterator[None]:
             f"another process makes it (lock {folder / '.lock'})",
             remedy="wait for it, then start the same command again",
         ) from error
+    for left in folder.glob("*.tmp"):  # of a process that was killed
+        left.unlink()
     try:
         yield
     finally:

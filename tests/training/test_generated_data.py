@@ -164,7 +164,9 @@ def test_runs_share_pairs_and_each_counts_them(toys: Context) -> None:
         assert cost["network_evaluations"] == 2 * COUNT
         steps = 320 * 3  # a forward and a backward pass
         assert export["network_evaluations"] == steps + 2 * COUNT
-        assert export["seconds_by_phase"]["distil, generated data"] == cost["seconds"] > 0
+        seconds = export["seconds_by_phase"]["distil, generated data"]
+        assert seconds == pytest.approx(cost["seconds"], abs=1e-3)
+        assert cost["seconds"] > 0
         images = COUNT * 4 * 2
         assert images < cost["bytes"] <= images + 5 * 128
 
