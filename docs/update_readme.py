@@ -6,68 +6,62 @@ python docs/update_readme.py
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from pathlib import Path
 
 from cmbench.leaderboard.details import floor_of
 from cmbench.records.folders import read_records
 from cmbench.records.record import Record
+from cmbench.report.page import build_page
+from cmbench.report.pivot import FIRST_NFES, PivotLine, group_text, pivot
 
 ROOT = Path(__file__).resolve().parent.parent
-NFES = (1, 2, 4, 8)
+METRIC = "fd-digits"
 BEGIN, END = "<!-- excerpt -->", "<!-- end of excerpt -->"
 
 
-def cell(records: list[Record]) -> str:
-    """Return the mean over seeds, with the spread where there are several."""
-    values = [r.metrics["fd-digits"].value for r in records]
-    known = [v for v in values if v is not None]
-    if not known:
-        return "–"
-    mean = sum(known) / len(known)
-    if len(known) == 1:
-        return f"{mean:.2f}"
-    spread = (sum((v - mean) ** 2 for v in known) / (len(known) - 1)) ** 0.5
-    return f"{mean:.2f} ± {spread:.2f}"
+def name(line: PivotLine) -> str:
+    """Return the first cell of a line; the usual sampler of few-step methods is left out."""
+    return f"`{line.label}` {line.sampler if line.sampler != 'multistep' else ''}".strip()
+
+
+def excerpt() -> list[str]:
+    """Return the lines between the markers: the pivot of the page, and its cards."""
+    found = [*read_records(ROOT / "leaderboards" / "digits" / "records")]
+    records = [record for _, record in found if isinstance(record, Record)]
+    page = build_page("digits", found, None, {}, "")
+    shown = pivot(page.sections[0].section.rows, page.groups, METRIC)
+    seeds = max(record.training.seed for record in records) + 1
+    floor = next((f for r in records if (f := floor_of(r.metrics[METRIC])) is not None), None)
+    said = f"; {floor.name} {floor.number}: {floor.meaning}" if floor is not None else ""
+    lines = [
+        "## Measured on `digits`",
+        "",
+        f"{METRIC} (lower is better), class-conditional, {seeds} training seed(s) with 95 % "
+        f"intervals, from [leaderboards/digits](leaderboards/digits){said}. **Bold**: may be best "
+        "(paired t test against the best mean, Holm's correction: [how](docs/leaderboards.md)). "
+        "Written by `docs/update_readme.py`; the page is "
+        "[reports/digits.html](reports/digits.html).",
+        "",
+        "| method | " + " | ".join(f"NFE {n}" for n in FIRST_NFES) + " |",
+        "|---|" + "---:|" * len(FIRST_NFES),
+    ]
+    places = [shown.nfes.index(nfe) for nfe in FIRST_NFES]
+    for line in shown.lines:
+        cells = [line.cells[place] for place in places]
+        texts = [f"**{c.text}**" if c.best else c.text or "–" for c in cells]
+        lines.append(f"| {name(line)} | " + " | ".join(texts) + " |")
+    groups = [group for group in page.groups if group.nfe in FIRST_NFES]
+    lines += ["", *(f"- {group_text(group, page.short_labels)}" for group in groups)]
+    return [*lines, "", "![The report page](docs/report.png)"]
 
 
 def main() -> None:
     """Rewrite the lines between the markers."""
-    found: dict[str, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    floor, seeds = None, 0
-    for _, record in read_records(ROOT / "leaderboards" / "digits" / "records"):
-        if isinstance(record, Record) and record.status == "finished":
-            sampler = "" if record.sampling.sampler == "multistep" else record.sampling.sampler
-            name = f"`{record.method}` {sampler}".strip()
-            found[name][record.sampling.nfe].append(record)
-            floor = floor_of(record.metrics["fd-digits"]) or floor
-            seeds = max(seeds, record.training.seed + 1)
-    rows = sorted(found.items(), key=lambda item: cell(item[1][1]).rjust(12))
-    said = f"; {floor.name} {floor.number}: {floor.meaning}" if floor is not None else ""
-    lines = [
-        BEGIN,
-        "## Measured on `digits`",
-        "",
-        f"fd-digits (lower is better), class-conditional, {seeds} training seed(s) "
-        "(± their standard deviation), from "
-        f"[leaderboards/digits](leaderboards/digits){said}. Written by "
-        "`docs/update_readme.py`; the page is [reports/digits.html](reports/digits.html).",
-        "",
-        "| method | " + " | ".join(f"NFE {n}" for n in NFES) + " |",
-        "|---|" + "---:|" * len(NFES),
-    ]
-    lines += [
-        f"| {name} | " + " | ".join(cell(by[n]) if n in by else "–" for n in NFES) + " |"
-        for name, by in rows
-    ]
-    lines += ["", "![The report page](docs/report.png)", END]
+    text = "\n".join([BEGIN, *excerpt(), END])
     readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    if END in text:
-        text = re.sub(f"{BEGIN}.*{END}", lambda _: "\n".join(lines), text, flags=re.DOTALL)
-    else:
-        text = text.replace(BEGIN, "\n".join(lines))
-    readme.write_text(text, encoding="utf-8")
+    old = readme.read_text(encoding="utf-8")
+    new = re.sub(f"{BEGIN}.*{END}", lambda _: text, old, flags=re.DOTALL)
+    readme.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

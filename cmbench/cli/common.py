@@ -210,6 +210,17 @@ def stop_asker(
 # ---- output -------------------------------------------------------------------------------------
 
 
+#: Columns of a terminal that tables fit into.
+TABLE_WIDTH = 80
+
+
+def table_width(header: Sequence[str], rows: Iterable[Sequence[str]]) -> int:
+    """Return the columns that :func:`echo_table` takes, drawn or not."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return sum(widths) + 3 * len(widths) + 1
+
+
 def echo_table(
     header: Sequence[str],
     rows: Iterable[Sequence[str]],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cmbench.cli.best import print_groups, print_page, print_rows_at
 from cmbench.cli.common import echo_table
 from cmbench.cli.output import echo
 from cmbench.cli.record_files import Readings
@@ -101,9 +102,12 @@ def list_(folder: Path | None) -> int:
 @leaderboard.command()
 @click.argument("dataset")
 @_FOLDER
-@click.option("--nfe", metavar="N", type=click.IntRange(min=1), help="Only this NFE.")
+@click.option("--nfe", metavar="N", type=click.IntRange(min=1), help="Only this NFE, all columns.")
 def show(dataset: str, folder: Path | None, nfe: int | None) -> int:
-    """Show the rows of DATASET, published and measured, section by section."""
+    """Show what may be the best of DATASET at each NFE, and methods by NFE.
+
+    With --nfe, every row of that NFE, published and measured, with as many columns as fit.
+    """
     found = _folder(folder)
     loaded, records = boards.load_boards(found), boards.record_folders(found)
     if dataset not in loaded and dataset not in records:
@@ -112,13 +116,11 @@ def show(dataset: str, folder: Path | None, nfe: int | None) -> int:
     readings = Readings()
     cells = readings.read(records[dataset], dataset) if dataset in records else ()
     page = build_page(dataset, cells, loaded.get(dataset), {}, "")
-    for section in page.sections:
-        lines = [line for line in section.lines if nfe in (None, line.row.nfe)]
-        if lines:
-            header = [column.title for _, column in page.shown]
-            rows = [[line.cells[i].text for i, _ in page.shown] for line in lines]
-            echo_table(header, rows, title=section.section.title)
-            echo()
+    if nfe is None:
+        print_page(page)
+    else:
+        print_groups([group for group in page.groups if group.nfe == nfe], page.rows)
+        print_rows_at(page, nfe)
     return EXIT_CELLS_FAILED if readings.errors else EXIT_OK
 
 

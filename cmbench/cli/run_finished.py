@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from cmbench.cli.best import print_best
 from cmbench.cli.common import reporter_for
 from cmbench.cli.output import echo
 from cmbench.cli.report import render_workspace
@@ -77,11 +78,12 @@ def print_results(
     plugins: PluginManager,
     pages: Sequence[str],
 ) -> None:
-    """Render the ``pages`` of datasets, then print the table of a sweep.
+    """Render the ``pages`` of datasets, then print the cells of a sweep and what is best.
 
     In this order: whoever reads may stop reading.
     """
     written = render_workspace(workspace, pages, plugins)[0] if pages else []
     print_table(records, spec.metrics)
+    print_best(records)
     if written:
         echo(f"report: {written[0]}")

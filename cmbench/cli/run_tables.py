@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cmbench.cli.common import debugging, echo_table
+from cmbench.cli.common import TABLE_WIDTH, debugging, echo_table, table_width
 from cmbench.cli.output import echo
 from cmbench.records.configuration import configured_method
 from cmbench.records.record import Record
@@ -17,30 +17,34 @@ if TYPE_CHECKING:
     from cmbench.sweep.kept_plans import KeptCell
     from cmbench.sweep.plans import CellPlan
 
-#: Columns of the table that ends ``cmbench run``; the report has them all.
+#: Metrics of the protocol at the end of ``cmbench run``; the report has them all.
 SHOWN_METRICS = 4
 
 
 def print_table(records: Sequence[Record], protocol: Sequence[str]) -> None:
-    """Print the sweep's result: one row per cell, with the protocol's first metrics and others."""
+    """Print the sweep's cells: one row each, with metrics of the protocol that fit, and others."""
     measured = dict.fromkeys(name for record in records for name in record.metrics)
-    metrics = [name for name in protocol if name in measured][:SHOWN_METRICS]
-    metrics += [name for name in measured if name not in protocol]
-    rows = []
-    for record in records:
-        values = [_number(record.metrics[m].value) if m in record.metrics else "-" for m in metrics]
-        speed = record.sampling.images_per_s
-        rows.append(
-            [
-                configured_method(record),
-                str(record.training.seed),
-                str(record.sampling.nfe),
-                *values,
-                f"{speed:.0f}" if speed else "-",
-                record.status,
-            ]
-        )
-    echo_table(["method", "seed", "NFE", *metrics, "images/s", "status"], rows)
+    known = [name for name in protocol if name in measured]
+    added = [name for name in measured if name not in protocol]
+    for count in range(min(len(known), SHOWN_METRICS), -1, -1):
+        metrics = known[:count] + added
+        header = ["method", "seed", "NFE", *metrics, "images/s", "status"]
+        rows = [_result_row(record, metrics) for record in records]
+        if count < 2 or table_width(header, rows) <= TABLE_WIDTH:
+            break
+    echo_table(header, rows)
+
+
+def _result_row(record: Record, metrics: Sequence[str]) -> list[str]:
+    found, speed = record.metrics, record.sampling.images_per_s
+    return [
+        configured_method(record),
+        str(record.training.seed),
+        str(record.sampling.nfe),
+        *(_number(found[name].value) if name in found else "-" for name in metrics),
+        f"{speed:.0f}" if speed else "-",
+        record.status,
+    ]
 
 
 def _number(value: float | None) -> str:

@@ -12,7 +12,7 @@ from cmbench.leaderboard.best_groups import PROCEDURE, BestGroup, best_groups, b
 from cmbench.leaderboard.details import Floor, floor_of
 from cmbench.leaderboard.floors import marked_by_floor
 from cmbench.leaderboard.joins import Reported, join_reported
-from cmbench.leaderboard.labels import row_labels
+from cmbench.leaderboard.labels import row_labels, short_labels
 from cmbench.leaderboard.published import Board, Published
 from cmbench.leaderboard.ranking import positions
 from cmbench.leaderboard.rows import Row, aggregate, conditioning, unfinished
@@ -109,6 +109,16 @@ class Page:
         return csv_cells(line.row, line.section, line.cells, self.columns)
 
     @property
+    def rows(self) -> list[Row]:
+        """All rows in the order of the page."""
+        return [line.row for line in self.lines]
+
+    @property
+    def short_labels(self) -> dict[str, str]:
+        """Names for cards, which tell rows of one NFE apart."""
+        return short_labels(self.rows)
+
+    @property
     def lines(self) -> list[Line]:
         """All lines in the order of the page."""
         return [line for section in self.sections for line in section.lines]
@@ -116,7 +126,7 @@ class Page:
     @property
     def filters(self) -> list[Filter]:
         """What the reader can filter by: everything with at least two values."""
-        rows = [line.row for line in self.lines]
+        rows = self.rows
         found = [
             Filter("family", "Family", sorted({row.family or "other" for row in rows})),
             Filter("kind", "Kind", sorted({row.kind for row in rows})),
