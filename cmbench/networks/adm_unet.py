@@ -89,6 +89,8 @@ class ADM(UNet):
         super().__init__(config, data_shape, num_classes)
         side = check_resolution("ADM", data_shape, 2 ** (len(config.channel_mult) - 1))
         style = BlockStyle(
+            states=config.states,
+            temporal_modes=config.temporal_modes,
             embedding_dim=config.channels * config.embedding_mult,
             conditioning=config.conditioning,
             min_group_channels=config.min_group_channels,

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from cmbench.errors import UserError
+from cmbench.networks import ops
 from cmbench.networks.attention import AttentionBase
 from cmbench.networks.config import NetworkConfig
 from cmbench.networks.dual import Dual, Value, make_dual
+from cmbench.networks.temporal import repeat_for_states, split_states
 
 
 class Network(nn.Module):
     """A raw network ``F(x, c_noise, labels, augment_labels)``, built as ``Cls(config, shape, n)``.
 
-    It also receives the further scalars that ``config.conditions`` names, each ``[N]``.
+    It also receives the further scalars that ``config.conditions`` names, each ``[N]``. With
+    ``config.states`` S above 1 it gives S states of a trajectory at once: ``c_noise`` and
+    conditions are ``[N, S]``, the output is ``[N, S, C, H, W]``.
 
     ``data_shape`` is ``(C, H, W)`` of an image, ``num_classes`` the number of classes (0:
     unconditional). A subclass writes :meth:`body` once, with the layers and operations of this
@@ -66,23 +71,26 @@ class Network(nn.Module):
 
         F has the dtype of ``x`` under autocast too. ``labels`` are int64 class indices ``[N]``
         (None or a negative index: no class), ``augment_labels`` float ``[N, augment_dim]``,
-        ``conditions`` float ``[N]`` by name (one that is left out adds nothing). With
+        ``conditions`` float ``[N]`` by name (one that is left out adds nothing). Of S states,
+        ``c_noise``, its tangent and conditions are ``[N, S]`` and F is ``[N, S, C, H, W]``. With
         ``tangents = (dx, dc_noise)`` it returns ``(F, dF)``; this is
         :meth:`forward_with_tangent` in the form that survives wrappers which only know
         ``forward`` (DDP, ``torch.compile``).
 
         Raises:
-            UserError: a condition that the network does not have, or not ``[N]``.
+            UserError: a condition that the network does not have, or another shape of it or of
+                ``c_noise``.
         """
+        self._check_states(x, c_noise)
         further = self._checked_conditions(c_noise, conditions)
         if tangents is None:
-            y = self.body(x, c_noise, labels, augment_labels, further)
+            y = self._states_body(x, c_noise, labels, augment_labels, further)
             assert isinstance(y, Tensor)
             return y.to(x.dtype).contiguous()
         dx, dc_noise = tangents
         moving, precise = condition_tangents or {}, _at_least_float32(tangent_dtype)
         self._checked_conditions(c_noise, moving)
-        dual = self.body(
+        dual = self._states_body(
             make_dual(x, dx, tangent_dtype),
             make_dual(c_noise, dc_noise, precise),
             labels,
@@ -131,6 +139,43 @@ class Network(nn.Module):
         )
         return y, dy
 
+    def _states_body(
+        self,
+        x: Value,
+        c_noise: Value,
+        labels: Tensor | None,
+        augment_labels: Tensor | None,
+        conditions: Mapping[str, Value],
+    ) -> Value:
+        """:meth:`body`, of the states of all images in a row."""
+        states = self.config.states
+        if states == 1:
+            return self.body(x, c_noise, labels, augment_labels, conditions)
+        labels, augment_labels = (
+            None if v is None else v.repeat_interleave(states, 0) for v in (labels, augment_labels)
+        )
+        rows = {name: ops.linear_map(torch.flatten, v) for name, v in conditions.items()}
+        y = self.body(
+            repeat_for_states(x, states),
+            ops.linear_map(torch.flatten, c_noise),
+            labels,
+            augment_labels,
+            rows,
+        )
+        return ops.linear_map(partial(split_states, states=states), y)
+
+    def _check_states(self, x: Tensor, c_noise: Tensor) -> None:
+        states = self.config.states
+        allowed = (len(x),) if states == 1 else (len(x), states)
+        if c_noise.shape != allowed:
+            raise UserError(
+                "network",
+                f"c_noise of shape {tuple(c_noise.shape)} for {len(x)} images of {states} states",
+                allowed=f"{allowed}",
+                remedy="give one noise label per image and state, or set the recipe's "
+                "network.states to the states that the method asks for",
+            )
+
     def _checked_conditions(
         self, c_noise: Tensor, given: Mapping[str, Tensor] | None
     ) -> dict[str, Tensor]:
@@ -171,9 +216,12 @@ def _at_least_float32(dtype: torch.dtype | None) -> torch.dtype | None:
     return None if dtype is None else torch.promote_types(dtype, torch.float32)
 
 
-def is_condition(key: str) -> bool:
-    """Return whether a key of a network's state dict belongs to one of its further conditions."""
-    return "conditions." in key
+def is_addition(key: str) -> bool:
+    """Return whether a key of a network's state dict is of what a network may have beside its body.
+
+    Further conditions, which start at zero, and the mixing of states, which starts near zero.
+    """
+    return "conditions." in key or "temporal." in key
 
 
 def num_parameters(module: nn.Module) -> int:

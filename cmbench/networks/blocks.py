@@ -19,6 +19,7 @@ from cmbench.networks.attention import SelfAttention, head_count
 from cmbench.networks.config import Conditioning
 from cmbench.networks.dual import Dual, Value
 from cmbench.networks.layers import Conv2d, GroupNorm, Init, Linear, Resample, ResampleMode
+from cmbench.networks.temporal import temporal_mixing
 
 #: eps of pnorm in sCM's double normalisation.
 _PNORM_EPS = 1e-5
@@ -31,6 +32,7 @@ class BlockStyle:
     ``conditioning``: ``additive`` adds the embedding before the second norm (DDPM++);
     ``scale-shift`` computes ``norm(h) * (1 + s) + b`` (ADM's AdaGN); ``double`` computes
     ``norm(h) * pnorm(s) + pnorm(b)`` (sCM).
+    ``states`` and ``temporal_modes`` are the network config's.
     """
 
     embedding_dim: int
@@ -44,6 +46,8 @@ class BlockStyle:
     init: Init = field(default_factory=Init)
     init_zero: Init = field(default_factory=lambda: Init(gain=0.0))
     init_attention: Init = field(default_factory=Init)
+    states: int = 1
+    temporal_modes: int = 2
 
     def norm(self, channels: int) -> GroupNorm:
         """Return a group normalisation of that many channels."""
@@ -74,7 +78,10 @@ class Modulation(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """norm, SiLU, conv (resampled), modulation, SiLU, dropout, conv, skip; then attention."""
+    """norm, SiLU, conv (resampled), modulation, SiLU, dropout, conv, skip; then attention.
+
+    Last, where a network has several states, their mixing.
+    """
 
     def __init__(
         self,
@@ -94,6 +101,7 @@ class UNetBlock(nn.Module):
         self.conv1 = Conv2d(outputs, outputs, 3, init=style.init_zero)
         self.skip = self._make_skip(inputs, outputs, resample)
         self.attention = self._make_attention(outputs) if attention else None
+        self.temporal = temporal_mixing(style, outputs)
 
     def _make_attention(self, channels: int) -> SelfAttention:
         style = self.style
@@ -121,7 +129,7 @@ class UNetBlock(nn.Module):
         y = ops.residual(skip, h, style.skip_scale)
         if self.attention is not None:
             y = ops.residual(y, self.attention(y), style.skip_scale)
-        return y
+        return y if self.temporal is None else self.temporal(y)
 
 
 def run_block(

@@ -82,6 +82,18 @@ class NetworkConfig(Options):
         description="further scalars that the network receives for each image, such as a second "
         "time or a guidance scale; their layers start at zero (names)",
     )
+    states: int = Field(
+        default=1,
+        ge=1,
+        description="states of a trajectory that the network computes at once, each with a noise "
+        "label of its own (count; 1 = images)",
+    )
+    temporal_modes: int = Field(
+        default=2,
+        ge=1,
+        description="Fourier modes along the states that are mixed after every block (count, up "
+        "to states / 2 + 1; without effect for one state)",
+    )
 
     @field_validator("conditions")
     @classmethod
@@ -92,10 +104,13 @@ class NetworkConfig(Options):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave ``conditions`` out where there are none: recipes without them keep their hash."""
+        """Leave out what a network does not have: recipes without it keep their hash."""
         table: dict[str, Any] = handler(self)
         if not self.conditions:
             table.pop("conditions", None)
+        if self.states == 1:
+            table.pop("states", None)
+            table.pop("temporal_modes", None)
         return table
 
 

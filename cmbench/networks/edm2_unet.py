@@ -34,6 +34,7 @@ from cmbench.networks.magnitude import (
     mp_sum,
     normalize_weight,
 )
+from cmbench.networks.temporal import temporal_mixing
 from cmbench.networks.unet_body import BodyPlan, Half, UNetBody
 
 
@@ -131,6 +132,7 @@ class EDM2Block(nn.Module):
         self.gain = None if double else nn.Parameter(torch.zeros(()))
         self.conv1 = MPConv(outputs, outputs, 3)
         self.attention = MPAttention(outputs, config.channels_per_head) if attention else None
+        self.temporal = temporal_mixing(config, outputs)
 
     def _modulate(self, h: Value, emb: Value) -> Value:
         params = self.affine(emb, self.gain)
@@ -156,6 +158,8 @@ class EDM2Block(nn.Module):
         x = mp_sum(x, h, config.residual_balance)
         if self.attention is not None:
             x = mp_sum(x, self.attention(x), config.attention_balance)
+        if self.temporal is not None:
+            x = self.temporal(x)
         bound = config.clip_activations
         return x if bound is None else ops.clip(x, bound)
 

@@ -14,24 +14,29 @@ from cmbench.networks.config import MLPConfig
 from cmbench.networks.dual import Value
 from cmbench.networks.embedding import NoiseLabelEmbedding
 from cmbench.networks.layers import Init, Linear
+from cmbench.networks.temporal import temporal_mixing
 
 
 class MLPBlock(nn.Module):
     """``x + W1 dropout(silu(W0 silu(x) * (1 + s) + b))`` with s, b from the embedding."""
 
-    def __init__(self, width: int, hidden: int, embedding_dim: int, dropout: float) -> None:
+    def __init__(self, config: MLPConfig) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout = config.dropout
+        width, embedding_dim = config.width, config.embedding_dim
+        hidden = width * config.expansion
         self.layer0 = Linear(width, hidden)
         self.affine = Linear(embedding_dim, 2 * hidden)
         self.layer1 = Linear(hidden, width, init=Init(gain=0.3))
+        self.temporal = temporal_mixing(config, width)
 
     def forward(self, x: Value, emb: Value) -> Value:
         """Map ``[N, width]`` to the same shape."""
         factor, shift = ops.halves(self.affine(emb))
         h = ops.mul(self.layer0(ops.silu(x)), ops.add_constant(factor, 1.0))
         h = ops.dropout(ops.silu(ops.add(h, shift)), self.dropout, self.training)
-        return ops.residual(x, self.layer1(h), math.sqrt(0.5))
+        y = ops.residual(x, self.layer1(h), math.sqrt(0.5))
+        return y if self.temporal is None else self.temporal(y)
 
 
 class MLP(Network):
@@ -49,11 +54,7 @@ class MLP(Network):
             config, num_classes, inputs=config.embedding_dim, outputs=config.embedding_dim
         )
         self.layer_in = Linear(features, config.width)
-        hidden = config.width * config.expansion
-        self.blocks = nn.ModuleList(
-            MLPBlock(config.width, hidden, config.embedding_dim, config.dropout)
-            for _ in range(config.blocks)
-        )
+        self.blocks = nn.ModuleList(MLPBlock(config) for _ in range(config.blocks))
         self.layer_out = Linear(config.width, features, init=Init(gain=0.0))
 
     def body(

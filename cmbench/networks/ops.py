@@ -167,6 +167,16 @@ def silu(x: Value) -> Value:
     return Dual(y, dy, x.precision)
 
 
+def leaky_relu(x: Value, slope: float) -> Value:
+    """Return ``x`` where it is positive, ``slope * x`` elsewhere."""
+    if not isinstance(x, Dual):
+        return F.leaky_relu(x, slope)
+    y = F.leaky_relu(x.primal, slope)
+    with torch.no_grad():
+        dy = _aten.leaky_relu_backward(x.tangent, _cast(x.primal, x.tangent), slope, False)
+    return Dual(y, dy, x.precision)
+
+
 def clip(x: Value, limit: float) -> Value:
     """Clip to ``[-limit, limit]``; the derivative is 0 where clipped."""
     if not isinstance(x, Dual):

@@ -100,6 +100,8 @@ def _pyramid(config: DDPMPPConfig, channels: int, widths: tuple[int, ...]) -> nn
 
 def _style(config: DDPMPPConfig) -> BlockStyle:
     return BlockStyle(
+        states=config.states,
+        temporal_modes=config.temporal_modes,
         embedding_dim=config.channels * config.embedding_mult,
         conditioning=config.conditioning,
         skip_scale=math.sqrt(0.5),

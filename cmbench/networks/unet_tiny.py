@@ -97,6 +97,8 @@ class UNetTiny(Network):
 
 def _style(config: UNetTinyConfig) -> BlockStyle:
     return BlockStyle(
+        states=config.states,
+        temporal_modes=config.temporal_modes,
         embedding_dim=config.channels * config.embedding_mult,
         conditioning=config.conditioning,
         skip_scale=math.sqrt(0.5),

@@ -13,7 +13,7 @@ from torch import nn
 
 from cmbench.diffusion.models import DiffusionModel
 from cmbench.errors import UserError
-from cmbench.networks.base import is_condition, num_parameters
+from cmbench.networks.base import is_addition, num_parameters
 from cmbench.networks.counted import SampledNetworks, to_device
 from cmbench.plugin.method import DataInfo, Method, Nets, Teacher
 from cmbench.seeds import derive_seed
@@ -130,8 +130,8 @@ class TrainingKit:
             )
         state = teacher.network.state_dict()
         own = network.state_dict()
-        new = {k: v for k, v in own.items() if k not in state and is_condition(k)}
-        state = {**state, **new}  # the teacher knows no such condition: it starts at zero
+        new = {k: v for k, v in own.items() if k not in state and is_addition(k)}
+        state = {**state, **new}  # what the teacher lacks starts at (or near) zero
         ours = {k: tuple(v.shape) for k, v in own.items()}
         theirs = {k: tuple(v.shape) for k, v in state.items()}
         if ours != theirs:

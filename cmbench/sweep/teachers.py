@@ -50,7 +50,7 @@ _RUN = "run:"
 #: Students of every seed share one teacher.
 _SEED = 0
 #: Network options of a student's own, at their values for none: they act in training or start at 0.
-_OWN: Table = {"dropout": 0.0, "label_dropout": 0.0, "conditions": ()}
+_OWN: Table = {"dropout": 0.0, "label_dropout": 0.0, "conditions": (), "states": 1}
 _OWN["dropout_max_resolution"] = None
 #: Hexadecimal digits of the content hash in a reference.
 _DIGITS = 16

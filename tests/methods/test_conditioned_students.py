@@ -9,7 +9,7 @@ import torch
 from method_kit import build, context
 
 from cmbench.errors import UserError
-from cmbench.networks.base import is_condition
+from cmbench.networks.base import is_addition
 from cmbench.plugin.method import Teacher
 from cmbench.sweep.runs import TrainingKit, build_modules
 
@@ -31,7 +31,7 @@ def test_a_recipe_turns_conditions_on_and_its_teacher_has_none() -> None:
     assert taught is not None
     x, c = torch.randn(3, 1, 8, 8), torch.rand(3)
     assert torch.equal(student(x, c, conditions={"time_end": c}), taught(x, c))
-    keys = {key for key in student.state_dict() if is_condition(key)}
+    keys = {key for key in student.state_dict() if is_addition(key)}
     assert keys
     assert student.state_dict().keys() - keys == taught.state_dict().keys()
 
@@ -39,8 +39,8 @@ def test_a_recipe_turns_conditions_on_and_its_teacher_has_none() -> None:
 def test_a_method_turns_conditions_on_for_one_of_its_networks() -> None:
     kit, teacher = kit_of("cd")
     student = kit.student("edm", conditions=("guidance",))
-    assert any(is_condition(key) for key in student.state_dict())
-    assert not any(is_condition(key) for key in kit.network().state_dict())
+    assert any(is_addition(key) for key in student.state_dict())
+    assert not any(is_addition(key) for key in kit.network().state_dict())
     other = Teacher("conditioned", teacher.model, student)
     kit.teacher = other
     with pytest.raises(UserError, match="teacher conditioned's in 1 tensors"):

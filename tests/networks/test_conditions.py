@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from network_cases import CASES, Case, build, inputs_for, relative
+from network_cases import CASES, Case, build, inputs_for, label_shape, relative
 from torch import Tensor, nn
 
 from cmbench.diffusion.carried import boundary_consistency_tangent
 from cmbench.errors import UserError
-from cmbench.networks.base import Network, is_condition
+from cmbench.networks.base import Network, is_addition
 from cmbench.networks.catalog import NETWORKS
 from cmbench.networks.config import MLPConfig
 from cmbench.networks.counted import CountedNetwork
@@ -32,10 +32,11 @@ def conditioned(case: Case, *, stirred: bool = True) -> Network:
     return network
 
 
-def given(n: int = 2, seed: int = 3) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    g = torch.Generator().manual_seed(seed)
-    values = {"time_end": torch.rand(n, generator=g), "guidance": 4 * torch.rand(n, generator=g)}
-    return values, {name: torch.randn(n, generator=g) for name in NAMES}
+def given(network: Network) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    g, shape = torch.Generator().manual_seed(3), label_shape(network, 2)
+    time_end, guidance = torch.rand(shape, generator=g), 4 * torch.rand(shape, generator=g)
+    moving = {name: torch.randn(shape, generator=g) for name in NAMES}
+    return {"time_end": time_end, "guidance": guidance}, moving
 
 
 @every
@@ -43,11 +44,11 @@ def test_a_plain_networks_weights_give_the_same_output_bit_for_bit(case: Case) -
     plain, further = build(case).eval(), conditioned(case, stirred=False).eval()
     missing, unexpected = further.load_state_dict(plain.state_dict(), strict=False)
     assert missing
-    assert all(is_condition(key) for key in missing)
+    assert all(is_addition(key) for key in missing)
     assert not unexpected
-    assert not any(is_condition(key) for key in plain.state_dict())
+    assert all(not is_addition(key) or "temporal." in key for key in plain.state_dict())
     x, c, dx, dc, labels, augment = inputs_for(plain)
-    values, moving = given()
+    values, moving = given(plain)
     expected = plain(x, c, labels, augment)
     for conditions in (None, {}, values, {"guidance": values["guidance"]}):
         assert torch.equal(further(x, c, labels, augment, conditions=conditions), expected)
@@ -64,10 +65,10 @@ def test_new_conditions_learn_from_the_first_step(case: Case) -> None:
     further = conditioned(case, stirred=False).train()
     with torch.no_grad():  # outputs of new networks are zero, and so are gradients before them
         for key, parameter in further.named_parameters():
-            if not is_condition(key):
+            if not is_addition(key):
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator()))
     x, c, _, _, labels, augment = inputs_for(further)
-    further(x, c, labels, augment, conditions=given()[0]).square().sum().backward()
+    further(x, c, labels, augment, conditions=given(further)[0]).square().sum().backward()
     for name in NAMES:
         gradients = [
             p.grad
@@ -82,7 +83,7 @@ def test_each_condition_has_its_own_derivative(case: Case) -> None:
     network = conditioned(case).eval().double()
     network.set_explicit_attention(True)
     x, c, dx, dc, labels, augment = inputs_for(network).double()
-    values, moving = ({k: v.double() for k, v in part.items()} for part in given())
+    values, moving = ({k: v.double() for k, v in part.items()} for part in given(network))
 
     def call(*moved: Tensor) -> Tensor:
         conditions = dict(zip(NAMES, moved[2:], strict=True))
@@ -115,7 +116,7 @@ def test_each_condition_has_its_own_derivative(case: Case) -> None:
 def test_all_modes_agree_through_the_counted_wrapper(case: Case) -> None:
     network = conditioned(case).eval()
     x, c, dx, dc, labels, augment = inputs_for(network)
-    values, moving = given()
+    values, moving = given(network)
     counted = CountedNetwork(network)
     options: dict[str, Any] = {"conditions": values, "condition_tangents": moving}
     found = {
@@ -134,7 +135,7 @@ def test_all_modes_agree_through_the_counted_wrapper(case: Case) -> None:
 def test_output_depends_on_each_image_own_conditions(case: Case) -> None:
     network = conditioned(case).eval()
     x, c, _, _, labels, augment = inputs_for(network)
-    values, _ = given()
+    values, _ = given(network)
     expected = network(x, c, labels, augment, conditions=values)
     for name in NAMES:
         moved = values[name].clone()
@@ -148,7 +149,7 @@ def test_compiled_and_checkpointed_networks_take_them() -> None:
     case = next(c for c in CASES if c.name == "ddpmpp")
     network = conditioned(case).train()
     x, c, dx, dc, labels, augment = inputs_for(network)
-    values, moving = given()
+    values, moving = given(network)
     found = []
     for checkpointing in (False, True):
         network.gradient_checkpointing = checkpointing
@@ -167,7 +168,7 @@ def test_the_consistency_derivative_hands_them_on() -> None:
     network = conditioned(next(c for c in CASES if c.name == "mlp")).eval().double()
     x, _, slope, _, _, _ = inputs_for(network).double()
     sigma = torch.tensor([0.5, 3.0], dtype=torch.float64)
-    values, moving = ({k: v.double() for k, v in part.items()} for part in given())
+    values, moving = ({k: v.double() for k, v in part.items()} for part in given(network))
     options: dict[str, Any] = {"conditions": values, "condition_tangents": moving}
     arguments = (network.forward_with_tangent, x, sigma, slope, 0.5, 0.002)
     moved, plain = (boundary_consistency_tangent(*arguments, **o) for o in (options, {}))

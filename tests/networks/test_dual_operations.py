@@ -27,6 +27,7 @@ UNARY: dict[str, Callable[[Value], Value]] = {
     "cos_sin": ops.cos_sin,
     "scale": lambda x: ops.scale(x, 1.7),
     "add_constant": lambda x: ops.add_constant(x, 0.3),
+    "leaky_relu": lambda x: ops.leaky_relu(x, 0.01),
     "clip": lambda x: ops.clip(x, 0.5),
     "group_norm": lambda x: ops.group_norm(x, 2, randn(8, seed=4), randn(8, seed=5)),
     "group_norm_plain": lambda x: ops.group_norm(x, 4),

@@ -89,8 +89,9 @@ def test_deep_variants(size: str, millions: float) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_fresh_network_answers_almost_zero(case: Case) -> None:
     network = fresh(case).eval()
-    y = network(*inputs_for(network).point())
-    assert y.shape == (2, *case.data_shape)
+    inputs = inputs_for(network)
+    y = network(*inputs.point())
+    assert y.shape == (*inputs.c_noise.shape, *case.data_shape)
     assert float(y.detach().abs().max()) < 1e-3
 
 

@@ -19,6 +19,7 @@ SMALL = {"channels": 16, "channel_mult": (1,), "blocks": 1, "channels_per_head":
 COMPILED = (
     Case("unet-tiny", "unet-tiny", {**SMALL, "attention_resolutions": (4,)}, (1, 8, 8), 3),
     Case("edm2", "edm2", {**SMALL, "attention_resolutions": (8,)}, (1, 8, 8)),
+    Case("states", "unet-tiny", {**SMALL, "states": 4}, (1, 8, 8), 3),
 )
 
 
