@@ -31,6 +31,7 @@ def run(
     ema: str | None = None,
     precision: str = "fp32",
     metrics: Sequence[str] = (),
+    labels: str = "drawn",
     checkpoint: str | None = None,
     save_samples: bool = False,
     executor: str = "local",
@@ -52,6 +53,7 @@ def run(
         ema: label of the average to sample.
         precision: ``fp32``, ``bf16`` or ``fp16``, of sampling.
         metrics: names of metrics to measure beside the dataset's.
+        labels: of conditional runs: ``drawn`` by class frequencies, or their exact ``quota``.
         checkpoint: name of an imported checkpoint, sampled by ``method``.
         save_samples: keep the images as PNG files in the workspace.
         executor: name of the executor, see ``cmbench list executors``.
@@ -76,7 +78,7 @@ def run(
         nfe = len(levels)
     nfes = as_nfes(nfe, "nfe") if nfe is not None else None
     sampling = (samples, as_count(batch_size, "batch_size", 1, MAX_BATCH), levels, sampler, ema)
-    settings = SampleSettings(*sampling, precision=precision, metrics=tuple(metrics))
+    settings = SampleSettings(*sampling, precision=precision, metrics=tuple(metrics), labels=labels)
     overrides = as_options(options)
     picked = (names, dataset, recipe, nfes, as_seeds(seeds, "seeds"), overrides)
     return _carried_out(

@@ -74,6 +74,13 @@ class RunOptions(SweepOptions):
         type=Parsed(parse_precision),
         help="Sample in fp32, or by autocast in bf16 or fp16; each precision has its own cells.",
     )
+    labels: str = option(
+        "--labels",
+        metavar="HOW",
+        default="drawn",
+        type=click.Choice(["drawn", "quota"]),
+        help="Classes drawn by the dataset's frequencies, or their exact quota, in own cells.",
+    )
     metrics: tuple[str, ...] | None = option(
         "--metrics",
         metavar="M[,M…]",

@@ -107,6 +107,7 @@ def make_request(options: RunOptions) -> SweepRequest:
             options.ema,
             precision=options.precision,
             metrics=options.metrics or (),
+            labels=options.labels,
         ),
         options.save_samples,
         options.checkpoint,

@@ -42,6 +42,8 @@ class Dataset(ABC):
     class_counts: tuple[int, ...]
     class_names: tuple[str, ...]
     device: torch.device
+    #: Total, seed and result of the last :meth:`quota_labels`.
+    _quota: tuple[int, int, Tensor] | None = None
 
     def __init__(self, spec: DatasetSpec, *, sha256: str, revision: str, size: int | None) -> None:
         self.spec, self.name = spec, spec.name
@@ -82,6 +84,19 @@ class Dataset(ABC):
         Image i's label is drawn from the dataset's class frequencies with the seed
         (seed, "label", i), so it does not depend on batches or processes.
         """
+        return draw_labels(self._counts(), count, seed, start)
+
+    def quota_labels(self, total: int, seed: int) -> Tensor:
+        """Return the class labels int64 ``[total]`` of all sampled images, on the CPU.
+
+        See :func:`quota_labels`; the last result is kept.
+        """
+        if self._quota is None or self._quota[:2] != (total, seed):
+            self._quota = total, seed, quota_labels(self._counts(), total, seed)
+        return self._quota[2]
+
+    def _counts(self) -> Sequence[int]:
+        """Return the images per class; raise ``UserError`` if there are no classes."""
         if not self.class_counts:
             raise UserError(
                 f"dataset {self.name!r}",
@@ -89,7 +104,7 @@ class Dataset(ABC):
                 allowed="unconditional training and sampling",
                 remedy="set conditional=false in the recipe",
             )
-        return draw_labels(self.class_counts, count, seed, start)
+        return self.class_counts
 
     def exact_flow_map(
         self, noise: Tensor, labels: Tensor | None = None, *, sigma_max: float = 80.0
@@ -121,6 +136,23 @@ def draw_labels(frequencies: Sequence[int], count: int, seed: int, start: int = 
     total = edges[-1]
     drawn = (derive_seed(seed, "label", i) * total >> 63 for i in range(start, start + count))
     return torch.tensor([bisect_right(edges, d) for d in drawn], dtype=torch.int64)
+
+
+def quota_labels(frequencies: Sequence[int], total: int, seed: int) -> Tensor:
+    """Return class labels int64 ``[total]`` in exact proportion to the class frequencies.
+
+    A class of frequency f has total · f labels, rounded down or up: systematic sampling, whose one
+    offset has the seed (seed, "label quota"). Their order is that of the seeds (seed, "label", i).
+    Exact quotas take the variance of class counts out of every metric.
+    """
+    edges = list(accumulate(frequencies))
+    offset, unit = derive_seed(seed, "label quota"), total << 63
+    places = (((i << 63) + offset) * edges[-1] // unit for i in range(total))
+    ordered = [bisect_right(edges, place) for place in places]
+    order = sorted(range(total), key=lambda i: derive_seed(seed, "label", i))
+    labels = torch.empty(total, dtype=torch.int64)
+    labels[torch.tensor(order, dtype=torch.int64)] = torch.tensor(ordered, dtype=torch.int64)
+    return labels
 
 
 def load_dataset(

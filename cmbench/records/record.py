@@ -132,6 +132,11 @@ COPIES_ALPHA = 1e-4
 
 #: By option, what records call the precision of a network's passes.
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+#: By option, what records call the way in which class labels were chosen.
+LABELS = {
+    "drawn": "class frequencies of the dataset",
+    "quota": "exact quota of the class frequencies",
+}
 
 
 class SamplingRecord(Part):

@@ -15,6 +15,7 @@ from cmbench.plugin.specs import DatasetSpec
 from cmbench.records.provenance import environment
 from cmbench.records.record import (
     DTYPES,
+    LABELS,
     DatasetRecord,
     GeneratedRecord,
     MetricRecord,
@@ -159,7 +160,7 @@ def sampling_record(cell: CellPlan, spec: DatasetSpec, sampler: Sampler | None) 
         batch_size=cell.batch_size,
         dtype=DTYPES[cell.precision],
         quantize=spec.quantize,
-        labels="class frequencies of the dataset" if cell.run.config.conditional else "",
+        labels=LABELS[cell.labels] if cell.run.config.conditional else "",
         seconds=seconds,
         images_per_s=cell.num_samples / seconds if seconds else None,
         overrides=dict(cell.overrides),

@@ -99,10 +99,14 @@ def _of_data(
     context: Context, cell: CellPlan, options: ReadOptions
 ) -> tuple[Callable[[int, int], Tensor], Callable[[Tensor], Tensor]]:
     """Return the classes of images ``(start, count)`` of a cell, and the way to pictures."""
-    spec, seed = context.dataset_spec(cell.run.dataset), cell.seed
+    spec, seed, total = context.dataset_spec(cell.run.dataset), cell.seed, cell.num_samples
     uniform = (1,) * spec.num_classes
     if not options.uniform_labels:
         dataset = context.dataset(spec.name)
+        if cell.labels == "quota":
+            return lambda start, count: dataset.quota_labels(total, seed)[start:][:count], (
+                dataset.to_pixels
+            )
         return lambda start, count: dataset.labels_for(count, seed, start), dataset.to_pixels
     to_pixels = context.dataset(spec.name).to_pixels if spec.latent else _unchanged
     return lambda start, count: draw_labels(uniform, count, seed, start), to_pixels

@@ -277,6 +277,7 @@ def plan_cells(
                 (settings.sampler, settings.sigmas) if sampling is None else (None, None),
                 changed,
                 further,
+                settings.labels if run.config.conditional else "drawn",
             )
         )
     return cells

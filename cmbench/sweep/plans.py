@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from cmbench.errors import PluginError
+from cmbench.errors import PluginError, UserError
 from cmbench.plugin.config import MethodConfig
 from cmbench.plugin.manager import PluginManager
 from cmbench.plugin.method import DataInfo, Method, SamplingPlan, Teacher
 from cmbench.plugin.specs import MethodSpec
+from cmbench.records.record import LABELS
 from cmbench.sweep.context import Context
 from cmbench.sweep.imported import ImportedModel
 
@@ -166,6 +167,13 @@ class SampleSettings:
     precision: str = "fp32"
     #: to measure beside the dataset's own
     metrics: tuple[str, ...] = ()
+    #: of conditional runs: drawn by class frequencies, or their exact quota
+    labels: str = "drawn"
+
+    def __post_init__(self) -> None:
+        """Refuse a way to choose labels that does not exist."""
+        if self.labels not in LABELS:
+            raise UserError("labels", f"{self.labels!r}", allowed=" or ".join(LABELS))
 
 
 @dataclass(frozen=True)
@@ -192,6 +200,8 @@ class CellPlan:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     #: Metrics that are measured beside the dataset's own.
     metrics: tuple[str, ...] = ()
+    #: How class labels are chosen, a key of ``LABELS``.
+    labels: str = "drawn"
 
     @property
     def cell(self) -> str:
@@ -208,6 +218,8 @@ class CellPlan:
         ]
         if self.precision != "fp32":  # what is usual names no cell: names of old records stay
             decides.append(self.precision)
+        if self.labels != "drawn":
+            decides.append({"labels": self.labels})
         if self.metrics:
             decides.append({"metrics": sorted(self.metrics)})
         if plan is None and self.asked != (None, None):

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cmbench.metrics.catalog import all_metrics
-from cmbench.records.record import DTYPES, Record
+from cmbench.records.record import DTYPES, LABELS, Record
 from cmbench.records.reproduction import CannotReproduceError, Reproduce, Reproduction
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.cells import measure_cell, reproduce_first
@@ -75,6 +75,9 @@ def find_cell(context: Context, run: RunPlan, record: Record) -> CellPlan:
     precision = {dtype: name for name, dtype in DTYPES.items()}.get(sampling.dtype)
     if precision is None:
         raise CannotReproduceError(f"this version does not sample in {sampling.dtype}")
+    labels = {text: name for name, text in LABELS.items()}.get(sampling.labels or LABELS["drawn"])
+    if labels is None:
+        raise CannotReproduceError(f"this version does not choose labels by {sampling.labels}")
     settings = SampleSettings(
         num_samples=sampling.num_samples,
         batch_size=sampling.batch_size,
@@ -82,6 +85,7 @@ def find_cell(context: Context, run: RunPlan, record: Record) -> CellPlan:
         ema=record.training.ema,
         tuned=sampling.tuned,
         precision=precision,
+        labels=labels,
         metrics=tuple(n for n in record.metrics if n in all_metrics(context.plugins)),
     )
     for given in (settings, replace(settings, sigmas=tuple(sampling.sigmas))):

@@ -105,6 +105,7 @@ OPTIONS = {
         "--ema",
         "--executor",
         "--help",
+        "--labels",
         "--method",
         "--metrics",
         "--nfe",

@@ -3,10 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from cmbench.data import digits
-from cmbench.data.base import Dataset, load_dataset
+from cmbench.data.base import Dataset, load_dataset, quota_labels
 from cmbench.data.catalog import CIFAR10_JPEG, DIGITS
 from cmbench.data.locations import DataLocations
 from cmbench.errors import MissingError, UserError
@@ -69,6 +71,30 @@ def test_labels_for_sampling_follow_the_classes_and_their_seeds(dataset: Dataset
     assert counts.max() < 370
 
 
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(1, 300), st.integers(0, 99)
+)
+def test_quotas_are_exact(frequencies: list[int], total: int, seed: int) -> None:
+    labels = quota_labels(frequencies, total, seed)
+    counts = torch.bincount(labels, minlength=len(frequencies)).tolist()
+    assert len(counts) == len(frequencies)
+    assert sum(counts) == total
+    for count, frequency in zip(counts, frequencies, strict=True):
+        assert abs(count - total * frequency / sum(frequencies)) < 1
+    assert torch.equal(labels, quota_labels(frequencies, total, seed))
+
+
+def test_quotas_follow_the_classes_in_the_mean_and_are_shuffled(dataset: Dataset) -> None:
+    labels = dataset.quota_labels(1797, seed=1)
+    assert torch.bincount(labels).tolist() == list(dataset.class_counts)
+    assert not torch.equal(labels, labels.sort().values)
+    assert not torch.equal(labels, dataset.quota_labels(1797, seed=2))
+    small = torch.stack(
+        [torch.bincount(quota_labels([3, 1], 3, seed), minlength=2) for seed in range(200)]
+    )
+    assert small.double().mean(0).tolist() == pytest.approx([2.25, 0.75], abs=0.1)
+
+
 def test_changed_data_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digits, "SHA256", "0" * 64)
     with pytest.raises(MissingError, match=r"digits have changed.*reinstall scikit-learn"):
@@ -90,6 +116,8 @@ def test_labels_of_a_dataset_without_labels_are_refused(dataset: Dataset) -> Non
     )
     with pytest.raises(UserError, match=r"has no labels.*conditional=false"):
         unlabelled.labels_for(3, 0)
+    with pytest.raises(UserError, match=r"has no labels.*conditional=false"):
+        unlabelled.quota_labels(3, 0)
 
 
 def test_only_analytic_sets_have_an_exact_flow_map(dataset: Dataset) -> None:

@@ -22,6 +22,7 @@ from cmbench.records.record import Record, read_record, write_record
 from cmbench.records.reproduction import CannotReproduceError, Reproduction
 from cmbench.sweep import sweep
 from cmbench.sweep.cell_record import base_record
+from cmbench.sweep.cells import open_samples_of
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Local
 from cmbench.sweep.failures import where_raised
@@ -237,7 +238,38 @@ def test_a_failure_inside_torch_is_placed_where_the_method_called_it(
 def test_conditional_runs_draw_labels(toys: Context) -> None:
     record = run(toys, recipe="classes", nfes=(1,))[0]
     assert (record.status, record.conditional) == ("finished", True)
-    assert record.sampling.labels
+    assert record.sampling.labels == "class frequencies of the dataset"
+
+
+def test_labels_by_quota_have_cells_of_their_own_and_are_found_again(toys: Context) -> None:
+    planned = plan_run(toys, "toy", "toys", "classes", 0)
+    drawn, quota = (
+        plan_cells(toys, planned, (1,), 3, SampleSettings(num_samples=33, labels=labels))[0]
+        for labels in ("drawn", "quota")
+    )
+    assert drawn.cell != quota.cell
+    trained = sweep.obtain_run(toys, planned)
+    record = sweep.measure_cell(toys, trained, quota)
+    assert record.sampling.labels == "exact quota of the class frequencies"
+    assert find_cell(toys, planned, record).cell == quota.cell
+    samples = open_samples_of(toys, trained, quota)
+    sizes = toys.dataset("toys").class_counts
+    batches = samples.source.batches(7)
+    labels = torch.cat([batch.labels for batch in batches if batch.labels is not None])
+    counts = torch.bincount(labels, minlength=len(sizes))
+    exact = [33 * size / sum(sizes) for size in sizes]
+    assert all(abs(int(n) - share) < 1 for n, share in zip(counts, exact))
+
+
+def test_labels_mean_nothing_to_unconditional_runs(toys: Context) -> None:
+    planned = plan_run(toys, "toy", "toys", None, 0)
+    names = {
+        plan_cells(toys, planned, (1,), 0, SampleSettings(labels=labels))[0].cell
+        for labels in ("drawn", "quota")
+    }
+    assert len(names) == 1
+    with pytest.raises(UserError, match=r"labels: 'even'; allowed: drawn or quota"):
+        SampleSettings(labels="even")
 
 
 def test_several_phases_export_their_weights(toys: Context) -> None:
