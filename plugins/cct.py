@@ -24,7 +24,6 @@ from cmbench.diffusion.grids import power_sigmas
 from cmbench.diffusion.tangent import image_norm, oracle_ode_slope, pseudo_objective
 from cmbench.plugin.config import Positive
 from cmbench.plugin.method import Batch, Draws, Nets, Progress
-from cmbench_plugins._teachers import distilled
 from cmbench_plugins.cm import ConsistencyConfig, ConsistencyMethod
 
 __all__ = ["CCT", "CCTConfig"]
@@ -69,4 +68,4 @@ class CCT(ConsistencyMethod):
         if self.config.form == "training":
             return x0
         with torch.no_grad():
-            return distilled(self, self.teacher, "distillation").denoise(x_sigma, sigma, labels)
+            return self.distilled().denoise(x_sigma, sigma, labels)

@@ -43,7 +43,6 @@ from cmbench.training.resident import resident
 from cmbench_plugins._averages import move_towards
 from cmbench_plugins._distances import MetricConfig, MetricMethod
 from cmbench_plugins._sigmas import multistep_plan
-from cmbench_plugins._teachers import distilled
 from cmbench_plugins.edm import initial_network
 
 __all__ = ["CD", "CT", "CDConfig", "CMConfig", "CTConfig", "ConsistencyConfig", "ConsistencyMethod"]
@@ -100,7 +99,6 @@ class ConsistencyMethod(Method):
 
     def build(self, kit: Kit) -> dict[str, nn.Module]:
         """The student, from the teacher's weights if there is one."""
-        self.teacher = kit.teacher
         return {"model": initial_network(kit, "edm", self.config)}
 
     def consistency(self, network: nn.Module) -> EDMConsistency:
@@ -260,7 +258,7 @@ class CD(CM):
         labels: Tensor | None,
     ) -> Tensor:
         """One Heun (or Euler) step of the PF-ODE with the frozen teacher."""
-        denoise = distilled(self, self.teacher).denoise
+        denoise = self.distilled().denoise
         with torch.no_grad():
             if self.config.solver == "heun":
                 return heun_step(denoise, x, sigma, sigma_next, labels)

@@ -21,7 +21,6 @@ equivalents per training step: 5 on average, with a discriminator 12.4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -41,7 +40,7 @@ from cmbench.diffusion.score_distillation import (
     matching_loss,
 )
 from cmbench.plugin.config import MethodConfig, NonNegative
-from cmbench.plugin.method import Batch, Draws, Kit, Nets, Objective, Phase, Progress
+from cmbench.plugin.method import Batch, Draws, Kit, Nets, Objective, Progress
 from cmbench.training.resident import resident
 from cmbench_plugins.score_distillation import ScoreConfig, ScoreDistillation
 
@@ -178,12 +177,10 @@ class FDistill(DMD2):
         """Always: it gives the ratios."""
         return True
 
-    def phases(self, nets: Nets) -> Sequence[Phase]:
+    def objectives(self, nets: Nets) -> tuple[Objective, ...]:
         """The generator's loss is one of groups."""
-        (phase,) = super().phases(nets)
-        *critics, generator = phase.objectives
-        grouped = replace(generator, group=self.config.weight_group)
-        return [replace(phase, objectives=(*critics, grouped))]
+        *critics, generator = super().objectives(nets)
+        return (*critics, replace(generator, group=self.config.weight_group))
 
     def image_weights(self, logits: Tensor) -> Tensor:
         """``h(r)`` over its mean in each group."""

@@ -58,7 +58,6 @@ from cmbench.plugin.method import (
 from cmbench.training.randomness import RandomState, replayed
 from cmbench.training.resident import resident
 from cmbench_plugins._jumps import jumps_plan, sample_by_jumps
-from cmbench_plugins._teachers import distilled
 from cmbench_plugins.edm import MODELS, channel_copies, initial_network
 
 __all__ = ["MSCD", "MSCDConfig"]
@@ -118,7 +117,6 @@ class MSCD(Method):
 
     def build(self, kit: Kit) -> dict[str, nn.Module]:
         """The student; with several phases also the weights that each starts from."""
-        self.teacher = kit.teacher
         nets = {"model": initial_network(kit, self.config.parameterization, self.config)}
         if len(self.config.segments) > 1:
             copies = channel_copies(self.config.parameterization)
@@ -231,10 +229,6 @@ class MSCD(Method):
         if c.last_target == "data":
             found = torch.where(append_dims(sigma_next > 0, x), found, x0)
         return found
-
-    def distilled(self) -> DiffusionModel:
-        """The diffusion model that is distilled."""
-        return distilled(self, self.teacher, "distillation")
 
     def distance(self, denoised: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
         """``w d(f, x*)`` ``[N]``; on the karras grid a distance of F (an error of x by c_out)."""

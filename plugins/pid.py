@@ -29,7 +29,6 @@ from cmbench.training.randomness import RandomState, replayed
 from cmbench.training.resident import resident
 from cmbench_plugins._distances import MetricConfig, MetricMethod
 from cmbench_plugins._jumps import one_step_plan
-from cmbench_plugins._teachers import distilled
 from cmbench_plugins.edm import initial_network
 
 __all__ = ["PID", "PIDConfig"]
@@ -58,7 +57,6 @@ class PID(MetricMethod):
 
     def build(self, kit: Kit) -> dict[str, nn.Module]:
         """The trajectory's network, from the teacher's weights."""
-        self.teacher = kit.teacher
         return {"model": initial_network(kit, "edm", self.config)}
 
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
@@ -94,10 +92,6 @@ class PID(MetricMethod):
     def trajectory(self, network: Any) -> TrajectoryModel:
         """``x(z, t)`` around a network."""
         return TrajectoryModel(network, self.sigma_data, self.config.sigma_max)
-
-    def distilled(self) -> Any:
-        """The diffusion model that is distilled."""
-        return distilled(self, self.teacher)
 
     # ---- sampling ------------------------------------------------------------------------------
 

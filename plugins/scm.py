@@ -71,7 +71,6 @@ from cmbench_plugins._guidance import (
     require_guidable,
 )
 from cmbench_plugins._sigmas import multistep_plan
-from cmbench_plugins._teachers import distilled
 from cmbench_plugins.edm import initial_network
 
 __all__ = ["SCD", "SCT", "SCDConfig", "SCMConfig"]
@@ -330,7 +329,6 @@ class SCD(SCT):
             UserError: guidance without classes, or without the network's condition.
         """
         require_guidable(self.config, self.config.guidance)
-        self.teacher = kit.teacher
         return super().build(kit)
 
     def told(self, draws: Draws, like: Tensor) -> Conditions:
@@ -346,4 +344,4 @@ class SCD(SCT):
     def slope(self, x_t: Tensor, t: Tensor, ends: Ends, told: Conditions) -> Tensor:
         """``dx_t/dt`` of the teacher's PF-ODE (line 5, distillation), guided where asked."""
         with torch.no_grad():
-            return guided_velocity(distilled(self, self.teacher), x_t, t, ends.labels, told)
+            return guided_velocity(self.distilled(), x_t, t, ends.labels, told)

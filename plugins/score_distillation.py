@@ -29,23 +29,12 @@ from torch import Tensor, nn
 from cmbench.diffusion.distances import squared_l2_sum
 from cmbench.diffusion.frames import append_dims
 from cmbench.diffusion.grids import lognormal_sigmas, power_sigmas
-from cmbench.diffusion.models import DiffusionModel, EDMModel
+from cmbench.diffusion.models import EDMModel
 from cmbench.diffusion.score_distillation import diff_instruct_loss, identity_loss
 from cmbench.diffusion.weightings import edm_weight
 from cmbench.plugin.config import MethodConfig, NonNegative, OptimizerConfig, Positive
-from cmbench.plugin.method import (
-    Batch,
-    Draws,
-    Kit,
-    Method,
-    Nets,
-    Objective,
-    Phase,
-    Progress,
-    SamplingPlan,
-)
+from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Objective, Progress, SamplingPlan
 from cmbench_plugins._jumps import one_step_plan
-from cmbench_plugins._teachers import distilled
 from cmbench_plugins.edm import initial_network
 
 __all__ = ["DiffInstruct", "ScoreConfig", "ScoreDistillation", "SiD"]
@@ -81,15 +70,13 @@ class ScoreDistillation(Method):
 
     def build(self, kit: Kit) -> dict[str, nn.Module]:
         """Generator and fake score, both from the teacher's weights."""
-        self.teacher = kit.teacher
         return {"model": initial_network(kit, "edm", self.config), "fake": kit.student("edm")}
 
-    def phases(self, nets: Nets) -> Sequence[Phase]:
-        """One phase, in which the networks take turns, the fake score first."""
+    def objectives(self, nets: Nets) -> tuple[Objective, ...]:
+        """The networks take turns, the fake score first."""
         c = self.config
         generator = Objective(self.generator_loss, ("model",), c.optimizer, every=c.generator_every)
-        images = round(c.duration_kimg * 1000)
-        return [Phase("train", images, (*self.critics(), generator), c.ema)]
+        return (*self.critics(), generator)
 
     def critics(self) -> tuple[Objective, ...]:
         """What is trained against the generator."""
@@ -103,10 +90,6 @@ class ScoreDistillation(Method):
     def model(self, network: Any) -> EDMModel:
         """A network as a denoiser."""
         return EDMModel(network, self.sigma_data)
-
-    def real(self) -> DiffusionModel:
-        """The teacher, whose distribution the generator is to have."""
-        return distilled(self, self.teacher)
 
     def fake_loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         """EDM's loss on the generator's samples."""
@@ -144,7 +127,7 @@ class ScoreDistillation(Method):
     ) -> tuple[Tensor, Tensor]:
         """``D_fake`` and ``D_real`` of noisy samples."""
         fake = self.model(nets["fake"]).denoise(y, sigma, labels)
-        return fake, self.real().denoise(y, sigma, labels)
+        return fake, self.distilled().denoise(y, sigma, labels)
 
     # ---- sampling ------------------------------------------------------------------------------
 

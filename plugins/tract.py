@@ -52,7 +52,6 @@ from cmbench.plugin.method import (
 from cmbench.training.resident import resident
 from cmbench_plugins._averages import move_towards
 from cmbench_plugins._jumps import jumps_plan, sample_by_jumps
-from cmbench_plugins._teachers import distilled
 from cmbench_plugins.edm import MODELS, channel_copies, initial_network
 
 __all__ = ["TRACT", "TRACTConfig"]
@@ -102,7 +101,6 @@ class TRACT(Method):
 
     def build(self, kit: Kit) -> dict[str, nn.Module]:
         """Student and self-teacher; with several phases also the later teachers' network."""
-        self.teacher = kit.teacher
         nets = {"model": initial_network(kit, self.config.parameterization, self.config)}
         for name in ("self_teacher", "teacher")[: 2 if len(self.config.steps) > 2 else 1]:
             nets[name] = kit.network(channel_copies=channel_copies(self.config.parameterization))
@@ -174,15 +172,11 @@ class TRACT(Method):
     ) -> Tensor:
         """The denoised images with which DDIM makes one fine step of the phase's teacher."""
         first = fine == self.config.steps[0]
-        teacher = self.first_teacher() if first else self.model(nets["teacher"])
+        teacher = self.distilled() if first else self.model(nets["teacher"])
         if first and self.config.solver == "heun":
             return heun_denoised(teacher.denoise, x, sigma, sigma_next, labels)
         denoised = teacher.denoise(x, sigma, labels)
         return self.clipped(denoised) if self.config.grid == "cosine" else denoised
-
-    def first_teacher(self) -> DiffusionModel:
-        """The diffusion model that is distilled."""
-        return distilled(self, self.teacher)
 
     def distance(self, denoised: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
         """The mean squared error of F (karras), or ``max(SNR, 1)`` times a sum (cosine), ``[N]``.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -48,6 +49,27 @@ def multistep_consistency(
         x = consistency(x, batch_sigma(sigma, x), labels)
         if clip:
             x = x.clamp(-1, 1)
+    return x
+
+
+def sample_flow_map(
+    flow_map: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+    noise: Tensor,
+    sigmas: Sequence[float],
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Return images after jumps along the trajectory from ``sigmas[0]`` to zero, without new noise.
+
+    Args:
+        flow_map: ``f(x_sigma, sigma [N], sigma_end [N], labels)`` in EDM's frame.
+        noise: unit noise ``[N, C, H, W]``.
+        sigmas: descending noise levels; NFE is their number.
+        labels: int64 ``[N]`` or None.
+    """
+    like = noise[:, 0, 0, 0]
+    x = sigmas[0] * noise
+    for sigma, sigma_end in pairwise((*sigmas, 0.0)):
+        x = flow_map(x, torch.full_like(like, sigma), torch.full_like(like, sigma_end), labels)
     return x
 
 

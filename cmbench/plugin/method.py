@@ -10,14 +10,15 @@ images; noise levels as EDM's sigma (a method that works in TrigFlow time conver
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from cmbench.errors import Declined
+from cmbench.diffusion.consistency_sampling import multistep_consistency, sample_flow_map
+from cmbench.errors import Declined, UserError
 from cmbench.plugin.config import MethodConfig
 from cmbench.plugin.phases import (
     Batch,
@@ -116,27 +117,51 @@ class SamplingPlan:
     variant: str = ""
 
 
-class Method(ABC):
+class Method:
     """Base class of all methods. Subclasses are in plugins, one file per paper."""
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     #: Whether samples are compared with the probability flow's images of their noise, on datasets
     #: that know it. False for methods whose map from noise to images is another (a GAN's).
     follows_probability_flow: ClassVar[bool] = True
+    #: The name of its sampler, where :meth:`plan_sampling` is the default one.
+    sampler: ClassVar[str] = "multistep"
+    #: The frozen teacher of a training, as ``kit.teacher``; set before :meth:`build` is called.
+    teacher: Teacher | None = None
 
     def __init__(self, config: MethodConfig, data: DataInfo) -> None:
         self.config, self.data = config, data
         self.sigma_data = config.sigma_data or data.sigma_data
 
+    def modules(self, kit: Kit) -> dict[str, nn.Module]:
+        """Keep the kit's teacher and return the modules that :meth:`build` makes (final)."""
+        self.teacher = kit.teacher
+        return self.build(kit)
+
+    def distilled(self) -> DiffusionModel:
+        """Return the teacher's diffusion model.
+
+        Raises:
+            UserError: there is no teacher.
+        """
+        if self.teacher is None:
+            raise UserError(
+                f"method {type(self).__name__}",
+                "has no teacher",
+                allowed="METHOD:RECIPE or analytic",
+                remedy="set teacher in the recipe",
+            )
+        return self.teacher.model
+
     # ---- train hooks ---------------------------------------------------------------------------
 
-    @abstractmethod
     def build(self, kit: Kit) -> dict[str, nn.Module]:
-        """Return the modules by name, among them ``"model"``.
+        """Return the modules by name, among them ``"model"``: by default the recipe's network.
 
         It is called for training and again for sampling. Random numbers of torch come from the
         run's seed during the whole call, so modules that are made without the kit are seeded too.
         """
+        return {"model": kit.network()}
 
     def sampled_modules(self, nets: Nets) -> tuple[str, ...]:
         """Return the names of the modules that :meth:`sample` and :meth:`diffusion_model` use.
@@ -148,41 +173,80 @@ class Method(ABC):
 
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         """Return the loss per image ``[N]``; all randomness comes from ``draws``."""
-        raise NotImplementedError(f"{type(self).__name__} defines neither loss nor phases")
+        raise NotImplementedError(
+            f"{type(self).__name__} defines none of loss, objectives and phases"
+        )
+
+    def objectives(self, nets: Nets) -> tuple[Objective, ...]:
+        """Return what the default phase optimizes, in this order: ``"model"`` by :meth:`loss`."""
+        return (Objective(self.loss, self.trained_modules(nets), self.config.optimizer),)
 
     def phases(self, nets: Nets) -> Sequence[Phase]:
-        """Return the phases of training: by default one that moves ``"model"`` by :meth:`loss`."""
-        objective = Objective(self.loss, self.trained_modules(nets), self.config.optimizer)
-        images = round(self.config.duration_kimg * 1000)
-        return [Phase("train", images, (objective,), self.config.ema, after_step=self.after_step)]
+        """Return the phases of training: by default one with all :meth:`objectives`."""
+        c = self.config
+        images, objectives = round(c.duration_kimg * 1000), self.objectives(nets)
+        return [Phase("train", images, objectives, c.ema, after_step=self.after_step)]
 
     def trained_modules(self, nets: Nets) -> tuple[str, ...]:
-        """Return the names of the modules that the default phase's optimizer moves."""
+        """Return the names of the modules that the default objective's optimizer moves."""
         return ("model",)
 
-    def after_step(self, nets: Nets, progress: Progress) -> None:  # noqa: B027
+    def after_step(self, nets: Nets, progress: Progress) -> None:
         """Update what is not learned by gradients; the default does nothing."""
 
     # ---- sample hooks --------------------------------------------------------------------------
 
-    @abstractmethod
+    def sampling_levels(self, nfe: int) -> Sequence[float]:
+        """Return the noise levels of ``nfe`` evaluations, descending, for the default plan.
+
+        A method with fewer or more levels than ``nfe`` (a one-step generator has one) declines that
+        NFE by returning them.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} defines neither sampling_levels nor plan_sampling"
+        )
+
     def plan_sampling(
         self, nfe: int, sigmas: Sequence[float] | None = None, sampler: str | None = None
     ) -> SamplingPlan:
         """Return how ``nfe`` evaluations are used, or raise :class:`Declined` with a reason.
 
-        ``sigmas`` and ``sampler`` override the method's own choice.
+        ``sigmas`` and ``sampler`` override the method's own choice. The default: one evaluation at
+        each of :meth:`sampling_levels`, by the sampler :attr:`sampler`.
         """
+        who = type(self).__name__
+        if sampler not in (None, self.sampler):
+            raise Declined(f"sampler {sampler!r}: {who} has {self.sampler} only")
+        levels = tuple(self.sampling_levels(nfe) if sigmas is None else sigmas)
+        if len(levels) != nfe:
+            raise Declined(f"NFE {nfe} of {who} takes {nfe} noise levels, got {len(levels)}")
+        return SamplingPlan(nfe, self.sampler, levels)
 
-    @abstractmethod
     def sample(
         self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
     ) -> Tensor:
         """Map unit ``noise`` to images in [-1, 1] with exactly ``plan.nfe`` evaluations per image.
 
         Noise for later steps comes from ``draws.normal("step-1", noise)`` and so on: per-image
-        seeds, so that a sample does not depend on the batch it is made in.
+        seeds, so that a sample does not depend on the batch it is made in. The default jumps along
+        :meth:`flow_map` if there is one; otherwise it denoises by :meth:`consistency_function` and
+        adds the noise of the next level.
         """
+        if self._has_flow_map:
+            return sample_flow_map(self.flow_map(nets), noise, plan.sigmas, labels)
+        if type(self).consistency_function is Method.consistency_function:
+            who = type(self).__name__
+            raise NotImplementedError(
+                f"{who} defines none of sample, flow_map and consistency_function"
+            )
+        return multistep_consistency(
+            self.consistency_function(nets),
+            noise,
+            torch.tensor(plan.sigmas, dtype=torch.float64),
+            sigma_min=0.0,
+            labels=labels,
+            noise_sampler=lambda step: draws.normal(f"step-{step}", noise),
+        )
 
     # ---- optional ------------------------------------------------------------------------------
 
@@ -195,9 +259,17 @@ class Method(ABC):
 
         In EDM's frame, ``x = x0 + sigma z``, whatever frame the method works in: ``x``
         ``[N, C, H, W]``, ``sigma`` ``[N]``, labels int64 ``[N]`` or None. One network evaluation.
-        For tasks, tests and users; raises :class:`Declined` for methods without one.
+        For tasks, tests and users; by default :meth:`flow_map` to zero. Raises :class:`Declined`
+        for methods without one.
         """
-        raise Declined(f"{type(self).__name__} has no consistency function")
+        if not self._has_flow_map:
+            raise Declined(f"{type(self).__name__} has no consistency function")
+        flow_map = self.flow_map(nets)
+        return lambda x, sigma, labels: flow_map(x, sigma, sigma.new_zeros(len(sigma)), labels)
+
+    @property
+    def _has_flow_map(self) -> bool:
+        return type(self).flow_map is not Method.flow_map
 
     def flow_map(self, nets: Nets) -> FlowMap:
         """Return ``f(x, sigma, sigma_end, labels)``: images moved along their trajectories.

@@ -213,7 +213,7 @@ def built_in_place(
 ) -> tuple[Method, dict[str, nn.Module]]:
     """Build modules without moving them: fake tensors cannot be moved."""
     method = plan.method(context)
-    modules = method.build(TrainingKit(context, plan, method.data, teacher))
+    modules = method.modules(TrainingKit(context, plan, method.data, teacher))
     return method, checked_modules(method, modules)
 
 

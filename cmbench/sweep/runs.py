@@ -155,7 +155,7 @@ def build_modules(
     method = plan.method(context)
     kit = TrainingKit(context, plan, method.data, teacher)
     with seeded(plan.seed, "modules"):  # what a method builds without the kit, such as heads
-        modules = checked_modules(method, method.build(kit))
+        modules = checked_modules(method, method.modules(kit))
     return method, {name: on_device(context, module) for name, module in modules.items()}
 
 

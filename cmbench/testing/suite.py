@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from cmbench.errors import UserError
 from cmbench.plugin.manager import PluginManager
 from cmbench.sweep.failures import method_failure
-from cmbench.testing import building, losses, samples, trainings, truth
+from cmbench.testing import building, conditions, losses, samples, trainings, truth
 from cmbench.testing.case import Subject
 from cmbench.testing.check import CheckFailure, CheckResult, ContractCheck
 
@@ -22,7 +22,9 @@ CHECKS = (
     ContractCheck("independent images", losses.independent_images),
     ContractCheck("gradients", losses.gradients),
     ContractCheck("labels in the loss", losses.labels),
+    ContractCheck("augmentation labels", conditions.augmentation_labels),
     ContractCheck("consistency function", truth.stationary),
+    ContractCheck("flow map", truth.flow_map),
     ContractCheck("diffusion model", truth.diffusion_model),
     ContractCheck("counted NFE", samples.counted_nfe),
     ContractCheck("noise levels", samples.noise_levels),

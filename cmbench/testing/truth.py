@@ -143,7 +143,8 @@ def reading_of(method: Method, nets: dict[str, Any]) -> Reading | str:
     """Return how the method's consistency function reads its network, or why that is not known."""
 
     def function(network: nn.Module) -> ConsistencyFunction:
-        return method.consistency_function({**nets, "model": network})
+        probed = {n: network if isinstance(m, ExactNetwork) else m for n, m in nets.items()}
+        return method.consistency_function(probed)
 
     sigma = torch.tensor(PROBES, dtype=torch.float64)
     x = torch.full((len(PROBES), 1, 1, 1), 0.7, dtype=torch.float64)
@@ -152,6 +153,8 @@ def reading_of(method: Method, nets: dict[str, Any]) -> Reading | str:
     if probes[0].given is None or not torch.allclose(out[2], 2 * out[1] - out[0]):
         return "its consistency function is not affine in the network's output"
     x_in, c_noise = probes[0].given
+    if x_in.shape != x.shape:
+        return "its network is given a part of the images"
     if not torch.allclose(x_in, x / append_dims(torch.sqrt(sigma**2 + SD**2), x)):
         return "its network's input is not x / sqrt(sigma^2 + sigma_data^2)"
     for forward, backward in FRAMES.values():
@@ -241,6 +244,38 @@ def diffusion_model(subject: Subject) -> str | None:
     return None
 
 
+def flow_map(subject: Subject) -> str | None:
+    """A flow map to an image's own level keeps it, and to zero is the consistency function."""
+    case = subject.case()
+    try:
+        function = case.method.flow_map(case.nets)
+    except Declined:
+        return "the method has no flow map"
+    batch, sigma = case.batch(), torch.linspace(0.05, HIGH, case.batch_size)
+    noise = RowDraws(range(case.batch_size)).normal("noise", batch.images)
+    x = batch.images + append_dims(sigma, noise) * noise
+    with torch.no_grad():
+        kept = function(x, sigma, sigma, batch.labels)
+        origin = function(x, sigma, torch.zeros_like(sigma), batch.labels)
+        expected = case.method.consistency_function(case.nets)(x, sigma, batch.labels)
+    if not torch.allclose(kept, x, rtol=1e-3, atol=1e-3):
+        raise CheckFailure(
+            f"flow_map from a noise level to itself changes images by {_gap(kept, x):.2g}",
+            "return x where sigma_end is sigma, in EDM's frame x = x0 + sigma z",
+        )
+    if not torch.allclose(origin, expected, rtol=1e-3, atol=1e-3):
+        raise CheckFailure(
+            f"flow_map to noise level 0 and consistency_function differ by "
+            f"{_gap(origin, expected):.2g}",
+            "write flow_map alone: consistency_function is its map to zero by default",
+        )
+    return None
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
 def deviations(subject: Subject) -> tuple[list[Tensor], str]:
     """Return the gradients at -BUMP, 0 and BUMP per image; or why there are none."""
     plan = subject.plan(conditional=False)
@@ -248,7 +283,7 @@ def deviations(subject: Subject) -> tuple[list[Tensor], str]:
     method = plan.method_class(plan.config.model_copy(update={"sigma_data": SD}), data)
     kit = ExactKit(Teacher("exact", exact_model(), None) if plan.teacher is not None else None)
     with seeded(0, "modules"):
-        nets: dict[str, Any] = dict(method.build(kit))
+        nets: dict[str, Any] = dict(method.modules(kit))
     reading = reading_of(method, nets)
     if isinstance(reading, str):
         return [], reading

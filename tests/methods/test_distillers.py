@@ -522,7 +522,7 @@ def test_distillers_without_a_teacher() -> None:
     tract.teacher = mscd.teacher = pid.teacher = None
     message = r"method {}.*no teacher.*METHOD:RECIPE or analytic"
     with pytest.raises(UserError, match=message.format("TRACT")):
-        tract.first_teacher()
+        tract.distilled()
     with pytest.raises(UserError, match=message.format("MSCD")):
         mscd.distilled()
     with pytest.raises(UserError, match=message.format("PID")):
@@ -531,4 +531,4 @@ def test_distillers_without_a_teacher() -> None:
         made = make(method)
         made.teacher = None
         with pytest.raises(UserError, match=message.format(method.__name__)):
-            made.real()
+            made.distilled()

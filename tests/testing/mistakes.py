@@ -25,6 +25,7 @@ from cmbench.plugin.method import (
     Batch,
     ConsistencyFunction,
     Draws,
+    FlowMap,
     Kit,
     Method,
     Nets,
@@ -285,10 +286,6 @@ class FrozenModuleLearns(Good):
 
 @found_by("gradients")
 class TeacherLearns(Good):
-    def build(self, kit: Kit) -> dict[str, nn.Module]:
-        self.teacher = kit.teacher
-        return super().build(kit)
-
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         teacher: Any = self.teacher
         teacher.network.requires_grad_(True)
@@ -339,6 +336,44 @@ class FunctionInAnotherFrame(Good):
 
     def f(self, network: Any) -> Any:
         return lambda x, sigma, labels: network(x, sigma.log(), labels)
+
+
+@found_by("flow map")
+class FlowMapLeavesTheLevel(Good):
+    def flow_map(self, nets: Nets) -> FlowMap:
+        f = self.f(nets["model"])
+        return lambda x, sigma, end, labels: f(x, sigma, labels)
+
+
+@found_by("flow map")
+class FlowMapToAnotherOrigin(Good):
+    def flow_map(self, nets: Nets) -> FlowMap:
+        return lambda x, sigma, end, labels: x * append_dims((1 + end) / (1 + sigma), x)
+
+
+@found_by("augmentation labels")
+class SideDoorInTheLoss(Good):
+    """The next level goes in through the labels of augmentations."""
+
+    def build(self, kit: Kit) -> dict[str, nn.Module]:
+        return {"model": kit.network(augment_dim=1)}
+
+    def f(self, network: Any) -> Any:
+        consistency = super().f(network)
+        return lambda x, sigma, labels: consistency(
+            x, sigma, labels, augment_labels=sigma.reshape(-1, 1)
+        )
+
+
+@found_by("augmentation labels")
+class SideDoorInSampling(Good):
+    def build(self, kit: Kit) -> dict[str, nn.Module]:
+        return {"model": kit.network(augment_dim=1)}
+
+    def sample(self, nets: Nets, noise: Tensor, *arguments: Any) -> Tensor:
+        given = torch.ones(len(noise), 1)
+        told = {"model": lambda *args, **options: nets["model"](*args, given, **options)}
+        return super().sample(told, noise, *arguments)
 
 
 @found_by("diffusion model")

@@ -1,36 +1,32 @@
 """A cmbench plugin: what it registers. Imports no torch, so that listings stay fast."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from cmbench.plugin import hookimpl
-from cmbench.plugin.specs import MethodSpec, StudySpec
+from cmbench.plugin.specs import MethodSpec, StudySpec, TrainingCost
 
 
 @hookimpl
 def cmbench_register_methods() -> list[MethodSpec]:
     """Return the methods of this plugin: one with one loss, one with two networks."""
-    folder = Path(__file__).parent
     return [
         MethodSpec(
             "example-flow",
             "cmbench_example.flow:Flow",
             "Rectified flow",
             reference="Liu et al. 2022, arXiv:2209.03003",
-            year=2022,
             family="diffusion",
-            recipes=folder / "flow.toml",
+            recipes=Path(__file__).with_name("flow.toml"),
         ),
         MethodSpec(
             "example-diff-instruct",
             "cmbench_example.diff_instruct:DiffInstruct",
             "Diff-Instruct",
             reference="Luo et al. 2023, arXiv:2305.18455",
-            year=2023,
             family="distillation",
-            recipes=folder / "diff_instruct.toml",
+            recipes=Path(__file__).with_name("diff_instruct.toml"),
             needs_teacher=True,
+            cost=TrainingCost(calls=3, graded=2, teacher="yes", data="labels", nfe="1"),
         ),
     ]
 

@@ -6,17 +6,15 @@ call per training step. Sampled by Euler steps, one network call each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmbench.diffusion.frames import append_dims
-from cmbench.errors import Declined
 from cmbench.plugin.config import MethodConfig, Positive
-from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Progress, SamplingPlan
+from cmbench.plugin.method import Batch, Draws, Method, Nets, Progress, SamplingPlan
 
 
 class FlowConfig(MethodConfig):
@@ -30,10 +28,7 @@ class Flow(Method):
 
     Config = FlowConfig
     config: FlowConfig
-
-    def build(self, kit: Kit) -> dict[str, nn.Module]:
-        """One network, as the recipe says; ``"model"`` is averaged and sampled."""
-        return {"model": kit.network()}
+    sampler = "euler"
 
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         """Squared error of the predicted velocity, one value per image (Eq. 1)."""
@@ -44,19 +39,11 @@ class Flow(Method):
         error = nets["model"](x_s, s, batch.labels) - (eps - x0)
         return error.square().flatten(1).sum(1)
 
-    def plan_sampling(
-        self, nfe: int, sigmas: Sequence[float] | None = None, sampler: str | None = None
-    ) -> SamplingPlan:
-        """Equal steps in flow time; a noise level ``sigma`` is the flow time ``s/(1-s)``."""
-        if sampler not in (None, "euler"):
-            raise Declined(f"sampler {sampler!r}: a straight flow is sampled by euler")
-        if sigmas is None:
-            start = self.config.sigma_max / (1 + self.config.sigma_max)
-            times = [start * (nfe - i) / nfe for i in range(nfe)]
-            sigmas = [s / (1 - s) for s in times]
-        if len(sigmas) != nfe:
-            raise Declined(f"NFE {nfe} takes {nfe} noise levels, got {len(sigmas)}")
-        return SamplingPlan(nfe, "euler", tuple(sigmas))
+    def sampling_levels(self, nfe: int) -> list[float]:
+        """Equal steps in flow time ``s``, which is the noise level ``s / (1 - s)``."""
+        start = self.config.sigma_max / (1 + self.config.sigma_max)
+        times = [start * (nfe - i) / nfe for i in range(nfe)]
+        return [s / (1 - s) for s in times]
 
     def sample(
         self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
