@@ -195,6 +195,7 @@ class Published:
             marks=row.marks,
             note=row.note,
             protocol=(protocol.title, protocol.reason),
+            tables=tuple(tables),
             details={
                 "arXiv": row.arxiv,
                 "source": row.source,

@@ -90,6 +90,8 @@ class Row:
     protocol: tuple[str, str] = ("", "")
     #: What else is known about a reported row: place, table, protocol.
     details: Mapping[str, str] = field(default_factory=dict)
+    #: Titles of the tables that print a reported row.
+    tables: tuple[str, ...] = ()
     #: The cells of a measured row, in seed order, each with the file it was read from.
     cells: tuple[tuple[Path, Record], ...] = ()
 

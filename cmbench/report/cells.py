@@ -15,17 +15,20 @@ from cmbench.records.record import Record
 from cmbench.report.numbers import format_mean, format_number
 from cmbench.report.paths import without_paths
 
+#: A paper's number on arXiv, as references write it.
+_ARXIV = re.compile(r"\barXiv:\s?([0-9]{4}\.[0-9]{4,5})\b")
 #: A number as sources print them.
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
 class TableCell:
-    """One cell: its text, what it sorts by and whether it is the best of its group."""
+    """One cell: its text, what it sorts by, whether it is the best of its group, and a link."""
 
     text: str = ""
     sort: float | str | None = None
     best: bool = False
+    link: str = ""
 
 
 # ---- values of a row ----------------------------------------------------------------------------
@@ -104,6 +107,14 @@ def _alternatives(kind: Any) -> list[Any]:
 def text_cell(value: str) -> TableCell:
     """Show a text; it sorts without regard to case."""
     return TableCell(value, value.casefold() or None)
+
+
+def reference_cell(row: Row) -> TableCell:
+    """Show the reference; it links to the paper on arXiv where that is known."""
+    named = _ARXIV.search(row.reference)
+    number = row.arxiv or (named[1] if named else "")
+    link = f"https://arxiv.org/abs/{number}" if number else ""
+    return TableCell(row.reference, row.reference.casefold() or None, link=link)
 
 
 def number_cell(value: float | None, show: Callable[[float], str] = format_number) -> TableCell:

@@ -19,6 +19,7 @@ from cmbench.report.cells import (
     number_cell,
     position_cell,
     record_cell,
+    reference_cell,
     reported_cell,
     samples_cell,
     text_cell,
@@ -276,7 +277,7 @@ def _provenance_columns(rows: Sequence[Row]) -> list[Column]:
             any(r.marks or r.findings for r in rows),
             "settings that are not the usual ones, and findings: click a row for its warnings",
         ),
-        text("reference", "Reference", lambda r: r.reference, published),
+        Column("reference", "Reference", reference_cell, shown=published),
         text(
             "source",
             "Read in",

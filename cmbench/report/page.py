@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,17 @@ from cmbench.leaderboard.joins import Reported, join_reported
 from cmbench.leaderboard.labels import row_labels, short_labels
 from cmbench.leaderboard.published import Board, Published
 from cmbench.leaderboard.ranking import positions
-from cmbench.leaderboard.rows import Row, aggregate, conditioning, unfinished
+from cmbench.leaderboard.rows import REPORTED, Row, aggregate, conditioning, unfinished
 from cmbench.leaderboard.sections import Section, sections
 from cmbench.records.folders import ReadRecord
 from cmbench.records.record import Record
+from cmbench.report.cards import Card, cards
 from cmbench.report.cells import TableCell
 from cmbench.report.columns import Column, Findings, metric_title, table_columns
 from cmbench.report.csvtable import csv_cells, csv_header
 from cmbench.report.gallery import Gallery, build_gallery
 from cmbench.report.paths import without_paths
+from cmbench.report.pivot import Pivot, PivotLine, first_nfes, pivot
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,20 @@ class TableSection:
 
     section: Section
     lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class PivotPart:
+    """Methods by NFE of rows that compare, with the places of the columns that the page shows."""
+
+    title: str
+    pivot: Pivot
+    places: tuple[int, ...]
+
+    @property
+    def shown(self) -> list[PivotLine]:
+        """The lines with a value in the columns that the page shows."""
+        return [x for x in self.pivot.lines if any(x.cells[place].text for place in self.places)]
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,7 @@ class Page:
             "reported": sum(not line.row.cells for line in self.lines),
             "unfinished": len(self.unfinished),
             "unreadable": len(self.unreadable),
+            "cards": self.cards,
         }
 
     @property
@@ -98,6 +116,40 @@ class Page:
         """The board's description, split at blank lines."""
         text = self.board.description if self.board is not None else ""
         return [part.strip() for part in text.split("\n\n") if part.strip()]
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """Description and notes of the board, each as its one line and what folds behind it."""
+        notes = self.board.notes if self.board is not None else ()
+        return [_folded(text) for text in (*self.paragraphs, *notes)]
+
+    @property
+    def cards(self) -> list[Card]:
+        """What is best at the first NFE."""
+        return cards(self.groups, self.short_labels)
+
+    @property
+    def reports(self) -> bool:
+        """Whether any row is a reported one."""
+        return any(row.kind == REPORTED for row in self.rows)
+
+    @property
+    def rank_title(self) -> str:
+        """The rank metric as readers know it."""
+        return metric_title(self.rank_metric)
+
+    @property
+    def pivots(self) -> list[PivotPart]:
+        """Methods by NFE: the first section of measured rows, then all that was reported."""
+        measured = [
+            (item.section.title, rows)
+            for item in self.sections
+            if (rows := [row for row in item.section.rows if row.kind != REPORTED])
+        ]
+        reported = [row for row in self.rows if row.kind == REPORTED]
+        parts = [*measured[:1], *([("Reported by their authors", reported)] if reported else [])]
+        made = ((title, pivot(rows, self.groups, self.rank_metric)) for title, rows in parts)
+        return [PivotPart(title, found, _places(found.nfes)) for title, found in made if found.nfes]
 
     @property
     def csv_header(self) -> list[str]:
@@ -130,7 +182,11 @@ class Page:
         found = [
             Filter("family", "Family", sorted({row.family or "other" for row in rows})),
             Filter("kind", "Kind", sorted({row.kind for row in rows})),
-            Filter("table", "Source table", list(dict.fromkeys(source_table(row) for row in rows))),
+            Filter(
+                "table",
+                "Source table",
+                list(dict.fromkeys(t for r in rows for t in source_tables(r))),
+            ),
             Filter("conditional", "Labels", sorted({conditioning_filter(row) for row in rows})),
             Filter("nfe", "NFE", [t for _, t in sorted({_nfe_filter(row) for row in rows})]),
         ]
@@ -184,6 +240,26 @@ def build_page(
     )
 
 
+#: More columns than these do not fit beside the methods' names.
+_MOST_NFES = 7
+
+
+def _places(nfes: Sequence[int]) -> tuple[int, ...]:
+    shown = nfes if len(nfes) <= _MOST_NFES else first_nfes(nfes)
+    return tuple(nfes.index(nfe) for nfe in shown)
+
+
+def _folded(text: str) -> tuple[str, str]:
+    """Split a paragraph after its heading (``Tuning: …``) or its first sentence."""
+    text = " ".join(text.split())
+    head, _, rest = text.partition(": ")
+    if len(head) > 60 or ". " in head or not rest:
+        # A full stop after an initial ends no sentence.
+        sentence = re.match(r"(.*?[^\s.]{2}\.) (.+)", text)
+        head, rest = (sentence[1], sentence[2]) if sentence else (text, "")
+    return head, rest
+
+
 def _rank_metric(rows: Iterable[Row]) -> str:
     """Return the metric that most rows are ranked by."""
     ranked = [row.rank_metric for row in rows if row.rank_metric]
@@ -224,9 +300,9 @@ def _floors(rows: Iterable[Row], metric: str) -> list[Floor]:
     return sorted(unique.values(), key=lambda floor: (floor.value, floor.meaning))
 
 
-def source_table(row: Row) -> str:
-    """Return what the filter calls the table that a reported row was read in."""
-    return row.details.get("table", "") or "none: measured"
+def source_tables(row: Row) -> list[str]:
+    """Return what the filter calls the tables that a reported row was read in."""
+    return [*row.tables] or ["none: measured"]
 
 
 def conditioning_filter(row: Row) -> str:

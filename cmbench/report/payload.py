@@ -17,7 +17,7 @@ from cmbench.leaderboard.rows import Row
 from cmbench.records.record import Record
 from cmbench.report.cells import effective_compute, images_seen, training_hours
 from cmbench.report.columns import metric_title
-from cmbench.report.page import Line, Page, source_table
+from cmbench.report.page import Line, Page, source_tables
 from cmbench.report.paths import clean, without_paths
 
 #: Shown by other means, or too long for a drawer.
@@ -112,9 +112,12 @@ def row_payload(line: Line, page: Page, section: int, pool: Interner) -> dict[st
         "section": section,
         "kind": row.kind,
         "family": row.family or "other",
-        "table": source_table(row),
+        "table": source_tables(row),
         "conditional": row.conditional,
         "method": row.method,
+        "words": f"{row.title} {row.reference} {row.note}",
+        "year": row.year or None,
+        "sampler": row.sampler,
         "label": label,
         "series": pool.add(series),
         "nfe": row.nfe,

@@ -13,6 +13,7 @@ from cmbench.errors import UserError
 from cmbench.files import write_atomically
 from cmbench.leaderboard.published import Published
 from cmbench.records.folders import ReadRecord
+from cmbench.report.cards import CARD_NFES
 from cmbench.report.charts import Charts, chart_images
 from cmbench.report.environment import Templates
 from cmbench.report.page import Page, build_page
@@ -92,7 +93,8 @@ def _write_index(
     """Write the index; earlier pages in the folder are listed too."""
     names = {summary["dataset"] for summary in summaries}
     others = sorted(p.stem for p in out_dir.glob("*.html") if p.stem not in {*names, "index"})
-    context = {"pages": summaries, "others": others, "command": without_paths(command)}
+    shown = {"pages": summaries, "others": others, "nfes": CARD_NFES}
+    context = {**shown, "command": without_paths(command)}
     html = _with_csp(engine, "index.html.j2", context, scripts=())
     return _write(out_dir / "index.html", html)
 

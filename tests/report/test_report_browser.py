@@ -371,6 +371,8 @@ def test_every_chart_has_a_name_and_its_marks(browser: Any, page_path: Path) -> 
     by_id = {name: rest for name, *rest in figures}
     assert set(by_id) == {
         "chart-nfe",
+        "chart-one",
+        "chart-year",
         "chart-steps",
         "chart-compute",
         "chart-time",

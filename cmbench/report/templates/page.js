@@ -19,7 +19,11 @@ function definitions(flat) {
   for (let i = 0; i < flat.length; i += 2) {
     const value = data.pool[flat[i + 1]];
     const item = element("dd");
-    item.append(value !== null && typeof value === "object" ? block(JSON.stringify(value, null, 1)) : element("span", String(value)));
+    if (data.pool[flat[i]] === "arXiv" && /^\d{4}\.\d{4,5}$/.test(value)) {
+      const link = element("a", value);
+      link.href = `https://arxiv.org/abs/${value}`;
+      item.append(link);
+    } else item.append(value !== null && typeof value === "object" ? block(JSON.stringify(value, null, 1)) : element("span", String(value)));
     list.append(element("dt", data.pool[flat[i]]), item);
   }
   return list;
@@ -67,7 +71,7 @@ function drawCharts() {
     figure.querySelector("figcaption span").textContent = spec.title;
     const nothing = element("p", "No selected row has these values.");
     nothing.className = "none";
-    holder.replaceChildren(empty ? nothing : drawChart(spec, Math.max(280, holder.clientWidth)));
+    holder.replaceChildren(empty ? nothing : (spec.strip ? drawStrip : drawChart)(spec, Math.max(280, holder.clientWidth)));
   }
 }
 
@@ -95,23 +99,33 @@ function options(select, names) {
   select.closest("label").hidden = names.length < 2;
 }
 
+function filtered(filter) {
+  state.off[filter] = boxes.filter((b) => b.dataset.filter === filter && !b.checked).map(filterOf);
+  changed(applySelection, drawCharts);
+}
+
 function listen() {
   const on = (target, event, action) => target.addEventListener(event, action);
   on(byId("metric"), "change", (event) => { state.metric = event.target.value; changed(drawCharts); });
   on(byId("scalar"), "change", (event) => { state.scalar = event.target.value; changed(drawCharts); });
   on(byId("search"), "input", (event) => { state.q = event.target.value; changed(applySelection, drawCharts); });
   for (const box of boxes) {
-    on(box, "change", () => {
-      const filter = box.dataset.filter;
-      state.off[filter] = boxes.filter((b) => b.dataset.filter === filter && !b.checked).map(filterOf);
-      changed(applySelection, drawCharts);
-    });
+    on(box, "change", () => filtered(box.dataset.filter));
   }
   for (const box of columnBoxes) {
     on(box, "change", () => { state.columns = columnBoxes.filter((b) => b.checked).map((b) => data.columns[b.dataset.show].key); changed(applyColumns); });
   }
   for (const header of headers) on(header.querySelector("button"), "click", () => { sortBy(data.columns[header.dataset.c]); changed(applySort); });
   for (const line of lines) on(line.querySelector(".details"), "click", () => openDrawer(data.rows[line.dataset.row]));
+  for (const button of document.querySelectorAll("[data-open]")) on(button, "click", () => { const row = rowById.get(button.dataset.open); if (row) openDrawer(row); });
+  for (const button of document.querySelectorAll(".pivot .all")) on(button, "click", () => { button.closest(".pivot").querySelector("table").classList.add("open"); button.hidden = true; });
+  const choose = (filter, wanted) => {
+    for (const box of boxes) if (box.dataset.filter === filter) box.checked = wanted(box);
+    filtered(filter);
+  };
+  for (const button of document.querySelectorAll("[data-only]")) on(button, "click", () => choose(button.dataset.only, (box) => box.dataset.index === button.dataset.index));
+  for (const button of document.querySelectorAll("[data-every]")) on(button, "click", () => choose(button.dataset.every, () => true));
+  for (const button of document.querySelectorAll("[data-none]")) on(button, "click", () => choose(button.dataset.none, () => false));
   for (const button of document.querySelectorAll("[data-save]")) {
     on(button, "click", () => { const [type, text] = DOWNLOADS[button.dataset.save]; save(`${data.dataset}.${button.dataset.save}`, type, text()); });
   }

@@ -26,25 +26,24 @@ function visibleColumns() {
   return state.columns || data.columns.filter((c) => c.shown).map((c) => c.key);
 }
 
-function filterValue(row, filter) {
-  if (filter === "conditional") return row.conditional === null ? "not stated" : row.conditional ? "conditional" : "unconditional";
-  if (filter === "nfe") return row.nfe_text || "not stated";
-  return String(row[filter]);
+// A result that several tables print has several values of that filter.
+function filterValues(row, filter) {
+  if (filter === "conditional") return [row.conditional === null ? "not stated" : row.conditional ? "conditional" : "unconditional"];
+  if (filter === "nfe") return [row.nfe_text || "not stated"];
+  return Array.isArray(row[filter]) ? row[filter] : [String(row[filter])];
 }
 
 function isSelected(index) {
   const row = data.rows[index];
-  for (const [filter, off] of Object.entries(state.off)) if (off.includes(filterValue(row, filter))) return false;
+  for (const [filter, off] of Object.entries(state.off)) if (filterValues(row, filter).every((value) => off.includes(value))) return false;
   if (!state.q) return true;
   if (!texts) texts = textsOf();
   return texts[index].includes(state.q.toLowerCase());
 }
 
-// What the search looks at, by row; lines may have been sorted.
+// What the search looks at, by row: names, family, reference and note.
 function textsOf() {
-  const found = [];
-  for (const line of lines) found[line.dataset.row] = line.textContent.toLowerCase();
-  return found;
+  return data.rows.map((row) => [row.label, row.method, row.family, row.words].join(" ").toLowerCase());
 }
 
 function selectedRows() {
@@ -113,7 +112,15 @@ function sortBy({ key }) {
   else { state.sort = null; state.descending = false; }
 }
 
+// Once per event, however many steps it has.
+let writing = false;
 function writeHash() {
+  if (!writing) queueMicrotask(writeHashNow);
+  writing = true;
+}
+
+function writeHashNow() {
+  writing = false;
   const parts = new URLSearchParams();
   if (state.q) parts.set("q", state.q);
   for (const [filter, off] of Object.entries(state.off)) for (const value of off) parts.append(`-${filter}`, value);

@@ -19,17 +19,31 @@ const methodIndex = indexOf(data.rows.map((r) => r.method));
 const labelShape = shapesByLabel();
 const familyIndex = indexOf(data.rows.map((r) => r.family));
 
-// Labels of one colour take different shapes as long as there are any.
+// A sampler has its own shape; labels that would share colour and shape take the next free one.
 function shapesByLabel() {
+  const samplers = indexOf(data.rows.map((r) => r.sampler || ""));
   const found = new Map();
-  const used = new Array(COLOURS).fill(0);
+  const used = new Set();
   for (const row of data.rows) {
     if (found.has(row.label)) continue;
     const colour = methodIndex.get(row.method) % COLOURS;
-    found.set(row.label, colour + used[colour]);
-    used[colour] += 1;
+    let shape = samplers.get(row.sampler || "") % SHAPES.length;
+    for (let i = 0; i < SHAPES.length && used.has(`${colour} ${shape}`); i++) shape = (shape + 1) % SHAPES.length;
+    used.add(`${colour} ${shape}`);
+    found.set(row.label, shape);
   }
   return found;
+}
+
+// Entries of legends that the reader has switched off, in all charts.
+const hiddenGroups = new Set();
+
+function toggleGroup(name) {
+  if (!hiddenGroups.delete(name)) hiddenGroups.add(name);
+  const id = document.activeElement && document.activeElement.closest("figure")?.id;
+  drawCharts();
+  const again = id && [...byId(id).querySelectorAll(".switch")].find((item) => item.textContent.includes(name));
+  if (again) again.focus();
 }
 
 function styleGroups(rows, nameOf = (r) => r.label) {
@@ -37,13 +51,20 @@ function styleGroups(rows, nameOf = (r) => r.label) {
   const few = count(rows) <= METHODS_IN_LEGEND;
   const fewMeasured = count(rows.filter((r) => !isReported(r))) <= METHODS_IN_LEGEND;
   const groups = new Map();
+  const taken = new Set();
   for (const row of rows) {
     const named = few || (fewMeasured && !isReported(row));
     const name = named ? nameOf(row) : row.family;
     if (!groups.has(name)) {
-      const colour = named ? methodIndex.get(row.method) : familyIndex.get(row.family);
-      const shape = named ? labelShape.get(row.label) : colour;
-      groups.set(name, { name, style: `s${colour % COLOURS}`, shape: SHAPES[shape % SHAPES.length], rows: [], points: [] });
+      let colour = (named ? methodIndex.get(row.method) : familyIndex.get(row.family)) % COLOURS;
+      let shape = named ? labelShape.get(row.label) : 0;
+      // With more labels than colours and shapes, the entries of one chart still differ.
+      for (let i = 1; taken.has(`${colour} ${shape}`) && i < COLOURS * SHAPES.length; i++) {
+        shape = (shape + 1) % SHAPES.length;
+        if (i % SHAPES.length === 0) colour = (colour + 1) % COLOURS;
+      }
+      taken.add(`${colour} ${shape}`);
+      groups.set(name, { name, hidden: hiddenGroups.has(name), toggle: () => toggleGroup(name), style: `s${colour}`, shape: SHAPES[shape], rows: [], points: [] });
     }
     groups.get(name).rows.push(row);
   }
@@ -83,7 +104,7 @@ function scatter(rows, metric, xOf, options) {
       return { x: xOf(row), y: mean, low, high, hollow: isReported(row), faint: isApart(row), label: describe(row, metric), row, line: options.line ? row.series : undefined };
     });
   }
-  const points = groups.flatMap((g) => g.points);
+  const points = groups.filter((g) => !g.hidden).flatMap((g) => g.points);
   // Only rows that compare with each other have a front: the first ranked section, or what was reported.
   const main = points.filter((p) => isMain(p.row) && !p.hollow);
   const log = points.length > 0 && !metric.higher && points.every((p) => p.y > 0);
@@ -91,14 +112,32 @@ function scatter(rows, metric, xOf, options) {
   return {
     title: options.title,
     summary: summarise(usable, metric),
-    x: { label: options.x, log: true, ticks: ticks && ticks.length <= 12 ? ticks : undefined },
-    y: { label: `${metric.title} ${metric.higher ? "↑" : "↓"}`, log },
+    x: { label: options.x, log: !options.whole, whole: options.whole, ticks: ticks && ticks.length <= 12 ? ticks : undefined },
+    y: { label: `${metric.title} ${metric.higher ? "↑" : "↓"}`, log, worse: metric.higher ? "low" : "high" },
+    named: options.line,
     groups,
     rules: metric.name === data.rank_metric ? data.floors.filter((floor) => !log || floor.value > 0) : [],
-    front: paretoFront(main.length ? main : points.filter((p) => p.hollow), metric.higher),
+    front: options.whole ? [] : paretoFront(main.length ? main : points.filter((p) => p.hollow), metric.higher),
     frontLabel: main.length ? "Pareto front, measured" : "Pareto front, reported",
     open: openDrawer,
   };
+}
+
+// Most names that the strip of NFE 1 shows, and fewest that are worth one.
+const STRIP = { most: 25, fewest: 8 };
+const atOne = (rows, metric) => rows.filter((r) => r.nfe === 1 && own(r.metrics, metric.name));
+
+function oneStep(rows, metric) {
+  const all = atOne(rows, metric).sort((a, b) => (a.metrics[metric.name][0] - b.metrics[metric.name][0]) * (metric.higher ? -1 : 1));
+  const best = all.slice(0, STRIP.most);
+  const lines = best.map((row) => {
+    const [mean, low, high] = row.metrics[metric.name];
+    const style = `s${familyIndex.get(row.family) % COLOURS}`;
+    return { name: row.label, style, shape: "circle", point: { x: mean, low, high, hollow: isReported(row), label: describe(row, metric), row } };
+  });
+  const rest = all.length > best.length ? `, the best ${best.length} of ${all.length}` : "";
+  return { title: `${metric.title} at NFE 1${rest}`, summary: summarise(best, metric), strip: true, lines,
+    groups: [{ points: lines }], x: { label: `${metric.title} ${metric.higher ? "↑" : "↓"}; colours are families`, log: !metric.higher && lines.every((l) => l.point.x > 0) }, open: openDrawer };
 }
 
 function stepPairs(rows, metric) {
@@ -133,6 +172,7 @@ function stepScatter(rows, metric) {
 
 // ---- training curves
 
+const UNITS = { lr: " (per step)", learning_rate: " (per step)", seconds: " (s)", images_per_s: " (images/s)" };
 const BINS = ["small", "middle", "large"];
 
 function scalarNames() {
@@ -166,8 +206,8 @@ function curveChart(rows) {
   const ys = groups.flatMap((g) => g.points.map((p) => p.y));
   const low = Math.min(...ys);
   const title = state.scalar.replaceAll("_", " ");
-  return { title: `Training: ${title}`, summary: `${curves.length} runs.`, x: { label: "images seen", log: false },
-    y: { label: title, log: ys.length > 0 && low > 0 && Math.max(...ys) / low > 20 }, groups, rules: [], dotless: true,
+  return { title: `Training: ${title}`, summary: `${curves.length} runs.`, x: { label: "training images seen (k: thousand, M: million)", log: false },
+    y: { label: `${title}${UNITS[state.scalar] || " (as logged, no unit)"}`, log: ys.length > 0 && low > 0 && Math.max(...ys) / low > 20 }, groups, rules: [], dotless: true,
     legend: parts.length > 1 ? BINS.map((bin, i) => ({ name: `${bin} t`, style: "s7", rule: `line${i ? ` dash${i}` : ""}` })) : [] };
 }
 
@@ -175,6 +215,9 @@ function curveChart(rows) {
 const VIEWS = [
   { id: "chart-nfe", exists: () => data.rows.some((r) => r.nfe > 0),
     draw: (rows, metric) => scatter(rows, metric, (r) => r.nfe, { title: `${metric.title} against NFE`, x: "NFE", line: true, ticks: true }) },
+  { id: "chart-one", exists: () => data.metrics.some((m) => atOne(data.rows, m).length >= STRIP.fewest), draw: oneStep },
+  { id: "chart-year", exists: () => new Set(data.rows.map((r) => r.year).filter(Boolean)).size > 2,
+    draw: (rows, metric) => scatter(rows, metric, (r) => r.year, { title: `${metric.title} against year`, x: "year of publication", whole: true }) },
   { id: "chart-steps", exists: () => data.metrics.some((m) => stepPairs(data.rows, m).length), draw: stepScatter },
   { id: "chart-compute", exists: () => new Set(data.rows.map((r) => r.parameters).filter(Boolean)).size > 1,
     draw: (rows, metric) => scatter(rows, metric, (r) => r.compute, { title: `${metric.title} against effective sampling compute`, x: "parameters (billions) × NFE", line: true }) },
