@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 from cmbench.errors import UserError
 from cmbench.seeds import HELD_OUT_FROM
@@ -22,7 +22,7 @@ MAX_THREADS = 1024
 
 def as_count(given: object, who: str, least: int = 1, most: int | None = None) -> int:
     """Return a whole number from ``least`` to ``most``; raise ``UserError`` for anything else."""
-    if isinstance(given, int) and _is_whole(given) and least <= given <= (most or given):
+    if _is_whole(given) and least <= given <= (most or given):
         return given
     allowed = f"whole numbers from {least:,}" + (f" to {most:,}" if most else "")
     raise UserError(who, repr(given), allowed=allowed)
@@ -111,5 +111,5 @@ def _members(given: object) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(given)) if isinstance(given, Sequence) else ()
 
 
-def _is_whole(number: object) -> bool:
+def _is_whole(number: object) -> TypeGuard[int]:
     return isinstance(number, int) and not isinstance(number, bool)

@@ -272,7 +272,7 @@ def _counted_step(
         batch = _random_batch(method, plan, images, context.device, phase)
         with FlopCounterMode(display=False) as counter:
             with torch.autograd.graph.saved_tensors_hooks(saved, lambda kept: kept):
-                loss = objective.loss(nets, batch, Blank(), Progress(0, max(phase.images, 1), 0, 1))
+                loss = objective.loss(nets, batch, Blank(), Progress(0, phase.images, 0, 1))
             loss.sum().backward()  # type: ignore[no-untyped-call]
         flops += counter.get_total_flops() / objective.every
     return flops, saved.bytes

@@ -126,6 +126,17 @@ def test_several_held_out_seeds_are_averaged_and_batches_do_not_matter(
     assert both.samples == 2 * found.samples
 
 
+@pytest.mark.parametrize(("metric", "sign"), [("kd", 1.0), ("precision", -1.0)])
+def test_smaller_scores_are_better_whatever_the_metric(
+    trained: Command, context: Context, metric: str, sign: float
+) -> None:
+    run = plan_run(context, "ict", "gmm", "smoke", 0)
+    cells = plan_cells(context, run, (2,), HELD_OUT_FROM, SampleSettings(num_samples=200))
+    score = LevelScore(context, obtain_run(context, run), cells, metric)
+    levels = (80.0, 0.8)
+    assert score(levels) == sign * score.values[levels] != 0.0
+
+
 def test_levels_that_are_kept_are_not_replaced_without_a_word(
     trained: Command, workspace: Workspace
 ) -> None:
@@ -259,10 +270,11 @@ def test_untuned_and_damaged_times_are_refused(trained: Command, workspace: Work
     assert "has no hash of its contents" in failure(
         trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned"
     )
-    write_sealed(path, {**data, "sigmas": [1.0, 2.0]})
-    assert "positive and descending" in failure(
-        trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned"
-    )
+    for levels in ([1.0, 2.0], [3.0, 1.0, 2.0], [3.0, 1.0, 1.0], [3.0, 0.0]):
+        write_sealed(path, {**data, "sigmas": levels})
+        assert "positive and descending" in failure(
+            trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned"
+        )
     write_sealed(path, {**data, "more": 1})
     assert "field 'more'" in failure(trained, "run", *GMM, "--nfe", "2", "--sigmas", "tuned")
     path.write_text("{")

@@ -71,6 +71,20 @@ def test_an_interval_is_that_of_the_value() -> None:
     assert interval_of(metric(1.0, interval=(0.9, 1.1))) == (0.9, 1.1)
 
 
+def test_an_interval_needs_a_value_and_its_error() -> None:
+    """Of a record whose interval is that of the extrapolation."""
+    for missing in ({"value": None}, {"standard_error": None}):
+        found = new(interval=(1.2, 1.8)).model_copy(update=missing)
+        assert interval_of(found) is None
+
+
+@pytest.mark.parametrize("count", [-1, 2.5, "many", None, 2**53])
+def test_a_count_that_is_none_is_zero(count: Any) -> None:
+    found = floor_of(metric(1.9, detail={"floor": {**NEW, "samples": count}}))
+    assert found is not None
+    assert (found.samples, found.reference_samples, found.splits) == (0, 1797, 20)
+
+
 @pytest.mark.parametrize("found", ["far", {}, {"value": "x", "interval": [0, 1]}, {"value": 1.0}])
 def test_what_is_no_extrapolation_is_none(found: Any) -> None:
     assert extrapolation_of(metric(1.0, detail={"infinity": found})) is None

@@ -174,6 +174,7 @@ def test_options_in_brackets_select_by_value() -> None:
     assert len(select([row for row in found if row.overrides], "alpha[steps=20]")) == 2
     assert len(select(found, "alpha:smoke[optimizer.lr=1e-3,steps=20]")) == 2
     assert [row.nfe for row in select(found, "alpha[optimizer.lr=1e-3,sigmas=80,0.8]")] == [2]
+    assert [row.nfe for row in select(found, "alpha[sigmas=[80,0.8],optimizer.lr=1e-3]")] == [2]
     with pytest.raises(UserError, match=r"no measured rows match 'alpha\[steps=21\]'"):
         select(found, "alpha[steps=21]")
     with pytest.raises(UserError, match=r"\[steps\] is not \[key=value\]"):

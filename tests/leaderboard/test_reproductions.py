@@ -14,7 +14,7 @@ from cmbench.leaderboard.merge import merge
 from cmbench.leaderboard.reproduced import agreement
 from cmbench.records.artifacts import read_artifact
 from cmbench.records.folders import read_records, reproductions
-from cmbench.records.record import Record, read_record
+from cmbench.records.record import FirstSamples, Record, read_record
 from cmbench.records.workspace import Workspace
 
 CELL = "digits-alpha-demo-nfe1-s0"
@@ -87,6 +87,36 @@ def test_what_decides_the_numbers_must_be_equal(change: dict[str, Any], told: st
     checks = agreement(measured(1.0), measured(1.0 + 1e-6, **change))
     failed = [check.detail for check in checks if check.state == "failed"]
     assert failed == ([] if told is None else [f"other {told}"])
+
+
+def first_samples(feature: float, pixels: str, tolerance: float = 1e-3) -> FirstSamples:
+    return FirstSamples(
+        count=4,
+        pixels_sha256=pixels * 64,
+        mean_feature=[1.0, feature],
+        pixel_tolerance=2.0,
+        feature_tolerance=tolerance,
+    )
+
+
+@pytest.mark.parametrize(
+    ("stored", "again", "state"),
+    [
+        (first_samples(0.0, "a"), first_samples(0.00015, "b"), "reproduced"),
+        (first_samples(0.0, "a"), first_samples(0.0003, "b"), "failed"),
+        (first_samples(0.0, "a", 1e-4), first_samples(0.00015, "b"), "failed"),  # the record's own
+        (first_samples(0.0, "a"), first_samples(0.00015, "b", 1e-4), "reproduced"),
+        (first_samples(0.0, "a"), first_samples(0.5, "a"), None),  # the same pixels
+        (None, first_samples(0.5, "b"), None),
+        (first_samples(0.5, "b"), None, None),
+    ],
+)
+def test_first_samples_agree_within_what_the_stored_record_allows(
+    stored: FirstSamples | None, again: FirstSamples | None, state: str | None
+) -> None:
+    checks = agreement(measured(1.0, first_samples=stored), measured(1.0, first_samples=again))
+    found = [check.state for check in checks if check.name.startswith("mean feature")]
+    assert found == ([] if state is None else [state])
 
 
 def test_a_metric_of_one_record_only_is_no_agreement() -> None:

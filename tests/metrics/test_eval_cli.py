@@ -313,7 +313,7 @@ class TestEval:
         moments = {"mu": np.zeros(DIM), "sigma": np.eye(DIM)}  # no distance is asked for
         spatial = {"mu_s": np.zeros(DIM), "sigma_s": np.eye(DIM)}
         np.savez(tmp_path / "VIRTUAL.npz", real, **moments, **spatial)
-        command = (
+        command = [
             "eval",
             str(tmp_path / "samples.npz"),
             "--reference",
@@ -325,7 +325,7 @@ class TestEval:
             "--no-record",
             "--json",
             "-q",
-        )
+        ]
         found = cmbench(*command)
         assert found.code == 0, found.err
         metrics = json.loads(found.out)["metrics"]
@@ -334,6 +334,11 @@ class TestEval:
         assert "with-images" in kept.name
         again = json.loads(cmbench(*command).out)["metrics"]
         assert again["recall"] == metrics["recall"]
+        write_statistics(tmp_path / "alone.npz")  # without images
+        command[command.index(str(tmp_path / "VIRTUAL.npz"))] = str(tmp_path / "alone.npz")
+        alone = cmbench(*command)
+        assert alone.code == 2
+        assert "holds a mean and a covariance only" in alone.err
 
 
 class TestRefs:

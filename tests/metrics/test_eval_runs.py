@@ -59,6 +59,14 @@ def test_a_run_scores_as_its_own_cell(trained: tuple[Cmbench, Path, Record]) -> 
         assert not any("not stated" in warning for warning in record.warnings)
 
 
+def test_other_files_of_a_run_are_no_run(trained: tuple[Cmbench, Path, Record]) -> None:
+    cmbench, folder, _ = trained
+    found = cmbench("eval", str(folder / "log.jsonl"), "--dataset", "toys", "-q")
+    assert found.code == 2
+    assert "log.jsonl: " in found.err
+    assert "weights" not in found.err
+
+
 def test_a_checkpoint_of_the_end_is_the_run(trained: tuple[Cmbench, Path, Record]) -> None:
     cmbench, folder, cell = trained
     last = sorted((folder / "checkpoints").glob("*.safetensors"))[-1]

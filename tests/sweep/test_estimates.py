@@ -139,6 +139,25 @@ def test_a_calibration_on_a_gpu_is_said_to_be_eager(
     assert estimate(context, plan).note.startswith("3 steps of 4 images on cuda, eager, ")
 
 
+def test_counting_for_a_gpu_needs_none(context: Context) -> None:
+    plan = planned(context, "edm")
+    here = count(context, plan)
+    context.device = torch.device("cuda")
+    assert count(context, plan) == here
+
+
+def test_advice_is_for_shards_that_are_no_larger_than_the_batch(context: Context) -> None:
+    activations = 160 * 2**30
+    asked = [planned(context, "edm", "batch_size=64")]
+    asked.append(
+        replace(asked[0], config=asked[0].config.model_copy(update={"microbatch_size": 1024}))
+    )
+    for plan in asked:
+        assert module._advice(plan, 0.0, activations).startswith(
+            "; -o microbatch_size=32 would fit 80 GiB"
+        )
+
+
 def test_what_is_too_large_to_measure_has_hours_at_a_stated_rate(context: Context) -> None:
     cost = estimate(context, plan_run(context, "edm", "cifar10", "paper", 0))
     assert cost.device_hours is None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from cmbench.sweep import sweep
 from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Local
 from cmbench.sweep.missing_gpu import missing_gpu
+from cmbench.sweep.planning import plan_run
 from cmbench.sweep.plans import SampleSettings
 from cmbench.sweep.sweep import SweepRequest, execute, plan_sweep
 
@@ -90,6 +93,18 @@ def test_finished_training_and_records_do_not_count(toys: Context) -> None:
     folder.mkdir(parents=True)
     (folder / "result.json").write_text("{}")
     assert said(context, long) == []
+
+
+def test_a_sweep_without_work_does_not_count(toys: Context) -> None:
+    assert missing_gpu(replace(toys, device_found=True), [], [], set()) == ""
+
+
+def test_an_imported_checkpoint_is_not_trained(toys: Context) -> None:
+    run = plan_run(toys, "toy", "toys", None, 0, {"duration_kimg": 1e8})
+    context = replace(toys, device_found=True)
+    assert "training toys/toy-" in missing_gpu(context, [run], [], set())
+    imported: Any = SimpleNamespace(table={})
+    assert missing_gpu(context, [replace(run, imported=imported)], [], set()) == ""
 
 
 def test_a_sweep_warns_before_it_opens_anything(

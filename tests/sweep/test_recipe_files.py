@@ -75,6 +75,16 @@ def with_file(folder: Path, text: str) -> MethodSpec:
     return MethodSpec("m", "package:M", "M", recipes=path)
 
 
+def test_a_file_without_the_name_of_a_recipe_says_which_it_has(
+    spec: MethodSpec, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text("[toys.one]\nsteps = 1\n[other.two]\nsteps = 2\n")
+    says = rf"'{path}' names a file, not a recipe in it.*toys\.one, other\.two; give {path}:one"
+    with pytest.raises(UserError, match=says):
+        recipe_table(spec, "toys", str(path))
+
+
 # ---- merging ------------------------------------------------------------------------------------
 
 

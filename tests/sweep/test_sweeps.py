@@ -20,7 +20,7 @@ from cmbench.plugin import hookimpl
 from cmbench.plugin.discovery import PluginInfo
 from cmbench.records.record import Record, read_record, write_record
 from cmbench.records.reproduction import CannotReproduceError, Reproduction
-from cmbench.sweep import sweep
+from cmbench.sweep import protocol, sweep
 from cmbench.sweep.cell_record import base_record
 from cmbench.sweep.cells import open_samples_of
 from cmbench.sweep.context import Context
@@ -104,6 +104,21 @@ def test_more_nfes_reuse_the_training(toys: Context) -> None:
     before = log.stat().st_mtime_ns
     assert [r.sampling.nfe for r in run(toys, nfes=(1, 2))] == [1, 2]
     assert log.stat().st_mtime_ns == before
+
+
+def test_extractor_and_reference_are_opened_once(
+    toys: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    reference = protocol.dataset_reference
+
+    def noted(*given: Any) -> Any:
+        opened.append(given[1].name)
+        return reference(*given)
+
+    monkeypatch.setattr(protocol, "dataset_reference", noted)
+    run(toys, seeds=(0, 1))
+    assert opened == ["toys"]
 
 
 def test_numbers_do_not_depend_on_the_sampling_batch(toys: Context) -> None:

@@ -232,6 +232,26 @@ def test_on_the_cpu_no_network_is_split_unless_asked(
     assert training_run._sharding(toys, nn.Linear(2, 2)) is None
 
 
+@pytest.mark.parametrize(("asked", "size"), [(True, 1), (False, 2), (True, 2)])
+def test_networks_are_split_where_that_is_asked_of_several_processes(
+    toys: Context, monkeypatch: pytest.MonkeyPatch, asked: bool, size: int
+) -> None:
+    from cmbench.training.sharding import Sharding
+
+    monkeypatch.setattr(Sharding, "over", lambda world, device: f"over {world.size}")
+    toys.world, toys.split = World(0, size), asked
+    found: Any = training_run._sharding(toys, nn.Linear(2, 2))
+    assert found == ("over 2" if asked and size == 2 else None)
+
+
+def test_only_students_are_rehearsed(toys: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: Any) -> None:
+        raise AssertionError("there is no teacher whose training it could save")
+
+    monkeypatch.setattr(training_run, "rehearse", forbidden)
+    obtain_run(toys, planned(toys))
+
+
 def test_threads_of_the_first_attempt_are_kept(toys: Context) -> None:
     folder = interrupt(toys, planned(toys), 8)
     toys.threads = 3

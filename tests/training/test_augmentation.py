@@ -122,6 +122,10 @@ def test_frequencies_and_spreads_are_those_of_the_table() -> None:
         assert float(done[column]) == pytest.approx(0.2, abs=0.012)
     for column in (SCALE, MOVE_X, MOVE_Y):
         assert float(labels[labels[:, column] != 0, column].std()) == pytest.approx(1.0, abs=0.05)
+    both = labels[(labels[:, SCALE] != 0) & (labels[:, ALONG] != 0)]
+    stretch = both[:, [ALONG, ACROSS]].norm(dim=1) * both[:, ALONG].sign()
+    together = torch.corrcoef(torch.stack([both[:, SCALE], stretch]))[0, 1]
+    assert abs(float(together)) < 0.15, "drawn apart"
     turned = labels[labels[:, SIN] != 0]
     torch.testing.assert_close(
         (turned[:, COS] + 1) ** 2 + turned[:, SIN] ** 2, torch.ones(len(turned)), rtol=0, atol=1e-5
