@@ -41,6 +41,7 @@ def test_a_row_says_what_its_records_have_in_common() -> None:
         "name": "",
         "family": "consistency training",
         "reference": "Beta et al., 2024",
+        "arxiv": "",
         "year": 2024,
         "conditional": True,
         "recipe": "demo",
