@@ -51,10 +51,12 @@ def compare_(a: str, b: str, dataset: str | None, workspace_dir: str | None) -> 
     labels = row_labels(rows)
     echo_side("A", [item.a for item in compared], labels)
     echo_side("B", [item.b for item in compared], labels)
-    echo_table(
-        ["dataset", "NFE", "metric", "A", "B", "A - B", "p", "pairs", "verdict"],
-        [table_row(item) for item in compared],
-    )
+    parts: dict[tuple[str, str], list[RowComparison]] = {}
+    for item in compared:
+        parts.setdefault((item.a.dataset, item.metric), []).append(item)
+    for title, items in parts.items():
+        header = ["NFE", "A", "B", "A - B", "p", "pairs", "verdict"]
+        echo_table(header, map(table_row, items), title=", ".join(title))
     for item in compared:
         if item.reason:
             echo_line(f"{item.a.dataset} NFE {item.a.nfe_text}: {item.reason}", err=True)
@@ -84,4 +86,4 @@ def table_row(item: RowComparison) -> list[str]:
             "unpaired" if difference.unpaired else str(difference.pairs),
             item.verdict,
         ]
-    return [item.a.dataset, item.a.nfe_text, item.metric, *numbers, *tail]
+    return [item.a.nfe_text, *numbers, *tail]

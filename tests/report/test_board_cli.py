@@ -98,6 +98,8 @@ def test_compare_prints_verdicts_and_its_exit_code_says_who_is_worse(workspace: 
     result = run(compare_, "alpha", "beta", "-w", workspace)
     assert result.return_value == 0
     assert "A is better" in result.stdout
+    assert "digits, fd-digits" in result.stdout.splitlines()
+    assert max(map(len, result.stdout.splitlines())) <= 80
     assert run(compare_, "beta", "alpha", "-w", workspace).return_value == 1
     assert "no measured rows match 'zeta'" in message(
         run(compare_, "zeta", "beta", "-w", workspace)
