@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmbench.errors import MissingError, UserError
+from cmbench.leaderboard.costs import COSTS
 from cmbench.leaderboard.details import floor_of, interval_of
 from cmbench.records.configuration import configured_method, overrides_text
 from cmbench.records.folders import read_records
@@ -65,19 +66,23 @@ class Results(Sequence[Record]):
         (missing where it is not stated), ``sampler``, ``sigmas``, ``ema``, ``samples``,
         ``conditional``, then ``metric``, ``value``, ``standard_error``, ``low`` and ``high`` (the
         95 % interval), ``floor`` (what a perfect generator has at this number of samples), ``key``
-        (equal keys are comparable), ``cell``, ``run``, ``status`` and ``reason``. A cell without
-        values has one row with an empty metric.
+        (equal keys are comparable), what the cell cost (``flops`` per image, ``latency_ms``,
+        ``ms_per_image``, ``memory_mib``, ``decoder_ms``, ``training_h``, ``training_evaluations``;
+        times and memory belong to ``hardware``), ``cell``, ``run``, ``status`` and ``reason``. A
+        cell without values has one row with an empty metric.
         """
         import pandas  # takes half a second
 
         columns = [*_DECIDING, "metric", "value", "standard_error", "low", "high", "floor", "key"]
-        columns += ["cell", "run", "status", "reason"]
+        columns += [*(kind.key for kind in COSTS), "hardware", "cell", "run", "status", "reason"]
         return pandas.DataFrame(list(self._lines()), columns=columns)
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         for record in self.records:
             shared = {
                 **dict(zip(_DECIDING, _deciding(record), strict=True)),
+                **{kind.key: kind.of(record) for kind in COSTS},
+                "hardware": record.environment.hardware,
                 "cell": record.cell,
                 "run": record.training.run,
                 "status": record.status,

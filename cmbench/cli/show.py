@@ -64,6 +64,7 @@ def describe(record: Record) -> list[str]:
         f"training     {_training(record)}",
         f"sampling     {_cost(record)}, {_levels(record)}, {s.num_samples:,} images, seed {s.seed}",
     ]
+    lines += cost_lines(record)
     for name, metric in record.metrics.items():
         lines += metric_lines(name, metric)
     lines += [f"warning      {w}" for w in record.warnings]
@@ -101,6 +102,35 @@ def _cost(record: Record) -> str:
     s = record.sampling
     counted = "not counted" if s.nfe_measured is None else f"counted {s.nfe_measured}"
     return f"NFE {s.nfe} ({counted})" if s.nfe else f"NFE not stated ({counted})"
+
+
+def cost_lines(record: Record) -> list[str]:
+    """Return what one image costs, and what training used beyond the run's own evaluations."""
+    lines, cost, teacher = [], record.cost, record.training.teacher_cost
+    if cost is not None:
+        low, high = (1000 * seconds for seconds in cost.latency_range_s)
+        flops = f", {cost.flops_per_image:.4g} FLOPs" if cost.flops_per_image is not None else ""
+        lines.append(
+            f"one image    {1000 * cost.latency_s:.4g} ms (from {low:.4g} to {high:.4g} in"
+            f" {cost.latency_repetitions}){flops}"
+        )
+        memory = cost.peak_memory_bytes
+        held = f", {memory / 2**20:,.0f} MiB" if memory is not None else ""
+        lines.append(
+            f"throughput   {cost.throughput_images_per_s:.4g} images/s in batches of"
+            f" {cost.throughput_batch_size}{held}"
+        )
+        if (decoder := cost.decoder) is not None:
+            lines.append(
+                f"decoder      {1000 * decoder.latency_s:.4g} ms, {decoder.parameters:,} parameters"
+            )
+        lines.append(f"hardware     {cost.hardware}")
+    if teacher is not None:
+        lines.append(
+            f"teacher      {teacher.network_evaluations:,} network evaluations,"
+            f" {teacher.device_hours:.4g} device-hours"
+        )
+    return lines
 
 
 def _levels(record: Record) -> str:

@@ -123,6 +123,11 @@ class Dataset(ABC):
         """
         return images
 
+    @property
+    def decoder_parameters(self) -> int:
+        """Parameters of the network in :meth:`to_pixels`; 0 where it is the identity."""
+        return 0
+
     def require_pixels(self) -> None:  # noqa: B027
         """Raise ``MissingError`` if something that :meth:`to_pixels` needs is missing."""
 

@@ -108,6 +108,13 @@ class LatentDataset(PreparedDataset):
         if self._decoder is None:
             self._decoder = _load_decoder(self.name, self.vae)
 
+    @property
+    def decoder_parameters(self) -> int:
+        """Parameters of the autoencoder's decoder, and of what prepares latents for it."""
+        self.require_pixels()
+        parts = (self._decoder.decoder, self._decoder.post_quant_conv)
+        return sum(p.numel() for part in parts if part is not None for p in part.parameters())
+
     def to_pixels(self, images: Tensor) -> Tensor:
         """Decode latents ``[N, 4, 64, 64]`` to pictures ``[N, 3, 512, 512]`` in [-1, 1]."""
         self.require_pixels()

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cmbench.metrics.values import holds, normal_interval
-from cmbench.records.record import LARGEST, MetricRecord
+from cmbench.records.fields import LARGEST
+from cmbench.records.record import MetricRecord
 
 
 @dataclass(frozen=True)

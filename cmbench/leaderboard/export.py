@@ -13,6 +13,7 @@ from typing import Any
 
 from cmbench.errors import MissingError, UserError
 from cmbench.leaderboard.best_groups import best_groups, bold_values
+from cmbench.leaderboard.costs import COSTS, hardware_of, mean_cost
 from cmbench.leaderboard.floors import marked_by_floor
 from cmbench.leaderboard.ranking import positions
 from cmbench.leaderboard.rows import Row, aggregate
@@ -102,6 +103,8 @@ def _row(row: Row) -> dict[str, Any]:
         "seeds": row.seeds,
         "samples": row.num_samples,
         "parameters": row.parameters,
+        **{kind.key: found[0] if (found := mean_cost(row, kind)) else None for kind in COSTS},
+        "hardware": hardware_of(row),
         "marks": ", ".join((*row.marks, *row.findings)),
         "cells": " ".join(record.cell for _, record in row.cells),
     }

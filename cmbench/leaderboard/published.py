@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from cmbench.leaderboard.rows import REPORTED, MetricSummary, Row
 from cmbench.leaderboard.statistics import Interval, Unit
-from cmbench.records.record import Name
+from cmbench.records.fields import Name
 
 Family = Literal[
     "diffusion",

@@ -21,7 +21,7 @@ _MAY_DIFFER = (
     *("first_samples", "copies", "plugin.version", "dataset.reference_sha256"),
     *("training.checkpoint_sha256", "training.snapshots", "training.seconds_by_phase"),
     *("training.overrides", "sampling.overrides", "sampling.seconds", "sampling.images_per_s"),
-    *("sampling.batch_size",),
+    *("sampling.batch_size", "cost", "training.teacher_cost"),
 )
 
 

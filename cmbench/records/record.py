@@ -9,60 +9,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import Field
 
 from cmbench.errors import UserError
 from cmbench.files import FormatError, read_json, reading, write_atomically
 from cmbench.records.binomial import binomial_tail
+from cmbench.records.cost import SamplingCost, TeacherCost
+from cmbench.records.fields import (
+    LARGEST,
+    Count,
+    Finite,
+    Name,
+    Part,
+    PathText,
+    RowLabel,
+    Seed,
+    Sha256,
+    Sigma,
+)
 
 #: Version 2 calls the noise levels ``sigmas`` (version 1: ``times``) and keeps ``first_samples``.
 #: Version 3 keeps what the user changed of the recipe (``overrides``) and rows' names as given.
-SCHEMA_VERSION = 3
+#: Version 4 keeps what sampling and training cost (``cost``, ``training.teacher_cost``).
+SCHEMA_VERSION = 4
 #: Text chunk of a sample grid's PNG: the size of one image, ``WIDTHxHEIGHT`` in pixels. Pages cut
 #: grids along it, so that one seed of several methods stands in one row.
 GRID_TILE = "tile"
 
 Status = Literal["finished", "failed", "skipped"]
 Kind = Literal["measured", "imported checkpoint", "scored samples"]
-
-
-def _finite_or_pure_noise(sigma: float) -> float:
-    if not sigma <= LARGEST and sigma != math.inf:
-        raise ValueError("is not a valid noise level")
-    return sigma
-
-
-#: Names become file names and table cells: a conservative alphabet.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}$")]
-#: No number is larger in magnitude: squares of sums of such numbers are floats still.
-LARGEST = 1e50
-#: A noise level; infinite for pure noise, which JSON spells ``"inf"``.
-Sigma = Annotated[
-    float,
-    Field(allow_inf_nan=True, ge=-LARGEST),
-    AfterValidator(_finite_or_pure_noise),
-    PlainSerializer(lambda sigma: "inf" if math.isinf(sigma) else sigma, when_used="json"),
-]
-#: Counts up to here are exact as floats, which is what pages and JavaScript make of them.
-LARGEST_COUNT = 2**53
-Finite = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
-Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
-#: Any text in one line.
-RowLabel = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
-#: What becomes a path: no control characters (a NUL is no path at all).
-PathText = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Part(BaseModel):
-    """Base of every part of a record: frozen, no unknown keys, finite numbers (JSON has no NaN)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class MetricRecord(Part):
@@ -124,6 +102,9 @@ class TrainingRecord(Part):
     overrides: dict[str, Any] | None = Field(
         None, description="by dotted key, what differs from the recipe; null if it is not known"
     )
+    teacher_cost: TeacherCost | None = Field(
+        None, description="null without a teacher, and if its training is not known"
+    )
 
 
 #: Significance at which samples are called copies. Every row is tested, so it is small.
@@ -158,8 +139,12 @@ class SamplingRecord(Part):
     )
     quantize: str = ""
     labels: str = Field("", description="how class labels were drawn")
-    seconds: Finite | None = None
-    images_per_s: Finite | None = None
+    seconds: Finite | None = Field(None, description="wall time of sampling, all batches")
+    images_per_s: Finite | None = Field(
+        None,
+        description="of all batches after the first, which compiles and warms up; up to version 3 "
+        "of all batches",
+    )
     overrides: dict[str, Any] | None = Field(
         None,
         description="`ema`, `sampler` and `sigmas` if the user chose others than the recipe's; "
@@ -207,6 +192,11 @@ class EnvironmentRecord(Part):
     threads: Count | None = None
     gpu: str | None = None
     world_size: Count = 1
+
+    @property
+    def hardware(self) -> str:
+        """The GPU, or the processor and how many threads were used: what times belong to."""
+        return self.gpu or f"{self.cpu}, {self.threads or 'unknown'} threads"
 
 
 class Artifact(Part):
@@ -269,6 +259,7 @@ class Record(Part):
     training: TrainingRecord
     sampling: SamplingRecord
     first_samples: FirstSamples | None = Field(None, description="null if nothing was sampled here")
+    cost: SamplingCost | None = Field(None, description="null if it was not measured")
     rank_metric: str = Field("", description="the metric that leaderboards rank by")
     metrics: dict[str, MetricRecord] = Field(default_factory=dict)
     environment: EnvironmentRecord
@@ -289,6 +280,8 @@ class Record(Part):
         A record that was written under an older version keeps the bytes of that version.
         """
         data = self.model_dump(mode="json")
+        if self.schema_version < 4:
+            del data["cost"], data["training"]["teacher_cost"]
         if self.schema_version < 3:
             del data["training"]["overrides"], data["sampling"]["overrides"], data["label"]
         if not self.copies:  # records that were written without it keep their bytes

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from cmbench.leaderboard.costs import CostKind, mean_cost
 from cmbench.leaderboard.joins import Reported
 from cmbench.leaderboard.ranking import Position
 from cmbench.leaderboard.rows import MetricSummary, Row
 from cmbench.records.record import Record
-from cmbench.report.numbers import format_mean, format_number
+from cmbench.report.numbers import format_count, format_mean, format_number
 from cmbench.report.paths import without_paths
 
 #: A paper's number on arXiv, as references write it.
@@ -51,14 +52,14 @@ def images_seen(row: Row) -> float | None:
     return _mean(row, lambda record: float(record.training.images_seen))
 
 
-def training_hours(row: Row) -> float | None:
-    """Return the mean training time in device-hours: wall time of all phases × processes."""
-
-    def hours(record: Record) -> float | None:
-        phases = record.training.seconds_by_phase
-        return sum(phases.values()) * record.environment.world_size / 3600 if phases else None
-
-    return _mean(row, hours)
+def cost_cell(row: Row, kind: CostKind) -> TableCell:
+    """Show the mean of a cost; of several hardware, that it has no mean."""
+    found = mean_cost(row, kind)
+    if found is None:
+        several = kind.hardware is not None and any(kind.of(r) is not None for _, r in row.cells)
+        return TableCell("several machines" if several else "")
+    show = format_count if found[0] >= 1e6 else format_number
+    return number_cell(found[0], show)
 
 
 def _mean(row: Row, value: Callable[[Record], float | None]) -> float | None:

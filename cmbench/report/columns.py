@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from cmbench.leaderboard.costs import COSTS, CostKind, hardware_of
 from cmbench.leaderboard.joins import Reported
 from cmbench.leaderboard.ranking import Position
 from cmbench.leaderboard.rows import MetricSummary, Row, conditioning
 from cmbench.report.cells import (
     TableCell,
+    cost_cell,
     difference_cell,
     effective_compute,
     images_per_s,
@@ -23,7 +25,6 @@ from cmbench.report.cells import (
     reported_cell,
     samples_cell,
     text_cell,
-    training_hours,
 )
 from cmbench.report.numbers import format_count
 
@@ -249,13 +250,19 @@ def _training_columns() -> list[Column]:
             lambda r: number_cell(images_seen(r), format_count),
             "images seen in training",
         ),
-        _number_column(
-            "training_h",
-            "Device-hours",
-            lambda r: number_cell(training_hours(r)),
-            "training: wall time × processes; GPU-hours on GPUs",
+        *(_cost_column(kind) for kind in COSTS),
+        Column(
+            "hardware",
+            "Hardware",
+            lambda r: text_cell(hardware_of(r)),
+            shown=False,
+            help="that times and memory belong to",
         ),
     ]
+
+
+def _cost_column(kind: CostKind) -> Column:
+    return _number_column(kind.key, kind.title, lambda r: cost_cell(r, kind), kind.help)
 
 
 def _provenance_columns(rows: Sequence[Row]) -> list[Column]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from cmbench import __version__
 from cmbench.errors import UserError
 from cmbench.leaderboard.best_groups import PROCEDURE, BestGroup, best_groups, bold_values
+from cmbench.leaderboard.costs import CostChart, cost_charts
 from cmbench.leaderboard.details import Floor, floor_of
 from cmbench.leaderboard.floors import marked_by_floor
 from cmbench.leaderboard.joins import Reported, join_reported
@@ -87,6 +88,8 @@ class Page:
     reported: Mapping[str, Reported]
     #: What is best by ``rank_metric``: what cards and pivot show.
     groups: Sequence[BestGroup] = ()
+    #: Quality against each cost.
+    costs: Sequence[CostChart] = ()
     board: Board | None = None
     version: str = __version__
     #: How ``groups`` and bold numbers are found, for readers.
@@ -236,6 +239,7 @@ def build_page(
         rank_metric=rank_metric,
         command=without_paths(command),
         reported=reported,
+        costs=cost_charts(rows, rank_metric),
         board=published.board if published is not None else None,
     )
 

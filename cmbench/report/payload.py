@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cmbench.leaderboard.costs import TRAINING_HOURS, CostChart, mean_cost
 from cmbench.leaderboard.joins import Reported, protocol_text
 from cmbench.leaderboard.rows import Row
 from cmbench.records.record import Record
-from cmbench.report.cells import effective_compute, images_seen, training_hours
+from cmbench.report.cells import effective_compute, images_seen
 from cmbench.report.columns import metric_title
 from cmbench.report.page import Line, Page, source_tables
 from cmbench.report.paths import clean, without_paths
@@ -89,8 +90,22 @@ def page_payload(page: Page, tables: Mapping[str, str]) -> dict[str, Any]:
             {"row": c.row, "run": c.run, "name": c.name, "nimg": c.nimg, "scalars": c.scalars}
             for c in page.gallery.curves
         ],
+        "costs": [cost_payload(chart) for chart in page.costs],
         "csv": tables["csv"],
         "latex": tables["tex"],
+    }
+
+
+def cost_payload(chart: CostChart) -> dict[str, Any]:
+    """Return one chart of quality against a cost: only points of one hardware and metric key."""
+    return {
+        "key": chart.kind.key,
+        "title": chart.kind.title,
+        "help": chart.kind.help,
+        "hardware": chart.hardware,
+        "metric_key": chart.metric_key,
+        "points": [[name, _short(cost), _short(value)] for name, cost, value in chart.points],
+        "front": list(chart.front),
     }
 
 
@@ -125,7 +140,7 @@ def row_payload(line: Line, page: Page, section: int, pool: Interner) -> dict[st
         "parameters": row.parameters,
         "compute": _short(effective_compute(row)),
         "images_seen": images_seen(row),
-        "training_h": _short(training_hours(row)),
+        "training_h": _short(found[0]) if (found := mean_cost(row, TRAINING_HOURS)) else None,
         "sort": [_short(cell.sort) for cell in line.cells],
         "metrics": {
             name: [_short(x) for x in (m.mean, m.interval.low, m.interval.high)]

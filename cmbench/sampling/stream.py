@@ -18,6 +18,12 @@ from cmbench.sampling.draws import Drawing, DrawsAhead, ImageDraws
 LabelSource = Callable[[int, int], Tensor | None]
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until ``device`` has done what was queued on it; before every reading of a clock."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 @dataclass(frozen=True)
 class SampleBatch:
     """Consecutive samples.
@@ -59,6 +65,7 @@ class Sampler:
         compiled: bool = False,
     ) -> None:
         self.method, self.plan, self.seed, self.labels = method, plan, seed, labels
+        self._modules, self._precision = modules, precision
         names = method.sampled_modules(modules)
         who = f"method {type(method).__name__}"
         self.nets = SampledNetworks(who, modules, names, precision, compiled)
@@ -68,11 +75,19 @@ class Sampler:
         self.images = 0
         self._rows = 0  # images with those that filled batches up
         self.seconds = 0.0
+        self._timed_images, self._timed_seconds = 0, 0.0
         self._foreseen: dict[Drawing, None] = {}
         self._watched = 0
         if not compiled:  # the compiler would trace a hook and break its graph there
             for module in dict.fromkeys(net.module for net in self.nets.values()):
                 module.register_forward_pre_hook(self._watch, with_kwargs=True)
+
+    def uncompiled(self) -> Sampler:
+        """Return this sampler, or one of the same images whose networks are not compiled."""
+        if not self.fixed_batch:
+            return self
+        parts = self.method, self._modules, self.plan
+        return Sampler(*parts, seed=self.seed, labels=self.labels, precision=self._precision)
 
     def _watch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
@@ -84,6 +99,15 @@ class Sampler:
         """Network evaluations per image so far."""
         wrapped = sum(net.evaluations for net in self.nets.values())
         return max(wrapped, self._watched) / max(self._rows, 1)
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Speed of all batches after the first; None if there was no other.
+
+        The first compiles, chooses algorithms and allocates. What a caller does between batches,
+        such as extracting features, is not counted, though a GPU works on it asynchronously.
+        """
+        return self._timed_images / self._timed_seconds if self._timed_seconds else None
 
     def stream(self, count: int, batch_size: int, first: int = 0) -> Iterator[SampleBatch]:
         """Yield images ``first … first + count - 1`` in batches.
@@ -120,6 +144,7 @@ class Sampler:
             ahead: draws batches ahead.
             following: ``(start, count)`` of the batch to draw ahead.
         """
+        synchronize(self.device)  # what was queued before is not this batch's
         began = time.perf_counter()
         indices = self._indices(start, count, batch_size)
         draws = ahead.draws(indices) if ahead else ImageDraws(self.seed, indices)
@@ -137,11 +162,18 @@ class Sampler:
         images = self.method.sample(self.nets, noise, labels, self.plan, draws)
         self._foreseen = draws.asked
         self._check(images, noise, start, count)
+        synchronize(self.device)
+        self._see_time(count, time.perf_counter() - began)
         self.images += count
         self._rows += filled
-        self.seconds += time.perf_counter() - began
         kept = labels[:count] if labels is not None else None
         return SampleBatch(images[:count], start, kept, noise[:count])
+
+    def _see_time(self, count: int, seconds: float) -> None:
+        self.seconds += seconds
+        if self.images:
+            self._timed_images += count
+            self._timed_seconds += seconds
 
     def _indices(self, start: int, count: int, batch_size: int) -> list[int]:
         """Return the images of a batch, a fixed one filled up with its last."""

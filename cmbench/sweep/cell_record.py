@@ -12,6 +12,7 @@ from cmbench.metrics.extractor import Extractor
 from cmbench.metrics.reference import Reference
 from cmbench.metrics.values import MetricValue
 from cmbench.plugin.specs import DatasetSpec
+from cmbench.records.cost import TeacherCost
 from cmbench.records.provenance import environment
 from cmbench.records.record import (
     DTYPES,
@@ -28,8 +29,8 @@ from cmbench.records.record import (
 )
 from cmbench.sampling import Sampler
 from cmbench.sweep.context import Context
-from cmbench.sweep.plans import CellPlan
-from cmbench.sweep.run_files import MAIN
+from cmbench.sweep.plans import CellPlan, RunPlan
+from cmbench.sweep.run_files import MAIN, read_result_file
 from cmbench.sweep.runs import TrainedRun
 
 
@@ -111,14 +112,16 @@ def base_record(
             name=owner.name, distribution=owner.distribution, version=owner.version
         ),
         dataset=DatasetRecord(name=spec.name),
-        training=_training_record(cell, trained),
+        training=_training_record(context, cell, trained),
         sampling=sampling_record(cell, spec, None),
         rank_metric=spec.metrics[0],
         environment=environment(threads, context.gpu, world_size),
     )
 
 
-def _training_record(cell: CellPlan, trained: TrainedRun | None) -> TrainingRecord:
+def _training_record(
+    context: Context, cell: CellPlan, trained: TrainedRun | None
+) -> TrainingRecord:
     """Return what is known of the weights that a cell samples, and of how they were trained."""
     run = cell.run
     result: Mapping[str, Any] = trained.result if trained else {}
@@ -141,13 +144,26 @@ def _training_record(cell: CellPlan, trained: TrainedRun | None) -> TrainingReco
         checkpoint_sha256=export.get("sha256", ""),
         ema=cell.ema,
         overrides=None if run.overrides is None else dict(run.overrides),
+        teacher_cost=_teacher_cost(context, run) if trained else None,
     )
+
+
+def _teacher_cost(context: Context, run: RunPlan) -> TeacherCost | None:
+    """Return what the training of the run's teacher took, if that is a run of this workspace."""
+    teacher = run.teacher.run if run.teacher else None
+    if teacher is None or teacher.imported is not None:
+        return None
+    result = read_result_file(context.workspace.run(teacher.run_id), teacher.run_id)
+    if result is None:
+        return None
+    export = result["exports"][MAIN]
+    hours = sum(export["seconds_by_phase"].values()) * result["world_size"] / 3600
+    return TeacherCost(network_evaluations=export["network_evaluations"], device_hours=hours)
 
 
 def sampling_record(cell: CellPlan, spec: DatasetSpec, sampler: Sampler | None) -> SamplingRecord:
     """Return how the images were (or would have been) made."""
     plan = cell.sampling
-    seconds = sampler.seconds if sampler else None
     return SamplingRecord(
         nfe=cell.nfe,
         nfe_measured=sampler.nfe_measured if sampler else None,
@@ -161,7 +177,7 @@ def sampling_record(cell: CellPlan, spec: DatasetSpec, sampler: Sampler | None) 
         dtype=DTYPES[cell.precision],
         quantize=spec.quantize,
         labels=LABELS[cell.labels] if cell.run.config.conditional else "",
-        seconds=seconds,
-        images_per_s=cell.num_samples / seconds if seconds else None,
+        seconds=sampler.seconds if sampler else None,
+        images_per_s=sampler.images_per_s if sampler else None,
         overrides=dict(cell.overrides),
     )

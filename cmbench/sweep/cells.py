@@ -19,11 +19,13 @@ from cmbench.files import write_atomically
 from cmbench.measure.gallery import grid_png
 from cmbench.measure.loop import Observer, measure, sample_count_warnings
 from cmbench.measure.observers import CHECKED_IMAGES, FirstImages, progress_of, saved_to, stopped_by
+from cmbench.plugin.specs import DatasetSpec
 from cmbench.records.record import Artifact, Record
 from cmbench.records.reproduction import Reproduction
 from cmbench.samples.generated import GeneratedSamples
 from cmbench.samples.source import ReadOptions
 from cmbench.sampling import Sampler, guards
+from cmbench.sampling.cost import Decoder, measure_cost
 from cmbench.sampling.guards import weights_sha256
 from cmbench.sweep.cell_record import base_record, metric_record, sampling_record
 from cmbench.sweep.context import Context
@@ -143,8 +145,14 @@ def measure_cell(
     few = sample_count_warnings(found.count, spec.num_samples)
     warnings = [*found.warnings, *few, *guard_warnings(samples, first.images, weights)]
     grid = grid_png(first.images[:GRID_IMAGES])
+    hardware = record.environment.hardware
+    cost = measure_cost(sampler, cell.batch_size, hardware, _decoder(context, spec))
+    if sampling.images_per_s is None:  # one batch, which warmed up
+        update = {"images_per_s": cost.throughput_images_per_s}
+        sampling = sampling.model_copy(update=update)
     return record.model_copy(
         update={
+            "cost": cost,
             "metrics": {n: metric_record(context, n, v) for n, v in found.metrics.items()},
             "dataset": protocol.record,
             "sampling": sampling,
@@ -155,6 +163,13 @@ def measure_cell(
             "artifacts": artifacts(context, trained, cell, grid),
         }
     )
+
+
+def _decoder(context: Context, spec: DatasetSpec) -> Decoder | None:
+    if not spec.latent:
+        return None
+    dataset = context.dataset(spec.name)
+    return Decoder(dataset.to_pixels, dataset.decoder_parameters)
 
 
 def guard_warnings(samples: CellSamples, first: Tensor, weights: str) -> list[str]:

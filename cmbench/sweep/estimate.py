@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from cmbench.errors import BrokenRunError, UserError, described
 from cmbench.networks.counted import CountedNetwork
+from cmbench.networks.flops import flop_counter
 from cmbench.plugin.method import Batch, Method, Phase, Progress, Teacher
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import RunPlan
@@ -248,7 +248,7 @@ def _generation(
     labels = torch.zeros(1, dtype=torch.int64) if plan.config.conditional else None
     flops: float | None = None
     with suppress(Exception):  # steps that depend on the images cannot be made with fake ones
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with flop_counter() as counter, torch.no_grad():
             wanted.make(nets, noise, labels)
         flops = float(counter.get_total_flops())
     evaluations = None if wanted.nfe is None else wanted.nfe * wanted.count
@@ -270,7 +270,7 @@ def _counted_step(
     for objective in phase.objectives:
         train_only(modules, objective.trains)
         batch = _random_batch(method, plan, images, context.device, phase)
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             with torch.autograd.graph.saved_tensors_hooks(saved, lambda kept: kept):
                 loss = objective.loss(nets, batch, Blank(), Progress(0, phase.images, 0, 1))
             loss.sum().backward()  # type: ignore[no-untyped-call]

@@ -14,6 +14,7 @@ from cmbench.errors import BusyError, InterruptedRunError, UserError, described
 from cmbench.networks.base import num_parameters
 from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Teacher
+from cmbench.sampling.memory import reset_peak_memory
 from cmbench.sweep.context import Context
 from cmbench.sweep.generated import pair_root, require_makers
 from cmbench.sweep.plans import RunPlan
@@ -149,6 +150,8 @@ def _watch(context: Context, plan: RunPlan, trainer: Trainer) -> None:
     """
     state = trainer.state
     total = sum(phase.images for phase in state.phases)
+    if context.device.type == "cuda":
+        reset_peak_memory(context.device)  # messages name this run's peak, not an earlier one's
     started = {"config": plan.table, "folder": str(context.workspace.run(plan.run_id))}
     context.notify("cmbench_run_started", run_id=plan.run_id, plan=started)
     context.reporter.task_started(plan.run_id, f"train {plan.name}", total, state.seen_nimg)

@@ -17,7 +17,7 @@ from pydantic import Field
 from cmbench.errors import MissingError, UserError
 from cmbench.files import read_sealed, reading
 from cmbench.plugin.method import SamplingPlan
-from cmbench.records.record import Finite, Part
+from cmbench.records.fields import Finite, Part
 from cmbench.records.workspace import Workspace
 from cmbench.sweep.context import Context
 from cmbench.sweep.plans import RunPlan, SampleSettings

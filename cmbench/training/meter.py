@@ -15,6 +15,9 @@ from cmbench.plugin.method import Progress
 from cmbench.training.settings import Settings
 from cmbench.training.state import TrainingState
 
+#: Steps of a compiled phase whose time is not that of training: compilation, then allocation.
+WARM_UP_STEPS = 4
+
 
 class Meter:
     """Means over a logging interval, kept on the device until it ends."""
@@ -25,6 +28,8 @@ class Meter:
         self._counts: dict[str, int] = {}
         self._bad_nimg: Tensor | None = None
         self._steps = 0
+        self._warmed_phase = -1
+        self._warm_up = self._owed = 0
         self.begin()
 
     def begin(self) -> None:
@@ -72,10 +77,24 @@ class Meter:
             self.state.network_evaluations += net.forward_equivalents * self.settings.world.size
             net.forward_equivalents = 0
         now = time.perf_counter()
-        name = self.state.phase.name
-        self.state.seconds[name] = self.state.seconds.get(name, 0.0) + now - self._last
+        self._see_seconds(now - self._last)
         self._last = now
         self._steps += 1
+
+    def _see_seconds(self, seconds: float) -> None:
+        """Add a step's time to its phase.
+
+        The first steps of a compiled phase compile. Each of them counts as much as the first one
+        after them, so that training hours do not contain compilation.
+        """
+        name, phase = self.state.phase.name, self.state.phase_index
+        if phase != self._warmed_phase:
+            self._warmed_phase, self._warm_up, self._owed = phase, WARM_UP_STEPS, 0
+        if self.settings.compile and self._warm_up:
+            self._warm_up, self._owed = self._warm_up - 1, self._owed + 1
+            return
+        seconds, self._owed = seconds * (1 + self._owed), 0
+        self.state.seconds[name] = self.state.seconds.get(name, 0.0) + seconds
 
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name] + value if name in self._sums else value

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cmbench.errors import UserError
+from cmbench.records.fields import LARGEST
 from cmbench.records.folders import read_records
 from cmbench.records.record import (
-    LARGEST,
     DatasetRecord,
     EnvironmentRecord,
     MetricRecord,
@@ -182,8 +182,8 @@ def changed(*path: str | int, value: Any) -> str:
             "is not JSON (1e999 is too large",
         ),
         ("[]", "is not a JSON object; check the file"),
-        ("{}", "has schema version None; allowed: 1 to 3; update cmbench"),
-        (changed("schema_version", value=4), "has schema version 4; allowed: 1 to 3; update"),
+        ("{}", "has schema version None; allowed: 1 to 4; update cmbench"),
+        (changed("schema_version", value=5), "has schema version 5; allowed: 1 to 4; update"),
         (changed("schema_version", value="1"), "has schema version '1'"),
         (changed("surprise", value=1), "field 'surprise': Extra inputs are not permitted"),
         (changed("metrics", "fd", "hint", value=1), "field 'metrics.fd.hint': Extra inputs"),

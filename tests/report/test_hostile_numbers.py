@@ -17,8 +17,9 @@ from record_factory import metric, record, sha
 
 from cmbench.errors import UserError
 from cmbench.leaderboard.verify import verify_record
+from cmbench.records.fields import LARGEST
 from cmbench.records.folders import read_records
-from cmbench.records.record import LARGEST, finite_or_none, read_record
+from cmbench.records.record import finite_or_none, read_record
 from cmbench.report.render import render
 
 Place = tuple[str | int, ...]

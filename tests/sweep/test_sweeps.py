@@ -287,6 +287,16 @@ def test_labels_mean_nothing_to_unconditional_runs(toys: Context) -> None:
         SampleSettings(labels="even")
 
 
+def test_a_finished_record_says_what_an_image_costs(toys: Context) -> None:
+    first, again = (run(toys, nfes=(1,))[0] for _ in range(2))
+    assert first.cost is not None
+    assert first.cost.hardware == first.environment.hardware
+    assert first.cost.latency_range_s[0] <= first.cost.latency_s <= first.cost.latency_range_s[1]
+    assert first.cost.flops_per_image
+    assert first.cost.decoder is None
+    assert again == first, "an identical cell is reused with its cost"
+
+
 def test_several_phases_export_their_weights(toys: Context) -> None:
     record = run(toys, recipe="staged", nfes=(1,))[0]
     folder = toys.workspace.run(record.training.run)

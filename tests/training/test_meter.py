@@ -198,3 +198,22 @@ def test_on_a_gpu_finite_numbers_pass() -> None:
     meter.check_finite()
     step(meter)
     assert meter.take()["loss"] == 1.0
+
+
+def test_training_time_does_not_contain_compilation(clock: Clock) -> None:
+    meter, state = made(compile=True)
+    for seconds in (90.0, 5.0, 0.6, 0.5, 0.2, 0.2, 0.3):
+        step(meter, clock, seconds)
+    # each of the first four counts as much as the fifth
+    assert state.seconds == {"train": pytest.approx(5 * 0.2 + 0.2 + 0.3)}
+    state.enter(1)
+    for seconds in (60.0, 0.1, 0.1, 0.1, 0.1):
+        step(meter, clock, seconds)
+    assert state.seconds["later"] == pytest.approx(5 * 0.1), "another phase compiles again"
+
+
+def test_training_time_without_a_compiler_is_all_of_it(clock: Clock) -> None:
+    meter, state = made(compile=False)
+    for seconds in (3.0, 0.2):
+        step(meter, clock, seconds)
+    assert state.seconds == {"train": pytest.approx(3.2)}

@@ -1,0 +1,27 @@
+"""Counting FLOPs with torch's own counter, attention on the CPU included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def _attention_flops(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: Any, **kwargs: Any
+) -> int:
+    """Return the FLOPs of ``softmax(q k^T) v`` from shapes ``[N, heads, tokens, channels]``."""
+    batch, heads, queries, channels = query
+    return 2 * batch * heads * queries * key[2] * (channels + value[3])
+
+
+def flop_counter() -> FlopCounterMode:
+    """Return a context manager that counts matrix products, convolutions and attention.
+
+    A multiply-add counts as two. torch knows the attention kernels of GPUs only: without the entry
+    here the kernel of the CPU counts as nothing.
+    """
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops})
