@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
 from cmbench.cli.best import print_groups, print_page, print_rows_at
 from cmbench.cli.common import echo_table
+from cmbench.cli.options import json_option
 from cmbench.cli.output import echo
 from cmbench.cli.record_files import Readings
 from cmbench.cli.report import echo_pages, render_pages
@@ -21,6 +23,7 @@ from cmbench.leaderboard.published_files import (
     check_published,
     load_published,
 )
+from cmbench.leaderboard.reproducible import check_commands, read_entries
 from cmbench.plugin.manager import load_plugins
 from cmbench.records.folders import record_files
 from cmbench.report.page import build_page
@@ -54,7 +57,8 @@ def validate(folder: Path | None) -> int:
     """Check every published row; exits 2 and prints file, line and field of each problem.
 
     Checked are names, numbers, references (authors, year, arXiv number; one paper has one
-    reference on all boards), repeated rows and the number of rows of each table.
+    reference on all boards), repeated rows, the number of rows of each table, and that
+    commands.toml, where there is one, has an entry for every row.
     """
     found = _folder(folder)
     problems = 0
@@ -70,6 +74,7 @@ def validate(folder: Path | None) -> int:
     for path in folders:
         published, errors = check_published(path)
         if published is not None:
+            errors += check_commands(path, published)
             valid += [(path / ROWS_FILE, line, row) for line, row in published.rows]
             counts = f"{len(published.rows)} rows in {len(published.board.tables)} tables"
             echo(f"{path.name}: {counts}")
@@ -122,6 +127,32 @@ def show(dataset: str, folder: Path | None, nfe: int | None) -> int:
         print_groups([group for group in page.groups if group.nfe == nfe], page.rows)
         print_rows_at(page, nfe)
     return EXIT_CELLS_FAILED if readings.errors else EXIT_OK
+
+
+@leaderboard.command()
+@click.argument("dataset")
+@_FOLDER
+@json_option
+def commands(dataset: str, folder: Path | None, as_json: bool) -> int:
+    """Say for every published row of DATASET what reproduces it, or why no recipe does.
+
+    With command, parameters, images and GPU-hours, which are counted on no data in seconds per
+    recipe.
+    """
+    loaded = boards.load_boards(_folder(folder))
+    if dataset not in loaded:
+        raise unknown_name("cmbench leaderboard commands", "board", dataset, loaded)
+    published = loaded[dataset]
+    entries = read_entries(_folder(folder) / published.board.dataset)
+
+    from cmbench.cli.board_commands import answers, as_objects, print_answers  # imports torch
+
+    found = answers(load_plugins(), published, entries)
+    if as_json:
+        echo(json.dumps(as_objects(found), indent=1))
+    else:
+        print_answers(dataset, found)
+    return EXIT_OK
 
 
 @leaderboard.command("render")

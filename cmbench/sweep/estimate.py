@@ -37,7 +37,7 @@ _CPU_BYTES = 4 * 2**30
 #: Memory of a large GPU; plans that need more are shown how to fit.
 _GPU_BYTES = 80 * 2**30
 #: FLOP/s assumed for hours that were not measured; printed with them.
-_SUPPOSED_RATE = 1e14
+SUPPOSED_RATE = 1e14
 #: GPUs of a typical machine, and the share of a GPU's memory above which splitting is proposed.
 _NODE, _WORTH_SPLITTING = 8, 0.25
 _WARM_UP, _TIMED = 2, 3
@@ -89,7 +89,7 @@ def estimate(context: Context, plan: RunPlan) -> Cost:
     advice = _advice(plan, fixed, activations)
     reason = _too_much(context, flops, fixed)
     if reason:
-        at_rate = f"; {flops * images / _SUPPOSED_RATE / 3600:,.0f} h at {_SUPPOSED_RATE:g} FLOP/s"
+        at_rate = f"; {supposed_hours(flops, images):,.0f} h at {SUPPOSED_RATE:g} FLOP/s"
         note = f"not measured: {reason}{at_rate}{advice}"
         return Cost(images, flops, peak, None, note, generated)
     batch = _calibration_batch(context, plan, flops)
@@ -108,6 +108,11 @@ def estimate(context: Context, plan: RunPlan) -> Cost:
         for g in generated
     )
     return Cost(images, flops, peak, seconds * images / 3600, note + advice, timed)
+
+
+def supposed_hours(flops_per_image: float, images: int) -> float:
+    """Return the hours of a training at :data:`SUPPOSED_RATE`."""
+    return flops_per_image * images / SUPPOSED_RATE / 3600
 
 
 def _fitting(context: Context, plan: RunPlan, batch: int) -> tuple[int, float]:
