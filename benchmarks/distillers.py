@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,11 +26,13 @@ from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Batch, DataInfo, Teacher
 from cmbench.sweep.runs import seeded
 from cmbench.training.loop import Trainer
+from cmbench.training.pairs import PairRoot
 from cmbench.training.randomness import StepDraws
-from cmbench.training.settings import Settings
+from cmbench.training.settings import Settings, Watchers
 from cmbench.training.state import TrainingState
 from cmbench_plugins.dmd import DMD2, FDistill
 from cmbench_plugins.edm import EDM
+from cmbench_plugins.knowledge_distillation import KnowledgeDistillation
 from cmbench_plugins.mscd import MSCD
 from cmbench_plugins.pid import PID
 from cmbench_plugins.score_distillation import DiffInstruct, SiD
@@ -64,6 +68,11 @@ RUNS: dict[str, tuple[Any, int, dict[str, Any]]] = {
         {"teacher_steps_start": 16, "teacher_steps_end": 64, "metric": "l2"},
     ),
     "pid": (PID, 6000, {"metric": "l2"}),
+    "knowledge-distillation": (
+        KnowledgeDistillation,
+        3000,
+        {"pairs": 50_000, "solver_nfe": 35, "optimizer": {**ADAM, "lr": 2e-3}},
+    ),
     "diff-instruct": (
         DiffInstruct,
         6000,
@@ -154,9 +163,11 @@ def trained(
     made = method(method.Config(**table), DataInfo("line", SHAPE, 0, 0.5, bounded=False))
     weights = diffusion_weights(seed) if pretrained else None
     with seeded(seed, "modules"):
-        modules = made.build(Kit(Teacher("exact", MixtureModel(mixture(), 0.5), None), weights))
+        modules = made.modules(Kit(Teacher("exact", MixtureModel(mixture(), 0.5), None), weights))
     state = TrainingState(made, modules)
-    Trainer(state, Feed(), Settings(seed, BATCH)).train()
+    with TemporaryDirectory() as folder:
+        pairs = PairRoot(Path(folder), {}, lambda: "exact", lambda names: "", SHAPE, None)
+        Trainer(state, Feed(), Settings(seed, BATCH), Watchers(pairs=pairs)).train()
     averaged = state.averages[0].state_dict()
     nets = {}
     for name, module in state.sampled.items():

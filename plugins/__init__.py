@@ -132,6 +132,16 @@ METHODS = [
         samplers=MULTISTEP,
     ),
     _method(
+        "knowledge-distillation",
+        "knowledge_distillation:KnowledgeDistillation",
+        "Knowledge distillation of a sampler",
+        reference="Luhman & Luhman 2021, arXiv:2101.02388",
+        year=2021,
+        family="distillation",
+        needs_teacher=True,
+        samplers=ONE_STEP,
+    ),
+    _method(
         "pd",
         "pd:PD",
         "Progressive distillation",

@@ -25,6 +25,9 @@ COSTS = {
     "sct": _WEIGHTS_AND_TANGENT,
     "scd": TrainingCost(calls=1, tangents=1, teacher="yes", notes="one more with guidance"),
     "pd": TrainingCost(calls=2, teacher="yes", nfe=_STUDENTS),
+    "knowledge-distillation": TrainingCost(
+        teacher="for data", data="no", generated="1,024,000 pairs x 35 NFE", nfe="1"
+    ),
     "tract": TrainingCost(
         calls=3, teacher="yes", nfe=_STUDENTS, notes="5 forwards with solver = ddim"
     ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from cmbench.diffusion.grids import (
@@ -17,11 +18,14 @@ from cmbench.diffusion.grids import (
     sampling_sigmas,
     sampling_vp_time_sigmas,
 )
+from cmbench.diffusion.models import DiffusionModel
 from cmbench.diffusion.solvers import (
     Denoiser,
+    NoiseSampler,
     Prediction,
     euler,
     euler_ancestral,
+    float64_denoiser,
     heun,
     heun_nfe,
     stochastic_heun,
@@ -154,6 +158,8 @@ SOLVERS: dict[str, Solver] = {
     "unipc": Solver(unipc, _one_a_step, sampling_log_sigmas),
     "unipc-2": Solver(unipc, _one_a_step, sampling_log_sigmas, _options(order=2)),
 }
+#: Solvers that add noise on the way: their images are no function of the first noise.
+STOCHASTIC = ("euler-ancestral", "stochastic-heun", "sa-solver")
 #: Another name for the same thing.
 ALIASES = {"ddim": "euler"}
 #: EDM's own sampler is the automatic one from this NFE on: 18 steps cost 35 in the paper.
@@ -168,3 +174,50 @@ def automatic_sampler(nfe: int, sigmas: Sequence[float] | None) -> str:
     if nfe >= HEUN_FROM_NFE:
         return "heun"
     return "deis" if sigmas is not None and len(sigmas) == nfe else "deis-afs"
+
+
+def evaluated_sigmas(
+    name: str, nfe: int, sigma_min: float, sigma_max: float, rho: float
+) -> tuple[float, ...]:
+    """Return the descending noise levels that a solver steps from, one per step."""
+    solver = SOLVERS[name]
+    exponent = (rho,) if solver.takes_rho else ()
+    grid = solver.grid(solver.steps(nfe), sigma_min, sigma_max, *exponent)
+    return tuple(float(sigma) for sigma in grid[:-1])
+
+
+def solved(
+    model: DiffusionModel,
+    name: str,
+    nfe: int,
+    noise: Tensor,
+    sigmas: Sequence[float],
+    sigma_min: float,
+    labels: Tensor | None,
+    noise_sampler: NoiseSampler | None = None,
+) -> Tensor:
+    """Return images of unit ``noise`` ``[N, C, H, W]``; the solver's state is float64 as EDM's.
+
+    Args:
+        model: the diffusion model.
+        name: of the solver.
+        nfe: evaluations per image.
+        noise: unit noise; images have its dtype.
+        sigmas: noise levels as :func:`evaluated_sigmas` returns them.
+        sigma_min: last level of solvers that do not reach zero.
+        labels: int64 ``[N]`` or None.
+        noise_sampler: unit noise of each step, for :data:`STOCHASTIC` solvers.
+    """
+    solver = SOLVERS[name]
+    end = 0.0 if solver.ends_at_zero else sigma_min
+    # On the CPU: solvers look at single levels, which would stall a GPU.
+    grid = torch.tensor([*sigmas, end], dtype=torch.float64)
+    samples = solver.solve(
+        float64_denoiser(model, noise.dtype),
+        noise.double() * grid[0],
+        grid,
+        labels=labels,
+        **solver.options(nfe),
+        noise_sampler=noise_sampler,
+    )
+    return samples.to(noise.dtype)

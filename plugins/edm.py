@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
@@ -27,14 +26,13 @@ from cmbench.diffusion.frames import append_dims, sigma_to_t
 from cmbench.diffusion.grids import lognormal_sigmas
 from cmbench.diffusion.models import DiffusionModel, EDMModel, TrigFlowModel
 from cmbench.diffusion.predictions import DataAndNoiseModel, DataModel
-from cmbench.diffusion.solvers import float64_denoiser
 from cmbench.diffusion.tangent import trigflow_interpolate, trigflow_velocity_target
 from cmbench.diffusion.weightings import adaptive_weighted_loss, edm_weight
 from cmbench.errors import Declined, UserError
 from cmbench.networks.heads import MPLogVariance
 from cmbench.plugin.config import MethodConfig, Positive
 from cmbench.plugin.method import Batch, Draws, Kit, Method, Nets, Progress, SamplingPlan
-from cmbench_plugins._solvers import ALIASES, SOLVERS, automatic_sampler
+from cmbench_plugins._solvers import ALIASES, SOLVERS, automatic_sampler, evaluated_sigmas, solved
 
 __all__ = ["EDM", "MODELS", "EDMConfig", "channel_copies", "initial_network"]
 
@@ -177,12 +175,9 @@ class EDM(Method):
         if name not in SAMPLERS:
             raise Declined(f"sampler {name!r} is not one of {', '.join(SAMPLERS)}")
         name = automatic_sampler(nfe, sigmas) if name == "auto" else ALIASES.get(name, name)
-        solver = SOLVERS[name]
-        steps = solver.steps(nfe)
+        steps = SOLVERS[name].steps(nfe)
         if sigmas is None:
-            rho = (c.rho,) if solver.takes_rho else ()
-            grid = solver.grid(steps, c.sigma_min, c.sigma_max, *rho)
-            sigmas = tuple(float(s) for s in grid[:-1])
+            sigmas = evaluated_sigmas(name, nfe, c.sigma_min, c.sigma_max, c.rho)
         if len(sigmas) != steps:
             raise Declined(f"{name} at NFE {nfe} takes {steps} noise levels, got {len(sigmas)}")
         return SamplingPlan(nfe, name, tuple(sigmas))
@@ -190,18 +185,14 @@ class EDM(Method):
     def sample(
         self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
     ) -> Tensor:
-        """Solve the PF-ODE from ``sigma_max`` to zero; the solver's state is float64 as EDM's."""
-        model, solver = self.diffusion_model(nets), SOLVERS[plan.sampler]
-        end = 0.0 if solver.ends_at_zero else self.config.sigma_min
-        # On the CPU: solvers look at single levels, which would stall a GPU.
-        grid = torch.tensor([*plan.sigmas, end], dtype=torch.float64)
-        x = noise.double() * grid[0]
-        samples = solver.solve(
-            float64_denoiser(model, noise.dtype),
-            x,
-            grid,
-            labels=labels,
-            **solver.options(plan.nfe),
-            noise_sampler=lambda step: draws.normal(f"step-{step}", noise).double(),
+        """Solve the PF-ODE from ``sigma_max`` to zero."""
+        return solved(
+            self.diffusion_model(nets),
+            plan.sampler,
+            plan.nfe,
+            noise,
+            plan.sigmas,
+            self.config.sigma_min,
+            labels,
+            lambda step: draws.normal(f"step-{step}", noise).double(),
         )
-        return samples.to(noise.dtype)

@@ -130,6 +130,17 @@ def sampling_vp_time_sigmas(
 # --- curricula -------------------------------------------------------------------------------
 
 
+def ddpm_sigmas(indices: Tensor) -> Tensor:
+    """Return the noise levels float64 of some of DDPM's 1000 steps, by their ``indices``.
+
+    Ho et al. 2020 (arXiv:2006.11239): ``beta`` is linear from 1e-4 to 0.02, ``alpha_bar`` the
+    product of ``1 - beta``, and the level in EDM's frame ``sqrt((1 - alpha_bar) / alpha_bar)``.
+    """
+    beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    alpha_bar = (1 - beta).cumprod(0)[indices]
+    return ((1 - alpha_bar) / alpha_bar).sqrt()
+
+
 def _check_progress(who: str, step: int, total_steps: int) -> None:
     if total_steps < 1 or step < 0:
         raise UserError(

@@ -23,7 +23,6 @@ from cmbench.diffusion.segments import addim_denoised, heun_denoised
 from cmbench.diffusion.solvers import ddim_step, heun_step, two_step_target
 from cmbench.errors import Declined, UserError
 from cmbench.plugin.method import Batch, DataInfo, PhaseStart, Progress
-from cmbench.testing.case import RandomFeed
 from cmbench.testing.exact import SD, exact_model, line_mixture, quantile_map
 from cmbench.training.loop import Trainer
 from cmbench.training.settings import Settings
@@ -65,7 +64,14 @@ CALLS = [
     pytest.param("dmd2", {"gan_weight": 1.0}, 1 + 3 + (1 + 6) + (2 + 3 + 2) / 5, id="dmd2-gan"),
 ]
 #: The fact sheet's table at the default options, beside what the methods declare.
-SHEET = {"tract": 6, "pid": 7, "diff-instruct": 9, "sid": 11, "dmd2": 5}
+SHEET = {
+    "knowledge-distillation": 3,
+    "tract": 6,
+    "pid": 7,
+    "diff-instruct": 9,
+    "sid": 11,
+    "dmd2": 5,
+}
 #: Where the recipe `smoke` has an exact teacher, without a network that could be counted.
 NETWORK: dict[str, dict[str, Any]] = {
     **{key: {"teacher": "edm:smoke"} for key in ("cd", "tract", "mscd", "pid")},
@@ -80,7 +86,7 @@ def counted_forwards(name: str, options: dict[str, Any]) -> float:
     state, batch_size, steps = case.state(), 8, 10
     network = getattr(case.teacher.model, "network", None) if case.teacher is not None else None
     state.observed = [] if network is None else [network]
-    trainer = Trainer(state, RandomFeed(case.data), Settings(0, batch_size))
+    trainer = Trainer(state, case.feed, Settings(0, batch_size))
     state.enter(0)
     for _ in range(steps):
         trainer.train_step()

@@ -2,14 +2,16 @@
 
 tests/golden/distillation: one file per method, made by running the official function (TRACT:
 apple/ml-tract @ad25296; MultiStep-CD in EDM's frame: EpiGenomicsCode/edm @129f9ad; PID:
-pantheon5100/pid_diffusion @b99605b; Diff-Instruct: pkulwj1994/diff_instruct @0c37389; DMD2:
-tianweiy/DMD2 @8d8fa55 and NVlabs/FastGen @34f30e8; SiD: mingyuanzhou/SiD @01fbb13) on fixed inputs
-and elementwise stand-in networks, with its casts to float32 switched off. ``multistep-cd`` is the
-paper's equations: there is no official code. Everything agrees to 1e-9 relative.
+pantheon5100/pid_diffusion @b99605b; knowledge distillation: tcl9876/Denoising_Student @07f4ad7;
+Diff-Instruct: pkulwj1994/diff_instruct @0c37389; DMD2: tianweiy/DMD2 @8d8fa55 and NVlabs/FastGen
+@34f30e8; SiD: mingyuanzhou/SiD @01fbb13) on fixed inputs and elementwise stand-in networks, with
+its casts to float32 switched off. ``multistep-cd`` is the paper's equations: there is no official
+code. Everything agrees to 1e-9 relative.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cmbench.diffusion.frames import append_dims
+from cmbench.diffusion.grids import ddpm_sigmas
 from cmbench.diffusion.models import EDMModel
 from cmbench.diffusion.predictions import DataModel
 from cmbench.diffusion.score_distillation import (
@@ -35,6 +38,7 @@ from cmbench.diffusion.score_distillation import (
 from cmbench.diffusion.solvers import ddim_step
 from cmbench.plugin.method import Batch, DataInfo, Progress
 from cmbench_plugins.dmd import DMD2, FDistill
+from cmbench_plugins.knowledge_distillation import DDIM_INDICES, KnowledgeDistillation
 from cmbench_plugins.mscd import MSCD
 from cmbench_plugins.pid import PID
 from cmbench_plugins.score_distillation import DiffInstruct, SiD
@@ -294,6 +298,55 @@ def test_physics_informed_distillation(metric: str) -> None:
     plan = make(PID, EDMModel(teacher(), 0.5), clip_samples=False).plan_sampling(1)
     free = make(PID, EDMModel(teacher(), 0.5), clip_samples=False)
     near(free.sample({"model": student()}, g["z"] / 80, None, plan, draws), g["sample"])
+
+
+# --- knowledge distillation ----------------------------------------------------------------------
+
+
+def noise_formula(z: Tensor, index: Tensor) -> Tensor:
+    """The stand-in network, which predicts noise from a state of unit variance and its step."""
+    return 0.6 * torch.sin(0.9 * z + 0.002 * index) + 0.25 * z
+
+
+class NoiseModel:
+    """A DDPM around the stand-in, in EDM's frame."""
+
+    def denoise(self, x: Tensor, sigma: Tensor, labels: Any = None) -> Tensor:
+        levels = ddpm_sigmas(torch.arange(1000))
+        index = (levels[:, None] - sigma).abs().argmin(0)
+        assert torch.equal(levels[index], sigma)
+        wide = append_dims(sigma, x)
+        return x - wide * noise_formula(x / (1 + wide**2).sqrt(), append_dims(index.double(), x))
+
+
+@pytest.mark.parametrize(("name", "steps"), [("quadratic", 100), ("linear", 50)])
+def test_pairs_of_knowledge_distillation(name: str, steps: int) -> None:
+    g, entry = golden("knowledge-distillation"), f"{name}{steps}"
+    near(ddpm_sigmas(torch.arange(1000)), (1 / g["alpha_bar"] - 1).sqrt())
+    table = {"solver": f"ddim-{name}", "solver_nfe": steps}
+    made = make(KnowledgeDistillation, NoiseModel(), bounded=False, **table)
+    assert torch.equal(DDIM_INDICES[f"ddim-{name}"](steps), g[f"{entry}.steps"])
+    near(made.make({}, g["z"], None), g[f"{entry}.y"])
+    assert made.pairs().nfe == len(g[f"{entry}.steps"].unique())
+
+
+@pytest.mark.parametrize("metric", ["l1", "l2"])
+def test_loss_of_knowledge_distillation(metric: str) -> None:
+    """The released 8 bits, read as images, are the target; here targets are stored in float16."""
+    g, told = golden("knowledge-distillation"), 999
+    z = g["stored.z_half_as_double"]
+    assert torch.equal(z, g["z"].half().double())
+    near(g["stored.y_uint8"].double() / 127.5 - 1, g["target"])
+    # The network is told sigma_max, which stands for step 999.
+    network = Formula(lambda x, c: noise_formula(x, told * c / (math.log(80) / 4)))
+    made = make(KnowledgeDistillation, None, metric=metric, output="residual")
+    near(made.student({"model": network}, z, None), g["student_y"])
+    batch = Batch(g["target"], None, noise=z, target=g["target"])
+    value, gradient = with_gradient(
+        network, z, lambda: made.loss({"model": network}, batch, FixedDraws({}), PROGRESS)
+    )
+    near(value.mean(), g[f"{metric}.loss"])
+    near(gradient, g[f"{metric}.grad_eps_output"])
 
 
 # --- score distillation --------------------------------------------------------------------------
