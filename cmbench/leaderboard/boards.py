@@ -11,12 +11,14 @@ from cmbench.leaderboard.published import Published
 from cmbench.leaderboard.published_files import BOARD_FILE, load_published
 
 FOLDER = "leaderboards"
+#: What the folder is called beside an installed package.
+INSTALLED = "cmbench_leaderboards"
 #: Reference records of a board, in the layout of a workspace's records.
 RECORDS = "records"
 
 
 def find_folder(given: Path | None = None) -> Path | None:
-    """Return the folder of boards: the one given, ``./leaderboards``, or the checkout's own.
+    """Return the folder of boards: the one given, ``./leaderboards``, or cmbench's own.
 
     Raises:
         UserError: if the folder given does not exist.
@@ -30,7 +32,8 @@ def find_folder(given: Path | None = None) -> Path | None:
                 remedy="check --leaderboards",
             )
         return given
-    for folder in (Path(FOLDER), Path(cmbench.__file__).resolve().parents[1] / FOLDER):
+    beside = Path(cmbench.__file__).resolve().parents[1]
+    for folder in (Path(FOLDER), beside / FOLDER, beside / INSTALLED):
         if folder.is_dir() and any(folder.iterdir()):
             return folder
     return None

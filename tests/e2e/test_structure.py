@@ -208,7 +208,18 @@ def test_the_package_list_is_complete() -> None:
         ".".join(["cmbench_plugins", *path.parent.relative_to(ROOT / "plugins").parts])
         for path in (ROOT / "plugins").rglob("__init__.py")
     }
-    assert listed == there | plugins
+    assert listed == there | plugins | {"cmbench_leaderboards"}
+
+
+def test_the_wheel_contains_the_boards() -> None:
+    """From any folder, an installed cmbench finds the boards, rows and records that are here."""
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    patterns = table["setuptools"]["package-data"]["cmbench_leaderboards"]
+    boards = ROOT / table["setuptools"]["package-dir"]["cmbench_leaderboards"]
+    packed = {path for pattern in patterns for path in boards.glob(pattern)}
+    names = {".csv", ".toml", ".json", ".png"}
+    assert packed == {path for path in boards.rglob("*") if path.suffix in names}
+    assert {"board.toml", "published.csv"} <= {path.name for path in packed}
 
 
 def test_every_folder_of_modules_is_a_package() -> None:

@@ -86,6 +86,8 @@ def test_the_folder_of_boards_is_given_here_or_the_checkouts(
     monkeypatch.setattr(boards.cmbench, "__file__", str(tmp_path / "site" / "cmbench" / "x.py"))
     shutil.rmtree(tmp_path / "leaderboards")
     assert find_folder() is None
+    written(tmp_path / "site" / "cmbench_leaderboards" / "digits")
+    assert find_folder() == tmp_path / "site" / "cmbench_leaderboards", "of an installed package"
 
 
 def test_boards_and_records_by_folder(tmp_path: Path) -> None:

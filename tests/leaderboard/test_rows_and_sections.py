@@ -62,6 +62,7 @@ def test_a_row_says_what_its_records_have_in_common() -> None:
         "note": "",
         "protocol": ("", ""),
         "details": {},
+        "tables": (),
     }
     assert [item.training.seed for _, item in row.cells] == [0, 1, 2], "in seed order"
     assert [path.name for path, _ in row.cells] == [f"{r.cell}.json" for r in records]
