@@ -88,7 +88,7 @@ def browse() -> dict[str, float]:
     """Open a page of 500 rows (1,500 records) and return its size and times in milliseconds."""
     from selenium import webdriver
 
-    from cmbench.records.record import read_records
+    from cmbench.records.folders import read_records
     from cmbench.report import render
 
     with TemporaryDirectory() as name:

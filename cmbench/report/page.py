@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from cmbench import __version__
@@ -126,7 +127,7 @@ class Page:
         notes = self.board.notes if self.board is not None else ()
         return [_folded(text) for text in (*self.paragraphs, *notes)]
 
-    @property
+    @cached_property
     def cards(self) -> list[Card]:
         """What is best at the first NFE."""
         return cards(self.groups, self.short_labels)
@@ -141,7 +142,7 @@ class Page:
         """The rank metric as readers know it."""
         return metric_title(self.rank_metric)
 
-    @property
+    @cached_property
     def pivots(self) -> list[PivotPart]:
         """Methods by NFE: the first section of measured rows, then all that was reported."""
         measured = [
@@ -163,17 +164,17 @@ class Page:
         """The CSV's cells of one line."""
         return csv_cells(line.row, line.section, line.cells, self.columns)
 
-    @property
+    @cached_property
     def rows(self) -> list[Row]:
         """All rows in the order of the page."""
         return [line.row for line in self.lines]
 
-    @property
+    @cached_property
     def short_labels(self) -> dict[str, str]:
         """Names for cards, which tell rows of one NFE apart."""
         return short_labels(self.rows)
 
-    @property
+    @cached_property
     def lines(self) -> list[Line]:
         """All lines in the order of the page."""
         return [line for section in self.sections for line in section.lines]
@@ -244,12 +245,12 @@ def build_page(
     )
 
 
-#: More columns than these do not fit beside the methods' names.
+#: More columns than these do not fit beside the methods' names; many steps are another question.
 _MOST_NFES = 7
 
 
 def _places(nfes: Sequence[int]) -> tuple[int, ...]:
-    shown = nfes if len(nfes) <= _MOST_NFES else first_nfes(nfes)
+    shown = nfes if len(nfes) <= _MOST_NFES and nfes[-1] < 20 else first_nfes(nfes)
     return tuple(nfes.index(nfe) for nfe in shown)
 
 

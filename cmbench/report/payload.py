@@ -133,7 +133,7 @@ def row_payload(line: Line, page: Page, section: int, pool: Interner) -> dict[st
         "words": f"{row.title} {row.reference} {row.note}",
         "year": row.year or None,
         "sampler": row.sampler,
-        "label": label,
+        "label": page.short_labels[row.id],
         "series": pool.add(series),
         "nfe": row.nfe,
         "nfe_text": row.nfe_text,
