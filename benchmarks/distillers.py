@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from cmbench.diffusion.gaussian_mixture import GaussianMixture
 from cmbench.diffusion.models import MixtureModel
 from cmbench.networks.counted import CountedNetwork
+from cmbench.networks.temporal import TemporalMixing
 from cmbench.plugin.method import Batch, DataInfo, Teacher
 from cmbench.sweep.runs import seeded
 from cmbench.training.loop import Trainer
@@ -30,6 +31,7 @@ from cmbench.training.pairs import PairRoot
 from cmbench.training.randomness import StepDraws
 from cmbench.training.settings import Settings, Watchers
 from cmbench.training.state import TrainingState
+from cmbench_plugins.dfno import DFNO
 from cmbench_plugins.dmd import DMD2, FDistill
 from cmbench_plugins.edm import EDM
 from cmbench_plugins.knowledge_distillation import KnowledgeDistillation
@@ -46,6 +48,13 @@ TURNS: dict[str, Any] = {
     "sigma_init": 1.0,
     "scale_floor": 0.05,
     "fake_optimizer": ADAM,
+}
+TRAJECTORIES: dict[str, Any] = {
+    "trajectories": 50_000,
+    "solver": "heun",
+    "solver_steps": 64,
+    "metric": "l2",
+    "optimizer": {**ADAM, "lr": 2e-3},
 }
 #: Name -> method, training steps, options. Squared distances: a norm's regression is a median.
 RUNS: dict[str, tuple[Any, int, dict[str, Any]]] = {
@@ -73,6 +82,9 @@ RUNS: dict[str, tuple[Any, int, dict[str, Any]]] = {
         3000,
         {"pairs": 50_000, "solver_nfe": 35, "optimizer": {**ADAM, "lr": 2e-3}},
     ),
+    # As the release: all states weigh the same but the last, whose weight is capped here.
+    "dfno": (DFNO, 3000, {**TRAJECTORIES, "weight_max": 10.0}),
+    "dfno-paper-weights": (DFNO, 3000, TRAJECTORIES),
     "diff-instruct": (
         DiffInstruct,
         6000,
@@ -116,16 +128,21 @@ class Feed:
 class Line(nn.Module):
     """A plain multilayer perceptron of the sample and its noise label."""
 
-    def __init__(self) -> None:
+    def __init__(self, states: int = 1, temporal_modes: int = 2) -> None:
         super().__init__()
-        widths = (2, 128, 128, 128)
+        widths, self.states = (2, 128, 128, 128), states
         layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
         self.body = nn.Sequential(*(part for layer in layers for part in (layer, nn.SiLU())))
         self.out = nn.Linear(128, 1)
+        if states > 1:  # after every layer
+            for index in range(1, 2 * len(layers), 2):
+                mixing = TemporalMixing(128, states, temporal_modes)
+                self.body[index] = nn.Sequential(nn.SiLU(), mixing)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the raw output ``[N, 1, 1, 1]``."""
-        inputs = torch.stack([x.flatten(), c_noise.expand(len(x))], 1)
+        """Return the raw output ``[N, 1, 1, 1]``, or ``[N, S, 1, 1, 1]`` of S states."""
+        x = x if self.states == 1 else x[:, None].expand(-1, self.states, -1, -1, -1)
+        inputs = torch.stack([x.flatten(), c_noise.expand(x.shape[: c_noise.ndim]).flatten()], 1)
         out: Tensor = self.out(self.body(inputs)).reshape(x.shape)
         return out
 
@@ -138,13 +155,15 @@ class Kit:
 
     def network(self, *, channel_copies: int = 1, **overrides: Any) -> nn.Module:
         """Return a network with initial weights."""
-        return Line()
+        return Line(**overrides)
 
-    def student(self, parameterization: str, *, channel_copies: int = 1, **_: Any) -> nn.Module:
-        """Return a network with the pretrained weights."""
-        made = self.network()
+    def student(
+        self, parameterization: str, *, channel_copies: int = 1, **overrides: Any
+    ) -> nn.Module:
+        """Return a network with the pretrained weights; the mixing of states is its own."""
+        made = self.network(**overrides)
         if self.weights is not None:
-            made.load_state_dict(self.weights)
+            made.load_state_dict(self.weights, strict=not overrides)
         return made
 
 

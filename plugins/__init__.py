@@ -182,6 +182,16 @@ METHODS = [
         samplers=ONE_STEP,
     ),
     _method(
+        "dfno",
+        "dfno:DFNO",
+        "Diffusion sampling by a neural operator in time (DSNO)",
+        reference="Zheng et al. 2022, arXiv:2211.13449",
+        year=2022,
+        family="distillation",
+        needs_teacher=True,
+        samplers=ONE_STEP,
+    ),
+    _method(
         "diff-instruct",
         "score_distillation:DiffInstruct",
         "Diff-Instruct",

@@ -38,6 +38,13 @@ COSTS = {
         notes="5 forwards with solver = addim or ddim, 4 and no teacher with form = training",
     ),
     "pid": TrainingCost(calls=1, graded=2, teacher="yes", data="no", nfe="1"),
+    "dfno": TrainingCost(
+        teacher="for data",
+        data="no",
+        generated="1M trajectories x 512 NFE",
+        nfe="1",
+        notes="a call has the arithmetic of one for each of its 4 states",
+    ),
     "diff-instruct": TrainingCost(calls=3, graded=2, teacher="yes", data="labels", nfe="1"),
     "sid": TrainingCost(calls=1, graded=2, input_graded=2, teacher="yes", data="labels", nfe="1"),
     # The fake score moves in every step, the generator in every fifth.

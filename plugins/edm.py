@@ -53,8 +53,12 @@ def channel_copies(parameterization: str) -> int:
     return 2 if parameterization == "both" else 1
 
 
-def initial_network(kit: Kit, parameterization: str, config: MethodConfig) -> nn.Module:
+def initial_network(
+    kit: Kit, parameterization: str, config: MethodConfig, **overrides: Any
+) -> nn.Module:
     """Build a student: the teacher's averaged weights if there is one with weights, else random.
+
+    ``overrides`` are options of the network, instead of the recipe's.
 
     Raises:
         UserError: the recipe asks for augmentations, of which only the diffusion model tells its
@@ -67,7 +71,8 @@ def initial_network(kit: Kit, parameterization: str, config: MethodConfig) -> nn
             allowed="0 for this method",
             remedy="augment the teacher only",
         )
-    return kit.student(parameterization, channel_copies=channel_copies(parameterization))
+    copies = channel_copies(parameterization)
+    return kit.student(parameterization, channel_copies=copies, **overrides)
 
 
 class EDMConfig(MethodConfig):

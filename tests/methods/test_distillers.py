@@ -68,6 +68,7 @@ SHEET = {
     "knowledge-distillation": 3,
     "tract": 6,
     "pid": 7,
+    "dfno": 3,
     "diff-instruct": 9,
     "sid": 11,
     "dmd2": 5,
