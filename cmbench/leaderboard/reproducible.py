@@ -18,7 +18,7 @@ from cmbench.errors import UserError
 from cmbench.files import regular
 from cmbench.leaderboard.published import Family, Mark, Published, PublishedRow, Text
 from cmbench.leaderboard.published_files import ROWS_FILE, Problem
-from cmbench.records.record import Name
+from cmbench.records.fields import Name
 
 COMMANDS_FILE = "commands.toml"
 
