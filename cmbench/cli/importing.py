@@ -29,7 +29,7 @@ class ImportOptions(CheckpointOptions, WorkspaceOptions):
     )
     to: str | None = option(
         "--to",
-        "-o",
+        "-O",
         metavar="NAME|PATH",
         help="Its name in the workspace, or a .safetensors file.  [default: the file's name]",
     )

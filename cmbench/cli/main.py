@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("cmbench.cli.eval:eval_", "Score samples of any generator."),
     "refs": ("cmbench.cli.refs:refs", "List, show, import and compare reference statistics."),
     "status": ("cmbench.cli.status:status", "Show runs, checkpoints and records of the workspace."),
+    "clean": ("cmbench.cli.clean:clean", "List and delete what the workspace can do without."),
     "show": ("cmbench.cli.show:show", "Show one record."),
     "recipe": ("cmbench.cli.recipe:recipe", "List, show, compare and export recipes."),
     "list": ("cmbench.cli.listing:list_", "List methods, datasets, metrics, networks, recipes."),

@@ -142,6 +142,7 @@ def charts_problem(found: Any) -> str:
 )
 @click.option(
     "--out",
+    "-O",
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder to write to.  [default: reports in the workspace]",

@@ -20,7 +20,8 @@ class StudyOptions(LongOptions):
     name: str | None = argument(required=False)
     listing: bool = flag("--list", help="List the studies.")
     output: Path | None = option(
-        "--output",
+        "--out",
+        "-O",
         metavar="DIR",
         type=click.Path(path_type=Path),
         help="Folder of the page and its plots.  [default: WORKSPACE/studies]",

@@ -43,7 +43,7 @@ def show(result: StudyResult, folder: Path, plots: bool) -> int:
         write_atomically(page, summary(result, pictures).encode())
     except OSError as error:
         raise UserError(
-            "--output",
+            "--out",
             f"{folder} cannot be written ({error.strerror})",
             remedy="choose another folder",
         ) from error

@@ -18,6 +18,7 @@ from cmbench.records.workspace import Workspace
 @click.argument("cells", nargs=-1, required=True, metavar="CELL...")
 @click.option(
     "--out",
+    "-O",
     metavar="FILE",
     default=Path("submission.zip"),
     type=click.Path(path_type=Path, dir_okay=False),

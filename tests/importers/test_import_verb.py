@@ -87,11 +87,11 @@ def test_a_file_of_the_users_own(
 ) -> None:
     path = write_edm(tmp_path / "a.pkl", weights)
     target = tmp_path / "elsewhere" / "m.safetensors"
-    done = cmbench("import", str(path), "-o", str(target))
+    done = cmbench("import", str(path), "-O", str(target))
     assert done.code == 0, done.err
     assert target.is_file()
     assert f"--checkpoint {target}" in done.out
-    refused(cmbench("import", str(path), "-o", "a/b"), "name 'a/b'", ".safetensors")
+    refused(cmbench("import", str(path), "-O", "a/b"), "name 'a/b'", ".safetensors")
 
 
 def test_a_file_that_was_not_imported_is_kept(
