@@ -33,9 +33,18 @@ def pair_root(
     folder = context.workspace.generated / plan.dataset
     task = f"{plan.run_id}, generated data"
 
+    begun = set[str]()
+
     def progress(done: int, total: int) -> None:
-        if context.world.leads:
-            context.reporter.task_progress(task, done, {})
+        if not context.world.leads:
+            return
+        if task not in begun:
+            begun.add(task)
+            context.reporter.task_started(task, f"generate data for {plan.name}", total)
+        context.reporter.task_progress(task, done, {})
+        if done >= total:
+            context.reporter.task_finished(task)
+            begun.remove(task)
 
     return PairRoot(
         folder,

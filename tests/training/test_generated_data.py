@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from toy import Toy
 
+from cmbench.cli.console import PlainReporter
 from cmbench.errors import BusyError, InterruptedRunError, NonFiniteError, UserError
 from cmbench.plugin.method import (
     Batch,
@@ -130,6 +131,16 @@ def test_batches_are_noise_and_what_is_made_of_it(toys: Context) -> None:
     assert sorted(first_pass) == list(range(COUNT)), "every pair once in a pass"
     assert first_pass != sorted(first_pass)
     assert trained.result["exports"]["final"]["generated"]["distil"]["pairs"] == COUNT
+
+
+def test_progress_is_of_a_task_that_was_begun(
+    toys: Context, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned(toys)
+    obtain_run(replace(toys, reporter=PlainReporter(every_s=0.0)), plan)
+    said = capsys.readouterr().err
+    assert f"generate data for {plan.name}: {COUNT} images" in said
+    assert f"generate data for {plan.name}: {COUNT}/{COUNT} (100%)" in said
 
 
 def a_wish() -> GeneratedData:
