@@ -224,7 +224,7 @@ def test_plugins_lists_each_with_status_and_error(installed: Installed) -> None:
 
 def test_a_failed_plugin_brings_nothing(installed: Installed) -> None:
     names = {row["name"] for row in json.loads(installed.run("list", "methods", "--json").stdout)}
-    assert {"example-flow", "example-diff-instruct", "rogue-is-good"} <= names
+    assert {"example-flow", "example-reflow", "example-diff-instruct", "rogue-is-good"} <= names
     assert not names & {"acme-m", "acme-first", "acme-specs"}
     assert load_plugins().methods.specs.keys() < names
     studies = {row["name"] for row in json.loads(installed.run("list", "studies", "--json").stdout)}
@@ -240,7 +240,9 @@ def test_strict_mode_is_fatal_in_one_line(installed: Installed) -> None:
 
 
 def test_the_examples_keep_the_contract_and_the_rogues_do_not(installed: Installed) -> None:
-    done = installed.run("check", "example-flow", "example-diff-instruct", "rogue-lies")
+    done = installed.run(
+        "check", "example-flow", "example-reflow", "example-diff-instruct", "rogue-lies"
+    )
     assert done.returncode == 1
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
     assert failed
@@ -332,7 +334,7 @@ def test_each_failure_is_a_record_and_one_clear_line(
 def test_the_table_shows_all_of_them(
     sweep: tuple[subprocess.CompletedProcess[str], dict[str, Record]],
 ) -> None:
-    table = {line.split()[0]: line.split()[-1] for line in sweep[0].stdout.splitlines()}
+    table = {line.split()[0]: line.split()[-1] for line in sweep[0].stdout.splitlines() if line}
     assert table["method"] == "status"
     assert (table["example-flow"], table["rogue-nan"]) == ("finished", "failed")
     assert table["report:"].endswith("digits.html")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from cmbench.plugin.method import (
     ConsistencyFunction,
     Draws,
     FlowMap,
+    GeneratedData,
     Kit,
     Method,
     Nets,
@@ -299,6 +301,53 @@ class LossWithoutLabels(Good):
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         labels = torch.zeros_like(batch.labels) if batch.labels is not None else None
         return self.pair_loss(nets, batch.images, labels, draws)
+
+
+class WithPairs(Good):
+    """Trained on pairs that another network makes in one evaluation."""
+
+    nfe = 1
+
+    def build(self, kit: Kit) -> dict[str, nn.Module]:
+        return {**super().build(kit), "maker": kit.network()}
+
+    def phases(self, nets: Nets) -> Sequence[Phase]:
+        pairs = GeneratedData(64, self.make, "one step", self.nfe, made_by=("maker",))
+        return [replace(phase, generated=pairs) for phase in super().phases(nets)]
+
+    def make(self, nets: Nets, noise: Tensor, labels: Tensor | None) -> Tensor:
+        sigma = torch.full_like(noise[:, 0, 0, 0], LARGEST)
+        return self.f(nets["maker"])(LARGEST * noise, sigma, labels)
+
+
+@found_by("generated data")
+class PairsOfAnotherShape(WithPairs):
+    def make(self, nets: Nets, noise: Tensor, labels: Tensor | None) -> Tensor:
+        return super().make(nets, noise, labels).flatten(1)
+
+
+@found_by("generated data")
+class PairsThatAreNotFinite(WithPairs):
+    def make(self, nets: Nets, noise: Tensor, labels: Tensor | None) -> Tensor:
+        return super().make(nets, noise, labels) / 0
+
+
+@found_by("generated data")
+class PairsOfAnotherCost(WithPairs):
+    nfe = 3
+
+
+@found_by("generated data")
+class PairsOfTheirBatch(WithPairs):
+    def make(self, nets: Nets, noise: Tensor, labels: Tensor | None) -> Tensor:
+        made = super().make(nets, noise, labels)
+        return made - made.mean(0)
+
+
+@found_by("generated data")
+class PairsOfOtherNoise(WithPairs):
+    def make(self, nets: Nets, noise: Tensor, labels: Tensor | None) -> Tensor:
+        return super().make(nets, torch.randn_like(noise), labels)
 
 
 @found_by("consistency function")
@@ -707,7 +756,7 @@ class Mistaken:
                 recipes=recipes,
                 needs_teacher=True,
             )
-            for kind in (Good, *MISTAKES)
+            for kind in (Good, WithPairs, *MISTAKES)
         ]
 
 

@@ -19,6 +19,7 @@ from cmbench.plugin.manager import PluginManager, load_plugins
 from cmbench.testing.suite import check_method
 
 PAGE = Path(__file__).parents[2] / "docs" / "plugins.md"
+STUDENT = ("my_package/student.py", "my_package/my-student.toml")
 SNIPPET = re.compile(r"^```(python|toml)\n# ([\w./-]+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -56,10 +57,18 @@ def test_every_snippet_names_its_file() -> None:
     assert len(snippets()) == blocks >= 6
 
 
-def test_the_method_keeps_the_contract(registered: PluginManager) -> None:
-    found = list(check_method(registered, "my-method"))
+@pytest.mark.parametrize("name", ["my-method", "my-student"])
+def test_the_methods_keep_the_contract(registered: PluginManager, name: str) -> None:
+    found = list(check_method(registered, name))
     assert [str(result) for result in found if result.problem] == []
     assert len(found) > 10
+
+
+def test_knowledge_distillation_is_short() -> None:
+    """With its recipe; registration is the same for everybody."""
+    texts = [text for path, text in snippets() if path in STUDENT]
+    assert len(texts) == len(STUDENT)
+    assert len([line for text in texts for line in text.splitlines() if line.strip()]) <= 45
 
 
 def test_the_metric_is_computed(registered: PluginManager) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from mistakes import MISTAKES, PLUGINS, TAUGHT, Good, Mistaken, method_name
+from mistakes import MISTAKES, PLUGINS, TAUGHT, Good, Mistaken, WithPairs, method_name
 
 from cmbench.plugin.discovery import PluginInfo
 from cmbench.plugin.manager import PluginManager, load_plugins
@@ -42,7 +42,13 @@ def test_a_mistake_is_reported(mistaken: PluginManager, kind: type[Method]) -> N
 def test_the_method_without_mistakes_passes(mistaken: PluginManager, check: object) -> None:
     found = make_check(subject_of(mistaken, Good), check)  # type: ignore[arg-type]
     assert found.problem == ""
-    assert bool(found.skipped) is (found.check in ("flow map", "diffusion model"))  # it has none
+    none = ("generated data", "flow map", "diffusion model")
+    assert bool(found.skipped) is (found.check in none)
+
+
+def test_pairs_without_mistakes_pass(mistaken: PluginManager) -> None:
+    found = make_check(subject_of(mistaken, WithPairs), BY_NAME["generated data"])
+    assert (found.problem, found.skipped) == ("", "")
 
 
 @pytest.mark.parametrize("mistake", PLUGINS)

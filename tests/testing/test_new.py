@@ -68,8 +68,8 @@ def test_it_passes_its_own_tests(installed: tuple[Path, Path], name: str) -> Non
     folder, site = installed
     done = run(site, folder / name, "pytest", "-q", "-p", "no:cacheprovider")
     assert done.returncode == 0, done.stdout + done.stderr
-    # It has no flow map or diffusion model, on either dataset; everything else is checked.
-    assert ("4 skipped" in done.stdout) is (WRITTEN[name][0] == "method")
+    # It has no generated data, flow map or diffusion model, on either dataset.
+    assert ("6 skipped" in done.stdout) is (WRITTEN[name][0] == "method")
 
 
 def test_it_is_listed(installed: tuple[Path, Path]) -> None:

@@ -8,7 +8,7 @@ from cmbench.plugin.specs import MethodSpec, StudySpec, TrainingCost
 
 @hookimpl
 def cmbench_register_methods() -> list[MethodSpec]:
-    """Return the methods of this plugin: one with one loss, one with two networks."""
+    """Return the methods: with one loss, with a phase on generated pairs, with two networks."""
     return [
         MethodSpec(
             "example-flow",
@@ -17,6 +17,15 @@ def cmbench_register_methods() -> list[MethodSpec]:
             reference="Liu et al. 2022, arXiv:2209.03003",
             family="diffusion",
             recipes=Path(__file__).with_name("flow.toml"),
+        ),
+        MethodSpec(
+            "example-reflow",
+            "cmbench_example.reflow:Reflow",
+            "Reflow",
+            reference="Liu et al. 2022, arXiv:2209.03003",
+            family="distillation",
+            recipes=Path(__file__).with_name("reflow.toml"),
+            cost=TrainingCost(generated="50,000 pairs x 32 NFE"),
         ),
         MethodSpec(
             "example-diff-instruct",

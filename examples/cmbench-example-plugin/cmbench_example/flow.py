@@ -33,7 +33,8 @@ class Flow(Method):
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         """Squared error of the predicted velocity, one value per image (Eq. 1)."""
         x0 = batch.images
-        eps = draws.normal("noise", x0)
+        # Pairs, as those of example-reflow, have their own noise.
+        eps = draws.normal("noise", x0) if batch.noise is None else batch.noise
         s = draws.uniform("time", x0[:, 0, 0, 0])
         x_s = x0 + append_dims(s, x0) * (eps - x0)
         error = nets["model"](x_s, s, batch.labels) - (eps - x0)
