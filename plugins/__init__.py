@@ -23,7 +23,7 @@ from cmbench.plugin.specs import (
     StudySpec,
 )
 from cmbench_plugins._costs import COSTS
-from cmbench_plugins._samplers import DDIM, DIFFUSION, MULTISTEP, ONE_STEP
+from cmbench_plugins._samplers import DDIM, DIFFUSION, FLOWS, MULTISTEP, ONE_STEP
 
 _CONSISTENCY = {"boundary": dict[str, Any]()}
 _RECIPES = Path(__file__).parent / "recipes"
@@ -150,6 +150,17 @@ METHODS = [
         family="distillation",
         needs_teacher=True,
         samplers=DDIM,
+    ),
+    _method(
+        "rf",
+        "rf:RF",
+        "Rectified flow, reflow and distillation",
+        reference="Liu et al. 2022, arXiv:2209.03003",
+        year=2022,
+        family="distillation",
+        needs_teacher=True,
+        is_teacher=True,
+        samplers=FLOWS,
     ),
     _method(
         "tract",

@@ -28,6 +28,10 @@ COSTS = {
     "knowledge-distillation": TrainingCost(
         teacher="for data", data="no", generated="1,024,000 pairs x 35 NFE", nfe="1"
     ),
+    "rf": TrainingCost(
+        generated="pairs for every phase but the first: 1M x RK45, about 110 NFE each",
+        notes="a teacher replaces the first phase, its pairs cost 35 NFE",
+    ),
     "tract": TrainingCost(
         calls=3, teacher="yes", nfe=_STUDENTS, notes="5 forwards with solver = ddim"
     ),

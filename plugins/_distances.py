@@ -17,15 +17,9 @@ if TYPE_CHECKING:
     from cmbench_plugins._lpips import LPIPS
 
 
-class MetricConfig(MethodConfig):
-    """The choice of a distance."""
+class LPIPSConfig(MethodConfig):
+    """Where the learned distance comes from."""
 
-    metric: Literal["l2", "l1", "pseudo-huber", "lpips"] = Field(
-        "l2", description="distance of the two outputs"
-    )
-    huber_c: Positive | None = Field(
-        None, description="c of pseudo-huber; 0.00054 sqrt(values of an image) if not given"
-    )
     lpips_weights: str | None = Field(
         None, description="folder with the weights of lpips; torch hub's if not given"
     )
@@ -34,10 +28,10 @@ class MetricConfig(MethodConfig):
     )
 
 
-class MetricMethod(Method):
-    """A method whose distance can be chosen."""
+class LPIPSMethod(Method):
+    """A method that may use the learned distance."""
 
-    config: MetricConfig
+    config: LPIPSConfig
 
     @cached_property
     def lpips(self) -> LPIPS:
@@ -45,6 +39,23 @@ class MetricMethod(Method):
         from cmbench_plugins._lpips import LPIPS  # on this path only: torchvision is slow
 
         return LPIPS.load(self.config.lpips_weights, self.config.lpips_pooling)
+
+
+class MetricConfig(LPIPSConfig):
+    """The choice of a distance."""
+
+    metric: Literal["l2", "l1", "pseudo-huber", "lpips"] = Field(
+        "l2", description="distance of the two outputs"
+    )
+    huber_c: Positive | None = Field(
+        None, description="c of pseudo-huber; 0.00054 sqrt(values of an image) if not given"
+    )
+
+
+class MetricMethod(LPIPSMethod):
+    """A method whose distance can be chosen."""
+
+    config: MetricConfig
 
     def phases(self, nets: Nets) -> Sequence[Phase]:
         """One phase; LPIPS' weights must be at hand before it starts (sampling needs none)."""

@@ -19,6 +19,40 @@ DDIM = (
         reference="arXiv:2010.02502",
     ),
 )
+_FIRST_NOISE = "places each prediction on the line to the first noise"
+_FLOW = {
+    "euler": SamplerSpec("euler", "Euler along the flow", "any", "1"),
+    "heun": SamplerSpec("heun", "Heun along the flow, Euler in the last step", "odd", "2"),
+    "rk45": SamplerSpec(
+        "rk45", "Dormand-Prince, own steps for each image", "at most, from 8", "5", "adaptive"
+    ),
+    "euler-first-noise": SamplerSpec("euler-first-noise", f"Euler; {_FIRST_NOISE}", "any", "1"),
+    "heun-first-noise": SamplerSpec("heun-first-noise", f"Heun; {_FIRST_NOISE}", "odd", "2"),
+}
+#: Solvers of a flow.
+FLOW_SOLVERS = tuple(_FLOW)
+#: For flows of several stages: ``STAGE-SOLVER``, or the solver alone for the last k-RF (at the
+#: distilled flow's number of steps, that flow).
+FLOWS = (
+    *(
+        spec._replace(
+            name=f"{stage}{name}",
+            title=f"{spec.title}{told}",
+            grid=spec.grid or "uniform in the flow's time",
+            one_step="declined" if name == "rk45" else "one step from noise",
+            reference="arXiv:2405.20320" if "first" in name else "arXiv:2209.03003",
+        )
+        for stage, told in [("", ""), *((f"{k}-rf-", f", {k}-RF") for k in (1, 2, 3))]
+        for name, spec in _FLOW.items()
+    ),
+    SamplerSpec(
+        "distilled-euler",
+        "Steps of the distilled flow",
+        "its steps",
+        one_step="generates",
+        reference="arXiv:2209.03003",
+    ),
+)
 #: For generators of one evaluation.
 ONE_STEP = (SamplerSpec("one-step", "The generator, once", "1", one_step="generates"),)
 

@@ -101,7 +101,8 @@ def _plugin(record: Record) -> str:
 def _cost(record: Record) -> str:
     s = record.sampling
     counted = "not counted" if s.nfe_measured is None else f"counted {s.nfe_measured}"
-    return f"NFE {s.nfe} ({counted})" if s.nfe else f"NFE not stated ({counted})"
+    most = "at most " if s.adaptive else ""
+    return f"NFE {most}{s.nfe} ({counted})" if s.nfe else f"NFE not stated ({counted})"
 
 
 def cost_lines(record: Record) -> list[str]:

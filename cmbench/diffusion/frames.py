@@ -1,4 +1,4 @@
-"""Time frames and parameterizations: EDM, TrigFlow and VP.
+"""Time frames and parameterizations: EDM, TrigFlow, rectified flow and VP.
 
 Shapes: images ``[N, C, H, W]``, times and noise levels ``[N]``; any float dtype, results keep it.
 ``sd`` is ``sigma_data``, the standard deviation of the data (0.5 in the papers). Unit noise ``eps``
@@ -10,6 +10,7 @@ frame          noisy image                            network target
 EDM            ``x_sigma = x0 + sigma eps``           ``denoised`` (an estimate of ``x0``)
 TrigFlow       ``x_t = cos(t) x0 + sin(t) z``         ``velocity = cos(t) z - sin(t) x0 = sd F``
 VP             ``x_vp = alpha x0 + beta eps``         ``eps`` or ``v = alpha eps - beta x0``
+flow           ``x_t = t x0 + (1 - t) eps``           ``velocity = x0 - eps``
 =============  =====================================  ===========================================
 
 Sources: EDM, Karras et al. 2022 (arXiv:2206.00364); TrigFlow, Lu & Song 2024 (arXiv:2410.11081),
@@ -108,6 +109,25 @@ def predictions_to_velocity(
 
 
 # --- rectified flow --------------------------------------------------------------------------
+
+
+def flow_interpolate(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """Return images ``x_t = t x0 + (1 - t) eps`` (Liu et al. 2022, arXiv:2209.03003, Sec. 2.1).
+
+    Its clock: ``t [N]`` is 0 at noise and 1 at data. Many later papers run it the other way.
+    """
+    t = append_dims(t, x0)
+    return t * x0 + (1 - t) * eps
+
+
+def flow_time_to_sigma(t: Tensor) -> Tensor:
+    """Return the EDM noise level ``(1 - t) / t`` of a flow's time in (0, 1]; ``x_t / t`` has it."""
+    return (1 - t) / t
+
+
+def sigma_to_flow_time(sigma: Tensor) -> Tensor:
+    """Return the flow's time ``1 / (1 + sigma)``: the inverse of :func:`flow_time_to_sigma`."""
+    return 1 / (1 + sigma)
 
 
 # --- variance preserving ---------------------------------------------------------------------

@@ -108,13 +108,15 @@ class SamplingPlan:
 
     ``sigmas`` are the noise levels at which the network is evaluated, descending: none for a method
     without noise levels, infinity for pure noise. ``variant`` is the phase's ``export`` to load for
-    a staged method, or empty.
+    a staged method, or empty. An ``adaptive`` sampler chooses the steps of each image by itself:
+    ``nfe`` is then the most that an image may cost, and the record has the mean that was counted.
     """
 
     nfe: int
     sampler: str
     sigmas: tuple[float, ...]
     variant: str = ""
+    adaptive: bool = False
 
 
 class Method:
@@ -226,6 +228,8 @@ class Method:
         self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
     ) -> Tensor:
         """Map unit ``noise`` to images in [-1, 1] with exactly ``plan.nfe`` evaluations per image.
+
+        With ``plan.adaptive``, with at most as many: an image costs what it costs alone.
 
         Noise for later steps comes from ``draws.normal("step-1", noise)`` and so on: per-image
         seeds, so that a sample does not depend on the batch it is made in. The default jumps along

@@ -124,6 +124,9 @@ class SamplingRecord(Part):
     """How the images were made."""
 
     nfe: Count = Field(description="network evaluations per image, declared; 0 if unknown")
+    adaptive: bool = Field(
+        False, description="the sampler chooses its steps: nfe is the most, nfe_measured the mean"
+    )
     nfe_measured: Finite | None = Field(None, description="counted by wrapping the network")
     sampler: str = ""
     sigmas: list[Sigma] = Field(
@@ -288,6 +291,8 @@ class Record(Part):
             del data["copies"]
         if not self.training.generated:
             del data["training"]["generated"]
+        if not self.sampling.adaptive:
+            del data["sampling"]["adaptive"]
         if self.schema_version == 1:
             data["sampling"]["times"] = data["sampling"].pop("sigmas")
             del data["first_samples"]

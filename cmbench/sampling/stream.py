@@ -203,11 +203,16 @@ class Sampler:
             )
 
     def check_nfe(self) -> None:
-        """Raise :class:`PluginError` if the counted evaluations differ from the declared ones."""
-        if abs(self.nfe_measured - self.plan.nfe) > 1e-9:
+        """Raise :class:`PluginError` if the counted evaluations are not the declared ones.
+
+        The declared ones of an adaptive plan are the most that are allowed.
+        """
+        excess = self.nfe_measured - self.plan.nfe
+        if excess > 1e-9 or (excess < -1e-9 and not self.plan.adaptive):
+            most = "at most " if self.plan.adaptive else ""
             raise PluginError(
                 f"method {type(self.method).__name__}",
-                f"declares NFE {self.plan.nfe} but {self.nfe_measured:g} network evaluations per "
-                "image were counted",
+                f"declares {most}NFE {self.plan.nfe} but {self.nfe_measured:g} network evaluations "
+                "per image were counted",
                 remedy="correct the method's plan_sampling or sample hook",
             )

@@ -166,6 +166,7 @@ def sampling_record(cell: CellPlan, spec: DatasetSpec, sampler: Sampler | None) 
     plan = cell.sampling
     return SamplingRecord(
         nfe=cell.nfe,
+        adaptive=plan.adaptive if plan else False,
         nfe_measured=sampler.nfe_measured if sampler else None,
         sampler=plan.sampler if plan else "",
         sigmas=list(plan.sigmas) if plan else [],

@@ -192,16 +192,23 @@ def test_parts_agree_to_the_rounding_of_another_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counted", "expected"),
+    ("counted", "adaptive", "expected"),
     [
-        (None, ("not checked", "the record holds no counted NFE")),
-        (2.0, ("ok", "2 declared and counted")),
-        (2.5, ("failed", "2 declared, 2.5 counted")),
-        (2.000001, ("failed", "2 declared, 2.000001 counted")),
+        (None, False, ("not checked", "the record holds no counted NFE")),
+        (2.0, False, ("ok", "2 declared and counted")),
+        (2.5, False, ("failed", "2 declared, 2.5 counted")),
+        (1.5, False, ("failed", "2 declared, 1.5 counted")),
+        (2.000001, False, ("failed", "2 declared, 2.000001 counted")),
+        (1.5, True, ("ok", "at most 2 declared, 1.5 counted")),
+        (2.0, True, ("ok", "2 declared and counted")),
+        (2.5, True, ("failed", "at most 2 declared, 2.5 counted")),
     ],
 )
-def test_the_counted_nfe(tmp_path: Path, counted: float | None, expected: tuple[str, str]) -> None:
-    path = written(tmp_path, record(nfe=2, sampling={"nfe_measured": counted}))
+def test_the_counted_nfe(
+    tmp_path: Path, counted: float | None, adaptive: bool, expected: tuple[str, str]
+) -> None:
+    found = {"nfe_measured": counted, "adaptive": adaptive}
+    path = written(tmp_path, record(nfe=2, sampling=found))
     assert check(path, "NFE") == expected
 
 
