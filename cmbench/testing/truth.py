@@ -1,13 +1,15 @@
 """The exact consistency function of a mixture is a stationary point of the loss of methods that say
 that they learn one.
 
-The mixture lies on the line, where the flow is known. A method's network is replaced by one whose
-consistency function is exact, plus ``delta`` times a bump. How the method reads its network is
-found by probing its ``consistency_function``, which must be affine in the network's output.
+The mixture lies on the line, where the flow is known; an image is several of its values. A method's
+network is replaced by one whose consistency function is exact, plus ``delta`` times a bump. How the
+method reads its network is found by probing its ``consistency_function``, which must be affine in
+the network's output.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cmbench.diffusion.frames import append_dims, sigma_to_t, velocity_to_denoised
+from cmbench.diffusion.models import MixtureModel
 from cmbench.errors import Declined
 from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import (
@@ -32,14 +35,15 @@ from cmbench.sweep.runs import seeded
 from cmbench.testing.case import Subject
 from cmbench.testing.check import CheckFailure
 from cmbench.testing.draws import RowDraws
-from cmbench.testing.exact import SD, exact_model, line_mixture, quantile_map
+from cmbench.testing.exact import SD, line_mixture, quantile_map
 from cmbench.training.randomness import StepDraws
 
-#: Images of the mixture, and the size of the bump.
-COUNT, BUMP = 8000, 0.5
+#: Images, each of independent values of the mixture, and the size of the bump. What a method does
+#: to an image's norm moves its values less, the more there are (docs/unbiasedness.md).
+COUNT, SIDE, BUMP = 1500, 4, 0.5
 #: The largest mean gradient at the exact function, relative to those at the two bumps: what a
 #: coarse grid of noise levels or a normalised tangent leaves (docs/unbiasedness.md).
-BIAS = 0.25
+BIAS = 0.1
 #: In standard errors: what sampling leaves, and what a bump must at least show.
 NOISE, SIGNAL = 4.0, 6.0
 #: By how much images without noise may be changed.
@@ -85,7 +89,8 @@ class Reading:
         """Return the network output whose consistency function is exact."""
         sigma = self.sigma_of(c_noise)
         x = x_in * append_dims(torch.sqrt(sigma**2 + SD**2), x_in)
-        exact = quantile_map(x.flatten(), sigma, self.sigma_end).reshape(x.shape)
+        each = sigma.repeat_interleave(x[0].numel())
+        exact = quantile_map(x.flatten(), each, self.sigma_end).reshape(x.shape)
         at_zero, at_one = (self.function(_Constant(v))(x, sigma, None) for v in (0.0, 1.0))
         slope = at_one - at_zero
         inside = slope.abs() > 1e-9  # at the boundary the output does not matter
@@ -105,7 +110,7 @@ class ExactNetwork(nn.Module):
         self.delta = nn.Parameter(torch.zeros((), dtype=torch.float64))
 
     def forward(self, x_in: Tensor, c_noise: Tensor, *_: Any, **__: Any) -> Tensor:
-        """Return the raw output ``[N, 1, 1, 1]``."""
+        """Return the raw output ``[N, 1, H, W]``."""
         assert self.reading is not None
         raw = self.reading.raw(x_in, c_noise)
         if not torch.is_grad_enabled():
@@ -120,6 +125,26 @@ class ExactNetwork(nn.Module):
             warnings.simplefilter("ignore", FutureWarning)
             tangent = torch.func.jvp(self.forward, (x, c_noise), (dx, dc_noise))[1]
         return self.forward(x, c_noise), tangent.detach()
+
+
+class _EachValue(MixtureModel):
+    """The exact teacher of images of independent values."""
+
+    def __init__(self) -> None:
+        super().__init__(line_mixture(), SD)
+
+    def denoise(self, x_sigma: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return ``E[x0 | x_sigma]``."""
+        return self._each(super().denoise, x_sigma, sigma)
+
+    def velocity(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return ``E[dx_t/dt | x_t]``."""
+        return self._each(super().velocity, x_t, t)
+
+    @staticmethod
+    def _each(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, level: Tensor) -> Tensor:
+        values = x.reshape(-1, 1, 1, 1)
+        return function(values, level.repeat_interleave(x[0].numel())).reshape(x.shape)
 
 
 class ExactKit:
@@ -279,9 +304,9 @@ def _gap(a: Tensor, b: Tensor) -> float:
 def deviations(subject: Subject) -> tuple[list[Tensor], str]:
     """Return the gradients at -BUMP, 0 and BUMP per image; or why there are none."""
     plan = subject.plan(conditional=False)
-    data = DataInfo(subject.dataset, (1, 1, 1), 0, SD, bounded=False)
+    data = DataInfo(subject.dataset, (1, SIDE, SIDE), 0, SD, bounded=False)
     method = plan.method_class(plan.config.model_copy(update={"sigma_data": SD}), data)
-    kit = ExactKit(Teacher("exact", exact_model(), None) if plan.teacher is not None else None)
+    kit = ExactKit(Teacher("exact", _EachValue(), None) if plan.teacher is not None else None)
     with seeded(0, "modules"):
         nets: dict[str, Any] = dict(method.modules(kit))
     reading = reading_of(method, nets)
@@ -290,7 +315,9 @@ def deviations(subject: Subject) -> tuple[list[Tensor], str]:
     for network in kit.networks:
         network.reading = reading
     objectives = [o for o in method.phases(nets)[-1].objectives if "model" in o.trains]
-    x0, _ = line_mixture().sample(COUNT, torch.Generator().manual_seed(0), dtype=torch.float64)
+    generator, shape = torch.Generator().manual_seed(0), (COUNT, *data.data_shape)
+    values, _ = line_mixture().sample(math.prod(shape), generator, dtype=torch.float64)
+    x0 = values.reshape(shape)
     counted = {name: CountedNetwork(module.double()) for name, module in nets.items()}
     model, batch = nets["model"], Batch(x0, None, indices=torch.arange(COUNT))
     found = [

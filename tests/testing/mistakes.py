@@ -372,6 +372,14 @@ class NoiseOfAnotherSize(Good):
 
 
 @found_by("consistency function")
+class NoiseOfAlmostTheRightSize(Good):
+    """Off by 15 % to 25 % of the gradient at the bumps."""
+
+    def pair(self, x: Tensor, noise: Tensor, level: Tensor, draws: Draws) -> Tensor:
+        return x + append_dims(1.5 * level, x) * noise
+
+
+@found_by("consistency function")
 class LossOfSomethingElse(Good):
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         x = draws.normal("noise", batch.images)
