@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from cmbench.errors import UserError
 from cmbench.plugin.manager import PluginManager
 from cmbench.sweep.failures import method_failure
-from cmbench.testing import building, conditions, generated, losses, samples, trainings, truth
+from cmbench.testing import building, conditions, generated, losses, maps, samples, trainings, truth
 from cmbench.testing.case import Subject
 from cmbench.testing.check import CheckFailure, CheckResult, ContractCheck
 
@@ -25,8 +25,8 @@ CHECKS = (
     ContractCheck("augmentation labels", conditions.augmentation_labels),
     ContractCheck("generated data", generated.generated_data),
     ContractCheck("consistency function", truth.stationary),
-    ContractCheck("flow map", truth.flow_map),
-    ContractCheck("diffusion model", truth.diffusion_model),
+    ContractCheck("flow map", maps.flow_map),
+    ContractCheck("diffusion model", maps.diffusion_model),
     ContractCheck("counted NFE", samples.counted_nfe),
     ContractCheck("noise levels", samples.noise_levels),
     ContractCheck("exports", samples.exports),
