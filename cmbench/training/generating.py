@@ -73,7 +73,9 @@ class PairMaker:
         sha256 = _write(stored.images_path(number), np.concatenate(parts))
         facts = {"pairs": count, "sha256": sha256}
         if labels is not None:
-            facts["labels_sha256"] = _write(stored.labels_path(number), labels.cpu().numpy())
+            classes = labels.cpu().numpy()
+            small = classes.astype(np.min_scalar_type(classes.max()))
+            facts["labels_sha256"] = _write(stored.labels_path(number), small)
         after = sum(network.forward_equivalents for network in self.networks)
         facts["network_evaluations"] = after - before
         facts["seconds"] = round(time.perf_counter() - began, 6)

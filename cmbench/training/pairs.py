@@ -6,7 +6,7 @@ which are written last; facts hold the hash of the shard, so damage is found and
 is not stored: it is drawn again from the same seeds.
 
     <folder>/00000.npy          float16 or float32 [pairs, states, C, H, W], read as a memory map
-    <folder>/00000-labels.npy   int64 [pairs], where there are classes
+    <folder>/00000-labels.npy   small integers [pairs], where there are classes
     <folder>/00000.json         hash, network evaluations, seconds
 """
 
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -173,6 +172,17 @@ class PairRoot:
 # ---- reading them --------------------------------------------------------------------------------
 
 
+def _mapped(path: Path) -> Tensor:
+    """Return a shard's images as a memory map that keeps no file open: there may be thousands.
+
+    Python's own maps keep a descriptor each.
+    """
+    array = np.load(path, mmap_mode="r")
+    first, dtype = array.offset // array.itemsize, getattr(torch, array.dtype.name)
+    flat = torch.from_file(str(path), shared=False, size=first + array.size, dtype=dtype)
+    return flat[first:].reshape(array.shape)
+
+
 @dataclass
 class PairFeed:
     """Training batches of pairs (see ``training.settings.Feed``), shuffled anew in every pass."""
@@ -180,18 +190,18 @@ class PairFeed:
     stored: StoredPairs
     device: torch.device
     _stream: ShuffledStream = field(init=False)
-    _images: list[npt.NDArray[Any]] = field(init=False)
+    _images: list[Tensor] = field(init=False)
     _labels: Tensor | None = field(init=False)
     _noise: Tensor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         stored, numbers = self.stored, range(self.stored.shards)
         self._stream = ShuffledStream(stored.wanted.count)
-        self._images = [np.load(stored.images_path(n), mmap_mode="r") for n in numbers]
+        self._images = [_mapped(stored.images_path(n)) for n in numbers]
         self._labels = None
         if stored.labels is not None:
             parts = [np.load(stored.labels_path(n)) for n in numbers]
-            self._labels = torch.from_numpy(np.concatenate(parts))
+            self._labels = torch.from_numpy(np.concatenate(parts).astype(np.int64))
         if 4 * stored.wanted.count * math.prod(stored.shape) <= _KEPT_NOISE_BYTES:
             self._noise = torch.full((stored.wanted.count, *stored.shape), math.nan)
 
@@ -200,8 +210,8 @@ class PairFeed:
         indices = self._stream.take(start, count, seed).indices
         rows = indices.tolist()
         size = self.stored.shard_pairs
-        read = np.stack([self._images[i // size][i % size] for i in rows]).astype(np.float32)
-        target = torch.from_numpy(read).to(self.device)
+        read = torch.stack([self._images[i // size][i % size] for i in rows])
+        target = read.float().to(self.device)
         if self.stored.wanted.states == 1:
             target = target[:, 0]
         labels = None if self._labels is None else self._labels[indices].to(self.device)

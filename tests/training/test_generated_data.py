@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import resource
 import signal
 import time
 from collections.abc import Sequence
@@ -215,6 +216,7 @@ def test_several_states_and_labels(toys: Context) -> None:
         assert torch.equal(batch.target[:, 0], batch.noise), "float32 is exact"
         assert torch.equal(batch.images[:, 0, 0, 0], batch.labels.float())
     labels = torch.cat([b.labels for b in Distilled.seen if b.labels is not None])
+    assert labels.dtype == torch.int64
     assert set(labels.tolist()) == {0, 1, 2}
 
 
@@ -229,6 +231,20 @@ def test_damage_is_found_and_made_again(toys: Context) -> None:
     obtain_run(toys, planned(toys, "optimizer.lr=1e-4"))
     assert sum(Distilled.made) == 32, "two shards"
     assert files(folder) == reference
+
+
+def test_more_shards_than_a_process_may_have_files_open(
+    toys: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs, "_SHARD_PAIRS", 1)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    there = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (there + COUNT // 2, limits[1]))
+    try:
+        obtain_run(toys, planned(toys))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(files(folder_of(toys))) == COUNT
 
 
 def test_a_stop_keeps_what_was_made(toys: Context) -> None:
