@@ -35,21 +35,25 @@ def render_workspace(
 ) -> tuple[list[Path], list[UserError]]:
     """Render the pages of ``datasets`` (all that have records, if none is named).
 
-    Published rows of those datasets are found as :func:`cmbench.leaderboard.boards.find_folder`
-    says; the description of a board is left out, because it is about its own reference records.
+    Published rows and reference records of those datasets stand beside the workspace's own; they
+    are found as :func:`cmbench.leaderboard.boards.find_folder` says. The description of a board is
+    left out, because it is about its own page.
 
     Returns:
         The files written, the page of the first dataset first, and what could not be read.
     """
     folders = record_folders(workspace, datasets)
     dataset_options = [word for name in datasets for word in ("--dataset", name)]
-    loaded = boards.load_boards(boards.find_folder(leaderboards))
+    shipped = boards.find_folder(leaderboards)
+    loaded = boards.load_boards(shipped)
+    references = boards.record_folders(shipped) if shipped is not None else {}
     return render_pages(
         folders,
         out or workspace.reports,
         plugins,
         templates=templates,
         published={n: boards.without_description(loaded[n]) for n in folders if n in loaded},
+        references={name: path for name, path in references.items() if name in folders},
         command=command or shlex.join(["cmbench", "report", *dataset_options]),
     )
 
@@ -62,8 +66,12 @@ def render_pages(
     templates: Path | None,
     published: Mapping[str, Published],
     command: str,
+    references: Mapping[str, Path] | None = None,
 ) -> tuple[list[Path], list[UserError]]:
-    """Render folders of records with the columns and charts that plugins add."""
+    """Render folders of records with the columns and charts that plugins add.
+
+    ``references`` are folders of reference records by dataset, shown beside ``folders``.
+    """
     readings = Readings()
     problems = {name: name_problem(name) for name in folders}
     readings.errors += filter(None, problems.values())
@@ -74,6 +82,11 @@ def render_pages(
         extra_columns=hook_columns(plugins),
         extra_charts=lambda dataset, rows: hook_charts(plugins, dataset, rows),
         published=published,
+        references={
+            name: readings.read(path, name)
+            for name, path in (references or {}).items()
+            if name in folders and not problems[name]
+        },
         command=command,
     )
     return written, readings.errors
@@ -158,7 +171,8 @@ def charts_problem(found: Any) -> str:
     "--leaderboards",
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of published rows.  [default: ./leaderboards, else cmbench's own]",
+    help="Folder of published rows and reference records."
+    "  [default: ./leaderboards, else cmbench's own]",
 )
 @workspace_option
 def report(

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from cmbench.leaderboard.rows import REPORTED, Row, conditioning
+from cmbench.leaderboard.rows import REFERENCE, REPORTED, Row, conditioning
 
 
 def row_labels(
@@ -15,9 +15,9 @@ def row_labels(
     """Return a name per row id that tells its configuration apart: ``M, demo +lr=0.01``.
 
     The method; then what the user changed of the recipe, always; then recipe, sampler,
-    conditioning and marks (tuned sigmas) if a method has several. Without ``sampled`` only what
-    concerns training: the name of a training curve. Without ``sampler`` all but that, for tables in
-    which it has a column.
+    conditioning and marks (tuned sigmas) if a method has several. Reference rows always say so.
+    Without ``sampled`` only what concerns training: the name of a training curve. Without
+    ``sampler`` all but that, for tables in which it has a column.
     """
     rows = list(rows)
     found: dict[tuple[str, str], set[str]] = {}
@@ -60,7 +60,7 @@ def _parts(row: Row, sampled: bool, sampler: bool) -> Iterator[tuple[str, str, b
         yield "sampler", row.sampler, row.own_sampler
     if row.conditional is not None:
         yield "labels", conditioning(row.conditional), False
-    yield "kind", row.kind, False
+    yield "kind", row.kind, row.kind == REFERENCE
     if sampled and row.kind != REPORTED:
         for mark in row.marks:
             yield f"mark {mark}", mark, True

@@ -25,6 +25,8 @@ from cmbench.records.configuration import overrides_text, sampling_marks
 from cmbench.records.record import MetricRecord, Record
 
 REPORTED = "reported"
+#: Kind of the rows of a board's reference records on a page of other records.
+REFERENCE = "reference"
 #: The finding that keeps a row from being ranked.
 COPIES = "copies of real images"
 
@@ -189,6 +191,22 @@ def aggregate(cells: Iterable[tuple[Path, Record]]) -> list[Row]:
             groups.setdefault(setting_id(record), []).append((path, record))
     rows = [_row(identity, members) for identity, members in groups.items()]
     return sorted(_told_apart(rows), key=row_order)
+
+
+def reference_rows(
+    shipped: Iterable[tuple[Path, Record]], own: Iterable[tuple[Path, Record]]
+) -> list[Row]:
+    """Return the rows of a board's reference records for a page of the user's ``own`` records.
+
+    They are of kind ``reference`` and have ids of their own, so their seeds never count as the
+    user's. Rows whose records the user holds unchanged are left out: they would stand there twice.
+    """
+    held = {record.cell: record for _, record in own}
+    return [
+        replace(row, kind=REFERENCE, id=f"{REFERENCE}-{row.id}")
+        for row in aggregate(shipped)
+        if not all(held.get(record.cell) == record for _, record in row.cells)
+    ]
 
 
 def _told_apart(rows: Sequence[Row]) -> list[Row]:

@@ -187,7 +187,8 @@ def _kind_columns(rows: Sequence[Row]) -> list[Column]:
             "Kind",
             lambda r: text_cell(r.kind),
             shown=published and any(row.cells for row in rows),
-            help="measured by this harness, imported checkpoint, scored samples or reported",
+            help="measured by this harness, reference (shipped with cmbench), imported checkpoint,"
+            " scored samples or reported",
         ),
         Column("family", "Family", lambda r: text_cell(r.family), shown=published),
         Column(

@@ -18,7 +18,15 @@ from cmbench.leaderboard.joins import Reported, join_reported
 from cmbench.leaderboard.labels import row_labels, short_labels
 from cmbench.leaderboard.published import Board, Published
 from cmbench.leaderboard.ranking import positions
-from cmbench.leaderboard.rows import REPORTED, Row, aggregate, conditioning, unfinished
+from cmbench.leaderboard.rows import (
+    REFERENCE,
+    REPORTED,
+    Row,
+    aggregate,
+    conditioning,
+    reference_rows,
+    unfinished,
+)
 from cmbench.leaderboard.sections import Section, sections
 from cmbench.records.folders import ReadRecord
 from cmbench.records.record import Record
@@ -103,8 +111,9 @@ class Page:
             "title": self.title,
             "rank_metric": self.rank_metric,
             "rank_title": metric_title(self.rank_metric),
-            "measured": sum(bool(line.row.cells) for line in self.lines),
-            "reported": sum(not line.row.cells for line in self.lines),
+            "measured": sum(row.kind not in (REFERENCE, REPORTED) for row in self.rows),
+            "reference": sum(row.kind == REFERENCE for row in self.rows),
+            "reported": sum(row.kind == REPORTED for row in self.rows),
             "unfinished": len(self.unfinished),
             "unreadable": len(self.unreadable),
             "cards": self.cards,
@@ -131,6 +140,11 @@ class Page:
     def cards(self) -> list[Card]:
         """What is best at the first NFE."""
         return cards(self.groups, self.short_labels)
+
+    @property
+    def references(self) -> bool:
+        """Whether any row is one of a board's reference records."""
+        return any(row.kind == REFERENCE for row in self.rows)
 
     @property
     def reports(self) -> bool:
@@ -208,17 +222,16 @@ def build_page(
     published: Published | None,
     extra_columns: Mapping[str, str],
     command: str,
+    references: Iterable[ReadRecord] = (),
 ) -> Page:
-    """Aggregate, sort into sections and format the rows of one dataset."""
-    records: list[tuple[Path, Record]] = []
-    unreadable: list[tuple[Path, str]] = []
-    for path, item in found:
-        if isinstance(item, UserError):
-            unreadable.append((path, without_paths(str(item).replace(str(path), path.name))))
-        else:
-            records.append((path, item))
+    """Aggregate, sort into sections and format the rows of one dataset.
+
+    ``references`` are a board's reference records beside the records ``found``: rows apart.
+    """
+    records, unreadable = _readable(found)
+    shipped, unreadable_references = _readable(references)
     printed = published.as_rows(dataset) if published is not None else []
-    rows = marked_by_floor([*aggregate(records), *printed])
+    rows = marked_by_floor([*aggregate(records), *reference_rows(shipped, records), *printed])
     parts = sections(rows)
     reported = join_reported(rows)
     groups = best_groups(rows)
@@ -233,7 +246,7 @@ def build_page(
             (path, record.model_copy(update={"reason": without_paths(record.reason)}))
             for path, record in unfinished(records)
         ],
-        unreadable=unreadable,
+        unreadable=[*unreadable, *unreadable_references],
         gallery=build_gallery(rows, labels),
         labels=labels,
         floors=_floors(rows, rank_metric),
@@ -243,6 +256,20 @@ def build_page(
         costs=cost_charts(rows, rank_metric),
         board=published.board if published is not None else None,
     )
+
+
+def _readable(
+    found: Iterable[ReadRecord],
+) -> tuple[list[tuple[Path, Record]], list[tuple[Path, str]]]:
+    """Return the records, and the reasons of those that cannot be read."""
+    records: list[tuple[Path, Record]] = []
+    unreadable: list[tuple[Path, str]] = []
+    for path, item in found:
+        if isinstance(item, UserError):
+            unreadable.append((path, without_paths(str(item).replace(str(path), path.name))))
+        else:
+            records.append((path, item))
+    return records, unreadable
 
 
 #: More columns than these do not fit beside the methods' names; many steps are another question.

@@ -34,6 +34,7 @@ def render(
     extra_columns: Mapping[str, str] | None = None,
     extra_charts: Charts | None = None,
     published: Mapping[str, Published] | None = None,
+    references: Mapping[str, Iterable[ReadRecord]] | None = None,
     command: str = "cmbench report",
 ) -> list[Path]:
     """Write ``<dataset>.html``, ``.md``, ``.csv`` and ``.tex`` for every dataset, and an index.
@@ -47,6 +48,8 @@ def render(
         extra_charts: called with the dataset and its rows; returns mappings with ``title`` and
             ``svg`` (hook ``cmbench_report_charts``).
         published: boards by dataset: title, notes and reported rows.
+        references: reference records by dataset, in the form of ``records_by_dataset``: shown
+            beside its records as rows of kind ``reference``.
         command: the command that makes the pages again, shown on them.
 
     Returns:
@@ -56,7 +59,7 @@ def render(
         UserError: if a template fails (names template and line) or a file cannot be written.
     """
     engine = Templates(templates)
-    published = published or {}
+    published, references = published or {}, references or {}
     written: list[Path] = []
     summaries = []
     for dataset in sorted({*records_by_dataset, *published}):
@@ -68,6 +71,7 @@ def render(
             published.get(dataset),
             extra_columns or {},
             command,
+            references.get(dataset, ()),
         )
         written += _write_page(page, engine, out_dir, extra_charts)
         summaries.append(page.summary())
