@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,19 @@ from cmbench.diffusion.gaussian_mixture import GaussianMixture
 from cmbench.diffusion.models import EDMModel, MixtureModel
 from cmbench.errors import UserError
 from cmbench.networks.counted import CountedNetwork
+from cmbench.plugin.manager import load_plugins
 from cmbench.plugin.method import Batch, Progress
+from cmbench.records.workspace import Workspace
+from cmbench.sweep.context import Context
 from cmbench.sweep.planning import plan_run
+from cmbench.sweep.training_run import obtain_run
+from cmbench.testing.case import RandomFeed
 from cmbench.testing.exact import SD, exact_model, quantile_map
+from cmbench.training.loop import Trainer
+from cmbench.training.pairs import PairRoot
 from cmbench.training.randomness import StepDraws
+from cmbench.training.settings import Settings, Watchers
+from cmbench.training.state import TrainingState
 from cmbench_plugins.knowledge_distillation import PAIR_SOLVERS, KnowledgeDistillation
 
 PROGRESS = Progress(0, 1, 0, 1)
@@ -207,3 +217,61 @@ def test_the_demo_on_digits_costs_what_others_do() -> None:
     cost = config.pairs * config.solver_nfe + 3 * 1000 * config.duration_kimg
     budget = 3 * 1000 * baseline.config.duration_kimg
     assert 0.99 * budget < cost <= budget
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+class Line(nn.Module):
+    """A small multilayer perceptron of the sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.Linear(1, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1)
+        )
+
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Any = None) -> Tensor:
+        out: Tensor = self.body(x.flatten(1)).reshape(x.shape)
+        return out
+
+
+def test_a_student_reaches_the_affine_map_to_one_in_a_thousand(tmp_path: Path) -> None:
+    """The fact sheet's quick check, through the harness: pairs made, stored, read, learned."""
+    steps, batch = 1500, 256
+    made = make(
+        gaussian(),
+        duration_kimg=steps * batch / 1000,
+        batch_size=batch,
+        metric="l2",
+        pairs=4096,
+        solver_nfe=255,
+        pair_dtype="float32",
+        optimizer={"lr": 3e-3, "decay": "linear"},
+        ema=[{"decay": 0.99}],
+    )
+    state = TrainingState(made, {"model": Line()})
+    pairs = PairRoot(tmp_path, {}, lambda: "exact", lambda names: "", (1, 1, 1), None)
+    feed = RandomFeed(made.data)
+    Trainer(state, feed, Settings(0, batch), Watchers(pairs=pairs)).train()
+    average = {k.partition(".")[2]: v for k, v in state.averages[0].state_dict().items()}
+    state.modules["model"].load_state_dict(average)
+    z = unit_noise(2000).float()
+    with torch.no_grad():
+        error = (made.student(state.modules, z, None) - affine(z)).abs()
+    assert float(error.mean()) < 1e-3
+    (cost,) = state.generated.values()
+    assert (cost.pairs, cost.network_evaluations) == (4096, 0), "an exact teacher has no network"
+
+
+def test_a_run_counts_its_pairs(tmp_path: Path) -> None:
+    """The teacher's calls, and three forward passes for each image of training."""
+    options = ("teacher=edm:smoke", "pairs=64", "solver_nfe=5", "duration_kimg=1.024")
+    there = Context(load_plugins(), Workspace(tmp_path), threads=1, device=torch.device("cpu"))
+    plan = plan_run(there, "knowledge-distillation", "gmm", "smoke", 0, options)
+    export = obtain_run(there, plan).result["exports"]["final"]
+    cost = export["generated"]["train"]
+    assert (cost["pairs"], cost["network_evaluations"]) == (64, 64 * 5)
+    assert export["network_evaluations"] == 64 * 5 + 3 * 1024
+    assert cost["bytes"] >= 64 * 2 * 2
