@@ -46,8 +46,8 @@ class Trainer:
         self.state, self.feed, self.settings = state, feed, settings
         self.watchers = watchers or Watchers()
         self.nets = counted_networks(state, settings)
-        #: where the batches of the current phase come from
-        self._batches = feed
+        #: the generated data of the current phase
+        self._pairs: PairFeed | None = None
         self.meter = Meter(state, settings)
 
     def train(self) -> str | None:
@@ -83,7 +83,7 @@ class Trainer:
         """Make or find the data that the current phase asks for; return why it stopped, or None."""
         state, settings, pairs = self.state, self.settings, self.watchers.pairs
         wanted = state.phase.generated
-        self._batches = self.feed
+        self._pairs = None
         if wanted is None or pairs is None or not self.should_continue():
             return None
         stored = pairs.open(wanted)
@@ -96,7 +96,7 @@ class Trainer:
             )
         if stop is None:
             state.generated[state.phase.name] = stored.cost()
-            self._batches = PairFeed(stored, state.device)
+            self._pairs = PairFeed(stored, state.device)
             self.meter.begin()
         return stop
 
@@ -202,7 +202,7 @@ class Trainer:
         with together, self.memory_of_step():
             for first, count in world.shards(settings.batch_size, settings.microbatch_size):
                 position = state.seen_nimg + first
-                batch = self._batches.batch(position, count, settings.seed)
+                batch = (self._pairs or self.feed).batch(position, count, settings.seed)
                 draws = StepDraws(settings.seed, position)
                 seed_global(settings.seed, "dropout", position, index)
                 per_image = objective.loss(self.nets, batch, draws, progress)

@@ -133,6 +133,8 @@ def test_an_unreadable_record_costs_a_warning(
         ({"threads": "x"}, "threads: 'x'; allowed: whole numbers from 1 to 1,024"),
         ({"method": 3}, "method: 3; allowed: a name"),
         ({"method": []}, r"method: \[\]; allowed: a name"),
+        ({"method": ["ict", 3]}, r"method: \['ict', 3\]; allowed: a name"),
+        ({"method": ["ict", ""]}, r"method: \['ict', ''\]; allowed: a name"),
         ({"options": [1]}, r"options: \[1\]; allowed: a mapping"),
         ({"sigmas": ["a"]}, r"sigmas: \['a'\]; allowed: descending"),
         ({"device": 3}, "'3'; allowed: auto, cpu"),

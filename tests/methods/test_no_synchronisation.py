@@ -9,7 +9,7 @@ CPU, by refusing the operations that read a number. A GPU, where there is one, c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -25,6 +25,7 @@ from cmbench.sweep.estimate import Blank, built_in_place
 from cmbench.sweep.planning import plan_run
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import build_modules, stand_in
+from cmbench.testing.case import as_target
 from cmbench.training import loop, resident
 from cmbench.training.augment import LABEL_DIM, DatasetFeed, augment
 from cmbench.training.loop import Trainer
@@ -106,13 +107,30 @@ class FakeFeed:
         return Batch(images, labels, told)
 
 
+@dataclass
+class WithPairs:
+    """A feed whose batches have what a phase with generated data asks for."""
+
+    feed: Any
+    state: TrainingState
+
+    def batch(self, start: int, count: int, seed: int) -> Batch:
+        batch: Batch = self.feed.batch(start, count, seed)
+        wanted = self.state.phase.generated
+        if wanted is None:
+            return batch
+        noise = torch.empty_like(batch.images).fill_(0.5)
+        target = as_target(batch.images, wanted.states)
+        return replace(batch, noise=noise, target=target)
+
+
 def training(plan: RunPlan, device: str, build: Any, feed: Any) -> Trainer:
     ctx = replace(context(), device=torch.device(device))
     with torch.device(device):
         method, modules = build(ctx, plan, stand_in(ctx, plan, build))
     state = TrainingState(method, modules)
     settings = Settings(seed=0, batch_size=BATCH, precision=plan.config.precision)
-    return Trainer(state, feed, settings)
+    return Trainer(state, WithPairs(feed, state), settings)
 
 
 @pytest.fixture
@@ -180,7 +198,7 @@ def test_no_number_is_read_on_the_cpu(
     class Bare(DatasetFeed):
         """The CPU's pixels are gathered by index; a GPU's dataset is tested with the data."""
 
-    images = feed.batch(BATCH, BATCH, 0)
+    images = trainer.feed.batch(BATCH, BATCH, 0)
     monkeypatch.setattr(Bare, "batch", lambda *_: images)
     # fused Adam on the CPU reads its step count from host memory, and the scale from there too
     for optimizer in trainer.state.optimizers:
