@@ -10,7 +10,7 @@ from torch import Tensor
 from cmbench.diffusion.models import DiffusionModel
 from cmbench.diffusion.solvers import euler
 from cmbench.errors import Declined
-from cmbench.plugin.method import SamplingPlan
+from cmbench.plugin.method import ConsistencyFunction, SamplingPlan
 
 
 def jumps_plan(
@@ -40,6 +40,22 @@ def jumps_plan(
         raise Declined(f"a student of {who} knows only its own noise levels")
     levels = grid(nfe).flip(0)[:-1]
     return SamplingPlan(nfe, "euler", tuple(levels.tolist()), variant=f"steps-{nfe}")
+
+
+def consistency_of_jumps(
+    who: str, students: Sequence[int], model: DiffusionModel
+) -> ConsistencyFunction:
+    """Return the last student's consistency function, where it is one, or decline.
+
+    A student of one jump maps every level of its grid to clean images; students of several jumps
+    are right to the ends of their segments only. Its network is read as EDM's denoiser, which keeps
+    images without noise.
+    """
+    if students[-1] != 1:
+        raise Declined(f"{who} ends with a student of {students[-1]} steps, not of one")
+    if model.parameterization != "edm":
+        raise Declined(f"{who} does not keep images without noise: parameterization is not 'edm'")
+    return model.denoise
 
 
 def one_step_plan(

@@ -33,7 +33,6 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from cmbench.diffusion.frames import cosine_time_to_sigma, edm_to_vp
-from cmbench.diffusion.models import DiffusionModel
 from cmbench.diffusion.solvers import euler, float64_denoiser, heun
 from cmbench.plugin.config import Positive
 from cmbench.plugin.method import (
@@ -49,7 +48,6 @@ from cmbench.plugin.method import (
 from cmbench.training.resident import resident
 from cmbench_plugins._distances import MetricConfig, MetricMethod
 from cmbench_plugins._jumps import one_step_plan
-from cmbench_plugins._teachers import distilled
 from cmbench_plugins.edm import initial_network
 
 __all__ = ["DFNO", "DFNOConfig"]
@@ -113,7 +111,7 @@ class DFNO(MetricMethod):
 
     def build(self, kit: Kit) -> dict[str, nn.Module]:
         """The network of all states, from the teacher's weights; their mixing starts near zero."""
-        c, self.teacher = self.config, kit.teacher
+        c = self.config
         states = {"states": len(c.times), "temporal_modes": c.temporal_modes}
         return {"model": initial_network(kit, c.parameterization, c, **states)}
 
@@ -152,10 +150,6 @@ class DFNO(MetricMethod):
         """Where on the solver's grid the noise and the states lie."""
         steps = self.config.solver_steps
         return [0, *(round(steps * (1 - t)) for t in self.config.times)]
-
-    def distilled(self) -> DiffusionModel:
-        """The diffusion model that is distilled."""
-        return distilled(self, self.teacher)
 
     # ---- the network of all states -------------------------------------------------------------
 

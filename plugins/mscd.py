@@ -46,6 +46,7 @@ from cmbench.diffusion.weightings import edm_weight, snr, snr_plus_one_weight
 from cmbench.plugin.config import MethodConfig, Positive
 from cmbench.plugin.method import (
     Batch,
+    ConsistencyFunction,
     Draws,
     Kit,
     Method,
@@ -57,7 +58,7 @@ from cmbench.plugin.method import (
 )
 from cmbench.training.randomness import RandomState, replayed
 from cmbench.training.resident import resident
-from cmbench_plugins._jumps import jumps_plan, sample_by_jumps
+from cmbench_plugins._jumps import consistency_of_jumps, jumps_plan, sample_by_jumps
 from cmbench_plugins.edm import MODELS, channel_copies, initial_network
 
 __all__ = ["MSCD", "MSCDConfig"]
@@ -246,6 +247,12 @@ class MSCD(Method):
     def model(self, network: nn.Module) -> DiffusionModel:
         """Return a network as a diffusion model."""
         return MODELS[self.config.parameterization](network, self.sigma_data)
+
+    def consistency_function(self, nets: Nets) -> ConsistencyFunction:
+        """The last student's denoiser, if it makes one jump."""
+        return consistency_of_jumps(
+            "a multistep consistency model", self.config.segments, self.model(nets["model"])
+        )
 
     # ---- sampling ------------------------------------------------------------------------------
 

@@ -66,7 +66,6 @@ from cmbench.plugin.method import (
 from cmbench_plugins._distances import LPIPSConfig, LPIPSMethod
 from cmbench_plugins._samplers import FLOW_SOLVERS
 from cmbench_plugins._solvers import evaluated_sigmas, solved
-from cmbench_plugins._teachers import distilled
 from cmbench_plugins.edm import initial_network
 
 __all__ = ["RF", "RFConfig"]
@@ -144,7 +143,6 @@ class RF(LPIPSMethod):
 
     def build(self, kit: Kit) -> dict[str, nn.Module]:
         """The flow's network, and the one that makes pairs for the phase after it."""
-        self.teacher = kit.teacher
         nets = {"model": initial_network(kit, self.config.parameterization, self.config)}
         if len(self.stages) > 1:
             nets["generator"] = kit.network()
@@ -261,7 +259,7 @@ class RF(LPIPSMethod):
 
     def teacher_images(self, nets: Nets, noise: Tensor, labels: Tensor | None) -> Tensor:
         """Images of unit noise by Heun's method (Karras et al. 2022, Algorithm 1)."""
-        nfe, teacher = 2 * self.config.teacher_steps - 1, distilled(self, self.teacher)
+        nfe, teacher = 2 * self.config.teacher_steps - 1, self.distilled()
         sigmas = evaluated_sigmas("heun", nfe, SIGMA_MIN, SIGMA_MAX, RHO)
         return solved(teacher, "heun", nfe, noise, sigmas, SIGMA_MIN, labels)
 

@@ -39,6 +39,7 @@ from cmbench.diffusion.weightings import edm_weight, truncated_snr_weight
 from cmbench.plugin.config import Fraction, MethodConfig, Positive
 from cmbench.plugin.method import (
     Batch,
+    ConsistencyFunction,
     Draws,
     Kit,
     Method,
@@ -51,7 +52,7 @@ from cmbench.plugin.method import (
 )
 from cmbench.training.resident import resident
 from cmbench_plugins._averages import move_towards
-from cmbench_plugins._jumps import jumps_plan, sample_by_jumps
+from cmbench_plugins._jumps import consistency_of_jumps, jumps_plan, sample_by_jumps
 from cmbench_plugins.edm import MODELS, channel_copies, initial_network
 
 __all__ = ["TRACT", "TRACTConfig"]
@@ -208,6 +209,12 @@ class TRACT(Method):
             u = torch.arange(finest + 1, dtype=torch.float64) / finest
             all_levels = cosine_time_to_sigma(u)
         return all_levels[:: finest // steps]
+
+    def consistency_function(self, nets: Nets) -> ConsistencyFunction:
+        """The last student's denoiser, if it makes one jump."""
+        return consistency_of_jumps(
+            f"TRACT from {self.config.steps[0]} steps", self.config.steps, self.model(nets["model"])
+        )
 
     # ---- sampling ------------------------------------------------------------------------------
 

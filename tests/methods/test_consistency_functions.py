@@ -10,7 +10,7 @@ from cmbench.errors import Declined
 from cmbench.plugin.method import DataInfo
 from cmbench.sampling import ImageDraws
 
-HAVE_ONE = ("cct", "cd", "ct", "ect", "ict", "ict-deep", "scd", "sct")
+HAVE_ONE = ("cct", "cd", "ct", "ect", "ict", "ict-deep", "mscd", "scd", "sct", "tract")
 
 
 @pytest.mark.parametrize("name", sorted(context().plugins.methods.specs))
@@ -56,3 +56,19 @@ def test_a_flow_map_is_declined_by_methods_without_one() -> None:
     case = build("sct")
     with pytest.raises(Declined, match="SCT has no flow map"):
         case.method.flow_map(case.nets)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("tract", {"steps": (40, 2)}, "TRACT from 40 steps ends with a student of 2 steps"),
+        ("mscd", {"segments": (4, 2)}, "ends with a student of 2 steps, not of one"),
+        ("tract", {"parameterization": "x"}, "does not keep images without noise"),
+    ],
+)
+def test_students_of_jumps_without_a_consistency_function(
+    name: str, options: dict[str, object], reason: str
+) -> None:
+    case = build(name, "gmm", teacher="analytic", **options)
+    with pytest.raises(Declined, match=reason):
+        case.method.consistency_function(case.nets)
