@@ -49,13 +49,6 @@ TURNS: dict[str, Any] = {
     "scale_floor": 0.05,
     "fake_optimizer": ADAM,
 }
-TRAJECTORIES: dict[str, Any] = {
-    "trajectories": 50_000,
-    "solver": "heun",
-    "solver_steps": 64,
-    "metric": "l2",
-    "optimizer": {**ADAM, "lr": 2e-3},
-}
 #: Name -> method, training steps, options. Squared distances: a norm's regression is a median.
 RUNS: dict[str, tuple[Any, int, dict[str, Any]]] = {
     "tract": (TRACT, 9000, {}),
@@ -82,9 +75,16 @@ RUNS: dict[str, tuple[Any, int, dict[str, Any]]] = {
         3000,
         {"pairs": 50_000, "solver_nfe": 35, "optimizer": {**ADAM, "lr": 2e-3}},
     ),
-    # As the release: all states weigh the same but the last, whose weight is capped here.
-    "dfno": (DFNO, 3000, {**TRAJECTORIES, "weight_max": 10.0}),
-    "dfno-paper-weights": (DFNO, 3000, TRAJECTORIES),
+    "dfno": (
+        DFNO,
+        3000,
+        {
+            "trajectories": 50_000,
+            "solver": "heun",
+            "solver_steps": 64,
+            "optimizer": {**ADAM, "lr": 2e-3},
+        },
+    ),
     "diff-instruct": (
         DiffInstruct,
         6000,
