@@ -84,6 +84,12 @@ class BestGroup:
         return self.best is not None and _seeds(self.best, self.metric) > 1
 
     @property
+    def measured(self) -> list[Row]:
+        """All measured rows that count: the best, the compared and the unjudged."""
+        best = [self.best] if self.best is not None else []
+        return [*best, *(item.row for item in self.compared), *self.unjudged]
+
+    @property
     def members(self) -> tuple[ComparedRow, ...]:
         """The rows that cannot be told from the best, which is not among them."""
         return tuple(item for item in self.compared if item.may_be_best)

@@ -86,7 +86,14 @@ TRAINING_HOURS = CostKind(
     training_hours,
     training_hardware,
 )
-#: Every cost, in the order of columns and charts.
+#: What charts show beside ``COSTS``; tables have a column of it for reported rows too.
+PARAMETERS = CostKind(
+    "parameters",
+    "Parameters",
+    "of the network that samples",
+    lambda r: float(r.training.parameters) or None,
+)
+#: Every measured cost, in the order of columns and charts.
 COSTS = (
     CostKind(
         "flops",
@@ -165,11 +172,11 @@ def cost_charts(rows: Iterable[Row], metric: str) -> list[CostChart]:
         if measured is None or not row.cells or not row.full_samples:
             continue
         higher[measured.key] = measured.higher_is_better
-        for kind in COSTS:
+        for kind in (*COSTS, PARAMETERS):
             if (found := mean_cost(row, kind)) is not None:
                 group = charts.setdefault((kind.key, found[1], measured.key), [])
                 group.append((row.id, found[0], measured.mean))
-    kinds = {kind.key: kind for kind in COSTS}
+    kinds = {kind.key: kind for kind in (*COSTS, PARAMETERS)}
     return [
         CostChart(kinds[key], hardware, metric_key, tuple(points), front)
         for key in kinds

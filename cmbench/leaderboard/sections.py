@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cmbench.leaderboard.rows import COPIES, REPORTED, Row
+from cmbench.leaderboard.rows import COPIES, REFERENCE, REPORTED, Row
 from cmbench.metrics.values import is_approximate
 
 #: Ids of ranked sections; the first is the one that the others are told from.
@@ -40,7 +40,10 @@ def rank_key(row: Row) -> str:
 
 
 def sections(rows: Iterable[Row]) -> list[Section]:
-    """Split ``rows`` into sections: ranked ones by size, then those that cannot be ranked."""
+    """Split ``rows`` into sections: ranked ones by size, then those that cannot be ranked.
+
+    Ranked sections of nothing but reference rows come after those of the user's own rows.
+    """
     full: dict[str, list[Row]] = {}
     short: dict[str, list[Row]] = {}
     unranked: list[Row] = []
@@ -118,7 +121,8 @@ def _reported(groups: dict[tuple[str, str], list[Row]]) -> list[Section]:
 
 def _ranked(groups: dict[str, list[Row]]) -> list[Section]:
     result = []
-    for index, (key, rows) in enumerate(sorted(groups.items(), key=lambda g: -len(g[1]))):
+    order = sorted(groups.items(), key=lambda g: (not holds_own(g[1]), -len(g[1])))
+    for index, (key, rows) in enumerate(order):
         reason = (
             ""
             if index == 0
@@ -140,6 +144,11 @@ def _ranked(groups: dict[str, list[Row]]) -> list[Section]:
             )
         )
     return result
+
+
+def holds_own(rows: Iterable[Row]) -> bool:
+    """Return whether not all rows are reference ones."""
+    return any(row.kind != REFERENCE for row in rows)
 
 
 def _kind(reported: set[bool]) -> str:

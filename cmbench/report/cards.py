@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cmbench.leaderboard.best_groups import BestGroup, ComparedRow
 from cmbench.leaderboard.rows import Row, conditioning
+from cmbench.leaderboard.sections import holds_own
 from cmbench.report.numbers import format_difference, format_mean
 
 #: NFE of the cards; if a board has none of these, its three lowest.
@@ -67,13 +68,11 @@ def cards(groups: Sequence[BestGroup], labels: Mapping[str, str]) -> list[Card]:
         return []
     known = {group.nfe for group in groups}
     chosen = CARD_NFES if known & set(CARD_NFES) else sorted(known)[: len(CARD_NFES)]
-    # Only rows of one protocol compare: that of the most rows.
-    sizes: dict[str, int] = {}
+    # Only rows of one protocol compare: that of the most rows, the user's own ones first.
+    rows: dict[str, list[Row]] = {}
     for group in groups:
-        if group.best is not None:
-            size = 1 + len(group.compared) + len(group.unjudged)
-            sizes[group.key] = sizes.get(group.key, 0) + size
-    key = max(sizes, key=lambda name: sizes[name], default="")
+        rows.setdefault(group.key, []).extend(group.measured)
+    key = max(rows, key=lambda name: (holds_own(rows[name]), len(rows[name])), default="")
     return [_card(n, [g for g in groups if g.nfe == n], key, labels) for n in chosen]
 
 

@@ -27,7 +27,7 @@ from cmbench.leaderboard.rows import (
     reference_rows,
     unfinished,
 )
-from cmbench.leaderboard.sections import Section, sections
+from cmbench.leaderboard.sections import Section, holds_own, sections
 from cmbench.records.folders import ReadRecord
 from cmbench.records.record import Record
 from cmbench.report.cards import Card, cards
@@ -293,8 +293,9 @@ def _folded(text: str) -> tuple[str, str]:
 
 
 def _rank_metric(rows: Iterable[Row]) -> str:
-    """Return the metric that most rows are ranked by."""
-    ranked = [row.rank_metric for row in rows if row.rank_metric]
+    """Return the metric that most rows are ranked by, reference rows left out where others are."""
+    known = [row for row in rows if row.rank_metric]
+    ranked = [r.rank_metric for r in known if r.kind != REFERENCE or not holds_own(known)]
     return max(set(ranked), key=ranked.count) if ranked else ""
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cmbench.leaderboard.costs import TRAINING_HOURS, CostChart, mean_cost
+from cmbench.leaderboard.costs import CostChart
 from cmbench.leaderboard.joins import Reported, protocol_text
 from cmbench.leaderboard.rows import Row
+from cmbench.leaderboard.sections import key_difference
 from cmbench.records.record import Record
 from cmbench.report.cells import effective_compute, images_seen
 from cmbench.report.columns import metric_title
@@ -90,15 +91,23 @@ def page_payload(page: Page, tables: Mapping[str, str]) -> dict[str, Any]:
             {"row": c.row, "run": c.run, "name": c.name, "nimg": c.nimg, "scalars": c.scalars}
             for c in page.gallery.curves
         ],
-        "costs": [cost_payload(chart) for chart in page.costs],
+        "costs": [cost_payload(chart, page.costs) for chart in page.costs],
         "csv": tables["csv"],
         "latex": tables["tex"],
     }
 
 
-def cost_payload(chart: CostChart) -> dict[str, Any]:
-    """Return one chart of quality against a cost: only points of one hardware and metric key."""
+def cost_payload(chart: CostChart, charts: Sequence[CostChart]) -> dict[str, Any]:
+    """Return one chart of quality against a cost: only points of one hardware and metric key.
+
+    Its name tells it from the other ``charts``: the cost, its hardware, and of the metric key what
+    the others' have not.
+    """
+    of = f" on {chart.hardware}" if chart.hardware else ""
+    keys = list(dict.fromkeys(other.metric_key for other in charts))
+    under = f" ({key_difference(chart.metric_key, keys)})" if len(keys) > 1 else ""
     return {
+        "name": f"{chart.kind.title}{of}{under}",
         "key": chart.kind.key,
         "title": chart.kind.title,
         "help": chart.kind.help,
@@ -140,7 +149,6 @@ def row_payload(line: Line, page: Page, section: int, pool: Interner) -> dict[st
         "parameters": row.parameters,
         "compute": _short(effective_compute(row)),
         "images_seen": images_seen(row),
-        "training_h": _short(found[0]) if (found := mean_cost(row, TRAINING_HOURS)) else None,
         "sort": [_short(cell.sort) for cell in line.cells],
         "metrics": {
             name: [_short(x) for x in (m.mean, m.interval.low, m.interval.high)]

@@ -105,7 +105,9 @@ def test_the_page_holds_the_charts() -> None:
     items = [costing(record(m, seed=s)) for m in ("alpha", "beta") for s in range(2)]
     page = build_page("digits", [(Path("a"), r) for r in items], None, {}, "")
     found = {c["key"]: c for c in page_payload(page, {"csv": "", "tex": ""})["costs"]}
-    assert found.keys() == KINDS.keys()
+    assert found.keys() == {*KINDS, "parameters"}
+    assert found["latency_ms"]["name"] == "Latency [ms] on GPU A"
+    assert found["flops"]["name"] == "FLOPs per image"
     assert found["latency_ms"]["hardware"] == "GPU A"
     assert set(found["latency_ms"]["front"]) <= {name for name, *_ in found["latency_ms"]["points"]}
 

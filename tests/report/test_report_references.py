@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from record_factory import on_disk, sweep
+from record_factory import metric, on_disk, record, sweep
 
 from cmbench.cli.leaderboard import leaderboard
 from cmbench.cli.report import report
@@ -55,6 +55,18 @@ def test_seeds_of_reference_records_never_count_as_own_ones() -> None:
     assert (page.summary()["measured"], page.summary()["reference"]) == (2, 4)
     own_only = build_page("digits", cells(own), None, {}, "")
     assert {r.id for r in own_only.rows} == {r.id for r in page.rows if r.kind != REFERENCE}
+
+
+def test_own_rows_come_first_where_reference_rows_do_not_compare_with_them() -> None:
+    """As after a run with fewer samples: another metric key."""
+    shipped = sweep(("alpha", "beta", "gamma"), (1, 2, 4), 4)
+    metrics = {"fd-digits": metric(3.0, key="fd-digits|another|n100")}
+    own = [record("alpha", seed=seed, metrics=metrics) for seed in range(2)]
+    page = build_page("digits", cells(own), None, {}, "", cells(shipped))
+    assert [item.section.ranked for item in page.sections] == [True, True]
+    assert [row.kind for row in page.sections[0].section.rows] == ["measured"]
+    assert [line.label for line in page.pivots[0].pivot.lines] == ["alpha"]
+    assert [part.best.name for part in page.cards[0].measured] == ["alpha, measured"]
 
 
 def test_reference_records_that_the_workspace_holds_stand_there_once() -> None:

@@ -108,6 +108,7 @@ function listen() {
   const on = (target, event, action) => target.addEventListener(event, action);
   on(byId("metric"), "change", (event) => { state.metric = event.target.value; changed(drawCharts); });
   on(byId("scalar"), "change", (event) => { state.scalar = event.target.value; changed(drawCharts); });
+  on(byId("cost"), "change", (event) => { state.cost = event.target.value; changed(drawCharts); });
   on(byId("search"), "input", (event) => { state.q = event.target.value; changed(applySelection, drawCharts); });
   for (const box of boxes) {
     on(box, "change", () => filtered(box.dataset.filter));
@@ -147,6 +148,7 @@ function listen() {
 
 function start() {
   options(byId("metric"), data.metrics.map((m) => [m.name, m.title]));
+  options(byId("cost"), COST_CHARTS.map((c) => [c.name, c.name]));
   options(byId("scalar"), scalarNames().map((n) => [n, n.replaceAll("_", " ")]));
   readHash();
   document.documentElement.classList.add("live");

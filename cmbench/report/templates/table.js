@@ -10,7 +10,7 @@ const columnBoxes = [...document.querySelectorAll("input[data-show]")];
 const filterOf = (box) => data.filters[box.dataset.filter][box.dataset.index];
 const pictures = [...document.querySelectorAll("figure[data-for]")];
 const THEMES = ["auto", "light", "dark"];
-const DEFAULTS = { metric: (metricOf(data.rank_metric) || data.metrics[0] || {}).name || "", scalar: firstScalar() };
+const DEFAULTS = { metric: (metricOf(data.rank_metric) || data.metrics[0] || {}).name || "", scalar: firstScalar(), cost: (COST_CHARTS[0] || {}).name || "" };
 let texts = null;
 let sorted = false;
 let arranged = false;
@@ -126,7 +126,7 @@ function writeHashNow() {
   for (const [filter, off] of Object.entries(state.off)) for (const value of off) parts.append(`-${filter}`, value);
   if (state.sort) parts.set("sort", (state.descending ? "-" : "") + state.sort);
   if (state.columns) parts.set("columns", JSON.stringify(state.columns));
-  for (const key of ["metric", "scalar"]) if (state[key] !== DEFAULTS[key]) parts.set(key, state[key]);
+  for (const key of ["metric", "scalar", "cost"]) if (state[key] !== DEFAULTS[key]) parts.set(key, state[key]);
   if (state.theme !== "auto") parts.set("theme", state.theme);
   if (state.row) parts.set("row", state.row);
   const text = parts.toString();
@@ -161,9 +161,11 @@ function readHash() {
   state.columns = parts.has("columns") ? readColumns(parts.get("columns")) : null;
   state.metric = metricOf(parts.get("metric")) ? parts.get("metric") : DEFAULTS.metric;
   state.scalar = scalarNames().includes(parts.get("scalar")) ? parts.get("scalar") : DEFAULTS.scalar;
+  state.cost = costOf(parts.get("cost")) ? parts.get("cost") : DEFAULTS.cost;
   state.theme = THEMES.includes(parts.get("theme")) ? parts.get("theme") : "auto";
   state.row = rowById.has(parts.get("row")) ? parts.get("row") : null;
   byId("search").value = state.q;
   byId("metric").value = state.metric;
   byId("scalar").value = state.scalar;
+  byId("cost").value = state.cost;
 }

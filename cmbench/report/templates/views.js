@@ -123,6 +123,24 @@ function scatter(rows, metric, xOf, options) {
   };
 }
 
+// Costs that differ between rows; a chart holds points of one hardware and metric key only.
+const COST_CHARTS = data.costs.filter((c) => new Set(c.points.map((p) => p[1])).size > 1);
+const costOf = (name) => COST_CHARTS.find((c) => c.name === name);
+
+// The page's rank metric against one cost. The front is that of all rows: a selection shows the part
+// of it that is left and never calls another row undominated.
+function costChart(rows) {
+  const metric = metricOf(data.rank_metric);
+  const chart = costOf(state.cost);
+  const costs = new Map(chart.points.map(([id, cost]) => [id, cost]));
+  const where = chart.hardware ? ` on ${chart.hardware}` : "";
+  const spec = scatter(rows, metric, (r) => costs.get(r.id), { title: `${metric.title} against cost${where}`, x: chart.title, line: true });
+  const points = spec.groups.filter((g) => !g.hidden).flatMap((g) => g.points);
+  const at = new Map(points.map((p) => [p.row.id, [p.x, p.y]]));
+  for (const point of points) point.label += `; ${chart.title} ${+point.x.toPrecision(4)}${where}`;
+  return { ...spec, front: chart.front.filter((id) => at.has(id)).map((id) => at.get(id)), frontLabel: "Pareto front, measured" };
+}
+
 // Most names that the strip of NFE 1 shows, and fewest that are worth one.
 const STRIP = { most: 25, fewest: 8 };
 const atOne = (rows, metric) => rows.filter((r) => r.nfe === 1 && own(r.metrics, metric.name));
@@ -216,6 +234,7 @@ const VIEWS = [
   { id: "chart-nfe", exists: () => data.rows.some((r) => r.nfe > 0),
     draw: (rows, metric) => scatter(rows, metric, (r) => r.nfe, { title: `${metric.title} against NFE`, x: "NFE", line: true, ticks: true }) },
   { id: "chart-one", exists: () => data.metrics.some((m) => atOne(data.rows, m).length >= STRIP.fewest), draw: oneStep },
+  { id: "chart-cost", exists: () => COST_CHARTS.length > 0, draw: costChart },
   { id: "chart-year", exists: () => new Set(data.rows.map((r) => r.year).filter(Boolean)).size > 2,
     draw: (rows, metric) => scatter(rows, metric, (r) => r.year, { title: `${metric.title} against year`, x: "year of publication", whole: true }) },
   { id: "chart-steps", exists: () => data.metrics.some((m) => stepPairs(data.rows, m).length), draw: stepScatter },
@@ -223,7 +242,5 @@ const VIEWS = [
     draw: (rows, metric) => scatter(rows, metric, (r) => r.compute, { title: `${metric.title} against effective sampling compute`, x: "parameters (billions) × NFE", line: true }) },
   { id: "chart-images", exists: () => new Set(data.rows.map((r) => r.images_seen).filter(Boolean)).size > 1,
     draw: (rows, metric) => scatter(rows, metric, (r) => r.images_seen, { title: `${metric.title} against training images`, x: "images seen in training" }) },
-  { id: "chart-time", exists: () => data.rows.some((r) => r.training_h > 0),
-    draw: (rows, metric) => scatter(rows, metric, (r) => r.training_h, { title: `${metric.title} against training time`, x: "device-hours (GPU-hours on GPUs)" }) },
   { id: "chart-curves", exists: () => data.curves.length > 0, draw: curveChart },
 ];
