@@ -46,7 +46,7 @@ def print_generated(costs: Mapping[str, tuple[RunPlan, Cost]]) -> None:
             f"{made.pairs:,}",
             "-" if made.evaluations is None else f"{made.evaluations:,}",
             f"{made.bytes / 2**30:.3g} GiB",
-            "-" if made.device_hours is None else f"{made.device_hours:.3g}",
+            "-" if made.device_hours is None else f"{made.device_hours:.3g} {made.note}".strip(),
         ]
         for run, cost in costs.values()
         for made in cost.generated

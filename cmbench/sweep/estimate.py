@@ -6,10 +6,8 @@ come from a few steps on random images on the current device, if that takes only
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -22,6 +20,7 @@ from cmbench.networks.counted import CountedNetwork
 from cmbench.networks.flops import flop_counter
 from cmbench.plugin.method import Batch, Method, Phase, Progress, Teacher
 from cmbench.sweep.context import Context
+from cmbench.sweep.generation_cost import GenerationCost, generation_cost
 from cmbench.sweep.plans import RunPlan
 from cmbench.sweep.runs import TrainingKit, build_modules, stand_in
 from cmbench.training.augment import LABEL_DIM
@@ -42,18 +41,6 @@ SUPPOSED_RATE = 1e14
 _NODE, _WORTH_SPLITTING = 8, 0.25
 _WARM_UP, _TIMED = 2, 3
 _FP32_BYTES = 4
-
-
-@dataclass(frozen=True)
-class GenerationCost:
-    """Estimates of the data that a model generates for a phase; None where it is not known."""
-
-    phase: str
-    pairs: int
-    bytes: int
-    evaluations: int | None = None
-    flops_per_pair: float | None = None
-    device_hours: float | None = None
 
 
 class Counted(NamedTuple):
@@ -91,7 +78,10 @@ def estimate(context: Context, plan: RunPlan) -> Cost:
     if reason:
         at_rate = f"; {supposed_hours(flops, images):,.0f} h at {SUPPOSED_RATE:g} FLOP/s"
         note = f"not measured: {reason}{at_rate}{advice}"
-        return Cost(images, flops, peak, None, note, generated)
+        supposed = tuple(
+            made.at(SUPPOSED_RATE, f"at {SUPPOSED_RATE:g} FLOP/s") for made in generated
+        )
+        return Cost(images, flops, peak, None, note, supposed)
     batch = _calibration_batch(context, plan, flops)
     try:
         batch, seconds = _fitting(context, plan, batch)
@@ -101,12 +91,7 @@ def estimate(context: Context, plan: RunPlan) -> Cost:
     attained = flops / seconds
     how = "eager" if context.device.type == "cuda" else f"{context.threads} thread(s)"
     note = f"{_TIMED} steps of {batch} images on {context.device}, {how}, {attained:.2g} FLOP/s"
-    timed = tuple(
-        replace(g, device_hours=g.flops_per_pair * g.pairs / attained / 3600)
-        if g.flops_per_pair is not None
-        else g
-        for g in generated
-    )
+    timed = tuple(made.at(attained) for made in generated)
     return Cost(images, flops, peak, seconds * images / 3600, note + advice, timed)
 
 
@@ -237,28 +222,10 @@ def _count(context: Context, plan: RunPlan) -> Counted:
     activations = kept[least][1] + each * (shard - least)
     averaged = [*method.sampled_modules(modules)] * len(phases[0].ema)
     fixed = _fixed_bytes(modules, trained, teacher, averaged)
-    made = tuple(_generation(plan, method, modules, phase) for phase in phases if phase.generated)
+    made = tuple(
+        generation_cost(plan, method, modules, phase) for phase in phases if phase.generated
+    )
     return Counted(images, kept[most][0] / most, fixed, float(activations), made)
-
-
-def _generation(
-    plan: RunPlan, method: Method, modules: dict[str, nn.Module], phase: Phase
-) -> GenerationCost:
-    """Return the cost of a phase's generated data, without hours."""
-    wanted = phase.generated
-    assert wanted is not None
-    size = wanted.count * wanted.states * math.prod(method.data.data_shape)
-    nets = {name: CountedNetwork(m, plan.config.precision) for name, m in modules.items()}
-    noise = torch.empty(1, *method.data.data_shape)
-    labels = torch.zeros(1, dtype=torch.int64) if plan.config.conditional else None
-    flops: float | None = None
-    with suppress(Exception):  # steps that depend on the images cannot be made with fake ones
-        with flop_counter() as counter, torch.no_grad():
-            wanted.make(nets, noise, labels)
-        flops = float(counter.get_total_flops())
-    evaluations = None if wanted.nfe is None else wanted.nfe * wanted.count
-    stored = size * getattr(torch, wanted.dtype).itemsize
-    return GenerationCost(phase.name, wanted.count, stored, evaluations, flops)
 
 
 def _counted_step(

@@ -34,6 +34,7 @@ from cmbench.plugin.method import (
     Progress,
 )
 from cmbench.records.workspace import Workspace
+from cmbench.sweep import estimate as estimate_module
 from cmbench.sweep.context import Context
 from cmbench.sweep.estimate import estimate
 from cmbench.sweep.planning import plan_run
@@ -392,8 +393,32 @@ def test_a_dry_run_knows_calls_disk_and_hours(toys: Context) -> None:
     assert (made.phase, made.pairs, made.evaluations, made.bytes) == ("distil", 80, 160, 640)
     assert made.device_hours is not None
     assert made.device_hours > 0
+    whole = made.flops_per_pair
+
+    def looks(nets: Nets, noise: Tensor, labels: Tensor | None) -> Tensor:
+        assert float(noise[0, 0, 0, 0]) > -9, "fake tensors have no values"
+        return noise
+
+    Distilled.asked = {"make": looks}
+    (made,) = estimate(toys, planned(toys)).generated
+    assert made.flops_per_pair == whole, "twice one call of the maker"
     Distilled.asked = {"nfe": None}
-    assert estimate(toys, planned(toys)).generated[0].evaluations is None
+    (made,) = estimate(toys, planned(toys)).generated
+    assert made.evaluations is None
+    assert made.flops_per_pair == whole
+    Distilled.asked = {"make": looks, "nfe": None}
+    (made,) = estimate(toys, planned(toys)).generated
+    assert (made.flops_per_pair, made.device_hours) == (None, None)
+
+
+def test_hours_of_what_is_too_large_to_measure(
+    toys: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(estimate_module._STEP_FLOPS, "cpu", 1e-9)
+    (made,) = estimate(toys, planned(toys)).generated
+    assert made.flops_per_pair is not None
+    assert made.device_hours == pytest.approx(made.flops_per_pair * COUNT / 1e14 / 3600)
+    assert made.note == "at 1e+14 FLOP/s"
 
 
 def test_noise_that_is_not_kept_is_drawn_again(
