@@ -27,7 +27,7 @@ def run(
     samples: int | None = None,
     batch_size: int = 500,
     sigmas: Sequence[float] | None = None,
-    sampler: str | None = None,
+    sampler: str | Sequence[str] | None = None,
     ema: str | None = None,
     precision: str = "fp32",
     metrics: Sequence[str] = (),
@@ -45,11 +45,12 @@ def run(
         recipe: of the method's file, or ``FILE.toml:NAME``; by default ``demo``, else ``paper``.
         nfe: network evaluations per image; by default the dataset's sweep.
         seeds: of training: 3 means seeds 0, 1, 2; a list names the seeds themselves.
-        options: overrides of the recipe, ``{"optimizer.lr": 1e-3}``.
+        options: overrides of the recipe, ``{"optimizer.lr": 1e-3}``; a list for an option that
+            takes one value, ``{"optimizer.lr": [1e-3, 3e-3]}``, makes runs of each value.
         samples: images per cell; by default the protocol's number.
         batch_size: images per sampling batch.
         sigmas: descending noise levels; the first is where sampling starts.
-        sampler: of methods that have several.
+        sampler: of methods that have several; each of several names has cells of its own.
         ema: label of the average to sample.
         precision: ``fp32``, ``bf16`` or ``fp16``, of sampling.
         metrics: names of metrics to measure beside the dataset's.
@@ -60,8 +61,8 @@ def run(
         where: workspace, device, threads …, see :class:`cmbench.api.session.Where`.
 
     Returns:
-        The record of every cell in the order of methods, seeds and NFE. A cell that fails or that
-        its method declines has a record, too, with the reason.
+        The record of every cell in the order of methods, option values, seeds, samplers and NFE. A
+        cell that fails or that its method declines has a record, too, with the reason.
 
     Raises:
         UserError: the input is bad; nothing was trained.
@@ -77,13 +78,13 @@ def run(
     if nfe is None and levels is not None and sampler is None:
         nfe = len(levels)
     nfes = as_nfes(nfe, "nfe") if nfe is not None else None
-    sampling = (samples, as_count(batch_size, "batch_size", 1, MAX_BATCH), levels, sampler, ema)
+    samplers = as_names(sampler, "sampler") if sampler is not None else ()
+    sampling = (samples, as_count(batch_size, "batch_size", 1, MAX_BATCH), levels, None, ema)
     settings = SampleSettings(*sampling, precision=precision, metrics=tuple(metrics), labels=labels)
     overrides = as_options(options)
     picked = (names, dataset, recipe, nfes, as_seeds(seeds, "seeds"), overrides)
-    return _carried_out(
-        context, SweepRequest(*picked, settings, save_samples, checkpoint), executor
-    )
+    request = SweepRequest(*picked, settings, save_samples, checkpoint, samplers=samplers)
+    return _carried_out(context, request, executor)
 
 
 def _carried_out(context: Context, request: SweepRequest, executor: str) -> Results:

@@ -15,7 +15,7 @@ import click
 
 from cmbench.cli.options import ComputeOptions
 from cmbench.cli.output import echo, printable
-from cmbench.errors import UserError
+from cmbench.errors import LISTED, UserError
 from cmbench.files import readable
 from cmbench.sweep.asked import MAX_SEEDS, as_nfes, as_seeds, as_sigmas
 
@@ -81,7 +81,8 @@ def parse_names(text: str, option: str) -> tuple[str, ...]:
     """Return the names in ``a, b``, each once; raise ``UserError`` if one is empty."""
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     if not all(names):
-        listing = f"see `cmbench list {option.strip('-').rstrip('s')}s`"
+        listed = f"{option.strip('-').rstrip('s')}s"
+        listing = f"see `cmbench list {listed}`" if listed in LISTED else "remove the empty one"
         raise UserError(option, f"{text!r}", allowed="names with commas between", remedy=listing)
     return names
 

@@ -192,7 +192,8 @@ class SweepOptions(LongOptions):
         metavar="KEY=VALUE",
         multiple=True,
         default=(),
-        help="Override a hyper-parameter, for example -o optimizer.lr=1e-4.",
+        help="Override a hyper-parameter, for example -o optimizer.lr=1e-4 (in `run`, several: "
+        "1e-3,3e-3).",
     )
     samples: int | None = option(
         "--samples",
@@ -206,9 +207,6 @@ class SweepOptions(LongOptions):
         type=WholeNumber(min=1, max=MAX_BATCH),
         default=500,
         help="Images per sampling batch; results do not depend on it.",
-    )
-    sampler: str | None = option(
-        "--sampler", metavar="NAME", help="Solver, for methods that have more than one."
     )
     ema: str | None = option(
         "--ema", metavar="LABEL", help="Which average of the weights to sample."

@@ -67,6 +67,12 @@ class RunOptions(SweepOptions):
         type=Parsed(parse_sigmas),
         help="Descending noise levels, or `tuned` for those that tune-times found.",
     )
+    samplers: tuple[str, ...] | None = option(
+        "--sampler",
+        metavar="NAME[,NAME…]",
+        type=Parsed(parse_names),
+        help="Solver, for methods that have more than one; each of several has its own cells.",
+    )
     precision: str = option(
         "--precision",
         metavar="P",
@@ -116,7 +122,7 @@ class RunOptions(SweepOptions):
         methods, nfes = self.methods, self.nfes
         if methods is None:
             methods = (plugins.default_method,) if self.checkpoint is None else ()
-        if isinstance(self.sigmas, tuple) and nfes is None and self.sampler is None:
+        if isinstance(self.sigmas, tuple) and nfes is None and self.samplers is None:
             nfes = (len(self.sigmas),)
         if self.checkpoint is None:
             require_known(
@@ -126,6 +132,7 @@ class RunOptions(SweepOptions):
                 dataset=self.dataset,
                 recipe=self.recipe,
                 overrides=self.overrides,
+                seeds=self.seeds,
             )
         plugins.executors.get(self.executor, "cmbench run")
         return replace(self, methods=methods, nfes=nfes)
@@ -140,6 +147,7 @@ def run(options: RunOptions) -> int:
     cmbench run
     cmbench run --method M1,M2 --dataset gmm --nfe 1,2 --seeds 3
     cmbench run --method M1 --recipe demo -o optimizer.lr=1e-4 --dry-run
+    cmbench run --method M1 -o optimizer.lr=1e-3,3e-3 --sampler S1,S2
     """
     from cmbench.cli.run_finished import print_finished
     from cmbench.training.launch import Launch

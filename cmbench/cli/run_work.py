@@ -103,8 +103,7 @@ def make_request(options: RunOptions) -> SweepRequest:
             options.samples,
             options.batch_size,
             sigmas,
-            options.sampler,
-            options.ema,
+            ema=options.ema,
             precision=options.precision,
             metrics=options.metrics or (),
             labels=options.labels,
@@ -112,6 +111,7 @@ def make_request(options: RunOptions) -> SweepRequest:
         options.save_samples,
         options.checkpoint,
         options.tuned,
+        options.samplers or (),
     )
 
 

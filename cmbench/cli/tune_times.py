@@ -57,6 +57,9 @@ class TuneOptions(SweepOptions):
         type=Parsed(parse_held_out),
         help="Sampling seeds to search on (4,7 or 3-5); records never use them.",
     )
+    sampler: str | None = option(
+        "--sampler", metavar="NAME", help="Solver, for methods that have more than one."
+    )
     metric: str | None = option(
         "--metric",
         metavar="NAME",

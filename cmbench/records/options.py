@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 #: Longer values are cut in labels; the record has them in full.
 _LONGEST = 60
 #: More options than these are counted.
 _MOST = 8
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """Several values of one option: a sweep makes runs of each."""
+
+    values: tuple[Any, ...]
 
 
 def dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -30,6 +38,38 @@ def parse_value(text: str) -> Any:
     except (ValueError, RecursionError):
         return text
     return table["value"] if len(table) == 1 else text
+
+
+def parse_values(text: str) -> Any:
+    """Return ``1e-3,3e-3`` as :class:`AnyOf`, each value once, and anything else as one value.
+
+    A comma within brackets, braces, parentheses or quotes separates no values.
+    """
+    parts = _split(text)
+    if len(parts) == 1:
+        return parse_value(text)
+    return AnyOf(tuple(parse_value(part) for part in dict.fromkeys(parts)))
+
+
+def _split(text: str) -> list[str]:
+    """Split a text at its outer commas."""
+    parts, depth, quote, before = [""], 0, "", ""
+    for character in text:
+        if quote:
+            escaped = quote == '"' and before == "\\"
+            quote = "" if character == quote and not escaped else quote
+            before = "" if escaped else character
+        elif character in "\"'":
+            quote, before = character, ""
+        elif character in "[{(":
+            depth += 1
+        elif character in "]})":
+            depth -= 1
+        elif character == "," and depth == 0:
+            parts.append("")
+            continue
+        parts[-1] += character
+    return [part.strip() for part in parts]
 
 
 def value_text(value: Any) -> str:

@@ -143,7 +143,7 @@ def plan_imported_run(
     data = context.dataset_spec(dataset, context.verb)
     model = open_imported(context.workspace, checkpoint)
     model.require_data(data)
-    spec, parameterization = _sampling_method(context, model, method)
+    spec, parameterization = sampling_method(context, model, method)
     method_class = load_method_class(context.plugins, spec)
     extra = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     if "network" in extra:
@@ -170,7 +170,7 @@ def plan_imported_run(
     return RunPlan(spec, data.name, model.name, seed, config, None, method_class, model, changed)
 
 
-def _sampling_method(
+def sampling_method(
     context: Context, model: ImportedModel, method: str | None
 ) -> tuple[MethodSpec, Parameterization]:
     """Return the method that samples an imported model, and how the model's output is read."""

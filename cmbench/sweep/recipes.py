@@ -18,7 +18,7 @@ from typing import Any
 from cmbench.errors import UserError, unknown_name
 from cmbench.files import read_toml, reading
 from cmbench.plugin.specs import MethodSpec
-from cmbench.records.options import parse_value
+from cmbench.records.options import AnyOf, parse_values
 
 BASE = "base"
 #: Recipe names become parts of folder and file names.
@@ -239,8 +239,11 @@ def require_unchanged(extra: Mapping[str, Any], fixed: Mapping[str, Any], who: s
             )
 
 
-def parse_overrides(pairs: Sequence[str]) -> Table:
-    """Turn ``["optimizer.lr=1e-4", …]`` into a table; values are TOML or plain strings."""
+def parse_overrides(pairs: Sequence[str], *, several: bool = False) -> Table:
+    """Turn ``["optimizer.lr=1e-4", …]`` into a table; values are TOML or plain strings.
+
+    With ``several``, ``optimizer.lr=1e-3,3e-3`` is an :class:`AnyOf`; without, it is refused.
+    """
     table: Table = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -249,7 +252,21 @@ def parse_overrides(pairs: Sequence[str]) -> Table:
             raise UserError(
                 "-o", f"{pair!r} is not key=value", allowed="for example -o optimizer.lr=1e-4"
             )
-        table = merge(table, nested({key: parse_value(text.strip())}))
+        value = parse_values(text.strip())
+        if isinstance(value, AnyOf) and "" in value.values:
+            raise UserError(
+                "-o",
+                f"{pair!r} has an empty value",
+                allowed=f"values with commas between: {key}=1,2",
+            )
+        if isinstance(value, AnyOf) and not several:
+            raise UserError(
+                "-o",
+                f"{pair!r} has several values, which only `cmbench run` takes",
+                allowed="one value",
+                remedy=f"give one; write a list as {key}=[1,2], and a text with a comma in quotes",
+            )
+        table = merge(table, nested({key: value}))
     return table
 
 

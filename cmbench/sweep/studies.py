@@ -183,7 +183,12 @@ def plan_study(context: Context, study: Study) -> list[tuple[Arm, SweepPlan]]:
             SampleSettings(num_samples=table.samples),
         )
         try:
-            planned.append((arm, plan_sweep(context, request)))
+            plan = plan_sweep(context, request)
+            if len(plan.jobs) != table.seeds:
+                raise UserError(
+                    "options", "several values of an option", allowed="one value in each arm"
+                )
+            planned.append((arm, plan))
         except UserError as error:
             raise type(error)(
                 f"study {study.name!r}, arm {arm.name!r}: {error.who}",

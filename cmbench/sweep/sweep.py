@@ -1,10 +1,10 @@
-"""A sweep: every method x seed x NFE asked for, each cell ending as a record."""
+"""A sweep: every method x option value x seed x sampler x NFE asked for, each a record."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from cmbench.sweep.context import Context
 from cmbench.sweep.executors import Executor, Job
 from cmbench.sweep.failures import compiler_failure, method_failure
 from cmbench.sweep.missing_gpu import missing_gpu
-from cmbench.sweep.planning import plan_cells, plan_imported_run, plan_run
+from cmbench.sweep.planned_runs import plan_runs
+from cmbench.sweep.planning import plan_cells
 from cmbench.sweep.plans import CellPlan, RunPlan, SampleSettings
 from cmbench.sweep.protocol import require_metrics
 from cmbench.sweep.run_files import read_result_file
@@ -37,7 +38,11 @@ from cmbench.training.memory import sampling_memory_explained
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What the user asked for."""
+    """What the user asked for.
+
+    An option of ``overrides`` with several values makes runs of each, see
+    :mod:`cmbench.sweep.combinations`.
+    """
 
     methods: Sequence[str]
     dataset: str
@@ -51,6 +56,14 @@ class SweepRequest:
     checkpoint: str | None = None
     #: at the noise levels that `cmbench tune-times` found
     tuned: bool = False
+    #: each samples every run; none is the sampler of ``sampling``
+    samplers: Sequence[str] = ()
+
+    @property
+    def settings(self) -> list[SampleSettings]:
+        """How every run is sampled: once per sampler."""
+        each = [replace(self.sampling, sampler=name) for name in self.samplers]
+        return each or [self.sampling]
 
 
 @dataclass(frozen=True)
@@ -94,19 +107,28 @@ def plan_sweep(context: Context, request: SweepRequest) -> SweepPlan:
     jobs: list[Job] = []
     refused: list[PluginError] = []
     methods: Sequence[str | None] = request.methods
+    nfes = request.nfes or spec.nfe
     if request.checkpoint is not None and not methods:
         methods = [None]
     for name in methods:
         try:
-            runs = [_plan(context, request, name, seed) for seed in request.seeds]
+            runs = plan_runs(
+                context,
+                name,
+                request.dataset,
+                request.recipe,
+                request.seeds,
+                request.overrides,
+                request.checkpoint,
+            )
         except PluginError as error:
             refused.append(error)
             continue
-        nfes = request.nfes or spec.nfe
-        jobs += [tuple(_cells_of(context, request, run, nfes)) for run in runs]
+        jobs += [_cells_of(context, request, run, nfes) for run in runs]
     if not jobs and refused:
         raise refused[0]
-    _require_some(request, jobs)
+    for settings in request.settings:
+        _require_some(settings, jobs, nfes)
     done = {}
     for cell in (cell for job in jobs for cell in job):
         path = context.workspace.records(spec.name) / f"{cell.cell}.json"
@@ -115,17 +137,18 @@ def plan_sweep(context: Context, request: SweepRequest) -> SweepPlan:
     return SweepPlan(request, tuple(jobs), done, tuple(map(str, refused)))
 
 
-def _require_some(request: SweepRequest, jobs: Sequence[Job]) -> None:
+def _require_some(settings: SampleSettings, jobs: Sequence[Job], nfes: Sequence[int]) -> None:
     """Raise ``UserError`` if a sampler or noise levels were asked for that no method can use."""
     asked = {
-        "--sampler": request.sampling.sampler,
-        "--sigmas": ",".join(f"{s:g}" for s in request.sampling.sigmas or ()),
+        "--sampler": settings.sampler,
+        "--sigmas": ",".join(f"{s:g}" for s in settings.sigmas or ()),
     }
     given = [f"{option} {value}" for option, value in asked.items() if value]
     cells = [cell for job in jobs for cell in job]
-    if not given or any(not cell.declined for cell in cells):
+    declined = [c for c in cells if c.declined and c.asked[0] == settings.sampler]
+    if not given or len(declined) < len(jobs) * len(nfes):
         return
-    reasons = {f"{c.run.spec.name} at NFE {c.nfe}: {c.declined}": None for c in cells}
+    reasons = {f"{c.run.spec.name} at NFE {c.nfe}: {c.declined}": None for c in declined}
     raise UserError(
         " ".join(given),
         f"no cell supports these settings: {'; '.join(reasons)}",
@@ -133,32 +156,17 @@ def _require_some(request: SweepRequest, jobs: Sequence[Job]) -> None:
     )
 
 
-def _plan(context: Context, request: SweepRequest, method: str | None, seed: int) -> RunPlan:
-    """Plan a training, or the sampling of a checkpoint from elsewhere."""
-    if request.checkpoint is not None:
-        return plan_imported_run(
-            context,
-            request.checkpoint,
-            method,
-            request.dataset,
-            request.recipe,
-            seed,
-            request.overrides,
-        )
-    assert method is not None
-    return plan_run(context, method, request.dataset, request.recipe, seed, request.overrides)
-
-
-def _cells_of(
-    context: Context, request: SweepRequest, run: RunPlan, nfes: Sequence[int]
-) -> Iterator[CellPlan]:
-    """Yield a run's cells; a record's sampling seed is its training seed."""
-    if not request.tuned:
-        yield from plan_cells(context, run, nfes, run.seed, request.sampling)
-        return
-    for nfe in nfes:
-        settings = with_tuned_sigmas(context, run, nfe, request.sampling)
-        yield from plan_cells(context, run, [nfe], run.seed, settings)
+def _cells_of(context: Context, request: SweepRequest, run: RunPlan, nfes: Sequence[int]) -> Job:
+    """Return a run's cells, each once; a record's sampling seed is its training seed."""
+    cells: list[CellPlan] = []
+    for settings in request.settings:
+        if not request.tuned:
+            cells += plan_cells(context, run, nfes, run.seed, settings)
+            continue
+        for nfe in nfes:
+            tuned = with_tuned_sigmas(context, run, nfe, settings)
+            cells += plan_cells(context, run, [nfe], run.seed, tuned)
+    return tuple({cell.cell: cell for cell in cells}.values())
 
 
 def execute(context: Context, plan: SweepPlan, executor: Executor) -> list[Record]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -79,6 +79,21 @@ def _valid_values(
         return f"{name} {' and '.join(signs)}{meaning}"
     expected = message.removeprefix("Input should be ")
     return f"{name}: {expected}" if expected != message else ""
+
+
+def takes_list(model: type[BaseModel], key: str) -> bool:
+    """Say whether the option of a dotted key takes a list; an unknown one may."""
+    place = tuple(key.split("."))
+    owner = owner_of(model, place)
+    field = owner.model_fields.get(place[-1]) if owner is not None else None
+    return field is None or _holds_list(field.annotation)
+
+
+def _holds_list(annotation: Any) -> bool:
+    origin = get_origin(annotation)
+    if annotation in (Any, list, tuple) or origin in (list, tuple, set, frozenset, Sequence):
+        return True
+    return origin is not dict and any(map(_holds_list, get_args(annotation)))
 
 
 def owner_of(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
