@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
+from itertools import count
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,8 @@ import torch
 from method_kit import build, stir
 from numpy import concatenate
 from numpy.linalg import norm
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -33,7 +37,7 @@ from cmbench.training.optimizers import make_optimizer
 from cmbench.training.scaling import LossScaler
 from cmbench.training.settings import Settings, Watchers
 from cmbench.training.sharding import Sharding
-from cmbench.training.state import TrainingState
+from cmbench.training.state import TrainingState, under
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
@@ -56,8 +60,9 @@ class Scenario:
     compiled: bool = False
     checkpointing: bool = False
     precision: str = "fp32"
-    #: whether phases start from an average of the phase before
-    averaged: bool = False
+    #: what phases start from: the weights as they are, an average of the phase before ("averaged"),
+    #: or what an earlier phase has exported ("exported")
+    starts: str = "raw"
 
 
 SCENARIOS = {
@@ -70,7 +75,10 @@ SCENARIOS = {
     "radam, one unit": Scenario("ict", {}, {"optimizer": SMOOTH | {"name": "radam"}}),
     "staged": Scenario("pd", EDM2, {"start_steps": 4, "optimizer": SMOOTH}),
     "staged, from averages": Scenario(
-        "pd", EDM2, {"start_steps": 4, "optimizer": SMOOTH}, averaged=True
+        "pd", EDM2, {"start_steps": 4, "optimizer": SMOOTH}, starts="averaged"
+    ),
+    "staged, from an export": Scenario(
+        "pd", EDM2, {"start_steps": 4, "optimizer": SMOOTH}, starts="exported"
     ),
     "another network family": Scenario(
         "edm", {"name": "ddpmpp", "channels": 8, "channel_mult": [1, 2], "blocks": 1}
@@ -95,6 +103,17 @@ class Feed:
         generators = [torch.Generator().manual_seed(i) for i in range(start, start + count)]
         images = [torch.randn(self.shape, generator=g) / 2 for g in generators]
         return Batch(torch.stack(images).clamp(-1, 1), None)
+
+
+class Exported:
+    """Where the leader keeps what phases export, for all processes."""
+
+    folder: Path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exported_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    Exported.folder = tmp_path_factory.mktemp("exported")
 
 
 @dataclass
@@ -127,9 +146,17 @@ def new_state(scenario: Scenario, sharding: Sharding | None) -> TrainingState:
     stir({"model": case.modules["model"]}, 9, 0.3)
     model: Any = case.modules["model"]
     model.gradient_checkpointing = scenario.checkpointing
-    if scenario.averaged:
-        method: Any = case.method
+    method: Any = case.method
+    if scenario.starts == "averaged":
         method.promote = lambda start: start["teacher"].load_state_dict(start.averaged("model"))
+    if scenario.starts == "exported":
+        phases = count()
+
+        def promote(start: Any) -> None:
+            if next(phases):  # there is nothing before the first
+                start["teacher"].load_state_dict(start.exported("steps-2", index=1))
+
+        method.promote = promote
     return TrainingState(case.method, case.modules, sharding)
 
 
@@ -164,9 +191,19 @@ def trained(
         checkpoint_nimg=2 * BATCH,
     )
     shape = state.method.data.data_shape
-    watchers = Watchers(
-        checkpoint=checkpoint, phase_done=lambda s: left.exports.append(numbers(s.export()))
-    )
+    files = Exported.folder / str(world.size if split else 0)
+
+    def phase_done(state: TrainingState) -> None:
+        left.exports.append(numbers(state.export()))
+        if world.leads:
+            files.mkdir(exist_ok=True)
+            save_file(left.exports[-1], files / str(state.phase.export))
+
+    def exported(export: str, module: str = "model", index: int = 0) -> dict[str, Tensor]:
+        label = ("decay-0.5", "power-0.1")[index]
+        return under(load_file(files / export), f"{label}/{module}.")
+
+    watchers = Watchers(checkpoint=checkpoint, phase_done=phase_done, exported=exported)
     Trainer(state, Feed(shape, missing), settings, watchers).train()
     parameters = list(state.modules["model"].parameters())
     mine = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
@@ -261,7 +298,7 @@ def together(size: int, wholes: dict[str, Left], target: Any = child) -> list[di
 
 
 @pytest.fixture(scope="module")
-def whole() -> dict[str, Left]:
+def whole(exported_folder: None) -> dict[str, Left]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
         scenarios = SCENARIOS | {"half": HALF}
