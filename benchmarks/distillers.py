@@ -37,6 +37,7 @@ from cmbench_plugins.edm import EDM
 from cmbench_plugins.knowledge_distillation import KnowledgeDistillation
 from cmbench_plugins.mscd import MSCD
 from cmbench_plugins.pid import PID
+from cmbench_plugins.rf import RF
 from cmbench_plugins.score_distillation import DiffInstruct, SiD
 from cmbench_plugins.tract import TRACT
 
@@ -49,6 +50,7 @@ TURNS: dict[str, Any] = {
     "scale_floor": 0.05,
     "fake_optimizer": ADAM,
 }
+FLOW: dict[str, Any] = {"time_scale": 1.0, "pairs": 50_000, "pairs_tolerance": 1e-4}
 #: Name -> method, training steps, options. Squared distances: a norm's regression is a median.
 RUNS: dict[str, tuple[Any, int, dict[str, Any]]] = {
     "tract": (TRACT, 9000, {}),
@@ -85,6 +87,19 @@ RUNS: dict[str, tuple[Any, int, dict[str, Any]]] = {
             "optimizer": {**ADAM, "lr": 2e-3},
         },
     ),
+    "1-rf": (RF, 3000, {**FLOW, "rectifications": 1, "distil": False}),
+    "2-rf-3000": (RF, 3000, {**FLOW, "teacher": "analytic", "distil": False}),
+    "2-rf": (
+        RF,
+        9000,
+        {**FLOW, "teacher": "analytic", "distil": False, "optimizer": {**ADAM, "lr": 2e-3}},
+    ),
+    "1-rf-distilled": (
+        RF,
+        3000,
+        {**FLOW, "teacher": "analytic", "rectifications": 1, "optimizer": {**ADAM, "lr": 2e-3}},
+    ),
+    "2-rf-distilled": (RF, 3000, {**FLOW, "teacher": "analytic"}),
     "diff-instruct": (
         DiffInstruct,
         6000,
