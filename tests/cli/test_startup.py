@@ -146,6 +146,7 @@ OPTIONS = {
         "--out",
         "--template",
         "--workspace",
+        "-O",
         "-d",
         "-h",
         "-w",

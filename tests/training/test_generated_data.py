@@ -300,10 +300,13 @@ def test_twenty_kills_leave_the_same_bytes(
     monkeypatch.setattr(pairs, "_SHARD_PAIRS", 4)
     trained = obtain_run(toys, planned(toys))
     reference, weights_of = files(folder_of(toys)), weights(trained)
-    root, fork, rng = tmp_path / "killed", get_context("fork"), random.Random(0)
+    # Forks of a fresh process: one that has used autograd on another device cannot be forked.
+    server: Any = get_context("forkserver")
+    server.set_forkserver_preload(["torch", "cmbench.sweep.training_run", "toy"])
+    root, rng = tmp_path / "killed", random.Random(0)
     kills = 0
     while kills < 20:
-        process = fork.Process(target=train_slowly, args=(str(root),))
+        process = server.Process(target=train_slowly, args=(str(root),))
         process.start()
         process.join(rng.uniform(0.02, 0.4))
         if process.is_alive():
@@ -315,7 +318,7 @@ def test_twenty_kills_leave_the_same_bytes(
             for path in root.rglob("*"):  # it has finished: from the start, with its pairs halved
                 if path.is_file() and (path.parent.name != folder_of(toys).name or kills % 2):
                     path.unlink()
-    last = fork.Process(target=train_slowly, args=(str(root),))
+    last = server.Process(target=train_slowly, args=(str(root),))
     last.start()
     last.join(120)
     assert last.exitcode == 0
