@@ -348,7 +348,7 @@ def test_twenty_kills_leave_the_same_bytes(
         ({"states": 2}, r"make returned \(16, 1, 2, 2\); allowed: a tensor of shape \(16, 2, 1"),
         ({"make": lambda nets, noise, labels: None}, "make returned NoneType"),
     ],
-    ids=str,
+    ids=lambda v: v[:12] if isinstance(v, str) else "-".join(v),
 )
 def test_wrong_wishes_are_refused_by_name(toys: Context, asked: dict[str, Any], says: str) -> None:
     Distilled.asked = asked
