@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
@@ -52,16 +53,16 @@ from cmbench_plugins.edm import initial_network
 __all__ = ["KnowledgeDistillation", "KnowledgeDistillationConfig"]
 
 
-def _quadratic(steps: int) -> Tensor:
-    return torch.linspace(0, math.sqrt(800), steps, dtype=torch.float64).square().add(1e-9).long()
+def _quadratic(steps: int) -> list[int]:
+    return [int(root**2 + 1e-9) for root in np.linspace(0, math.sqrt(800), steps)]
 
 
-def _linear(steps: int) -> Tensor:
-    return torch.arange(steps) * (1000 // steps)
+def _linear(steps: int) -> list[int]:
+    return [step * (1000 // steps) for step in range(steps)]
 
 
 #: The paper's choices of DDPM's steps, ascending, by the name of the solver.
-DDIM_INDICES: dict[str, Callable[[int], Tensor]] = {
+DDIM_INDICES: dict[str, Callable[[int], list[int]]] = {
     "ddim-quadratic": _quadratic,
     "ddim-linear": _linear,
 }
@@ -154,8 +155,9 @@ class KnowledgeDistillation(MetricMethod):
 
     def ddim_sigmas(self) -> Tensor:
         """The paper's noise levels, descending to zero."""
-        indices = DDIM_INDICES[self.config.solver](self.config.solver_nfe).unique().flip(0)
-        return torch.cat([ddpm_sigmas(indices), torch.zeros(1, dtype=torch.float64)])
+        indices = {*DDIM_INDICES[self.config.solver](self.config.solver_nfe)}
+        sigmas = ddpm_sigmas(torch.tensor(sorted(indices, reverse=True)))
+        return torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])
 
     @property
     def clips(self) -> bool:

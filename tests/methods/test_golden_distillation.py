@@ -325,7 +325,7 @@ def test_pairs_of_knowledge_distillation(name: str, steps: int) -> None:
     near(ddpm_sigmas(torch.arange(1000)), (1 / g["alpha_bar"] - 1).sqrt())
     table = {"solver": f"ddim-{name}", "solver_nfe": steps}
     made = make(KnowledgeDistillation, NoiseModel(), bounded=False, **table)
-    assert torch.equal(DDIM_INDICES[f"ddim-{name}"](steps), g[f"{entry}.steps"])
+    assert DDIM_INDICES[f"ddim-{name}"](steps) == g[f"{entry}.steps"].tolist()
     near(made.make({}, g["z"], None), g[f"{entry}.y"])
     assert made.pairs().nfe == len(g[f"{entry}.steps"].unique())
 
