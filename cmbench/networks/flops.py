@@ -6,7 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+
+
+def fake_tensors() -> FakeTensorMode:
+    """Return torch's mode in which tensors have shapes and no numbers; real ones may be used too.
+
+    The first backward pass of a process starts autograd's threads, one per device that is known
+    then. Fake tensors make a device known that has none, and a process with such threads cannot be
+    forked any more. So the first pass is made here, by a real number.
+    """
+    torch.ones((), requires_grad=True).backward()  # type: ignore[no-untyped-call]
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def _attention_flops(

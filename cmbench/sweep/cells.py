@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from cmbench.data.base import draw_labels
-from cmbench.errors import NonFiniteError, PluginError
+from cmbench.errors import NonFiniteError, PluginError, described
 from cmbench.files import write_atomically
 from cmbench.measure.gallery import grid_png
 from cmbench.measure.loop import Observer, measure, sample_count_warnings
 from cmbench.measure.observers import CHECKED_IMAGES, FirstImages, progress_of, saved_to, stopped_by
-from cmbench.plugin.specs import DatasetSpec
+from cmbench.records.cost import SamplingCost
 from cmbench.records.record import Artifact, Record
 from cmbench.records.reproduction import Reproduction
 from cmbench.samples.generated import GeneratedSamples
@@ -143,11 +143,11 @@ def measure_cell(
     record, spec = base_record(context, cell, "finished", trained), protocol.spec
     sampling = sampling_record(cell, spec, sampler)
     few = sample_count_warnings(found.count, spec.num_samples)
-    warnings = [*found.warnings, *few, *guard_warnings(samples, first.images, weights)]
+    guards = guard_warnings(samples, first.images, weights)
     grid = grid_png(first.images[:GRID_IMAGES])
-    hardware = record.environment.hardware
-    cost = measure_cost(sampler, cell.batch_size, hardware, _decoder(context, spec))
-    if sampling.images_per_s is None:  # one batch, which warmed up
+    cost, unknown = cost_of(context, sampler, cell, record.environment.hardware)
+    warnings = [*found.warnings, *few, *guards, *unknown]
+    if sampling.images_per_s is None and cost is not None:  # one batch, which warmed up
         update = {"images_per_s": cost.throughput_images_per_s}
         sampling = sampling.model_copy(update=update)
     return record.model_copy(
@@ -165,11 +165,18 @@ def measure_cell(
     )
 
 
-def _decoder(context: Context, spec: DatasetSpec) -> Decoder | None:
-    if not spec.latent:
-        return None
-    dataset = context.dataset(spec.name)
-    return Decoder(dataset.to_pixels, dataset.decoder_parameters)
+def cost_of(
+    context: Context, sampler: Sampler, cell: CellPlan, hardware: str
+) -> tuple[SamplingCost | None, list[str]]:
+    """Return what an image costs, or a warning: the images are made, whatever happens here."""
+    dataset = context.dataset(cell.run.dataset)
+    try:
+        decoder = None
+        if dataset.spec.latent:
+            decoder = Decoder(dataset.to_pixels, dataset.decoder_parameters)
+        return measure_cost(sampler, cell.batch_size, hardware, decoder), []
+    except Exception as error:  # a method that fails for a batch of one, for example
+        return None, [f"what an image costs was not measured: {described(error, 200)}"]
 
 
 def guard_warnings(samples: CellSamples, first: Tensor, weights: str) -> list[str]:

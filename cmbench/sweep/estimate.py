@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cmbench.errors import BrokenRunError, UserError, described
 from cmbench.networks.counted import CountedNetwork
-from cmbench.networks.flops import flop_counter
+from cmbench.networks.flops import fake_tensors, flop_counter
 from cmbench.plugin.method import Batch, Method, Phase, Progress, Teacher
 from cmbench.sweep.context import Context
 from cmbench.sweep.generation_cost import GenerationCost, generation_cost
@@ -194,7 +193,7 @@ def count(context: Context, plan: RunPlan) -> Counted:
     FLOPs are those of matrix products and convolutions in a step of the first phase, teachers and
     target networks included. Activations are those that autograd keeps for one shard, uncompiled.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fake_tensors():
         return _count(replace(context, device=torch.device("cpu")), plan)
 
 

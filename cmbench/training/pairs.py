@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cmbench.data.npy import map_npy
 from cmbench.data.streams import ShuffledStream
 from cmbench.files import UNREADABLE, read_sealed, sha256_file
 from cmbench.plugin.method import Batch, GeneratedData
@@ -177,7 +178,7 @@ def _mapped(path: Path) -> Tensor:
 
     Python's own maps keep a descriptor each.
     """
-    array = np.load(path, mmap_mode="r")
+    array: Any = map_npy(path)
     first, dtype = array.offset // array.itemsize, getattr(torch, array.dtype.name)
     flat = torch.from_file(str(path), shared=False, size=first + array.size, dtype=dtype)
     return flat[first:].reshape(array.shape)
@@ -200,7 +201,7 @@ class PairFeed:
         self._images = [_mapped(stored.images_path(n)) for n in numbers]
         self._labels = None
         if stored.labels is not None:
-            parts = [np.load(stored.labels_path(n)) for n in numbers]
+            parts = [map_npy(stored.labels_path(n)) for n in numbers]
             self._labels = torch.from_numpy(np.concatenate(parts).astype(np.int64))
         if 4 * stored.wanted.count * math.prod(stored.shape) <= _KEPT_NOISE_BYTES:
             self._noise = torch.full((stored.wanted.count, *stored.shape), math.nan)

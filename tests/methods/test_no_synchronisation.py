@@ -163,6 +163,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             make(*arguments), device=device, dtype=dtype
         ),
     )
+    torch.ones((), requires_grad=True).backward()  # see cmbench.networks.flops.fake_tensors
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 

@@ -13,8 +13,10 @@ from cmbench.diffusion.gaussian_mixture import GaussianMixture
 from cmbench.diffusion.models import MixtureModel
 from cmbench.plugin.method import Batch
 from cmbench.training.randomness import StepDraws
+from cmbench_plugins.scm import Ends
 
 PAIRED = ("cd", "ct", "ect", "ict", "ict-deep")
+
 DROPOUT = {"network": {"dropout": 0.5}}
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
@@ -100,14 +102,14 @@ def test_discrete_tangent_shares_masks(name: str) -> None:
         generator = torch.Generator().manual_seed(0)
         x0, z = torch.randn(2, 4, 2, 1, 1, generator=generator, dtype=torch.float64) / 2
         x_t = append_dims(torch.cos(t), x0) * x0 + append_dims(torch.sin(t), x0) * z
-        slope = method.slope(x_t, t, x0, z, None)
+        slope = method.slope(x_t, t, Ends(x0, z, None), {})
         torch.manual_seed(3)
         nets = {"model": case.nets["model"]}
         if n_points is None:
-            found.append(method.tangent(nets["model"], x_t, t, slope, 1.0, None)[1])
+            found.append(method.tangent(nets["model"], x_t, t, slope, 1.0, None, {})[1])
         else:
             s = t - 1 / n_points
-            found.append(method.discrete(nets["model"], x_t, t, s, slope, 1.0, None)[1])
+            found.append(method.discrete(nets["model"], x_t, t, s, slope, 1.0, None, {})[1])
         assert network.training
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 5e-3
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmbench.data import latents
 from cmbench.data.preparation.run import Request, prepare
@@ -45,6 +45,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
+        self.decoder, self.post_quant_conv = nn.Linear(2, 2), None
 
     def to(self, device: Any) -> Decoder:
         return self
