@@ -16,7 +16,8 @@ from cmbench.cli.common import (
     parse_sigmas,
 )
 from cmbench.cli.known import require_known
-from cmbench.cli.options import Parsed, SweepOptions, flag, option, takes, told_once
+from cmbench.cli.options import Parsed, SweepOptions, argument, flag, option, takes, told_once
+from cmbench.cli.run_file import RunFile, use_run_file
 from cmbench.errors import EXIT_OK, UserError
 from cmbench.plugin.manager import PluginManager, load_plugins
 
@@ -34,6 +35,9 @@ def parse_precision(text: str, option: str) -> str:
 class RunOptions(SweepOptions):
     """What the user asked of `cmbench run`."""
 
+    file: RunFile | None = argument(
+        metavar="[FILE.toml]", required=False, is_eager=True, callback=use_run_file
+    )
     methods: tuple[str, ...] | None = option(
         "--method",
         "-m",
@@ -143,11 +147,15 @@ class RunOptions(SweepOptions):
 def run(options: RunOptions) -> int:
     """Train (or resume, or reuse), sample and measure every cell of a sweep.
 
+    FILE.toml has values of the long options (method = ["M1", "M2"], nfe = [1, 2]) and a table
+    [options] of hyper-parameters; options of the command line override it.
+
     \b
     cmbench run
     cmbench run --method M1,M2 --dataset gmm --nfe 1,2 --seeds 3
     cmbench run --method M1 --recipe demo -o optimizer.lr=1e-4 --dry-run
     cmbench run --method M1 -o optimizer.lr=1e-3,3e-3 --sampler S1,S2
+    cmbench run sweep.toml --seeds 3
     """
     from cmbench.cli.run_finished import print_finished
     from cmbench.training.launch import Launch

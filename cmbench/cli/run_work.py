@@ -18,6 +18,7 @@ from cmbench.sweep.context import Context
 from cmbench.sweep.executors import open_executor
 from cmbench.sweep.kept_plans import keep_plan
 from cmbench.sweep.plans import SampleSettings
+from cmbench.sweep.recipes import merge, parse_overrides
 from cmbench.sweep.sweep import SweepPlan, SweepRequest, execute, is_trained, plan_sweep
 from cmbench.training.distributed import RELAYED, joined
 from cmbench.training.launch import Launch
@@ -36,6 +37,8 @@ def carry_out(options: RunOptions, plugins: PluginManager, launch: Launch) -> in
         context = make_context(
             options, plugins, should_stop, launch, compiled=options.compiled, split=options.split
         )
+        if options.file is not None:
+            context.run_file_sha256 = options.file.sha256
         if options.dry_run or launch.size == 1:
             return sweep(options, context) if launch.rank == 0 else EXIT_OK
         with joined(launch, context.device) as world:
@@ -92,13 +95,16 @@ def sweep(options: RunOptions, context: Context) -> int:
 def make_request(options: RunOptions) -> SweepRequest:
     """Return the sweep that the resolved options ask for."""
     sigmas = options.sigmas if isinstance(options.sigmas, tuple) else None
+    overrides = parse_overrides(options.overrides, several=True)
+    if options.file is not None:
+        overrides = merge(options.file.options, overrides)
     return SweepRequest(
         options.methods or (),
         options.dataset,
         options.recipe,
         options.nfes,
         options.seeds,
-        options.overrides,
+        overrides,
         SampleSettings(
             options.samples,
             options.batch_size,

@@ -248,6 +248,7 @@ class Record(Part):
     reason: str = Field("", description="why the cell failed or was skipped")
     created: str = Field(description="UTC time, ISO 8601")
     command: str = Field("", description="the command that reproduces the record")
+    run_file_sha256: str = Field("", description="hash of the run file; empty without one")
     method: Name
     label: RowLabel = Field(
         "", description="the row's name as the user gave it; empty where `method` is the same"
@@ -289,6 +290,8 @@ class Record(Part):
             del data["training"]["overrides"], data["sampling"]["overrides"], data["label"]
         if not self.copies:  # records that were written without it keep their bytes
             del data["copies"]
+        if not self.run_file_sha256:
+            del data["run_file_sha256"]
         if not self.training.generated:
             del data["training"]["generated"]
         if not self.sampling.adaptive:

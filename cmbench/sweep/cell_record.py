@@ -102,6 +102,7 @@ def base_record(
         reason=reason,
         created=now(),
         command=context.command,
+        run_file_sha256=context.run_file_sha256,
         method=run.spec.name,
         title=run.spec.title,
         family=run.spec.family,

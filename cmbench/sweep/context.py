@@ -78,6 +78,8 @@ class Context:
     locations: DataLocations = field(default_factory=DataLocations)
     threads: int = field(default_factory=choose_threads)
     command: str = ""
+    #: hash of the run file that asked for the sweep; empty without one
+    run_file_sha256: str = ""
     #: what plans and works here, for messages
     verb: str = "cmbench run"
     compile: bool = False

@@ -308,7 +308,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         ("--threads", "0"),
         ("--time-limit", "0"),
         ("--no-such-option",),
-        ("surplus",),
     ],
 )
 def test_what_click_refuses_has_its_exit_code(
