@@ -132,6 +132,7 @@ OPTIONS = {
         "-q",
         "-r",
         "-w",
+        "FILE.toml",
     ),
     "status": ("--help", "--workspace", "-h", "-w"),
     "show": ("--help", "--json", "--workspace", "-h", "-w", "CELL"),

@@ -136,6 +136,7 @@ def training(plan: RunPlan, device: str, build: Any, feed: Any) -> Trainer:
 @pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fake CUDA tensors; what would need a driver is left out."""
+    torch.ones((), requires_grad=True).backward()  # see cmbench.networks.flops.fake_tensors
     gradient: list[TrainingState] = []
 
     def no_backward(loss: Tensor) -> None:
@@ -163,7 +164,6 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             make(*arguments), device=device, dtype=dtype
         ),
     )
-    torch.ones((), requires_grad=True).backward()  # see cmbench.networks.flops.fake_tensors
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
