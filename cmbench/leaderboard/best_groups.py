@@ -131,12 +131,12 @@ def best_groups(rows: Iterable[Row], metric: str | None = None) -> list[BestGrou
                 measured.setdefault(group, []).append((row, found))
     split = [part for members in measured.values() for part in by_conditioning(members)]
     groups = [_measured_group(members, reported) for members in split]
-    covered = {(group.metric, group.nfe) for group in groups}
+    beside = {(group.metric, group.nfe, group.conditional) for group in groups}
     groups += [
         _reported_group(part)
         for where, members in reported.items()
-        if where not in covered
         for part in by_conditioning(members)
+        if not _stands_beside(part, {c for *other, c in beside if tuple(other) == where})
     ]
     return sorted(groups, key=lambda g: (g.metric, g.nfe, bool(g.conditional), g.dtype, g.key))
 
@@ -201,6 +201,12 @@ def _reported_group(members: Sequence[Member]) -> BestGroup:
         duplicates={},
         reported=tuple(_best_printed(members)),
     )
+
+
+def _stands_beside(reported: Sequence[Member], measured: set[bool | None]) -> bool:
+    """Return whether a measured group of these conditionings names the best of reported rows."""
+    kind = _conditional(reported)
+    return bool(measured) and (kind is None or not measured.isdisjoint({kind, None}))
 
 
 def _conditional(members: Sequence[Member]) -> bool | None:

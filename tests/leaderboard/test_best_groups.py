@@ -218,7 +218,7 @@ def test_unknown_conditioning_never_splits_reported_rows() -> None:
 def test_the_best_printed_number_stands_beside_the_measured_group() -> None:
     measured = rows(made("ect", [3.0, 3.1]) + made("ict", [4.0, 4.5]))
     beside = [printed("2.5", True), printed("1.5", False), printed("2.6", True)]
-    assert [row.id for row in group_of([*measured, *beside]).reported] == ["p2.5True"]
+    assert [row.id for row in group_of([*measured, beside[0], beside[2]]).reported] == ["p2.5True"]
     unknown = [*beside, printed("1.0", None)]
     assert [row.id for row in group_of([*measured, *unknown]).reported] == ["p1.0None"]
     elsewhere = printed("0.5", True, nfe=2)
@@ -227,6 +227,17 @@ def test_the_best_printed_number_stands_beside_the_measured_group() -> None:
         (1, False, 0),
         (2, True, 1),
     ]
+
+
+def test_a_measured_row_hides_no_reported_ones_of_the_other_conditioning() -> None:
+    measured = rows(made("ect", [3.0, 3.1]) + made("ict", [4.0, 4.5]))
+    beside = [printed("2.5", True), printed("1.5", False), printed("2.6", True)]
+    groups = best_groups([*measured, *beside], "fd-digits")
+    found = [(g.conditional, g.best is None, [row.id for row in g.reported]) for g in groups]
+    assert found == [(False, True, ["p1.5False"]), (True, False, ["p2.5True"])]
+    alone = bold_values(best_groups(beside, "fd-digits"))
+    assert alone == {(f"p{name}", "fd-digits") for name in ("2.5True", "1.5False")}
+    assert alone <= bold_values(groups)
 
 
 def test_equal_printed_numbers_are_all_best_and_direction_counts() -> None:
