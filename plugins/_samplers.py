@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from cmbench.errors import Declined
 from cmbench.plugin.specs import SamplerSpec
 
 #: One evaluation per noise level, with fresh noise between them.
@@ -150,3 +153,18 @@ DIFFUSION = (
     SamplerSpec("unipc", "UniPC-3", "any", "4", _LOG, _MIN_1, _UNIPC),
     SamplerSpec("unipc-2", "UniPC-2", "any", "3", _LOG, _MIN_1, _UNIPC),
 )
+
+
+def staged_solver(name: str, stages: Sequence[str]) -> tuple[str, str]:
+    """Read ``[STAGE-]SOLVER`` of a flow; the stage is empty if none is named.
+
+    Raises:
+        Declined: it is neither a solver nor a stage's.
+    """
+    for stage in stages:
+        if name.removeprefix(f"{stage}-") in FLOW_SOLVERS and name.startswith(stage):
+            return stage, name.removeprefix(f"{stage}-")
+    if name not in FLOW_SOLVERS:
+        allowed = f"{', '.join(FLOW_SOLVERS)}, alone or after one of {', '.join(stages)} and -"
+        raise Declined(f"sampler {name!r} is not one of {allowed}")
+    return "", name

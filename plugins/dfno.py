@@ -163,10 +163,9 @@ class DFNO(MetricMethod):
 
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         """``mean over k of w_k d(G(z)(t_k), x(t_k))``."""
-        assert batch.noise is not None
-        assert batch.target is not None
-        states = self.states(nets, batch.noise, batch.labels)
-        distances = self.distance(states.flatten(0, 1), batch.target.flatten(0, 1))
+        noise, target = batch.pair
+        states = self.states(nets, noise, batch.labels)
+        distances = self.distance(states.flatten(0, 1), target.flatten(0, 1))
         return self.weighted(distances.reshape(states.shape[:2]))
 
     def weighted(self, distances: Tensor) -> Tensor:

@@ -168,11 +168,10 @@ class KnowledgeDistillation(MetricMethod):
 
     def loss(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         """``d(f(z), y)``; l1 and squared l2 are summed over values."""
-        assert batch.noise is not None
-        assert batch.target is not None
-        distance = self.distance(self.student(nets, batch.noise, batch.labels), batch.target)
+        noise, target = batch.pair
+        distance = self.distance(self.student(nets, noise, batch.labels), target)
         summed = self.config.metric in ("l1", "l2")
-        return batch.target[0].numel() * distance if summed else distance
+        return target[0].numel() * distance if summed else distance
 
     def student(self, nets: Nets, noise: Tensor, labels: Tensor | None) -> Tensor:
         """``f(z)``, the student's image of unit noise, in one evaluation."""

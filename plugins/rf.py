@@ -15,10 +15,9 @@ grid, and the network goes on from its weights.
 ``reflow_loss``, ``times`` and ``parameterization = "edm"`` are those of RF++ (Lee et al. 2024,
 arXiv:2405.20320), which starts from EDM's network. Its code runs the clock backwards.
 
-A training step is one graded call (3 forward equivalents); pairs cost about 110 calls each with
-RK45, 35 with Heun. A flow is a diffusion model only before it is rectified: afterwards the images
-on the way from a noise belong to that noise, so ``x0 + sigma z`` of other noise is none of them,
-and there is no consistency function of EDM's frame either.
+A step is one graded call; pairs cost about 110 calls each with RK45, 35 with Heun. A flow is a
+diffusion model only before it is rectified: afterwards the images on the way from a noise belong to
+that noise, ``x0 + sigma z`` of others is none of them, and there is no consistency function either.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ from cmbench.plugin.method import (
     SamplingPlan,
 )
 from cmbench_plugins._distances import LPIPSConfig, LPIPSMethod
-from cmbench_plugins._samplers import FLOW_SOLVERS
+from cmbench_plugins._samplers import staged_solver
 from cmbench_plugins._solvers import evaluated_sigmas, solved
 from cmbench_plugins.edm import initial_network
 
@@ -198,7 +197,7 @@ class RF(LPIPSMethod):
 
     def loss_of_pairs(self, nets: Nets, batch: Batch, draws: Draws, progress: Progress) -> Tensor:
         """The same of pairs ``(Z0, Z1)``, or RF++'s distance."""
-        z0, z1 = paired(batch)
+        z0, z1 = batch.pair
         return self.flow_loss(self.config.reflow_loss, nets, z0, z1, batch.labels, draws)
 
     def flow_loss(
@@ -230,7 +229,7 @@ class RF(LPIPSMethod):
 
         As released the network is asked at ``t_min``, on ``(1 - t_min) Z0 + t_min Z1``.
         """
-        z0, z1 = paired(batch)
+        z0, z1 = batch.pair
         starts = self.step_times(self.config.distil_steps).to(z1)
         if len(starts) > 1:
             t = starts[choose_uniformly(len(starts), draws.uniform("step", z1[:, 0, 0, 0]))]
@@ -273,16 +272,12 @@ class RF(LPIPSMethod):
         """Integrate from ``t_min`` to 1; every image has its own steps, ``most`` calls at most."""
         c = self.config
         start = (1 - float(self.places(torch.tensor(c.t_min)))) * noise.double()
-        velocity = self.velocity(network, noise.dtype)
+        velocity = float64_velocity(self.flow(network).flow_velocity, noise.dtype)
         return solve_flow_adaptively(
             velocity, start, c.t_min, labels=labels, tolerance=c.pairs_tolerance, most=most
         ).to(noise.dtype)
 
     # ---- sampling ------------------------------------------------------------------------------
-
-    def velocity(self, network: Any, dtype: torch.dtype) -> Any:
-        """The velocity for states in float64."""
-        return float64_velocity(self.flow(network).flow_velocity, dtype)
 
     def step_times(self, steps: int) -> Tensor:
         """Return the times float64 ``[steps]`` at which steps begin, the first one ``t_min``.
@@ -314,14 +309,10 @@ class RF(LPIPSMethod):
             raise Declined(f"the distilled flow takes {own} steps of euler at its own noise levels")
         if solver == "rk45":
             if nfe < least or sigmas is not None:
-                raise Declined(
-                    f"rk45 chooses its steps; NFE, the most that it takes, is from {least}"
-                )
+                raise Declined(f"rk45 chooses its steps; the most that it takes is from {least}")
             return SamplingPlan(nfe, name, (), variant=stage, adaptive=True)
         if solver.startswith("heun") and nfe % 2 == 0:
-            raise Declined(
-                f"NFE {nfe} is even: heun takes two evaluations per step, one in the last"
-            )
+            raise Declined(f"NFE {nfe} is even: heun takes two per step, one in the last")
         steps = (nfe + 1) // 2 if solver.startswith("heun") else nfe
         levels = flow_time_to_sigma(self.step_times(steps)).tolist()
         if sigmas is not None and (len(sigmas) != steps or sigmas[0] > levels[0]):
@@ -331,17 +322,13 @@ class RF(LPIPSMethod):
     def stage_and_solver(self, nfe: int, sampler: str | None) -> tuple[str, str]:
         """Read ``[STAGE-]SOLVER``."""
         c, stages = self.config, self.stages
-        name = sampler or c.sampler
-        for stage in stages:
-            if name.removeprefix(f"{stage}-") in FLOW_SOLVERS and name.startswith(stage):
-                return stage, name.removeprefix(f"{stage}-")
-        if name not in FLOW_SOLVERS:
-            allowed = f"{', '.join(FLOW_SOLVERS)}, alone or after one of {', '.join(stages)} and -"
-            raise Declined(f"sampler {name!r} is not one of {allowed}")
+        stage, solver = staged_solver(sampler or c.sampler, stages)
+        if stage:
+            return stage, solver
         flows = [stage for stage in stages if stage != DISTILLED]
-        if c.distil and (not flows or (name, nfe) == ("euler", c.distil_steps)):
-            return DISTILLED, name
-        return flows[-1], name
+        if c.distil and (not flows or (solver, nfe) == ("euler", c.distil_steps)):
+            return DISTILLED, solver
+        return flows[-1], solver
 
     def sample(
         self, nets: Nets, noise: Tensor, labels: Tensor | None, plan: SamplingPlan, draws: Draws
@@ -352,7 +339,7 @@ class RF(LPIPSMethod):
         times = sigma_to_flow_time(torch.tensor(plan.sigmas, dtype=torch.float64))
         places, solver = self.places(times), plan.sampler.removeprefix(f"{plan.variant}-")
         samples = solve_flow(
-            self.velocity(nets["model"], noise.dtype),
+            float64_velocity(self.flow(nets["model"]).flow_velocity, noise.dtype),
             (1 - places[0]) * noise.double(),
             times,
             places,
@@ -361,10 +348,3 @@ class RF(LPIPSMethod):
             first_noise=solver.endswith("first-noise"),
         )
         return samples.to(noise.dtype)
-
-
-def paired(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the noise and the images of a batch of pairs."""
-    assert batch.noise is not None
-    assert batch.target is not None
-    return batch.noise, batch.target

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from cmbench.errors import PluginError
 from cmbench.plugin.config import EMAConfig, OptimizerConfig
 
 #: The modules of a method by name: all of them in training, the sampled ones in sampling.
@@ -35,6 +36,18 @@ class Batch:
     indices: Tensor | None = None
     noise: Tensor | None = None
     target: Tensor | None = None
+
+    @property
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """``noise`` and ``target``; an error outside of phases with generated data."""
+        if self.noise is None or self.target is None:
+            raise PluginError(
+                "batch",
+                "has no pair of noise and target",
+                allowed="batches of a phase with generated data",
+                remedy="give the phase generated=GeneratedData(...)",
+            )
+        return self.noise, self.target
 
 
 class Draws(Protocol):

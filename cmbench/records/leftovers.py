@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from cmbench.errors import UserError
+from cmbench.locks import is_locked
 from cmbench.records.folders import read_records
 from cmbench.records.record import Record
 from cmbench.records.workspace import RUNS, Workspace
@@ -52,7 +51,7 @@ def leftovers(workspace: Workspace) -> list[Leftover]:
     found = [*_temporary_files(workspace.root)]
     for folder in sorted((workspace.root / RUNS).glob("*/*")):
         run = f"{folder.parent.name}/{folder.name}"
-        if not folder.is_dir() or folder.is_symlink() or _is_busy(folder):
+        if not folder.is_dir() or folder.is_symlink() or is_locked(folder):
             continue
         if run not in named:
             state = "finished" if (folder / _RESULT).exists() else "unfinished"
@@ -96,17 +95,6 @@ def _is_alive(process: int) -> bool:
     except (OSError, OverflowError):
         return True
     return True
-
-
-def _is_busy(folder: Path) -> bool:
-    lock = folder / ".lock"
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except (Timeout, OSError):
-        return True
 
 
 def _old_checkpoints(folder: Path) -> Iterator[Leftover]:

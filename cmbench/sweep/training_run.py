@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from torch import nn
 
-from cmbench.errors import BusyError, InterruptedRunError, UserError, described
+from cmbench.errors import InterruptedRunError, UserError, described
+from cmbench.locks import locked
 from cmbench.networks.base import num_parameters
 from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import Teacher
@@ -59,7 +59,9 @@ def obtain_run(context: Context, plan: RunPlan, variants: Collection[str] = ()) 
     teacher = obtain_teacher(context, plan)
     with ExitStack() as held:
         # The leader holds the lock for all processes; if it is taken, the error is raised in all.
-        context.world.lead(lambda: held.enter_context(locked(folder, plan)))
+        wait = "wait for it, or choose another --workspace"
+        lock = locked(folder, f"run {plan.run_id}", "is training it", wait)
+        context.world.lead(lambda: held.enter_context(lock))
         done = _finished(context, plan, folder)
         return done or _train(context, plan, folder, teacher, variants)
 
@@ -69,31 +71,6 @@ def _finished(context: Context, plan: RunPlan, folder: Path) -> TrainedRun | Non
 
     found = context.world.lead(lambda: read_result_file(folder, plan.run_id))
     return TrainedRun(plan, folder, found) if found is not None else None
-
-
-@contextmanager
-def locked(folder: Path, plan: RunPlan) -> Iterator[None]:
-    """Hold the run's lock; raise :class:`BusyError` if another process does."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise BusyError(
-            f"run {plan.run_id}",
-            f"another process is training it (lock {folder / '.lock'})",
-            remedy="wait for it, or choose another --workspace",
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"workspace folder {folder}",
-            f"cannot be written ({error.strerror})",
-            remedy="choose a writable folder with --workspace",
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def obtain_teacher(context: Context, plan: RunPlan) -> Teacher | None:

@@ -7,7 +7,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from cmbench.errors import BusyError, NonFiniteError, PluginError
+from cmbench.errors import NonFiniteError, PluginError
 from cmbench.files import write_atomically, write_sealed
+from cmbench.locks import locked
 from cmbench.networks.counted import CountedNetwork
 from cmbench.plugin.method import GeneratedData, Nets
 from cmbench.training.distributed import World
@@ -116,27 +116,6 @@ def _write(path: Path, array: npt.NDArray[Any]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, as one process for all of its training."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise BusyError(
-            f"generated data {folder.name}",
-            f"another process makes it (lock {folder / '.lock'})",
-            remedy="wait for it, then start the same command again",
-        ) from error
-    for left in folder.glob("*.tmp"):  # of a process that was killed
-        left.unlink()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def make_missing(
     stored: StoredPairs,
     maker: PairMaker,
@@ -153,25 +132,32 @@ def make_missing(
         BusyError: another training makes them.
         PluginError, NonFiniteError: see :meth:`PairMaker.images`.
     """
-    missing: list[int] = world.lead(stored.missing)
-    if not missing:
+    if not world.lead(stored.missing):
         return None
-    lock = _locked(stored.folder)
-    world.lead(lock.__enter__)
-    try:
-        mine = missing[world.rank :: world.size]
-        for turn in range(math.ceil(len(missing) / world.size)):
-            with world.together():
-                for number in mine[turn : turn + 1]:
-                    maker.shard(stored, number)
-            done = min((turn + 1) * world.size, len(missing))
-            progress(done * stored.shard_pairs, len(missing) * stored.shard_pairs)
-            reason = should_stop()
-            if world.agree(bool(reason))[0]:
-                return reason or "stopped by another process"
-    finally:
-        if world.leads:
-            lock.__exit__(None, None, None)
-        for network in maker.networks:
-            network.forward_equivalents = 0  # the pairs' cost, which the shards' facts hold
+    with ExitStack() as held:
+        world.lead(lambda: held.enter_context(_alone(stored.folder)))
+        missing: list[int] = world.lead(stored.missing)  # what another has not made meanwhile
+        try:
+            for turn in range(math.ceil(len(missing) / world.size)):
+                with world.together():
+                    for number in missing[world.rank :: world.size][turn : turn + 1]:
+                        maker.shard(stored, number)
+                done = min((turn + 1) * world.size, len(missing))
+                progress(done * stored.shard_pairs, len(missing) * stored.shard_pairs)
+                reason = should_stop()
+                if world.agree(bool(reason))[0]:
+                    return reason or "stopped by another process"
+        finally:
+            for network in maker.networks:
+                network.forward_equivalents = 0  # the pairs' cost, which the shards' facts hold
     return None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, without the temporary files of processes that were killed."""
+    wait = "wait for it, then start the same command again"
+    with locked(folder, f"generated data {folder.name}", "makes it", wait):
+        for left in folder.glob("*.tmp"):
+            left.unlink()
+        yield

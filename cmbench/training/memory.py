@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -27,9 +27,19 @@ def smaller_shard(share: int, shard: int) -> int | None:
 
 
 @contextmanager
+def _instead(explained: Callable[[], BrokenRunError]) -> Iterator[None]:
+    """Raise ``explained()`` instead of an error that says that memory was short."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise explained() from error
+
+
 def memory_explained(
     device: torch.device, *, batch_size: int, processes: int, microbatch_size: int | None, nimg: int
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Turn torch's out-of-memory error of a training step into one that names the next batch.
 
     How much the step lacked is unknown where it broke off, so the proposal halves the shard.
@@ -37,11 +47,8 @@ def memory_explained(
     Raises:
         BrokenRunError: instead of torch's.
     """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+
+    def explained() -> BrokenRunError:
         share = batch_size // processes
         shard = min(microbatch_size or share, share)
         fewer = smaller_shard(share, shard)
@@ -52,34 +59,51 @@ def memory_explained(
             else "choose a smaller network or precision=bf16"
         )
         # The recipe, these options included, is the run's identity: nothing of it is resumed.
-        raise BrokenRunError(
+        return BrokenRunError(
             f"training on {device}",
             f"out of memory with {shard} images per pass after {nimg} images seen{_used(device)}",
             remedy=f"{remedy}, as a new run from the start; this run's last good "
             "checkpoint is kept, and can be continued with more memory or more processes",
-        ) from error
+        )
+
+    return _instead(explained)
 
 
-@contextmanager
-def sampling_memory_explained(device: torch.device, batch_size: int) -> Iterator[None]:
+def sampling_memory_explained(
+    device: torch.device, batch_size: int
+) -> AbstractContextManager[None]:
     """Turn torch's out-of-memory error of sampling or measuring into one that names the next batch.
 
     Raises:
         BrokenRunError: instead of torch's.
     """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+
+    def explained() -> BrokenRunError:
         fewer = batch_size // 2
-        raise BrokenRunError(
+        return BrokenRunError(
             f"sampling and measuring on {device}",
             f"out of memory with --batch-size {batch_size}{_used(device)}",
             remedy=f"add --batch-size {fewer}: nothing else changes, trained weights are kept"
             if fewer
             else "take a device with more memory; trained weights are kept",
-        ) from error
+        )
+
+    return _instead(explained)
+
+
+def building_memory_explained(name: str) -> AbstractContextManager[None]:
+    """Turn torch's out-of-memory error of building a network into one line.
+
+    Raises:
+        BrokenRunError: instead of torch's.
+    """
+    return _instead(
+        lambda: BrokenRunError(
+            f"network {name!r}",
+            "out of memory before it was built",
+            remedy="choose a smaller network, for example with -o network.KEY=VALUE",
+        )
+    )
 
 
 def _used(device: torch.device) -> str:
@@ -88,22 +112,3 @@ def _used(device: torch.device) -> str:
     peak = torch.cuda.max_memory_allocated(device) / 2**30
     total = torch.cuda.get_device_properties(device).total_memory / 2**30
     return f", {peak:.1f} of {total:.1f} GiB allocated"
-
-
-@contextmanager
-def building_memory_explained(name: str) -> Iterator[None]:
-    """Turn torch's out-of-memory error of building a network into one line.
-
-    Raises:
-        BrokenRunError: instead of torch's.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise BrokenRunError(
-            f"network {name!r}",
-            "out of memory before it was built",
-            remedy="choose a smaller network, for example with -o network.KEY=VALUE",
-        ) from error

@@ -16,7 +16,7 @@ from cmbench.plugin.manager import load_plugins
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cmbench"
 #: Modules that belong to no layer: everybody may use them.
-COMMON = {"downloads", "errors", "files", "reporter", "seeds", "zips", "__init__"}
+COMMON = {"downloads", "errors", "locks", "files", "reporter", "seeds", "zips", "__init__"}
 #: Lines of a module, and of a function from `def` to its end without the docstring.
 MAX_MODULE, MAX_FUNCTION = 350, 40
 

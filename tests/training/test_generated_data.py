@@ -21,7 +21,13 @@ from torch import Tensor, nn
 from toy import Toy
 
 from cmbench.cli.console import PlainReporter
-from cmbench.errors import BusyError, InterruptedRunError, NonFiniteError, UserError
+from cmbench.errors import (
+    BusyError,
+    InterruptedRunError,
+    NonFiniteError,
+    PluginError,
+    UserError,
+)
 from cmbench.plugin.method import (
     Batch,
     Draws,
@@ -438,3 +444,11 @@ def test_noise_that_is_not_kept_is_drawn_again(
 
 def test_noise_of_pairs_is_of_no_sampling_seed() -> None:
     assert SEED > 10**12
+
+
+def test_a_batch_without_a_pair_says_what_the_phase_lacks() -> None:
+    images = torch.zeros(2, 1, 2, 2)
+    assert Batch(images, None, noise=images, target=images).pair == (images, images)
+    for batch in (Batch(images, None), Batch(images, None, noise=images)):
+        with pytest.raises(PluginError, match=r"has no pair.*generated=GeneratedData"):
+            _ = batch.pair
