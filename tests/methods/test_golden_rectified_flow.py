@@ -16,7 +16,7 @@ from test_golden_distillation import PROGRESS, Formula, golden, make, near, stud
 from torch import Tensor
 
 from cmbench.diffusion.frames import flow_interpolate
-from cmbench.diffusion.rectified_flow import u_shaped_times
+from cmbench.diffusion.rectified_flow import float64_velocity, u_shaped_times
 from cmbench.diffusion.runge_kutta import dormand_prince
 from cmbench.plugin.method import Batch
 from cmbench_plugins.rf import RF
@@ -89,7 +89,7 @@ def test_euler(entry: str, nfe: int) -> None:
 def test_rk45_with_one_step_for_the_whole_batch_as_released() -> None:
     """The batch as one sample: the same steps, forwards and back."""
     g, made = golden("rectified-flow"), rf()
-    velocity = made.velocity(flow_network(), torch.float64)
+    velocity = float64_velocity(made.flow(flow_network()).flow_velocity, torch.float64)
 
     def field(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         out: Tensor = velocity(x.reshape(g["z"].shape), t.expand(8), None)

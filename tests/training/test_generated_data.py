@@ -21,13 +21,7 @@ from torch import Tensor, nn
 from toy import Toy
 
 from cmbench.cli.console import PlainReporter
-from cmbench.errors import (
-    BusyError,
-    InterruptedRunError,
-    NonFiniteError,
-    PluginError,
-    UserError,
-)
+from cmbench.errors import BusyError, InterruptedRunError, NonFiniteError, PluginError, UserError
 from cmbench.plugin.method import (
     Batch,
     Draws,
